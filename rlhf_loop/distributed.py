@@ -1,0 +1,70 @@
+"""What a stage may know of the other ranks: how many there are, which part is ours, how to gather.
+
+One process without any of this set up is rank 0 of 1, so stages read the same on a laptop and on a cluster.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This process among all of them, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes take part."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process writes the files."""
+    return rank() == 0
+
+
+def start() -> None:
+    """Joins the process group (NCCL with accelerators, Gloo without), once, when there is more than one process."""
+    if world_size() > 1:
+        from accelerate import PartialState
+
+        PartialState()
+
+
+def shard(items: Sequence[T]) -> list[T]:
+    """This rank's share of `items`: every `world_size`-th one, so that sorted work is spread evenly."""
+    return list(items[rank() :: world_size()])
+
+
+def gather(items: Sequence[T]) -> list[T]:
+    """The shares of all ranks, put back in the order that `shard` took them from; on every rank."""
+    if world_size() == 1:
+        return list(items)
+    import torch.distributed as dist
+
+    start()
+    shares: list[Any] = [None] * world_size()
+    dist.all_gather_object(shares, list(items))
+    longest = max(len(share) for share in shares)
+    return [share[i] for i in range(longest) for share in shares if i < len(share)]
+
+
+def sharded_map(function: Callable[[Sequence[T]], Sequence[Any]], items: Sequence[T]) -> list[Any]:
+    """`function` of all `items`, each rank doing its share; the result, in order, on every rank.
+
+    `function` gives one result an item.
+    """
+    return gather(function(shard(items)))
+
+
+def barrier() -> None:
+    """Waits until all ranks are here."""
+    if world_size() > 1:
+        import torch.distributed as dist
+
+        start()
+        dist.barrier()

