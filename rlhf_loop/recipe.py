@@ -149,7 +149,7 @@ class Pairing(Settings):
     """How pairs for the update are made."""
 
     strategy: str = "best_worst"  # a name in rlhf_loop/pairing.py
-    sources: list[Literal["feedback", "reward"]] = Field(default_factory=lambda: ["feedback", "reward"])
+    sources: list[Literal["feedback", "reward"]] = ["feedback", "reward"]
     min_margin: float = Field(0.0, ge=0)
     max_pairs: int | None = Field(None, ge=1)
     feedback_rounds: int | None = Field(None, ge=1)  # only people's pairs of the last K rounds; None: all
@@ -330,7 +330,8 @@ class Recipe(Settings):
 
     def to_yaml(self) -> str:
         """The recipe with every default written out and every path absolute."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return text
 
 
 def parse(values: Mapping[str, Any], where: str = "recipe", base: Path | None = None) -> Recipe:

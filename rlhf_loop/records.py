@@ -255,7 +255,8 @@ def adapter(record_type: Any) -> TypeAdapter[Any]:
 
 def to_dict(record: Any) -> dict[str, Any]:
     """A record as plain JSON types."""
-    return adapter(type(record)).dump_python(record, mode="json")
+    row: dict[str, Any] = adapter(type(record)).dump_python(record, mode="json")
+    return row
 
 
 def from_dict(record_type: Any, row: dict[str, Any]) -> Any:
