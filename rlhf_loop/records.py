@@ -197,6 +197,8 @@ class PreferencePair:
     margin: float = 0.0
     chosen_id: str
     rejected_id: str
+    chosen_finished: bool = True  # False: cut off at the length limit, so no end token may be trained after it
+    rejected_finished: bool = True
     origin: Literal["human", "simulated", "reward", "llm", "code"]
     feedback_ids: tuple[str, ...] = ()
     reward_model: str | None = None

@@ -1,0 +1,1 @@
+"""The steps of a round that need no model: store and files in, files and store out."""
