@@ -3,8 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of its own for models that tests make; one that the environment names is kept."""
+    if "RLHF_LOOP_CACHE" in os.environ:
+        yield Path(os.environ["RLHF_LOOP_CACHE"])
+        return
+    folder = tmp_path_factory.mktemp("model_cache")
+    os.environ["RLHF_LOOP_CACHE"] = str(folder)
+    yield folder
+    del os.environ["RLHF_LOOP_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def tiny_policy() -> Path:
+    """Folder of a tiny random Llama and its tokenizer, with a chat template; eos and pad differ."""
+    from rlhf_loop.model_files import resolve_model
+
+    return Path(resolve_model("tiny-random:0"))
