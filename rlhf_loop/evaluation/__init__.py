@@ -1,0 +1,224 @@
+"""Is the new policy better? Held-out prompts, a judge, and what may have been lost on the way.
+
+`evaluate` composes the parts, each of which works alone: `winrate` (numpy), `text` (nothing), `language_model` (torch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.evaluation.text import diversity, length
+from rlhf_loop.evaluation.winrate import length_matched, win_rate
+from rlhf_loop.recipe import Evaluation, Policy
+from rlhf_loop.records import Completion, Prompt
+
+__all__ = ["Models", "Scorer", "diversity", "evaluate", "length", "length_matched", "win_rate"]
+
+Scorer = Callable[[Sequence[Prompt], Sequence[Completion]], Sequence[float]]
+"""Scores each completion as an answer to the prompt at its place; higher is better."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Models:
+    """The models that KL and perplexity are measured with."""
+
+    policy: Any  # what wrote the candidate's answers
+    tokenizer: Any
+    settings: Policy  # for the system prompt
+    reference: Any = None  # the base model; None: `policy` is a PeftModel and its base is meant
+    batch_tokens: int = 8192  # most tokens of one batch, with padding
+
+
+def evaluate(
+    prompts: Sequence[Prompt],
+    candidate: Sequence[Completion],
+    base: Sequence[Completion],
+    previous: Sequence[Completion] | None,
+    *,
+    judge: Scorer,
+    judge_name: str,
+    simulated: bool,
+    settings: Evaluation,
+    seed: int = 0,
+    proxy: Scorer | None = None,
+    models: Models | None = None,
+    plain_text: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Compares the candidate policy's answers with those of the base and of the last promoted policy.
+
+    `candidate`, `base` and `previous` hold the same samples of the same prompts, in any order; `previous` is None
+    while the base is the last promoted policy. `judge` is never the reward model that drove the update; `proxy` is
+    that one, to see how far its opinion and the judge's part. Without `models` there is no KL or perplexity; without
+    `plain_text` (one paragraph each) no general-ability guard. With several ranks all of them call this and all get
+    the whole result.
+
+    The result is made of plain numbers, ready for JSON; docs/evaluation.md describes each:
+    `win_rate_vs_base`, `win_rate_vs_previous`, `length_matched_win_rate_vs_base` (None: too few), `judge`, `proxy`,
+    `kl`, `length`, `diversity`, `perplexity`, `plain_text_perplexity`, `rows` (one a comparison).
+
+    Raises `UserError` when the answers do not belong to the same prompts and samples, or a score is not a number.
+    """
+    asked = {prompt.id: prompt for prompt in prompts}
+    ours = _in_order(candidate, asked, "candidate")
+    theirs = _in_order(base, asked, "base")
+    last = theirs if previous is None else _in_order(previous, asked, "previous")
+    for name, others in (("base", theirs), ("previous", last)):
+        _same_places(ours, others, name)
+    questions = [asked[c.prompt_id] for c in ours]
+    groups = [c.prompt_id for c in ours]
+    our_words, their_words = _words(ours), _words(theirs)
+    statistics: dict[str, Any] = {
+        "tie_below": settings.tie_below,
+        "confidence": settings.confidence,
+        "bootstrap": settings.bootstrap,
+        "seed": seed,
+    }
+
+    our_scores, base_scores = _scores(judge, questions, ours), _scores(judge, questions, theirs)
+    last_scores = base_scores if previous is None else _scores(judge, questions, last)
+    result: dict[str, Any] = {
+        "prompts": len(set(groups)),
+        "win_rate_vs_base": win_rate(our_scores, base_scores, groups, **statistics),
+        "win_rate_vs_previous": win_rate(our_scores, last_scores, groups, **statistics),
+        "length_matched_win_rate_vs_base": length_matched(
+            our_scores, base_scores, our_words, their_words, groups, settings.length_match, **statistics
+        ),
+        "judge": {
+            "name": judge_name,
+            "simulated": simulated,
+            "candidate": _mean(our_scores),
+            "base": _mean(base_scores),
+            "previous": _mean(last_scores),
+        },
+        "length": _beside_base(length(ours), length(theirs)),
+        "diversity": _beside_base(diversity([c.text for c in ours]), diversity([c.text for c in theirs])),
+        "confidence": settings.confidence,
+        "length_match": settings.length_match,
+        "proxy": None,
+        "kl": None,
+        "perplexity": None,
+        "plain_text_perplexity": None,
+    }
+    result["length"]["ratio"] = _ratio(result["length"]["words"], result["length"]["base"]["words"])
+    rows = [
+        {
+            "prompt_id": ours[i].prompt_id,
+            "sample": ours[i].sample,
+            "candidate_id": ours[i].id,
+            "base_id": theirs[i].id,
+            "previous_id": last[i].id,
+            "candidate_score": our_scores[i],
+            "base_score": base_scores[i],
+            "previous_score": last_scores[i],
+            "candidate_words": our_words[i],
+            "base_words": their_words[i],
+        }
+        for i in range(len(ours))
+    ]
+    if proxy is not None:
+        our_proxy, base_proxy = _scores(proxy, questions, ours), _scores(proxy, questions, theirs)
+        result["proxy"] = {
+            "candidate": _mean(our_proxy),
+            "base": _mean(base_proxy),
+            "win_rate_vs_base": win_rate(our_proxy, base_proxy, groups, **statistics),
+        }
+    if models is not None:
+        measured, kl = _language_model(models, questions, ours, theirs, plain_text)
+        result |= measured
+        for row, value in zip(rows, kl, strict=True):
+            row["kl"] = value
+    result["rows"] = rows
+    return result
+
+
+def _language_model(
+    models: Models,
+    prompts: Sequence[Prompt],
+    candidate: Sequence[Completion],
+    base: Sequence[Completion],
+    plain_text: Sequence[str] | None,
+) -> tuple[dict[str, Any], list[float]]:
+    """`kl`, `perplexity` and `plain_text_perplexity` of the result, and each answer's KL."""
+    from rlhf_loop.evaluation import language_model as lm
+    from rlhf_loop.models import to_messages
+
+    conversations = [to_messages(prompt, models.settings) for prompt in prompts]
+    ours = lm.encode_answers(models.tokenizer, conversations, candidate)
+    theirs = lm.encode_answers(models.tokenizer, conversations, base)
+    likelihoods = lm.likelihoods(models.policy, ours, models.reference, models.batch_tokens)
+    tokens = sum(item.tokens for item in likelihoods)
+    total = sum(item.kl for item in likelihoods)
+    k1 = sum(item.log_prob - item.reference_log_prob for item in likelihoods)
+
+    def plain(model: Any) -> float | None:
+        return lm.plain_text_perplexity(model, models.tokenizer, plain_text or (), batch_tokens=models.batch_tokens)
+
+    with lm.as_reference(models.policy, models.reference) as reference:
+        base_log_probs = lm.log_probs(reference, theirs, models.batch_tokens)
+        plain_base = plain(reference) if plain_text else None
+    plain_ours = plain(models.policy) if plain_text else None
+    measured = {
+        "kl": {
+            "per_completion": total / len(likelihoods),
+            "per_token": total / tokens if tokens else 0.0,
+            "k1": k1 / len(likelihoods),
+        },
+        "perplexity": _perplexities(
+            lm.perplexity([item.reference_log_prob for item in likelihoods], [item.tokens for item in likelihoods]),
+            lm.perplexity(base_log_probs, [len(item.answer) for item in theirs]),
+        ),
+        "plain_text_perplexity": _perplexities(plain_ours, plain_base) if plain_text else None,
+    }
+    return measured, [item.kl for item in likelihoods]
+
+
+def _in_order(completions: Sequence[Completion], asked: dict[str, Prompt], name: str) -> list[Completion]:
+    for completion in completions:
+        if completion.prompt_id not in asked:
+            raise UserError(f"the {name} answers hold prompt {completion.prompt_id}, which is not evaluated on")
+    place = {prompt_id: i for i, prompt_id in enumerate(asked)}
+    return sorted(completions, key=lambda c: (place[c.prompt_id], c.sample))
+
+
+def _same_places(ours: Sequence[Completion], others: Sequence[Completion], name: str) -> None:
+    mine, yours = [(c.prompt_id, c.sample) for c in ours], [(c.prompt_id, c.sample) for c in others]
+    if mine != yours:
+        apart = sorted(set(mine) ^ set(yours)) or sorted(p for p in set(mine) if mine.count(p) != yours.count(p))
+        prompt, sample = apart[0]
+        raise UserError(
+            f"the candidate's and the {name} answers differ in {len(apart)} places, such as sample {sample} of prompt "
+            f"{prompt}; both need the same samples of the same prompts: write the {name} answers again"
+        )
+
+
+def _scores(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+    scores = [float(score) for score in scorer(prompts, completions)]
+    if len(scores) != len(completions):
+        raise UserError(f"the judge gave {len(scores)} scores for {len(completions)} answers; it must give one each")
+    for score, completion in zip(scores, completions, strict=True):
+        if score != score:
+            raise UserError(f"the judge's score of completion {completion.id} is not a number")
+    return scores
+
+
+def _words(completions: Sequence[Completion]) -> list[int]:
+    return [len(c.text.split()) for c in completions]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _beside_base(ours: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    return {**ours, "base": base}
+
+
+def _perplexities(candidate: float | None, base: float | None) -> dict[str, float | None]:
+    return {"candidate": candidate, "base": base, "ratio": _ratio(candidate, base)}
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
