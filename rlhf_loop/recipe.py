@@ -72,8 +72,9 @@ class Import(Settings):
 class SimulatedAnnotator(Settings):
     """An annotator that follows a documented rule and errs as people do; always called simulated in output.
 
-    It prefers a where sigmoid((rule(a) - rule(b) + position_bias*[a shown first] + length_bias*(words a - words
-    b)/100) / temperature) exceeds a uniform number; with probability `noise` it answers at random."""
+    It prefers a where sigmoid((rule(a) - rule(b) + position_bias*(1 where a is shown first, else -1) +
+    length_bias*(words a - words b)/100) / temperature) exceeds a uniform number; with probability `noise` it answers
+    at random."""
 
     kind: Literal["simulated"] = "simulated"
     rule: str = "brief_and_complete"  # a name in rlhf_loop/annotators/rules.py

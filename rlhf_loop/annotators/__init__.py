@@ -1,0 +1,19 @@
+"""Who answers without people: kinds of automatic annotators, by the `kind` of the recipe's `feedback.annotator`.
+
+To add one: a file here with a class that has `answer(questions, completions, prompts, round) -> list[Preference]`,
+and a line below.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+ANNOTATORS = {"simulated": "rlhf_loop.annotators.simulated:SimulatedAnnotator"}
+"""Kind -> where the class is."""
+
+
+def make_annotator(settings: Any, seed: int) -> Any:
+    """The annotator that the recipe's `feedback.annotator` block asks for; its draws follow from `seed`."""
+    module, _, name = ANNOTATORS[settings.kind].partition(":")
+    return getattr(importlib.import_module(module), name)(settings, seed)
