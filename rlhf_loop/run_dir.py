@@ -20,6 +20,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,29 @@ def step_folder(folder: Path, key: str, settings: Mapping[str, Any], keep_partia
         commit_folder(partial, folder)
     except OSError as error:
         raise explain_os_error(error, folder) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageArguments:
+    """What a stage is told: a JSON file, so that any process on any machine can be told the same."""
+
+    stage: str  # a name in rlhf_loop.stages.STAGES
+    run: str  # name of the run
+    round: int
+    key: str  # of the output's manifest
+    output: str  # the folder to make
+    recipe: dict[str, Any]  # the whole recipe, paths absolute
+    inputs: dict[str, str] = field(default_factory=dict)  # files and folders to read, by name
+    values: dict[str, Any] = field(default_factory=dict)  # plain settings of this call
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> StageArguments:
+        """The inverse of `write`."""
+        return cls(**read_json(path))
 
 
 def commit_folder(partial: Path, folder: Path) -> None:

@@ -1,0 +1,63 @@
+"""How a stage is started: in this process, in processes of its own, or on ranks that are already waiting.
+
+One interface, `run(arguments_file, progress)`; one way at a time in a run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from rlhf_loop.errors import UserError
+
+Progress = Callable[[int, int, str], None]
+
+
+class Launcher(Protocol):
+    """Starts a stage and waits for it."""
+
+    def run(self, arguments_file: Path, progress: Progress) -> None:
+        """Returns when the stage's output folder is complete; raises what went wrong."""
+
+    def close(self) -> None:
+        """Lets the other ranks go, if there are any."""
+
+
+def choose(mode: str, accelerate_config: Path | None = None) -> Launcher:
+    """The launcher for a recipe's `launch`; `auto`: ranks under a launcher, child with several accelerators, else
+    inline.
+
+    Raises `UserError` for `ranks` in a process that nobody launched.
+    """
+    launched = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if mode == "auto":
+        mode = "ranks" if launched else "child" if _visible_accelerators() > 1 or accelerate_config else "inline"
+    if mode == "ranks":
+        if not launched:
+            raise UserError(
+                "`launch: ranks` needs several processes and there is one. Use `accelerate launch --num_processes N -m "
+                "rlhf_loop run RECIPE`; on CPU Accelerate starts one process whatever --num_processes says, so use "
+                "`torchrun --nproc_per_node N -m rlhf_loop run RECIPE` there; or set `launch: inline`"
+            )
+        from rlhf_loop.launch.ranks import Ranks
+
+        return Ranks()
+    if launched:
+        raise UserError(f"`launch: {mode}` is for one process, but {os.environ['WORLD_SIZE']} were launched; use ranks")
+    if mode == "child":
+        from rlhf_loop.launch.child import Child
+
+        return Child(accelerate_config)
+    from rlhf_loop.launch.inline import Inline
+
+    return Inline()
+
+
+def _visible_accelerators() -> int:
+    """How many accelerators this machine shows, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])

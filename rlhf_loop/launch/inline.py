@@ -1,0 +1,20 @@
+"""Stages in this process: one import of torch and TRL for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_loop.launch import Progress
+
+
+class Inline:
+    """Calls the stage's function."""
+
+    def run(self, arguments_file: Path, progress: Progress) -> None:
+        """Runs the stage here and now."""
+        from rlhf_loop.stages import run_stage
+
+        run_stage(arguments_file, progress)
+
+    def close(self) -> None:
+        """Nothing waits."""

@@ -1,0 +1,543 @@
+"""The loop: ten steps a round, top to bottom, each made once and kept.
+
+The loop runs the torch-free steps itself, starts the stages by name, and takes their files into the store.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_loop import launch
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.importers import read as read_feedback
+from rlhf_loop.feedback.prompts import assign_splits, read_prompts
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.progress import RunProgress
+from rlhf_loop.recipe import Recipe, RewardModelJudge
+from rlhf_loop.records import Artifact, Completion, Score, read_records, stable_id
+from rlhf_loop.report import write_report
+from rlhf_loop.run_dir import (
+    RunDir,
+    StageArguments,
+    fingerprint,
+    hash_file,
+    is_complete,
+    outputs_hash,
+    read_json,
+    read_manifest,
+    step_folder,
+    write_json,
+    write_text,
+)
+from rlhf_loop.steps.ask import ask, read_ask
+from rlhf_loop.steps.assemble import assemble
+from rlhf_loop.steps.gate import decide
+from rlhf_loop.steps.snapshot import snapshot
+
+BASE = "base"
+"""Artifact id of the policy that the recipe starts from."""
+
+_MAY_CHANGE = ("description", "rounds", "run_dir", "launch", "accelerate_config", "report_to")
+"""Settings that may differ when a run goes on: none of them changes what a step makes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """How a call of `Loop.run` ended."""
+
+    run_dir: Path
+    complete_rounds: int  # update rounds that are complete, round 0 not counted
+    waiting_for_labels: int  # questions that people must answer before the next round
+    report: Path
+
+
+class Loop:
+    """A recipe and the run that it makes.
+
+    >>> Loop(Recipe.load("recipes/quickstart.yaml")).run(rounds=3)
+    """
+
+    def __init__(self, recipe: Recipe, run_dir: str | Path | None = None, progress: RunProgress | None = None):
+        self.recipe = recipe
+        self.run_dir = RunDir(Path(run_dir or recipe.run_dir or Path("runs") / recipe.name).resolve())
+        self.progress = progress or RunProgress(quiet=True)
+
+    @property
+    def store_url(self) -> str:
+        """Where the feedback is kept: the recipe's `store`, or a database inside the run."""
+        return self.recipe.store or f"sqlite:///{self.run_dir.path / 'feedback.db'}"
+
+    def run(self, rounds: int | None = None, wait: bool = True) -> RunResult:
+        """Makes rounds 1 to `rounds` (default: the recipe's), or goes on where an earlier call stopped.
+
+        Returns early, with `waiting_for_labels` set, when people must answer first; `wait=False` goes on with the
+        feedback there is. Raises `UserError` for everything a user can mend.
+        """
+        total = rounds or self.recipe.rounds
+        with self.run_dir.locked():
+            self._keep_recipe()
+            launcher = launch.choose(self.recipe.launch, self.recipe.accelerate_config)
+            try:
+                with Store.open(self.store_url) as store:
+                    run = _Run(self, store, launcher)
+                    run.prepare()
+                    waiting = 0
+                    for number in range(total + 1):
+                        if number in self.run_dir.complete_rounds():
+                            continue
+                        waiting = run.open_questions() if number and wait else 0
+                        if waiting:
+                            break
+                        self.progress.round(number, total, run.promoted().id)
+                        run.make_round(number)
+            finally:
+                launcher.close()
+            report = write_report(self.run_dir)
+        complete = [number for number in self.run_dir.complete_rounds() if number]
+        return RunResult(
+            run_dir=self.run_dir.path, complete_rounds=len(complete), waiting_for_labels=waiting, report=report
+        )
+
+    def _keep_recipe(self) -> None:
+        """Writes the recipe into the run, or checks that the run was made with the same one."""
+        kept_file = self.run_dir.path / "recipe.yaml"
+        now = self.recipe.model_dump(mode="json")
+        if kept_file.exists():
+            kept = yaml.safe_load(kept_file.read_text())
+            if kept.get("name") != now["name"]:
+                raise UserError(
+                    f"{self.run_dir.path} holds a run of recipe `{kept.get('name')}`, not `{now['name']}`; choose "
+                    "another folder with --run-dir"
+                )
+            changed = [line for line in _differences(kept, now) if line.split(":")[0] not in _MAY_CHANGE]
+            if changed:
+                listed = "\n  ".join(changed)
+                raise UserError(
+                    f"the recipe changed since {self.run_dir.path} was begun:\n  {listed}\nPut the old values back to "
+                    "go on, or start a run of the new recipe with --run-dir DIR. Nothing was touched"
+                )
+        elif any(self.run_dir.path.glob("round_*")):
+            raise UserError(f"{self.run_dir.path} has rounds but no recipe.yaml; choose another folder with --run-dir")
+        write_text(kept_file, self.recipe.to_yaml())
+
+
+class _Run:
+    """One call of `Loop.run`: the loop with its store and its launcher at hand."""
+
+    def __init__(self, loop: Loop, store: Store, launcher: launch.Launcher):
+        self.recipe = loop.recipe
+        self.files = loop.run_dir
+        self.progress = loop.progress
+        self.store = store
+        self.launcher = launcher
+        self.values = loop.recipe.model_dump(mode="json")
+        self.seconds: dict[str, float] = {}
+
+    # What a round is
+
+    def prepare(self) -> None:
+        """Prompts and collected feedback go into the store; a second time changes nothing."""
+        recipe = self.recipe
+        base = Artifact(id=BASE, kind="policy", path=recipe.policy.model, round=0)
+        self.store.add_artifact(base)
+        if self.store.promoted_policy() is None:
+            self.store.promote(BASE)
+        for split in ("train", "dev", "test"):
+            for path in getattr(recipe.prompts, split):
+                self.store.add_prompts(read_prompts(path, split))
+        for wanted in recipe.feedback.imports:
+            read = read_feedback(wanted.path, wanted.format)
+            prompts = assign_splits(
+                read.prompts,
+                recipe.seed,
+                recipe.prompts.test_fraction if wanted.split is None else 0.0,
+                recipe.prompts.judge_fraction if wanted.split is None else 0.0,
+                split=wanted.split,
+            )
+            self.store.add_prompts(prompts)
+            self.store.add_completions(read.completions)
+            new = self.store.add_feedback(read.feedback)
+            self.store.quarantine(read.refused)
+            if new or read.refused:
+                self.progress.say(
+                    f"imported {new} pieces of feedback on {len(prompts)} prompts from {wanted.path.name}, "
+                    f"{len(read.refused)} rows refused (rlhf-loop feedback check)"
+                )
+
+    def make_round(self, n: int) -> None:
+        """One round, from the feedback so far to fresh candidates and new questions."""
+        started = time.time()
+        self.seconds = {}
+        if n == 0:
+            self._bootstrap()
+        else:
+            self._improve(n)
+        write_json(
+            self.files.round(n) / "manifest.json",
+            {
+                "round": n,
+                "seconds": round(time.time() - started, 3),
+                "steps": self._step_seconds(n),
+                "peak_memory_bytes": _peak_memory(),
+                "versions": {name: version(name) for name in ("rlhf-loop", "torch", "transformers", "trl", "peft")},
+                "python": sys.version.split()[0],
+            },
+        )
+
+    def _bootstrap(self) -> None:
+        """Round 0: the base policy answers the held-out prompts, writes the first candidates, and asks about them."""
+        frozen = self._snapshot(0)
+        if isinstance(self.recipe.evaluation.judge, RewardModelJudge):
+            self._judge(frozen)
+        self._evaluate(0, frozen, self.store_policy(BASE))
+        candidates = self._generate(0, frozen, BASE)
+        self._ask(0, frozen, candidates, None)
+
+    def _improve(self, n: int) -> None:
+        """Round n: steps 1 to 10."""
+        frozen = self._snapshot(n)
+        reward = self._reward(n, frozen)
+        waiting = self.files.step(n - 1, "generate")
+        scores = self._score(n, "score", frozen, reward, waiting)
+        training = self._assemble(n, frozen, waiting, scores)
+        candidate = self._update(n, frozen, training)
+        evaluation = self._evaluate(n, frozen, candidate)
+        policy = self._gate(n, frozen, candidate, evaluation)
+        fresh = self._generate(n, frozen, policy)
+        rescored = self._score(n, "rescore", frozen, reward, fresh)
+        self._ask(n, frozen, fresh, rescored)
+
+    # The steps
+
+    def _snapshot(self, n: int) -> Path:
+        folder = self._step(n, "snapshot", [], {}, lambda partial: snapshot(self.store, self.recipe, n, partial))
+        if n:
+            report = read_json(folder / "validation.json")
+            self.progress.note("", f"{report['pairs']['train']} pairs to learn from, {report['set_aside']} set aside")
+        return folder
+
+    def _judge(self, frozen: Path) -> Path:
+        folder = self._stage(
+            0, "judge", "reward", {"pairs": frozen / "judge_pairs.parquet"}, [frozen],
+            {"role": "judge", "id": self._id("judge", 0), "specs": self._spec_hashes()},
+        )  # fmt: skip
+        metrics = read_json(folder / "metrics.json")
+        self.store.add_artifact(
+            Artifact(id=self._id("judge", 0), kind="judge", path=str(folder), round=0, metrics=metrics)
+        )
+        return folder
+
+    def _reward(self, n: int, frozen: Path) -> Path:
+        folder = self._stage(
+            n, "reward", "reward", {"pairs": frozen / "pairs.parquet"}, [frozen],
+            {"role": "reward", "id": self._id("reward_model", n), "specs": self._spec_hashes()},
+        )  # fmt: skip
+        metrics = read_json(folder / "metrics.json")
+        self.store.add_artifact(
+            Artifact(
+                id=self._id("reward_model", n),
+                kind="reward_model",
+                path=str(folder),
+                round=n,
+                trained_on=tuple(_feedback_ids(frozen / "pairs.parquet")),
+                metrics=metrics,
+            )
+        )
+        for name, values in metrics.items():
+            accuracy = values.get("accuracy")
+            if accuracy:
+                self.progress.note("", f"{name}: held-out accuracy {_interval(accuracy)}")
+        return folder
+
+    def _score(self, n: int, step: str, frozen: Path, reward: Path, completions: Path) -> Path:
+        inputs = {
+            "reward": reward,
+            "prompts": frozen / "prompts.parquet",
+            "completions": completions / "completions.parquet",
+        }
+        folder = self._stage(n, step, "score", inputs, [frozen, reward, completions], {})
+        scores: list[Score] = read_records(folder / "scores.parquet", Score)
+        self.store.add_scores(scores)
+        if step == "rescore" and scores:
+            mean = sum(score.value for score in scores) / len(scores)
+            self.progress.note("", f"mean reward of the fresh candidates {mean:+.3f}")
+        return folder
+
+    def _assemble(self, n: int, frozen: Path, waiting: Path, scores: Path) -> Path:
+        folder = self._step(
+            n,
+            "assemble",
+            [frozen, waiting, scores],
+            {"pairing": self.values["pairing"], "algorithm": self.recipe.update.algorithm},
+            lambda partial: assemble(
+                self.recipe,
+                n,
+                pairs=frozen / "pairs.parquet",
+                prompts=frozen / "prompts.parquet",
+                completions=waiting / "completions.parquet",
+                scores=scores / "scores.parquet",
+                folder=partial,
+            ),
+        )
+        summary = read_json(folder / "summary.json")
+        origins = ", ".join(f"{count} {origin}" for origin, count in summary["by_origin"].items())
+        self.progress.note("", f"{summary['pairs']} training pairs ({origins})")
+        return folder
+
+    def _update(self, n: int, frozen: Path, training: Path) -> Artifact:
+        promoted = self.store_policy(read_json(frozen / "state.json")["promoted"])
+        start = BASE if self.recipe.update.start_from == "base" else promoted.id
+        reference = BASE if self.recipe.update.reference == "base" else promoted.id
+        offset = sum(
+            read_json(self.files.step(k, "update") / "metrics.json")["steps"]
+            for k in range(1, n)
+            if (self.files.step(k, "update") / "metrics.json").exists()
+        )
+        folder = self._stage(
+            n,
+            "update",
+            "update",
+            {"training_data": training / "training_data.parquet"},
+            [training],
+            {"start": self._weights(start), "reference": self._weights(reference), "step_offset": offset},
+        )
+        candidate = Artifact(
+            id=self._id("policy", n),
+            kind="policy",
+            path=str(folder / "policy"),
+            round=n,
+            parent=start,
+            trained_on=tuple(_feedback_ids(training / "training_data.parquet")),
+            metrics=read_json(folder / "metrics.json"),
+        )
+        self.store.add_artifact(candidate)
+        return candidate
+
+    def _evaluate(self, n: int, frozen: Path, candidate: Artifact) -> Path:
+        inputs = {"prompts": frozen / "held_out.parquet"}
+        read = [frozen]
+        if isinstance(self.recipe.evaluation.judge, RewardModelJudge):
+            inputs["judge"] = self.files.step(0, "judge")
+            read.append(inputs["judge"])
+        if n:
+            previous = self.store_policy(read_json(frozen / "state.json")["promoted"])
+            inputs["base"] = self.files.step(0, "evaluate")
+            inputs["previous"] = self.files.step(previous.round, "evaluate")
+            inputs["reward"] = self.files.step(n, "reward")
+            read += [inputs["base"], inputs["previous"], inputs["reward"], self.files.step(n, "update")]
+        folder = self._stage(
+            n,
+            "evaluate",
+            "evaluate",
+            inputs,
+            read,
+            {"policy": self._weights(candidate.id), "policy_id": candidate.id, "plain_text": self._plain_text_hash()},
+        )
+        self.store.add_prompts(read_prompts_file(frozen / "held_out.parquet"))
+        self.store.add_completions(read_records(folder / "answers.parquet", Completion))
+        return folder
+
+    def _gate(self, n: int, frozen: Path, candidate: Artifact, evaluation: Path) -> str:
+        numbers = read_json(evaluation / "evaluation.json")
+
+        def make(partial: Path) -> None:
+            write_json(partial / "decision.json", decide(numbers, self.recipe.gate))
+
+        folder = self._step(n, "gate", [evaluation], {"gate": self.values["gate"]}, make)
+        decision = read_json(folder / "decision.json")
+        self.progress.note("", f"win-rate vs base {_interval(numbers['win_rate_vs_base'])}")
+        self.progress.note("", decision["reason"])
+        kept: str = read_json(frozen / "state.json")["promoted"]
+        policy = candidate.id if decision["promoted"] else kept
+        if self.promoted().id == kept:  # not when a person promoted another one in the meantime
+            self.store.promote(policy)
+        return policy
+
+    def _generate(self, n: int, frozen: Path, policy: str) -> Path:
+        folder = self._stage(
+            n,
+            "generate",
+            "generate",
+            {"prompts": frozen / "prompts.parquet"},
+            [frozen, *([self.files.step(self.store_policy(policy).round, "update")] if policy != BASE else [])],
+            {"policy": self._weights(policy), "policy_id": policy},
+        )
+        self.store.add_completions(read_records(folder / "completions.parquet", Completion))
+        return folder
+
+    def _ask(self, n: int, frozen: Path, candidates: Path, scores: Path | None) -> None:
+        folder = self._step(
+            n,
+            "ask",
+            [frozen, candidates, *([scores] if scores else [])],
+            {"feedback": self.values["feedback"]},
+            lambda partial: ask(
+                self.recipe,
+                n,
+                prompts=frozen / "prompts.parquet",
+                completions=candidates / "completions.parquet",
+                scores=scores / "scores.parquet" if scores else None,
+                folder=partial,
+            ),
+        )
+        questions, answers = read_ask(folder)
+        self.store.add_questions(questions)
+        self.store.add_feedback(answers)
+        who = "answered by a simulated annotator" if answers else "queued for people"
+        self.progress.note("", f"{len(questions)} questions, {who}")
+
+    # How a step is made
+
+    def _step(
+        self, n: int, step: str, inputs: list[Path], settings: Mapping[str, Any], make: Callable[[Path], object]
+    ) -> Path:
+        """The folder of a step: as it is when it was made from the same inputs and settings, else made now."""
+        folder = self.files.step(n, step)
+        key = fingerprint(step, n, settings, [outputs_hash(path) for path in inputs])
+        if not is_complete(folder, key):
+            with self.progress.step(step), step_folder(folder, key, settings) as partial:
+                make(partial)
+        return folder
+
+    def _stage(
+        self,
+        n: int,
+        step: str,
+        stage: str,
+        inputs: Mapping[str, Path],
+        read: list[Path],
+        values: Mapping[str, Any],
+    ) -> Path:
+        """The same for a stage, which the launcher starts; `read` are the folders that its inputs lie in."""
+        folder = self.files.step(n, step)
+        settings = {name: self.values[name] for name in ("seed", "policy", *_SETTINGS[stage])}
+        in_run = {name: _without_place(value, self.files.path) for name, value in values.items()}
+        key = fingerprint(step, n, settings, in_run, [outputs_hash(path) for path in read])
+        if is_complete(folder, key):
+            return folder
+        arguments = StageArguments(
+            stage=stage,
+            run=self.files.name,
+            round=n,
+            key=key,
+            output=str(folder),
+            recipe=self.values,
+            inputs={name: str(path) for name, path in inputs.items()},
+            values=dict(values),
+        )
+        file = self.files.round(n) / f"{step}.arguments.json"
+        arguments.write(file)
+        with self.progress.step(step) as report:
+            self.launcher.run(file, report)
+        if not is_complete(folder, key):
+            raise UserError(
+                f"stage {step} ended without making {folder}. If it ran on another machine, the run folder must be on "
+                "a file system that all machines share"
+            )
+        return folder
+
+    # What the run knows
+
+    def promoted(self) -> Artifact:
+        """The policy that generates now."""
+        policy = self.store.promoted_policy()
+        assert policy is not None  # `prepare` promotes the base
+        return policy
+
+    def store_policy(self, policy_id: str) -> Artifact:
+        """A policy by its id."""
+        for artifact in self.store.artifacts(kind="policy"):
+            if artifact.id == policy_id:
+                return artifact
+        raise UserError(f"policy {policy_id} is not in the store; was {self.files.path} moved to another store?")
+
+    def open_questions(self) -> int:
+        """Questions that people have not answered yet."""
+        return len(self.store.questions(status="open")) if self.recipe.feedback.annotator is None else 0
+
+    def _weights(self, policy_id: str) -> str:
+        """Where a policy's weights are: the recipe's model, or the folder of the round that made it."""
+        if policy_id == BASE:
+            return self.recipe.policy.model
+        return str(self.files.step(self.store_policy(policy_id).round, "update") / "policy")
+
+    def _id(self, kind: str, n: int) -> str:
+        return f"{kind}-{n:03d}-{stable_id(kind, self.files.name, self.recipe.seed, n)[:8]}"
+
+    def _spec_hashes(self) -> list[str]:
+        """Contents of the reward-model folders: a changed one means training again."""
+        folders = [component.model for component in self.recipe.reward.weighted()]
+        if isinstance(self.recipe.evaluation.judge, RewardModelJudge):
+            folders.append(self.recipe.evaluation.judge.model)
+        return [hash_file(f) for folder in folders for f in sorted(folder.glob("*")) if f.suffix in (".yaml", ".py")]
+
+    def _plain_text_hash(self) -> str | None:
+        path = self.recipe.evaluation.plain_text
+        if path is None:
+            return None
+        if not path.exists():
+            raise UserError(f"evaluation.plain_text: no file at {path}")
+        return hash_file(path)
+
+    def _step_seconds(self, n: int) -> dict[str, float]:
+        manifests = {folder.name: read_manifest(folder) for folder in self.files.round(n).iterdir() if folder.is_dir()}
+        return {name: manifest["seconds"] for name, manifest in manifests.items() if manifest}
+
+
+_SETTINGS = {
+    "reward": ("reward",),
+    "score": ("reward",),
+    "update": ("update",),
+    "evaluate": ("evaluation", "generation"),
+    "generate": ("generation",),
+}
+"""Blocks of the recipe that a stage depends on, beside the seed and the policy."""
+
+
+def read_prompts_file(path: Path) -> list[Any]:
+    """Prompts of a Parquet file."""
+    from rlhf_loop.records import Prompt
+
+    return read_records(path, Prompt)
+
+
+def _feedback_ids(pairs: Path) -> list[str]:
+    from rlhf_loop.records import PreferencePair
+
+    return sorted({f for pair in read_records(pairs, PreferencePair) for f in pair.feedback_ids})
+
+
+def _interval(value: Mapping[str, Any]) -> str:
+    return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}] (n={value['n']})"
+
+
+def _without_place(value: Any, run: Path) -> Any:
+    """A path inside the run, relative to it: a run that was moved keeps its keys."""
+    return value.replace(str(run), "RUN") if isinstance(value, str) else value
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for name in dict.fromkeys([*old, *new])
+            for line in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+
+
+def _peak_memory() -> int:
+    """Largest resident size of this process and of its children so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * max(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    )

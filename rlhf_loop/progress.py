@@ -1,0 +1,63 @@
+"""What a user sees while a run works: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Report = Callable[[int, int, str], None]
+"""Called with (done, total, what to show)."""
+
+
+class RunProgress:
+    """Shows rounds and steps; `quiet` shows nothing."""
+
+    def __init__(self, console: Console | None = None, quiet: bool = False):
+        self.console = console or Console(stderr=False, highlight=False, quiet=quiet)
+        self.live = self.console.is_terminal and not quiet
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, markup=False, soft_wrap=True)
+        sys.stdout.flush()
+
+    def round(self, number: int, total: int, policy: str) -> None:
+        """The head of a round."""
+        title = "round 0: first candidates" if number == 0 else f"round {number} of {total}"
+        self.say(f"\n{title} · policy {policy}")
+
+    @contextmanager
+    def step(self, name: str, detail: str = "") -> Iterator[Report]:
+        """A step that is being made; the report it gives moves the bar."""
+        started = time.monotonic()
+        if not self.live:
+            yield lambda done, total, text: None
+            self._done(name, started)
+            return
+        columns = (
+            TextColumn("  {task.description:<9}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bars:
+            task = bars.add_task(name, total=None, text=detail)
+
+            def report(done: int, total: int, text: str) -> None:
+                bars.update(task, completed=done, total=total or None, text=text)
+
+            yield report
+        self._done(name, started)
+
+    def note(self, name: str, text: str) -> None:
+        """The numbers that matter of a step."""
+        self.say(f"  {name:<9} {text}")
+
+    def _done(self, name: str, started: float) -> None:
+        self.say(f"  {name:<9} {time.monotonic() - started:6.1f} s")

@@ -1,0 +1,53 @@
+"""The stages of a round: functions from files to files, each of which can run alone, on other machines, and again.
+
+    python -m rlhf_loop.stages round_003/update.arguments.json
+
+A stage never sees the store. All ranks of a job call it; `rlhf_loop.distributed` says which share is whose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+from rlhf_loop import distributed
+from rlhf_loop.run_dir import StageArguments, step_folder
+
+STAGES = {
+    "reward": "rlhf_loop.stages.reward:run",
+    "score": "rlhf_loop.stages.score:run",
+    "update": "rlhf_loop.stages.update:run",
+    "evaluate": "rlhf_loop.stages.evaluate:run",
+    "generate": "rlhf_loop.stages.generate:run",
+}
+"""Name -> function of (arguments, folder to fill, progress)."""
+
+Progress = Callable[[int, int, str], None]
+
+
+def run_stage(arguments_file: Path, progress: Progress | None = None) -> None:
+    """Runs the stage that `arguments_file` describes, on this rank of however many there are."""
+    arguments = StageArguments.read(arguments_file)
+    module, function = STAGES[arguments.stage].split(":")
+    run = getattr(import_module(module), function)
+    distributed.start()
+    with _output(arguments) as folder:
+        run(arguments, folder, progress or (lambda done, total, text: None))
+
+
+@contextmanager
+def _output(arguments: StageArguments) -> Iterator[Path]:
+    """The partial folder, made and committed by the main rank, the same for all."""
+    output = Path(arguments.output)
+    if distributed.is_main():
+        with step_folder(output, arguments.key, arguments.values, keep_partial=True) as partial:
+            distributed.barrier()
+            yield partial
+            distributed.barrier()
+    else:
+        distributed.barrier()
+        yield output.with_name(output.name + ".partial")
+        distributed.barrier()
+    distributed.barrier()

@@ -1,0 +1,76 @@
+"""Stage 2: train the reward model (or the judge) on people's pairs, and measure it on prompts it has not seen.
+
+pairs.parquet  ->  reward/COMPONENT/  components.json  metrics.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlhf_loop.distributed import barrier, is_main
+from rlhf_loop.models import resolve_model
+from rlhf_loop.recipe import RewardComponent, RewardModelJudge, parse
+from rlhf_loop.records import PreferencePair, read_records, stable_id
+from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
+from rlhf_loop.run_dir import StageArguments, write_json
+from rlhf_loop.stages import Progress
+
+
+def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
+    """Trains each component of the recipe's reward; `values["role"]` is "reward" or "judge"."""
+    recipe = parse(arguments.recipe)
+    pairs: list[PreferencePair] = read_records(Path(arguments.inputs["pairs"]), PreferencePair)
+    role = arguments.values["role"]
+    if role == "judge":
+        assert isinstance(recipe.evaluation.judge, RewardModelJudge)
+        components = [RewardComponent(model=recipe.evaluation.judge.model)]
+        trainer = recipe.evaluation.judge.trainer
+    else:
+        components, trainer = recipe.reward.weighted(), recipe.reward.trainer
+    seed = int(stable_id(recipe.seed, role, arguments.round)[:7], 16)
+    train, held_out = split_by_group(pairs, recipe.reward.eval_fraction, recipe.seed)
+    resolve_model(recipe.policy.model)
+    metrics: dict[str, Any] = {}
+    listed: list[dict[str, Any]] = []
+    for number, component in enumerate(components):
+        name = component.model.name if len(components) == 1 else f"{number}_{component.model.name}"
+        metrics[name] = train_reward_model(
+            load_spec(component.model),
+            train,
+            folder / name,
+            policy=recipe.policy,
+            eval_pairs=held_out,
+            seed=seed + number,
+            trainer=trainer,
+            report_to=(),
+            progress=progress,
+        )
+        listed.append({"name": name, "weight": component.weight})
+    if is_main():
+        write_json(folder / "components.json", {"id": arguments.values["id"], "components": listed})
+        write_json(folder / "metrics.json", metrics)
+    barrier()
+
+
+def load(folder: Path, recipe_values: dict[str, Any]) -> Reward:
+    """The reward that this stage made in `folder`: one model, or the weighted sum of several."""
+    recipe = parse(recipe_values)
+    listed = json.loads((folder / "components.json").read_text())
+    rewards = [
+        (load_reward(folder / c["name"], id=listed["id"], policy=recipe.policy), c["weight"])
+        for c in listed["components"]
+    ]
+    return rewards[0][0] if len(rewards) == 1 and rewards[0][1] == 1.0 else combine(rewards)
+
+
+def split_by_group(
+    pairs: list[PreferencePair], fraction: float, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Training and held-out pairs: whole groups, about `fraction` of them held out, at least one on each side."""
+    groups = sorted({pair.group for pair in pairs}, key=lambda group: stable_id("held out", seed, group))
+    if len(groups) < 2:
+        return pairs, []
+    held = set(groups[: min(max(1, round(fraction * len(groups))), len(groups) - 1)])
+    return [p for p in pairs if p.group not in held], [p for p in pairs if p.group in held]

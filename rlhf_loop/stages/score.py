@@ -1,0 +1,33 @@
+"""Stages 3 and 9: the reward model scores completions.
+
+reward/  completions.parquet  prompts.parquet  ->  scores.parquet
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rlhf_loop.distributed import is_main, sharded_map
+from rlhf_loop.records import Completion, Prompt, Score, read_records, write_records
+from rlhf_loop.run_dir import StageArguments
+from rlhf_loop.stages import Progress
+from rlhf_loop.stages.reward import load
+
+
+def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
+    """Scores every completion of the input; sorted by length first, so that ranks get equal work."""
+    prompts = {p.id: p for p in read_records(Path(arguments.inputs["prompts"]), Prompt)}
+    completions: list[Completion] = read_records(Path(arguments.inputs["completions"]), Completion)
+    reward = load(Path(arguments.inputs["reward"]), arguments.recipe)
+    by_length = sorted(completions, key=lambda c: (len(c.text), c.id))
+    progress(0, len(completions), "")
+
+    def score(share: Sequence[Completion]) -> list[Score]:
+        return reward.score([prompts[c.prompt_id] for c in share], share)
+
+    scores = {s.completion_id: replace(s, round=arguments.round) for s in sharded_map(score, by_length)}
+    progress(len(completions), len(completions), "")
+    if is_main():
+        write_records(folder / "scores.parquet", [scores[c.id] for c in completions])

@@ -1,0 +1,52 @@
+"""Step 10: pick the pairs most worth a person's time, and let an automatic annotator answer when there is one.
+
+completions.parquet  scores.parquet  ->  questions.parquet  answers.parquet  summary.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlhf_loop.annotators import make_annotator
+from rlhf_loop.pairing import choose_questions
+from rlhf_loop.recipe import Recipe
+from rlhf_loop.records import Completion, Feedback, Prompt, Question, Score, read_records, write_records
+from rlhf_loop.run_dir import write_json
+
+
+def ask(recipe: Recipe, round: int, *, prompts: Path, completions: Path, scores: Path | None, folder: Path) -> None:
+    """Writes the questions, and the answers of the recipe's annotator (none when people answer)."""
+    asked = {p.id: p for p in read_records(prompts, Prompt)}
+    waiting: list[Completion] = read_records(completions, Completion)
+    known: list[Score] | None = None if scores is None else read_records(scores, Score)
+    questions = choose_questions(
+        recipe.feedback.question_strategy,
+        list(asked.values()),
+        waiting,
+        known,
+        n=recipe.feedback.questions_per_round,
+        round=round,
+        seed=recipe.seed,
+        already_asked=set(),
+    )
+    answers = []
+    if recipe.feedback.annotator is not None:
+        annotator = make_annotator(recipe.feedback.annotator, recipe.seed)
+        answers = annotator.answer(questions, {c.id: c for c in waiting}, asked, round)
+    write_records(folder / "questions.parquet", questions)
+    write_records(folder / "answers.parquet", answers)
+    summary: dict[str, Any] = {
+        "questions": len(questions),
+        "answered": len(answers),
+        "annotator": recipe.feedback.annotator.kind if recipe.feedback.annotator else "people",
+    }
+    write_json(folder / "summary.json", summary)
+
+
+def read_ask(folder: Path) -> tuple[list[Question], list[Any]]:
+    """Questions and answers of a folder that `ask` made."""
+    return (
+        read_records(folder / "questions.parquet", Question),
+        read_records(folder / "answers.parquet", Feedback),
+    )

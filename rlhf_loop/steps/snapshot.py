@@ -1,0 +1,86 @@
+"""Step 1: freeze and validate the feedback so far.
+
+    store  ->  feedback.parquet  pairs.parquet  judge_pairs.parquet  prompts.parquet  held_out.parquet
+               validation.json  state.json
+
+Everything a round reads of the store is in this folder, so the round can be made again from it, whatever is said in
+the meantime.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.validation import ValidationReport, validate
+from rlhf_loop.pairing import pairs_from_feedback
+from rlhf_loop.recipe import Recipe
+from rlhf_loop.records import PreferencePair, Prompt, write_records
+from rlhf_loop.run_dir import write_json
+
+
+def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> ValidationReport:
+    """Writes the folder; rows that fail validation go to the store's quarantine.
+
+    Feedback of this round and later is left out, so that a round that is made again sees what it saw.
+    Raises `UserError` when a round of learning has too few pairs, with the number needed.
+    """
+    prompts = {prompt.id: prompt for prompt in store.prompts()}
+    feedback = [record for record in store.feedback() if record.round < max(round, 1)]
+    about = {c for record in feedback for c in _completion_ids(record)}
+    completions = {c.id: c for c in store.completions(ids=sorted(about))} if about else {}
+    report = validate(feedback, completions, prompts, recipe.feedback.validation)
+    store.quarantine_feedback([(record, reason, round) for record, reason in report.quarantined])
+    preferences = [record for record in report.usable if record.kind == "preference"]
+    pairs, dropped = pairs_from_feedback(preferences, completions, prompts, round)
+    by_split: dict[str, list[PreferencePair]] = {"train": [], "judge": []}
+    unused: Counter[str] = Counter()
+    for pair in pairs:
+        split = prompts[pair.prompt_id].split
+        if split in by_split:
+            by_split[split].append(pair)
+        else:
+            unused[split] += 1
+    needed = recipe.feedback.validation.min_pairs - len(by_split["train"])
+    if round and needed > 0:
+        raise UserError(
+            f"round {round}: {len(by_split['train'])} usable pairs are too few for a meaningful update; {needed} more "
+            f"are needed (feedback.validation.min_pairs). Of {len(feedback)} pieces of feedback "
+            f"{len(report.quarantined)} were set aside: `rlhf-loop feedback check` says why. Set `feedback.annotator` "
+            "or `feedback.imports` in the recipe, or answer the open questions (`rlhf-loop feedback export --format "
+            "questions`)"
+        )
+    promoted = store.promoted_policy()
+    write_records(folder / "feedback.parquet", report.usable)
+    write_records(folder / "pairs.parquet", by_split["train"])
+    write_records(folder / "judge_pairs.parquet", by_split["judge"])
+    write_records(folder / "prompts.parquet", _of_split(list(prompts.values()), "train"))
+    write_records(folder / "held_out.parquet", held_out_prompts(list(prompts.values()), recipe))
+    write_json(
+        folder / "validation.json",
+        {
+            **report.to_dict(),
+            "pairs": {"train": len(by_split["train"]), "judge": len(by_split["judge"]), **unused},
+            "no_pair": dict(dropped),
+            "set_aside": len(report.quarantined),
+        },
+    )
+    write_json(folder / "state.json", {"promoted": promoted.id if promoted else None})
+    return report
+
+
+def held_out_prompts(prompts: Sequence[Prompt], recipe: Recipe) -> list[Prompt]:
+    """The prompts that policies are evaluated on, at most `evaluation.max_prompts`."""
+    return _of_split(prompts, recipe.evaluation.split)[: recipe.evaluation.max_prompts]
+
+
+def _of_split(prompts: Sequence[Prompt], split: str) -> list[Prompt]:
+    return sorted((p for p in prompts if p.split == split), key=lambda p: (p.source, p.id))
+
+
+def _completion_ids(record: object) -> list[str]:
+    names = ("completion_id", "a_id", "b_id")
+    return [value for name in names if (value := getattr(record, name, None)) is not None]

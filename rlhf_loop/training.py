@@ -1,0 +1,122 @@
+"""What reward-model training and policy updates share: TRL arguments, checkpoints, logs, trackers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
+
+from rlhf_loop.checkpoints import MarkComplete
+from rlhf_loop.errors import UserError
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what to show)."""
+
+
+def training_arguments(config: type[Any], output: Path, seed: int, settings: Mapping[str, Any]) -> Any:
+    """TRL's config of an algorithm from a recipe's `trainer:` block, with what the loop owns filled in.
+
+    Checkpoints go to `output/checkpoints`, every `save_steps` steps when that is given, else never.
+    """
+    values = dict(settings)
+    values.setdefault("gradient_checkpointing", False)
+    values.setdefault("logging_steps", 1)
+    if not torch.cuda.is_available():
+        values.setdefault("bf16", False)  # weights are bf16 already; autocast on top only copies them
+    try:
+        return config(
+            output_dir=str(output / "checkpoints"),
+            seed=seed,
+            data_seed=seed,
+            save_strategy="steps" if "save_steps" in values else "no",
+            report_to="none",  # trackers are added as callbacks, with the round in the step axis
+            disable_tqdm=True,
+            use_cpu=not torch.accelerator.is_available(),
+            **values,
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"trainer settings: TRL's {config.__name__} refused them: {error}") from None
+
+
+def callbacks(
+    log: Path, report_to: Sequence[str], step_offset: int, progress: Progress | None
+) -> list[TrainerCallback]:
+    """Marks for checkpoints, the training log, progress, and the trackers of `report_to`."""
+    trackers = get_reporting_integration_callbacks(list(report_to)) if report_to else []
+    return [
+        MarkComplete(),
+        TrainingLog(log, progress),
+        *(ShiftedSteps(tracker(), step_offset) for tracker in trackers),
+    ]
+
+
+class TrainingLog(TrainerCallback):  # type: ignore[misc]
+    """Appends each log line of a training to a JSONL file and shows its progress."""
+
+    def __init__(self, path: Path, progress: Progress | None):
+        self.path = path
+        self.progress = progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a resume, drops the lines that lie behind the checkpoint."""
+        if state.is_world_process_zero and self.path.exists():
+            lines = self.path.read_text().splitlines(keepends=True)
+            self.path.write_text("".join(line for line in lines if _step(line) <= state.global_step))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """One line a log, with its step."""
+        if state.is_world_process_zero and logs:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Shows the step and the last loss."""
+        if self.progress is not None and state.is_world_process_zero:
+            last = state.log_history[-1] if state.log_history else {}
+            text = f"loss {last['loss']:.3f}" if "loss" in last else ""
+            self.progress(state.global_step, state.max_steps, text)
+
+
+class ShiftedSteps(TrainerCallback):  # type: ignore[misc]
+    """A tracker that sees steps counted from the first round on, not from the start of this training."""
+
+    def __init__(self, tracker: TrainerCallback, offset: int):
+        self.tracker = tracker
+        self.offset = offset
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Passes the event on."""
+        self._shifted("on_train_begin", args, state, control, kwargs)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Passes the event on."""
+        self._shifted("on_log", args, state, control, kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Passes the event on."""
+        self._shifted("on_train_end", args, state, control, kwargs)
+
+    def _shifted(self, event: str, args: Any, state: Any, control: Any, kwargs: dict[str, Any]) -> None:
+        step = state.global_step
+        state.global_step = step + self.offset
+        try:
+            getattr(self.tracker, event)(args, state, control, **kwargs)
+        finally:
+            state.global_step = step
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a training log."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):  # a line torn by a kill
+        return 1 << 62
