@@ -1,0 +1,132 @@
+"""How far people agree, and whether the side on which an answer was shown sways them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+from rlhf_loop.feedback.store import AnyFeedback, pair_key
+from rlhf_loop.records import Preference
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """A share of `n` cases with its exact interval; `share` is None when there are no cases."""
+
+    share: float | None
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """Agreement of annotators over the pairs that more than one of them judged."""
+
+    pairs: int  # judged by two annotators or more
+    comparisons: int  # of two annotators about one pair
+    agreed: float | None  # share of the comparisons in which both said the same
+    alpha: float | None  # Krippendorff's: 1 perfect, 0 as by chance, below 0 worse; None when it is not defined
+
+
+def agreement(preferences: Iterable[Preference]) -> Agreement:
+    """How far annotators agree; an annotator who judged a pair several times counts with the last verdict."""
+    verdicts: dict[str, dict[str, str]] = defaultdict(dict)
+    for preference in preferences:
+        verdicts[pair_key(preference.a_id, preference.b_id)][preference.annotator.id] = verdict(preference)
+    units = [list(by_annotator.values()) for by_annotator in verdicts.values() if len(by_annotator) > 1]
+    comparisons = sum(math.comb(len(unit), 2) for unit in units)
+    agreed = sum(math.comb(count, 2) for unit in units for count in Counter(unit).values())
+    return Agreement(
+        pairs=len(units),
+        comparisons=comparisons,
+        agreed=agreed / comparisons if comparisons else None,
+        alpha=krippendorff_alpha(units),
+    )
+
+
+def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
+    """Krippendorff's alpha for nominal values; each unit holds the values that it was given.
+
+    alpha = 1 - D_o / D_e with D_o = sum over units of (pairs of unlike values) / (m_u - 1) / n and
+    D_e = (pairs of unlike values among all n) / (n (n - 1)); K. Krippendorff, Computing Krippendorff's
+    Alpha-Reliability (2011), section C. None with fewer than two values to compare, or only one value in use.
+    """
+    totals: Counter[Hashable] = Counter()
+    observed = 0.0
+    for unit in units:
+        if len(unit) < 2:
+            continue
+        counts = Counter(unit)
+        totals.update(counts)
+        observed += (len(unit) ** 2 - sum(count**2 for count in counts.values())) / (len(unit) - 1)
+    n = totals.total()
+    expected = n**2 - sum(count**2 for count in totals.values())
+    if expected == 0:
+        return None
+    return 1 - (n - 1) * observed / expected
+
+
+def position_bias(preferences: Iterable[Preference]) -> Share:
+    """How often the answer that was shown first wins, of the decided preferences that say what was shown first.
+
+    0.5 is no bias, when the order was drawn at random.
+    """
+    wins = n = 0
+    for preference in preferences:
+        if preference.shown_order is not None and preference.winner in ("a", "b"):
+            n += 1
+            wins += preference.winner == preference.shown_order[0]
+    return share(wins, n)
+
+
+def per_annotator(feedback: Iterable[AnyFeedback]) -> dict[str, dict[str, int]]:
+    """Annotator -> kind of feedback -> how many."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in feedback:
+        counts[record.annotator.id][record.kind] += 1
+    return {annotator: dict(kinds) for annotator, kinds in sorted(counts.items())}
+
+
+def verdict(preference: Preference) -> str:
+    """The verdict however the pair was shown: the winner's id, `tie` or `both_bad`."""
+    return {"a": preference.a_id, "b": preference.b_id}.get(preference.winner, preference.winner)
+
+
+def share(k: int, n: int, confidence: float = 0.95) -> Share:
+    """k of n with the exact binomial interval of Clopper and Pearson (1934)."""
+    if n == 0:
+        return Share(share=None, low=0.0, high=1.0, n=0)
+    tail = (1 - confidence) / 2
+    return Share(share=k / n, low=_lower(k, n, tail), high=1 - _lower(n - k, n, tail), n=n)
+
+
+def _lower(k: int, n: int, tail: float) -> float:
+    """The p at which P(X >= k) = `tail` for X ~ Binomial(n, p); 0 for k = 0."""
+    if k == 0:
+        return 0.0
+    low, high = 0.0, k / n
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _upper_tail(k, n, middle) < tail:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _upper_tail(k: int, n: int, p: float) -> float:
+    """P(X >= k) for X ~ Binomial(n, p) with p <= k/n, where the terms only fall."""
+    if p <= 0 or p >= 1:
+        return float(p >= 1)
+    log_choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    term = math.exp(log_choose + k * math.log(p) + (n - k) * math.log1p(-p))
+    total = term
+    for i in range(k, n):
+        term *= (n - i) / (i + 1) * p / (1 - p)
+        total += term
+        if term < total * 1e-16:
+            break
+    return total

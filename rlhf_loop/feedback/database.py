@@ -1,0 +1,313 @@
+"""Opening the store's database: SQLite or PostgreSQL, its transactions, its schema, and its errors in words.
+
+Every write is one transaction that starts by taking the write lock (`BEGIN IMMEDIATE`; on PostgreSQL an advisory
+lock), so "read what is there, then add what is missing" cannot race. What this does not protect against: a disk that
+loses data after fsync.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.pool import StaticPool
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.tables import SCHEMA, VERSION_TABLE, metadata
+
+NETWORK_FILE_SYSTEMS = {
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "9p", "afs", "pvfs2",
+    "orangefs", "ocfs2", "gfs2", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph-fuse", "fuse.s3fs", "fuse.gcsfuse",
+    "fuse.rclone", "fuse.juicefs",
+}  # fmt: skip
+"""Where SQLite's write-ahead log is unsafe: it needs memory shared among all users of the file."""
+
+_WRITE_LOCK = 0x524C4846  # an arbitrary number that all users of the store share
+
+
+class Database:
+    """An open database; `read()` and `write()` give a connection inside a transaction."""
+
+    def __init__(self, url: str | Path, busy_seconds: float = 30.0, create: bool = True):
+        """`url` as in `Store.open`. Raises `UserError` when it cannot be opened or has a schema from the future."""
+        self.url = parse_url(url)
+        self.path = _sqlite_path(self.url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._memory_lock = threading.RLock() if self.is_sqlite and self.path is None else None
+        if self.path is not None:
+            _check_file(self.path, create)
+        self.engine = self._make_engine(busy_seconds)
+        self._busy_seconds = busy_seconds
+        try:
+            self._migrate()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """The database for messages: no password in it."""
+        return str(self.path) if self.path else self.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A connection in a transaction that sees one state of the database."""
+        with self._transaction(write=False) as connection:
+            yield connection
+
+    @contextmanager
+    def write(self, exclusive: bool = True) -> Iterator[sa.Connection]:
+        """A connection in a transaction that is committed at the end, or undone when an exception leaves it.
+
+        `exclusive=False`: on PostgreSQL without the lock on all writes, for those that lock rows themselves.
+        """
+        with self._transaction(write=True) as connection:
+            if exclusive and not self.is_sqlite:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITE_LOCK)))
+            yield connection
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _transaction(self, write: bool) -> Iterator[sa.Connection]:
+        with self._memory_lock or nullcontext():
+            try:
+                with self.engine.connect() as connection:
+                    connection = connection.execution_options(write=write)
+                    with connection.begin():
+                        yield connection
+            except DBAPIError as error:
+                raise self._explain(error) from error
+            except OverflowError as error:
+                raise UserError(f"{self.name}: a number is too large for the store ({error})") from error
+
+    def _make_engine(self, busy_seconds: float) -> sa.Engine:
+        if not self.is_sqlite:
+            try:
+                options = (
+                    {"connect_timeout": max(2, int(busy_seconds))} if "connect_timeout" not in self.url.query else {}
+                )
+                return sa.create_engine(self.url, connect_args=options, pool_pre_ping=True)
+            except (ModuleNotFoundError, NoSuchModuleError) as error:
+                raise UserError(
+                    f"PostgreSQL needs a driver that is not installed ({error}); pip install 'rlhf-loop[postgres]'"
+                ) from None
+        if self.path is None:
+            engine = sa.create_engine(self.url, poolclass=StaticPool, connect_args={"check_same_thread": False})
+        else:
+            engine = sa.create_engine(self.url, connect_args={"timeout": busy_seconds})
+        network = network_file_system(self.path) if self.path else None
+        if network:
+            warnings.warn(
+                f"{self.path} lies on a network file system ({network}), where SQLite's write-ahead log is unsafe: the "
+                "slower rollback journal is used. Keep the store on a local disk, or use PostgreSQL (`store: "
+                "postgresql://...`)",
+                stacklevel=4,
+            )
+        journal = "DELETE" if network else "WAL"
+
+        @sa.event.listens_for(engine, "connect")
+        def _configure(connection: Any, record: Any) -> None:
+            connection.isolation_level = None  # transactions are begun below, with the lock they need
+            connection.execute(f"PRAGMA busy_timeout = {int(busy_seconds * 1000)}")
+            connection.execute("PRAGMA foreign_keys = ON")
+            if self.path is not None:
+                if connection.execute("PRAGMA journal_mode").fetchone()[0].upper() != journal:
+                    _set_journal(connection, journal, busy_seconds)
+                connection.execute("PRAGMA synchronous = NORMAL" if journal == "WAL" else "PRAGMA synchronous = FULL")
+
+        @sa.event.listens_for(engine, "begin")
+        def _begin(connection: sa.Connection) -> None:
+            write = connection.get_execution_options().get("write")
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+        return engine
+
+    def _migrate(self) -> None:
+        """Brings the schema up to date; all of it in one transaction."""
+        with self.read() as connection:
+            if self._schema(connection) == SCHEMA:
+                return
+        from alembic import command
+        from alembic.config import Config
+        from alembic.script import ScriptDirectory
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self.write() as connection:
+            current = self._schema(connection)
+            known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+            if current is not None and current not in known:
+                raise UserError(
+                    f"{self.name} was written by a newer rlhf-loop (schema {current}; this one knows up to {SCHEMA}). "
+                    "Upgrade rlhf-loop, or use another store"
+                )
+            if current is None:
+                self._refuse_foreign(connection)
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def _schema(self, connection: sa.Connection) -> str | None:
+        if not sa.inspect(connection).has_table(VERSION_TABLE):
+            return None
+        revision: str | None = connection.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}"))
+        return revision
+
+    def _refuse_foreign(self, connection: sa.Connection) -> None:
+        tables = set(sa.inspect(connection).get_table_names())
+        foreign = tables if self.is_sqlite else tables & set(metadata.tables)
+        if foreign:
+            raise UserError(
+                f"{self.name} holds tables of something else ({', '.join(sorted(foreign)[:3])}) and is no rlhf-loop "
+                "store; nothing was changed. Give another file or database"
+            )
+
+    def _explain(self, error: DBAPIError) -> UserError:
+        text = str(error.orig).strip()
+        if not self.is_sqlite:
+            if isinstance(error, sa.exc.OperationalError):
+                return UserError(
+                    f"the PostgreSQL server of {self.name} cannot be reached or refused: {text.splitlines()[0]}. Check "
+                    "that it runs and that host, port, user, password and database in the URL are right"
+                )
+            if "permission denied" in text:
+                return UserError(f"{self.name}: {text}. The user in the URL needs the right to create and fill tables")
+            return UserError(f"{self.name}: {text}")
+        if "locked" in text or "busy" in text:
+            return UserError(
+                f"{self.name} is locked by another process{_holders(self.path)}, and stayed so for "
+                f"{self._busy_seconds:g} seconds. Wait until it is done or stop it, then type the same command again; "
+                "for many writers at once use PostgreSQL (`store: postgresql://...`)"
+            )
+        if "not a database" in text or "malformed" in text:
+            return UserError(
+                f"{self.name} is damaged or not a SQLite database ({text}). Move it away and restore a copy, or make a "
+                f"new store and import an export into it; `sqlite3 {self.name} .recover` may save what is left"
+            )
+        if "readonly" in text or "unable to open" in text:
+            return UserError(
+                f"{self.name} cannot be written ({text}); check the permissions of the file and its folder"
+            )
+        if "full" in text:
+            return UserError(
+                f"the disk is full while writing {self.name}. What was saved before is safe: free some space and type "
+                "the same command again"
+            )
+        return UserError(f"{self.name}: {text}")
+
+
+def parse_url(url: str | Path) -> URL:
+    """`:memory:`, a path, `sqlite:///FILE` or `postgresql://...` as SQLAlchemy's URL; others are a `UserError`."""
+    text = str(url)
+    if text == ":memory:":
+        return make_url("sqlite://")
+    if "://" not in text:
+        return URL.create("sqlite", database=str(Path(text).expanduser()))
+    try:
+        parsed = make_url(text)
+    except (ArgumentError, ValueError) as error:
+        raise UserError(f"the store's URL cannot be read ({error}); {_URLS}") from None
+    name = parsed.drivername
+    if name == "sqlite":
+        if parsed.host:
+            raise UserError(f"`{text}`: a SQLite file takes three slashes, sqlite:///{parsed.host}/...; {_URLS}")
+        return parsed
+    if name in ("postgresql", "postgres", "postgresql+psycopg"):
+        return parsed.set(drivername="postgresql+psycopg")
+    raise UserError(f"a store cannot be kept in `{name}`; {_URLS}")
+
+
+_URLS = "give sqlite:///FILE, a path, :memory: or postgresql://USER:PASSWORD@HOST/DATABASE"
+
+
+def network_file_system(path: Path, mounts: str | None = None) -> str | None:
+    """The type of the network file system that holds `path`, or None where the disk is local or nobody can tell.
+
+    `mounts`: the text of /proc/mounts.
+    """
+    if mounts is None:
+        try:
+            mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+    real = Path(os.path.realpath(path))
+    found, kind = Path(), ""
+    for line in mounts.splitlines():
+        fields = line.split()
+        if len(fields) < 3:
+            continue
+        mount = Path(fields[1].replace("\\040", " "))
+        if real.is_relative_to(mount) and len(mount.parts) >= len(found.parts):
+            found, kind = mount, fields[2]
+    return kind if kind in NETWORK_FILE_SYSTEMS else None
+
+
+def _sqlite_path(url: URL) -> Path | None:
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return None
+    return Path(str(url.database))
+
+
+def _check_file(path: Path, create: bool) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; a store is a file, such as {path / 'feedback.db'}")
+    if path.exists():
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise UserError(f"no permission to read and write {path}; check its owner, or use another store")
+        return
+    if not create:
+        near = sorted(p.name for p in path.parent.glob("*.db"))[:3] if path.parent.is_dir() else []
+        there = f"; in that folder there is {', '.join(near)}" if near else ""
+        raise UserError(
+            f"there is no store at {path}{there}. `rlhf-loop feedback import FILE --store {path}` makes one"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot be made: {error.strerror}; use a folder of yours for the store"
+        ) from None
+
+
+def _set_journal(connection: Any, journal: str, busy_seconds: float) -> None:
+    """Switches the journal. SQLite does not wait for others here, whatever its busy timeout, so this does."""
+    import sqlite3
+
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            connection.execute(f"PRAGMA journal_mode = {journal}")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def _holders(path: Path | None) -> str:
+    """Which other processes have the file open, as far as /proc tells."""
+    if path is None or not Path("/proc/self/fd").is_dir():
+        return ""
+    real = os.path.realpath(path)
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
+            continue
+        try:
+            if any(os.path.realpath(fd) == real for fd in (process / "fd").iterdir()):
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                found.append(f"process {process.name}: {command[:80]}")
+        except OSError:
+            continue
+    return f" ({'; '.join(found[:3])})" if found else ""

@@ -1,0 +1,235 @@
+"""Feedback that was collected elsewhere.
+
+A format is one file here that has three things: `RECOGNISES`, what a row of it looks like, in words; `recognises(row)`;
+and `parse(row, place)`, which gives the row's records or raises `RowError` with what is wrong. `FORMATS` names them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import ValidationError
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.importers import native, pairs, trl
+from rlhf_loop.feedback.importers.fields import Note, Place
+from rlhf_loop.feedback.rows import Refused, Row, RowError, read_rows
+from rlhf_loop.feedback.store import AnyFeedback, Store, about
+from rlhf_loop.records import FEEDBACK_KINDS, Annotator, Artifact, Completion, Prompt, Question, Score
+
+FORMATS: dict[str, ModuleType] = {"native": native, "pairs": pairs, "trl": trl}
+"""Name of a format -> the file that reads it, in the order in which `auto` tries them."""
+
+_SAMPLE = 100  # rows that `auto` looks at
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportResult:
+    """What a file holds."""
+
+    format: str
+    rows: int = 0  # all of them, refused ones too
+    prompts: list[Prompt] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
+    feedback: list[AnyFeedback] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    artifacts: list[Artifact] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    repeated: int = 0  # records that say exactly what an earlier one of the file says
+    notes: dict[str, int] = field(default_factory=dict)  # what was left out of rows that were taken: reason -> rows
+
+    def lines(self) -> list[str]:
+        """A summary for people."""
+        found = [
+            f"{len(records)} {name}"
+            for name in ("prompts", "completions", "feedback", "scores", "artifacts", "questions")
+            if (records := getattr(self, name))
+        ]
+        lines = [f"{self.rows} rows ({self.format}): {', '.join(found) or 'nothing'}"]
+        if self.repeated:
+            lines.append(f"{self.repeated} records repeat an earlier one and are taken once")
+        lines += [f"{count} rows: {reason}" for reason, count in self.notes.items()]
+        if self.refused:
+            lines.append(f"{len(self.refused)} rows refused, such as")
+            lines += [f"  {refused}" for refused in self.refused[:3]]
+        return lines
+
+
+def read(path: str | Path, format: str = "auto", annotator: str | None = None) -> ImportResult:
+    """Reads feedback from a file; nothing is stored yet (see `save`).
+
+    `format`: a name in `FORMATS`, or `auto`. `annotator`: the id of the person who gave feedback that names nobody;
+    by default `import:` and the file's name.
+    Rows that cannot be used are in `refused`, each with file, line and reason. Raises `UserError` when the file cannot
+    be read at all or its format is not known.
+    """
+    path = Path(path)
+    if format != "auto" and format not in FORMATS:
+        close = difflib.get_close_matches(format, [*FORMATS, "auto"], n=1, cutoff=0.3)
+        nearest = f"; did you mean `{close[0]}`?" if close else ""
+        raise UserError(
+            f"there is no format `{format}`{nearest} Known: auto, {', '.join(FORMATS)}".replace("` K", "`. K")
+        )
+    read_or_refused = list(read_rows(path))
+    rows = [item for item in read_or_refused if isinstance(item, Row)]
+    refused = [item for item in read_or_refused if isinstance(item, Refused)]
+    if not rows and refused and refused[0].reason != "the file is empty":
+        raise UserError(f"no row of {path} can be read. The first problem: {refused[0]}. Formats: {_formats()}")
+    name = format if format != "auto" or not rows else _detect(path, rows[:_SAMPLE])
+    if not rows:
+        return ImportResult(format=name, refused=refused)
+    stem = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+    default = Annotator(id=annotator) if annotator else Annotator(id=f"import:{stem}")
+    collected = _Collected()
+    for row in rows:
+        place = Place(file=str(path), line=row.line, annotator=default)
+        try:
+            collected.add(FORMATS[name].parse(row.values, place), path, row.line)
+        except RowError as error:
+            refused.append(Refused(str(path), row.line, str(error), row.raw[:10_000]))
+        except ValidationError as error:
+            refused.append(Refused(str(path), row.line, _explain(error), row.raw[:10_000]))
+    refused.sort(key=lambda item: item.line)
+    return ImportResult(
+        format=name,
+        rows=len(read_or_refused),
+        refused=refused,
+        repeated=collected.repeated,
+        notes=dict(collected.notes),
+        **{kind: list(records.values()) for kind, records in collected.records.items()},
+    )
+
+
+def save(store: Store, result: ImportResult) -> dict[str, int]:
+    """Puts what was read into the store; importing the same file again adds nothing.
+
+    Feedback, scores and questions about prompts or completions that are neither in the file nor in the store go to the
+    quarantine, as do the refused rows. Gives how many of each were new, by name.
+    """
+    new = {"prompts": store.add_prompts(_keep_splits(store, result.prompts))}
+    kept, dangling = _resolve(store, result.completions, lambda c: [c.prompt_id], lambda c: [], "completion")
+    new["completions"] = store.add_completions(kept)
+    feedback, lost = _resolve(store, result.feedback, lambda f: [f.prompt_id], about, "feedback")
+    dangling += lost
+    scores, lost = _resolve(store, result.scores, lambda s: [], lambda s: [s.completion_id], "score")
+    dangling += lost
+    questions, lost = _resolve(store, result.questions, lambda q: [q.prompt_id], lambda q: [q.a_id, q.b_id], "question")
+    dangling += lost
+    new["artifacts"] = sum(store.add_artifact(artifact) for artifact in result.artifacts)
+    new["scores"] = store.add_scores(scores)
+    new["questions"] = store.add_questions(questions)
+    new["feedback"] = store.add_feedback(feedback)
+    for artifact in result.artifacts:
+        if artifact.promoted and store.promoted_policy() is None:
+            store.promote(artifact.id)
+    new["quarantined"] = store.quarantine([*result.refused, *dangling])
+    return new
+
+
+class _Collected:
+    """Records by id, so that what many rows share is taken once."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, dict[Any, Any]] = {
+            name: {} for name in ("prompts", "completions", "feedback", "scores", "artifacts", "questions")
+        }
+        self.notes: Counter[str] = Counter()
+        self.repeated = 0
+
+    def add(self, records: Iterable[Any], path: Path, line: int) -> None:
+        """Takes the records of one row, or none of them when one contradicts an earlier row under the same id."""
+        ready = []
+        notes: list[str] = []
+        for record in records:
+            if isinstance(record, Note):
+                notes.append(record.text)
+                continue
+            name, key = _table_and_key(record)
+            earlier = self.records[name].get(key)
+            if earlier is not None and _plain(earlier) != _plain(record):
+                raise RowError(f"the id {key} stands for something else in an earlier row; ids must be unique")
+            ready.append((name, key, record, earlier is not None))
+        for name, key, record, repeats in ready:
+            if repeats:
+                self.repeated += name not in ("prompts", "completions")
+            else:
+                self.records[name][key] = record
+        self.notes.update(notes)
+
+
+def _table_and_key(record: Any) -> tuple[str, Any]:
+    if isinstance(record, Score):
+        return "scores", (record.completion_id, record.reward_model)
+    names = {Prompt: "prompts", Completion: "completions", Artifact: "artifacts", Question: "questions"}
+    return names.get(type(record), "feedback"), record.id
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    """The record without the place it was read from."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__ if name != "source"}
+
+
+def _detect(path: Path, rows: Sequence[Row]) -> str:
+    votes = Counter(
+        next((name for name, module in FORMATS.items() if module.recognises(row.values)), "") for row in rows
+    )
+    known = [(name, count) for name, count in votes.most_common() if name]
+    if known:
+        return known[0][0]
+    keys = ", ".join(list(rows[0].values)[:8])
+    raise UserError(
+        f"{path}: the format is not known. Row {rows[0].line} has the keys {keys}; {_nearest(rows[0].values)}. "
+        f"Formats: {_formats()}. Name one with --format"
+    )
+
+
+def _nearest(row: dict[str, Any]) -> str:
+    """Which format lacks the fewest keys, and which these are."""
+    lacking = {
+        name: [key for key in keys if key not in row] for name, module in FORMATS.items() for keys in module.REQUIRED
+    }
+    name = min(lacking, key=lambda n: len(lacking[n]))
+    return f"the nearest format is `{name}`, which also needs {', '.join(lacking[name]) or 'other values'}"
+
+
+def _formats() -> str:
+    return "; ".join(f"{name}: {module.RECOGNISES}" for name, module in FORMATS.items())
+
+
+def _explain(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"] if part not in FEEDBACK_KINDS)
+    return f"`{key}`: {problem['msg']}" if key else str(problem["msg"])
+
+
+def _keep_splits(store: Store, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts that are stored already stay as they are: importing again after a split was made does not undo it."""
+    stored = {prompt.id for prompt in store.prompts(ids=[prompt.id for prompt in prompts])}
+    return [prompt for prompt in prompts if prompt.id not in stored]
+
+
+def _resolve(store: Store, records: Sequence[Any], prompts: Any, completions: Any, what: str) -> tuple[list[Any], Any]:
+    """Records whose prompts and completions are stored, and the others as refused rows."""
+    wanted_prompts = {id for record in records for id in prompts(record)}
+    wanted_completions = {id for record in records for id in completions(record)}
+    there = {p.id for p in store.prompts(ids=wanted_prompts)} | {
+        c.id for c in store.completions(ids=wanted_completions)
+    }
+    kept, refused = [], []
+    for record in records:
+        missing = [id for id in [*prompts(record), *completions(record)] if id not in there]
+        if missing:
+            file, _, line = getattr(record, "source", "").rpartition(":")
+            reason = f"{what} about {', '.join(missing)}, which is neither in the file nor in the store"
+            raw = native.line_of(record)
+            refused.append(Refused(file, int(line) if line.isdigit() else 0, reason, raw))
+        else:
+            kept.append(record)
+    return kept, refused

@@ -1,0 +1,99 @@
+"""Prompts from files, and which of them are kept for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.importers.fields import messages_of, optional_text, text_of
+from rlhf_loop.feedback.rows import Refused, RowError, read_rows
+from rlhf_loop.records import Prompt, Split, stable_id
+
+
+def read_prompts(path: str | Path, split: Split = "train") -> list[Prompt]:
+    """Prompts of a file of `{"prompt"}` or `{"messages"}`, optionally with `id, group, reference, tags`.
+
+    Raises `UserError` naming file and line for every row that is no prompt (the first three; a recipe's own prompts
+    are to be mended, not left out), and for an empty file.
+    """
+    path = Path(path)
+    prompts: dict[str, Prompt] = {}
+    problems: list[Refused] = []
+    for row in read_rows(path):
+        if isinstance(row, Refused):
+            problems.append(row)
+            continue
+        try:
+            prompt = _prompt(row.values, path, split)
+            earlier = prompts.setdefault(prompt.id, prompt)
+            if earlier != prompt:
+                raise RowError(f"the id {prompt.id} stands for another prompt in an earlier row")
+        except RowError as error:
+            problems.append(Refused(str(path), row.line, str(error), row.raw))
+    if problems:
+        more = f"\n... and {len(problems) - 3} more rows" if len(problems) > 3 else ""
+        raise UserError("\n".join(f"{problem}" for problem in problems[:3]) + more)
+    if not prompts:
+        raise UserError(f'{path} holds no prompts; give one a line, such as {{"id": "1", "prompt": "..."}}')
+    return list(prompts.values())
+
+
+def assign_splits(
+    prompts: Sequence[Prompt], seed: int, test_fraction: float, judge_fraction: float = 0.0
+) -> list[Prompt]:
+    """The prompts, in order, each in `test`, `judge` or `train`: all of a group in the same one.
+
+    Groups are taken in the order of a hash of seed and group until a split has its fraction of the *groups*, to the
+    nearest one; a split with a fraction above 0 gets at least one group, and train as well.
+    Raises `UserError` when there are too few groups for that.
+    """
+    groups = sorted({prompt.group for prompt in prompts}, key=lambda group: stable_id("split", seed, group))
+    wanted = {"test": test_fraction, "judge": judge_fraction}
+    sizes = {name: max(1, round(share * len(groups))) for name, share in wanted.items() if share > 0}
+    if test_fraction + judge_fraction >= 1:
+        raise UserError(
+            f"test_fraction {test_fraction:g} and judge_fraction {judge_fraction:g} leave nothing to train on; "
+            "together they must stay below 1"
+        )
+    if not groups:
+        return []
+    while sum(sizes.values()) >= len(groups) and max(sizes.values(), default=1) > 1:
+        sizes[max(sizes, key=lambda name: sizes[name])] -= 1
+    if sum(sizes.values()) >= len(groups) and sizes:
+        raise UserError(
+            f"{len(groups)} groups of prompts cannot be split into train, {' and '.join(sizes)}; at least "
+            f"{len(sizes) + 1} are needed. Give prompts a finer `group`, import more feedback, or set fractions to 0"
+        )
+    split_of: dict[str, Split] = dict.fromkeys(groups, "train")
+    start = 0
+    for name, size in sizes.items():
+        split_of.update(dict.fromkeys(groups[start : start + size], name))  # type: ignore[arg-type]
+        start += size
+    return [replace(prompt, split=split_of[prompt.group]) for prompt in prompts]
+
+
+def _prompt(row: dict[str, Any], path: Path, split: Split) -> Prompt:
+    given = [key for key in ("prompt", "messages") if row.get(key) is not None]
+    if len(given) != 1:
+        raise RowError("a prompt needs `prompt` (text or messages) or `messages`" + (", not both" if given else ""))
+    messages = messages_of(row[given[0]], given[0])
+    if not any(message["content"].strip() for message in messages):
+        raise RowError(f"`{given[0]}` is empty")
+    if messages[-1]["role"] == "assistant":
+        raise RowError(f"`{given[0]}` ends with the assistant's turn; a prompt ends where the policy is to answer")
+    tags = row.get("tags") or []
+    if not isinstance(tags, list):
+        raise RowError("`tags` must be a list of texts")
+    id = optional_text(row, "id") or stable_id("prompt", messages, None)
+    return Prompt(
+        id=id,
+        messages=messages,
+        group=optional_text(row, "group") or id,
+        split=split,
+        reference=optional_text(row, "reference"),
+        tags=tuple(text_of(tag, "tags") for tag in tags),
+        source=str(path),
+    )

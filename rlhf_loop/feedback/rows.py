@@ -1,0 +1,245 @@
+"""Rows of a file that people made: JSON Lines, JSON, CSV or Parquet, plain or gzipped, whatever has happened to it.
+
+A row that cannot be read is refused with its line and the reason, and the others are kept. What cannot be read at all
+is a `UserError`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import json
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from rlhf_loop.errors import UserError
+
+RAW_LENGTH = 10_000  # characters of a refused row that are kept
+
+
+class Refused(NamedTuple):
+    """A row that was not taken, and why."""
+
+    file: str
+    line: int
+    reason: str
+    raw: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+class Row(NamedTuple):
+    """A row that could be read; `line` counts from 1 (in Parquet: the row)."""
+
+    line: int
+    values: dict[str, Any]
+    raw: str
+
+
+class RowError(ValueError):
+    """What is wrong with a row; it becomes the reason of a `Refused`."""
+
+
+def read_rows(path: Path) -> Iterator[Row | Refused]:
+    """The rows of a file, in order, each read or refused.
+
+    The kind of file is told by its name (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, each also `.gz`; JSON Lines
+    otherwise), gzip by its first bytes. Raises `UserError` when the file cannot be opened.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give one of the files in it")
+    try:
+        if path.suffix == ".parquet":
+            yield from _parquet(path)
+            return
+        with path.open("rb") as start:
+            magic = start.read(4)
+        with gzip.open(path) if magic[:2] == b"\x1f\x8b" else path.open("rb") as file:
+            yield from _text_rows(path, file, magic)  # type: ignore[arg-type]
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*") if p.is_file())[:5] if path.parent.is_dir() else []
+        there = f"; in {path.parent} there is: {', '.join(near)}" if near else ""
+        raise UserError(f"there is no file {path}{there}") from None
+    except PermissionError:
+        raise UserError(f"no permission to read {path}; check its owner and mode") from None
+
+
+def raw_text(row: dict[str, Any]) -> str:
+    """A row as JSON text, for the quarantine."""
+    return json.dumps(row, ensure_ascii=False, default=str)[:RAW_LENGTH]
+
+
+def _text_rows(path: Path, file: BinaryIO, magic: bytes) -> Iterator[Row | Refused]:
+    if not magic:
+        yield Refused(str(path), 1, "the file is empty", "")
+        return
+    if magic[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise UserError(f"{path} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path} > NEW.jsonl")
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    lines = _lines(path, file)
+    if suffix in (".csv", ".tsv"):
+        yield from _csv(path, lines, "\t" if suffix == ".tsv" else ",")
+    elif suffix == ".json":
+        yield from _json(path, lines)
+    else:
+        yield from _jsonl(path, lines)
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str] | Refused]:
+    """Decoded lines with their numbers; one that is not UTF-8 is refused, and a torn end of a gzip file too."""
+    number = 0
+    while True:
+        number += 1
+        try:
+            line = file.readline()
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            reason = f"the gzip file is cut off or damaged from here on ({error}); fetch it again"
+            yield Refused(str(path), number, reason, "")
+            return
+        if not line:
+            return
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            reason = (
+                f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start}; convert the file, for example "
+                "iconv -f WINDOWS-1252 -t UTF-8"
+            )
+            yield Refused(str(path), number, reason, line.decode("utf-8", "backslashreplace").strip()[:RAW_LENGTH])
+            continue
+        yield number, text
+
+
+def _jsonl(path: Path, lines: Iterator[tuple[int, str] | Refused]) -> Iterator[Row | Refused]:
+    any_line = False
+    for item in lines:
+        any_line = True
+        if isinstance(item, Refused):
+            yield item
+            continue
+        number, text = item
+        text = text.strip()
+        if text:
+            yield _loads(path, number, text)
+    if not any_line:
+        yield Refused(str(path), 1, "the file is empty", "")
+
+
+def _loads(path: Path, number: int, text: str) -> Row | Refused:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        return Refused(str(path), number, f"not valid JSON: {error.msg} at column {error.colno}", text[:RAW_LENGTH])
+    except RecursionError:
+        return Refused(str(path), number, "JSON that is nested too deeply", text[:RAW_LENGTH])
+    except ValueError as error:  # a number with more digits than Python converts
+        return Refused(str(path), number, f"not valid JSON: {error}", text[:RAW_LENGTH])
+    if not isinstance(values, dict):
+        return Refused(str(path), number, f"a row must be a JSON object, this is {_name(values)}", text[:RAW_LENGTH])
+    return Row(number, values, text)
+
+
+def _json(path: Path, lines: Iterator[tuple[int, str] | Refused]) -> Iterator[Row | Refused]:
+    """A file that is one JSON list of objects; JSON Lines under the name .json are read as such."""
+    held = list(lines)
+    refused = [item for item in held if isinstance(item, Refused)]
+    text = "".join(item[1] for item in held if not isinstance(item, Refused))
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if refused or not isinstance(values, list):
+        yield from _jsonl(path, iter(held))
+        return
+    for number, row in enumerate(values, 1):
+        if isinstance(row, dict):
+            yield Row(number, row, raw_text(row))
+        else:
+            yield Refused(
+                str(path), number, f"a row must be a JSON object, this is {_name(row)}", str(row)[:RAW_LENGTH]
+            )
+
+
+def _csv(path: Path, lines: Iterator[tuple[int, str] | Refused], delimiter: str) -> Iterator[Row | Refused]:
+    refused: list[Refused] = []
+
+    def texts() -> Iterator[str]:
+        for item in lines:
+            if isinstance(item, Refused):
+                refused.append(item)
+                yield "\n"  # keeps the count of lines
+            else:
+                yield item[1]
+
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    reader = csv.reader(texts(), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            yield Refused(str(path), reader.line_num, f"not valid CSV: {error}", "")
+            continue
+        yield from refused
+        refused.clear()
+        if not cells:
+            continue
+        if header is None:
+            header = [cell.strip() for cell in cells]
+        elif len(cells) != len(header):
+            reason = f"{len(cells)} cells where the header has {len(header)}"
+            yield Refused(str(path), reader.line_num, reason, delimiter.join(cells)[:RAW_LENGTH])
+        else:
+            row = {name: cell for name, cell in zip(header, map(_cell, cells), strict=True) if cell is not None}
+            yield Row(reader.line_num, row, raw_text(row))
+    yield from refused
+    if header is None:
+        yield Refused(str(path), 1, "the file is empty", "")
+
+
+def _cell(text: str) -> Any:
+    """A cell of a CSV file: an empty one is None, a list or object in JSON is that, anything else is text."""
+    if text[:1] in ("[", "{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text or None
+
+
+def _parquet(path: Path) -> Iterator[Row | Refused]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.stat().st_size == 0:
+        yield Refused(str(path), 1, "the file is empty", "")
+        return
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for values in batch.to_pylist():
+                    number += 1
+                    row = {key: value for key, value in values.items() if value is not None}
+                    yield Row(number, row, raw_text(row))
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, (FileNotFoundError, PermissionError)):
+            raise
+        if number == 0:
+            raise UserError(f"{path} cannot be read as Parquet ({error}); write or fetch it again") from None
+        yield Refused(str(path), number + 1, f"the Parquet file is damaged from here on ({error})", "")
+
+
+def _name(value: Any) -> str:
+    names = {list: "a list", str: "a text", bool: "true or false", type(None): "null", int: "a number"}
+    return names.get(type(value), "a number")

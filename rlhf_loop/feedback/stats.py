@@ -1,0 +1,108 @@
+"""What the store holds, in figures: for `rlhf-loop feedback stats` and the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rlhf_loop.feedback.agreement import Share, agreement, per_annotator, position_bias, share
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.records import Preference
+
+
+def stats(store: Store) -> dict[str, Any]:
+    """Counts by kind, annotator, round and split; ties; agreement; how far position and length sway the verdicts.
+
+    Plain JSON types. Only feedback that no correction supersedes is counted.
+    """
+    feedback = store.feedback()
+    preferences = [record for record in feedback if isinstance(record, Preference)]
+    splits = {prompt.id: prompt.split for prompt in store.prompts()}
+    completions = store.completions()
+    words = {completion.id: len(completion.text.split()) for completion in completions}
+    return {
+        "counts": store.counts(),
+        "prompts_by_split": _count(splits.values()),
+        "completions_by_round": _count(completion.round for completion in completions),
+        "feedback_by_kind": _count(record.kind for record in feedback),
+        "feedback_by_round": _count(record.round for record in feedback),
+        "feedback_by_split": _count(splits[record.prompt_id] for record in feedback),
+        "feedback_by_annotator": per_annotator(feedback),
+        "superseded": len(store.feedback(effective=False)) - len(feedback),
+        "verdicts": _count(preference.winner for preference in preferences),
+        "with_critique": sum(bool(record.comment) for record in feedback),
+        "agreement": asdict(agreement(preferences)),
+        "first_shown_wins": asdict(position_bias(preferences)),
+        "longer_wins": asdict(_longer_wins(preferences, words)),
+    }
+
+
+def stat_lines(stats: dict[str, Any]) -> list[str]:
+    """`stats` for people."""
+    counts = stats["counts"]
+    together = stats["agreement"]
+    lines = [
+        f"prompts       {counts['prompts']}{_parts(stats['prompts_by_split'])}",
+        f"completions   {counts['completions']}{_parts(stats['completions_by_round'], 'round ')}",
+        f"scores        {counts['scores']}",
+        f"questions     {counts['questions']}, {counts['open_questions']} of them open",
+        f"feedback      {sum(stats['feedback_by_kind'].values())}{_parts(stats['feedback_by_kind'])}",
+    ]
+    if stats["feedback_by_kind"]:
+        lines += [
+            f"  by split    {_listed(stats['feedback_by_split'])}",
+            f"  by round    {_listed(stats['feedback_by_round'], 'round ')}",
+            f"  verdicts    {_listed(stats['verdicts']) or 'none'}",
+            f"  critiques   {stats['with_critique']} pieces of feedback have one",
+        ]
+        by_annotator = sorted(stats["feedback_by_annotator"].items(), key=lambda item: -sum(item[1].values()))
+        lines += [f"  annotator   {name}: {_listed(kinds)}" for name, kinds in by_annotator[:10]]
+        if len(by_annotator) > 10:
+            lines.append(f"  annotator   and {len(by_annotator) - 10} more")
+    if together["comparisons"]:
+        alpha = "not defined" if together["alpha"] is None else f"{together['alpha']:.2f}"
+        lines.append(
+            f"agreement     {together['agreed']:.0%} over {together['pairs']} pairs that several people judged; "
+            f"Krippendorff's alpha {alpha} (1 perfect, 0 chance)"
+        )
+    else:
+        lines.append("agreement     unknown: no pair was judged by two annotators")
+    for name, key in (("first shown", "first_shown_wins"), ("longer one", "longer_wins")):
+        value = stats[key]
+        if value["n"]:
+            lines.append(
+                f"{name:<13} wins {value['share']:.0%} [{value['low']:.0%}, {value['high']:.0%}] of {value['n']} pairs"
+            )
+    if stats["superseded"]:
+        lines.append(f"corrections   {stats['superseded']} records are superseded and not counted")
+    if counts["quarantine"]:
+        lines.append(f"quarantine    {counts['quarantine']} rows were refused")
+    return lines
+
+
+def _longer_wins(preferences: Iterable[Preference], words: dict[str, int]) -> Share:
+    """How often the answer with more words wins, where one has more."""
+    wins = n = 0
+    for preference in preferences:
+        difference = words[preference.a_id] - words[preference.b_id]
+        if difference and preference.winner in ("a", "b"):
+            n += 1
+            wins += (difference > 0) == (preference.winner == "a")
+    return share(wins, n)
+
+
+def _count(values: Iterable[Any]) -> dict[str, int]:
+    return {str(value): count for value, count in sorted(Counter(values).items())}
+
+
+def _parts(counts: dict[str, int], before: str = "") -> str:
+    return f": {_listed(counts, before)}" if counts else ""
+
+
+def _listed(counts: dict[str, int], before: str = "") -> str:
+    shown = [
+        f"{before}{name} {count}" if not before else f"{count} in {before}{name}" for name, count in counts.items()
+    ]
+    return ", ".join(shown)

@@ -1,0 +1,695 @@
+"""The store: every prompt, completion, piece of feedback, score, artifact and question, and how they hang together.
+
+    with Store.open("feedback.db") as store:
+        store.add_prompts(prompts)
+        store.add_feedback(feedback)
+        pairs = store.feedback(kinds=["preference"])
+
+Everything that is added is kept: adding an identical record again changes nothing, adding a different one under the
+same id is a `UserError`. Each `add_*` is one transaction, does all or nothing, and returns how many records were new.
+Reads give records in the order in which they were first added.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import sqlalchemy as sa
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback import tables
+from rlhf_loop.feedback.database import Database
+from rlhf_loop.feedback.lineage import lineage
+from rlhf_loop.feedback.rows import Refused
+from rlhf_loop.records import (
+    Artifact,
+    Completion,
+    Critique,
+    Edit,
+    Feedback,
+    Implicit,
+    Preference,
+    Prompt,
+    Question,
+    Rating,
+    Score,
+    Skip,
+    Split,
+    Thumb,
+    from_dict,
+    stable_id,
+    to_dict,
+)
+
+T = TypeVar("T")
+AnyFeedback = Preference | Rating | Thumb | Critique | Edit | Skip | Implicit
+
+CHUNK = 5000  # ids in one IN list: SQLite takes 32,766 values in a statement, PostgreSQL 65,535
+
+
+class Store:
+    """What the loop remembers, in SQLite or PostgreSQL. Usable from several threads and processes at once."""
+
+    def __init__(self, database: Database):
+        self.database = database
+
+    @classmethod
+    def open(cls, url: str | Path, *, create: bool = True, busy_seconds: float = 30.0) -> Store:
+        """Opens a store and brings its schema up to date.
+
+        `url`: `:memory:`, a path, `sqlite:///FILE`, or `postgresql://USER:PASSWORD@HOST/DATABASE`.
+        `create=False`: a SQLite file that is not there is an error. `busy_seconds`: how long to wait for others.
+        Raises `UserError` for whatever keeps it from being opened: no permission, a damaged file, a lock that stays,
+        a missing driver, a server that cannot be reached, a schema newer than this code.
+        """
+        return cls(Database(url, busy_seconds, create))
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self.database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # -- adding ------------------------------------------------------------------------------------------------------
+
+    def add_prompts(self, prompts: Iterable[Prompt]) -> int:
+        """Adds prompts. One that differs only in the file it came from is the same prompt."""
+        with self.database.write() as connection:
+            return self._add(connection, tables.prompts, Prompt, list(prompts), _prompt_row, _without_source)
+
+    def set_splits(self, prompts: Iterable[Prompt]) -> int:
+        """Moves stored prompts to the split that these have; returns how many moved.
+
+        Raises `UserError` for a prompt that would leave `train` after feedback on it has trained something, which
+        would put it on both sides of the evaluation.
+        """
+        with self.database.write() as connection:
+            wanted = {prompt.id: prompt.split for prompt in prompts}
+            stored = {p.id: p for p in _read(connection, tables.prompts, Prompt, _prompt, wanted)}
+            _require(stored, wanted, "prompts", self.database.name)
+            moving = {id: replace(p, split=wanted[id]) for id, p in stored.items() if p.split != wanted[id]}
+            leaving = [id for id in moving if stored[id].split == "train"]
+            used = sa.select(tables.feedback.c.prompt_id).join(
+                tables.artifact_feedback, tables.artifact_feedback.c.feedback_id == tables.feedback.c.id
+            )
+            for chunk in _chunks(leaving):
+                trained = connection.scalar(used.where(tables.feedback.c.prompt_id.in_(chunk)).limit(1))
+                if trained is not None:
+                    raise UserError(
+                        f"prompt {trained} cannot move from train to {wanted[trained]}: feedback on it has already "
+                        "trained a model. Start a new store for another split"
+                    )
+            for id, prompt in moving.items():
+                values = {name: value for name, value in _prompt_row(prompt).items() if name in ("split", "body")}
+                connection.execute(tables.prompts.update().where(tables.prompts.c.id == id).values(values))
+            return len(moving)
+
+    def add_completions(self, completions: Iterable[Completion]) -> int:
+        """Adds completions; their prompts must be there, or are a `UserError`."""
+        records = list(completions)
+        with self.database.write() as connection:
+            self._check_known(connection, tables.prompts, (c.prompt_id for c in records), "prompts", "completions")
+            return self._add(connection, tables.completions, Completion, records, _completion_row)
+
+    def add_feedback(self, feedback: Iterable[AnyFeedback]) -> int:
+        """Adds feedback; a preference also answers the queued questions about its pair.
+
+        Records that differ only in the file they came from (`source`, and the annotator where it stands for the
+        file) are the same. Prompts and completions that they name must be there, or are a `UserError`.
+        """
+        records = list(feedback)
+        with self.database.write() as connection:
+            self._check_known(connection, tables.prompts, (f.prompt_id for f in records), "prompts", "feedback")
+            named = (id for f in records for id in about(f))
+            self._check_known(connection, tables.completions, named, "completions", "feedback")
+            new = self._add(connection, tables.feedback, Feedback, records, _feedback_row, _without_file)
+            _answer(connection, [f for f in records if isinstance(f, (Preference, Skip))])
+            return new
+
+    def add_scores(self, scores: Iterable[Score]) -> int:
+        """Adds scores, one for each completion and reward model; their completions must be there.
+
+        A score that is there already may differ by rounding (2%: the scores of bfloat16 models do, from machine to
+        machine) and in its round; the first one is kept.
+        """
+        records = list(scores)
+        for score in records:
+            if not math.isfinite(score.value):
+                raise UserError(
+                    f"reward model {score.reward_model} gives completion {score.completion_id} the score "
+                    f"{score.value}; check the reward model, training may have diverged (lower its learning rate)"
+                )
+        with self.database.write() as connection:
+            known = (s.completion_id for s in records)
+            self._check_known(connection, tables.completions, known, "completions", "scores")
+            return _add_scores(connection, records)
+
+    def add_artifact(self, artifact: Artifact) -> int:
+        """Adds a policy or reward model. Where it lies and how it measured may be brought up to date by adding it
+        again; what it was made from may not. `promoted` is not taken from it: see `promote`."""
+        with self.database.write() as connection:
+            stored = _artifacts(connection, tables.artifacts.c.id == artifact.id)
+            if stored:
+                same = replace(artifact, path="", metrics={}, promoted=False)
+                if replace(stored[0], path="", metrics={}, promoted=False) != same:
+                    raise _conflict("artifact", artifact.id, stored[0], artifact)
+                update = tables.artifacts.update().where(tables.artifacts.c.id == artifact.id)
+                connection.execute(update.values(body=_artifact_row(artifact)["body"]))
+                return 0
+            connection.execute(tables.artifacts.insert(), [_artifact_row(artifact)])
+            trained_on = [
+                {"artifact_id": artifact.id, "position": position, "feedback_id": feedback_id}
+                for position, feedback_id in enumerate(artifact.trained_on)
+            ]
+            if trained_on:
+                connection.execute(tables.artifact_feedback.insert(), trained_on)
+            return 1
+
+    def promote(self, artifact_id: str) -> bool:
+        """Makes a policy the promoted one; the one before stays in `promotions`. False when it was it already."""
+        with self.database.write() as connection:
+            found = _artifacts(connection, tables.artifacts.c.id == artifact_id)
+            if not found or found[0].kind != "policy":
+                what = f"is a {found[0].kind}" if found else "is not in the store"
+                known = connection.scalars(sa.select(tables.artifacts.c.id).where(tables.artifacts.c.kind == "policy"))
+                raise UserError(f"{artifact_id} {what}; policies that are: {', '.join(known) or 'none yet'}")
+            if _promoted_id(connection) == artifact_id:
+                return False
+            connection.execute(tables.promotions.insert().values(artifact_id=artifact_id, promoted_at=time.time()))
+            return True
+
+    def save_round(self, run: str, number: int, summary: Mapping[str, Any]) -> None:
+        """Keeps the summary of round `number` of a run; a rerun of the round replaces it."""
+        key = sa.and_(tables.rounds.c.run == run, tables.rounds.c.round == number)
+        with self.database.write() as connection:
+            connection.execute(tables.rounds.delete().where(key))
+            row = {"run": run, "round": number, "body": _dump(dict(summary))}
+            connection.execute(tables.rounds.insert(), [row])
+
+    def add_questions(self, questions: Iterable[Question]) -> int:
+        """Queues pairs to be judged; one whose pair somebody has already judged counts as answered."""
+        records = list(questions)
+        with self.database.write() as connection:
+            self._check_known(connection, tables.prompts, (q.prompt_id for q in records), "prompts", "questions")
+            named = (id for q in records for id in (q.a_id, q.b_id))
+            self._check_known(connection, tables.completions, named, "completions", "questions")
+            new = self._add(connection, tables.questions, Question, records, _question_row)
+            if new:
+                judged = sa.select(tables.feedback.c.pair).where(tables.feedback.c.kind == "preference")
+                open_and_judged = sa.and_(sa.not_(tables.questions.c.answered), tables.questions.c.pair.in_(judged))
+                connection.execute(tables.questions.update().where(open_and_judged).values(answered=True))
+            return new
+
+    def claim_questions(self, who: str, n: int = 1, seconds: float = 600.0) -> list[Question]:
+        """Leases up to `n` open questions to `who`, the most worthwhile first.
+
+        Nobody else gets them, and `who` does not get them again, until `seconds` have passed or they are released.
+        Pairs that `who` has skipped are not offered to `who` again.
+        """
+        now = time.time()
+        question, feedback = tables.questions.c, tables.feedback.c
+        skipped = sa.select(feedback.pair).where(
+            feedback.kind == "skip", feedback.annotator == who, feedback.pair.is_not(None)
+        )
+        free = sa.and_(
+            sa.not_(question.answered),
+            sa.or_(question.claimed_until.is_(None), question.claimed_until <= now),
+            question.pair.not_in(skipped),
+        )
+        with self.database.write(exclusive=False) as connection:
+            best = (
+                sa.select(question.id, question.body)
+                .where(free)
+                .order_by(question.priority.desc(), question.number)
+                .limit(n)
+                .with_for_update(skip_locked=True)  # left out on SQLite, where the transaction holds the write lock
+            )
+            rows = connection.execute(best).all()
+            lease = tables.questions.update().where(question.id.in_([row.id for row in rows]))
+            connection.execute(lease.values(claimed_by=who, claimed_until=now + seconds))
+            return [from_dict(Question, json.loads(row.body)) for row in rows]
+
+    def release_questions(self, who: str) -> int:
+        """Gives back what `who` holds and has not answered; returns how many."""
+        question = tables.questions.c
+        held = sa.and_(question.claimed_by == who, sa.not_(question.answered), question.claimed_until > time.time())
+        with self.database.write() as connection:
+            return connection.execute(tables.questions.update().where(held).values(claimed_until=None)).rowcount
+
+    def quarantine(self, refused: Iterable[Refused | tuple[str, int, str, str]]) -> int:
+        """Keeps rows that were refused, with file, line, reason and raw text, so that they can be mended."""
+        rows = {}
+        for file, line, reason, raw in refused:
+            file, reason, raw = _storable(file), _storable(reason), _storable(raw)
+            id = stable_id("quarantine", file, line, reason, raw)
+            rows[id] = {"id": id, "file": file, "line": line, "reason": reason, "raw": raw, "refused_at": time.time()}
+        with self.database.write() as connection:
+            known = _known(connection, tables.quarantine, rows)
+            return _insert(connection, tables.quarantine, [row for id, row in rows.items() if id not in known])
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def prompts(self, *, split: Split | None = None, ids: Iterable[str] | None = None) -> list[Prompt]:
+        """Prompts of a split, or with these ids, or all."""
+        where = [tables.prompts.c.split == split] if split else []
+        with self.database.read() as connection:
+            return _read(connection, tables.prompts, Prompt, _prompt, ids, *where)
+
+    def completions(
+        self,
+        *,
+        prompt_id: str | None = None,
+        round: int | None = None,
+        policy: str | None = None,
+        ids: Iterable[str] | None = None,
+        unscored_by: str | None = None,
+    ) -> list[Completion]:
+        """Completions that meet all conditions; `unscored_by`: without a score of that reward model."""
+        column = tables.completions.c
+        where = _equal({column.prompt_id: prompt_id, column.round: round, column.policy: policy})
+        if unscored_by is not None:
+            scored = sa.select(tables.scores.c.number).where(
+                tables.scores.c.completion_id == column.id, tables.scores.c.reward_model == unscored_by
+            )
+            where.append(sa.not_(scored.exists()))
+        with self.database.read() as connection:
+            return _read(connection, tables.completions, Completion, _completion, ids, *where)
+
+    def feedback(
+        self,
+        *,
+        effective: bool = True,
+        kinds: Iterable[str] | None = None,
+        since: float | None = None,
+        up_to_round: int | None = None,
+        prompt_id: str | None = None,
+        ids: Iterable[str] | None = None,
+    ) -> list[AnyFeedback]:
+        """Feedback that meets all conditions.
+
+        `effective`: without what a later record supersedes. `since`: made at or after that time (seconds since the
+        epoch). `up_to_round`: of that round and those before.
+        """
+        column = tables.feedback.c
+        where = _equal({column.prompt_id: prompt_id})
+        if kinds is not None:
+            where.append(column.kind.in_(list(kinds)))
+        if since is not None:
+            where.append(column.created_at >= since)
+        if up_to_round is not None:
+            where.append(column.round <= up_to_round)
+        if effective:
+            later = tables.feedback.alias("later")
+            correction = sa.select(later.c.number).where(later.c.supersedes == column.id)
+            where.append(sa.not_(correction.exists()))
+        with self.database.read() as connection:
+            return _read(connection, tables.feedback, Feedback, _body, ids, *where)
+
+    def scores(self, *, completion_ids: Iterable[str] | None = None, reward_model: str | None = None) -> list[Score]:
+        """Scores of these completions, by this reward model, or all."""
+        column = tables.scores.c
+        where = _equal({column.reward_model: reward_model})
+        with self.database.read() as connection:
+            return _read(connection, tables.scores, Score, _body, completion_ids, *where, key=column.completion_id)
+
+    def artifacts(self, *, kind: str | None = None, ids: Iterable[str] | None = None) -> list[Artifact]:
+        """Policies, reward models and judges; the promoted policy has `promoted` set."""
+        where = _equal({tables.artifacts.c.kind: kind})
+        if ids is not None:
+            where.append(tables.artifacts.c.id.in_(list(ids)))
+        with self.database.read() as connection:
+            return _artifacts(connection, *where)
+
+    def promoted_policy(self) -> Artifact | None:
+        """The policy that was promoted last, or None before any was."""
+        with self.database.read() as connection:
+            current = _promoted_id(connection)
+            return _artifacts(connection, tables.artifacts.c.id == current)[0] if current else None
+
+    def promotions(self) -> list[tuple[str, float]]:
+        """Every promotion so far, oldest first: policy id, and when (seconds since the epoch)."""
+        column = tables.promotions.c
+        with self.database.read() as connection:
+            rows = connection.execute(sa.select(column.artifact_id, column.promoted_at).order_by(column.number))
+            return [(row.artifact_id, row.promoted_at) for row in rows]
+
+    def rounds(self, run: str) -> dict[int, dict[str, Any]]:
+        """Summaries of a run's rounds, by number."""
+        column = tables.rounds.c
+        with self.database.read() as connection:
+            rows = connection.execute(
+                sa.select(column.round, column.body).where(column.run == run).order_by(column.round)
+            )
+            return {row.round: json.loads(row.body) for row in rows}
+
+    def questions(
+        self, *, status: Literal["open", "answered"] | None = None, claimed_by: str | None = None
+    ) -> list[Question]:
+        """Questions, the most worthwhile first; `claimed_by`: those on which somebody holds a lease now."""
+        column = tables.questions.c
+        where = [] if status is None else [column.answered if status == "answered" else sa.not_(column.answered)]
+        if claimed_by is not None:
+            where += [column.claimed_by == claimed_by, column.claimed_until > time.time()]
+        with self.database.read() as connection:
+            rows = connection.execute(
+                sa.select(column.body).where(*where).order_by(column.priority.desc(), column.number)
+            )
+            return [from_dict(Question, json.loads(row.body)) for row in rows]
+
+    def quarantined(self) -> list[Refused]:
+        """Rows that were refused, in the order in which they were met."""
+        column = tables.quarantine.c
+        with self.database.read() as connection:
+            rows = connection.execute(sa.select(tables.quarantine).order_by(column.number))
+            return [Refused(row.file, row.line, row.reason, row.raw) for row in rows]
+
+    def search_completions(
+        self,
+        *,
+        text: str | None = None,
+        prompt: str | None = None,
+        min_score: float | None = None,
+        reward_model: str | None = None,
+        limit: int = 20,
+    ) -> list[tuple[Completion, Score | None]]:
+        """Completions that contain `text` and whose prompt contains `prompt` (in any case), the best scored first.
+
+        The score is that of `reward_model`, or else the one given last; completions without one come at the end.
+        """
+        completion, score = tables.completions.c, tables.scores.c
+        by_model = _equal({score.reward_model: reward_model})
+        latest = (
+            sa.select(score.completion_id, sa.func.max(score.number).label("number"))
+            .where(*by_model)
+            .group_by(score.completion_id)
+            .subquery()
+        )
+        query = (
+            sa.select(tables.completions, score.body.label("score_body"))
+            .outerjoin(latest, latest.c.completion_id == completion.id)
+            .outerjoin(tables.scores, score.number == latest.c.number)
+            .order_by(score.value.desc().nulls_last(), completion.number)
+            .limit(limit)
+        )
+        if text:
+            query = query.where(completion.text.icontains(text, autoescape=True))
+        if prompt:
+            query = query.join(tables.prompts, tables.prompts.c.id == completion.prompt_id)
+            query = query.where(tables.prompts.c.text.icontains(prompt, autoescape=True))
+        if min_score is not None:
+            query = query.where(score.value >= min_score)
+        with self.database.read() as connection:
+            return [
+                (
+                    from_dict(Completion, _completion(row)),
+                    from_dict(Score, json.loads(row.score_body)) if row.score_body else None,
+                )
+                for row in connection.execute(query)
+            ]
+
+    def counts(self) -> dict[str, int]:
+        """How many rows each table has, and how many questions are open."""
+        counted = [t for t in tables.metadata.sorted_tables if t.name not in ("artifact_feedback",)]
+        with self.database.read() as connection:
+            counts = {t.name: connection.scalar(sa.select(sa.func.count()).select_from(t)) or 0 for t in counted}
+            is_open = sa.select(sa.func.count()).where(sa.not_(tables.questions.c.answered))
+            counts["open_questions"] = connection.scalar(is_open) or 0
+        return counts
+
+    def lineage(self, id: str) -> dict[str, Any]:
+        """What made a completion, a score (`COMPLETION:REWARD_MODEL`), a piece of feedback or an artifact, and what
+        it went into; see `rlhf_loop.feedback.lineage`. Raises `UserError` for an unknown id."""
+        with self.database.read() as connection:
+            return lineage(connection, id)
+
+    # -- how -----------------------------------------------------------------------------------------------------------
+
+    def _add(
+        self,
+        connection: sa.Connection,
+        table: sa.Table,
+        record_type: Any,
+        records: Sequence[Any],
+        to_row: Callable[[Any], dict[str, Any]],
+        identity: Callable[[Any], Any] = lambda record: record,
+    ) -> int:
+        """Inserts what is missing; refuses a record whose id stands for another one."""
+        wanted: dict[str, Any] = {}
+        for record in records:
+            other = wanted.setdefault(record.id, record)
+            if other is not record and identity(other) != identity(record):
+                raise _conflict(table.name, record.id, other, record)
+        from_row = _READERS.get(table.name, _body)
+        stored = _read(connection, table, record_type, from_row, wanted)
+        for record in stored:
+            if record != wanted[record.id] and identity(record) != identity(wanted[record.id]):
+                raise _conflict(table.name, record.id, record, wanted[record.id])
+        known = {record.id for record in stored}
+        return _insert(connection, table, [to_row(record) for id, record in wanted.items() if id not in known])
+
+    def _check_known(self, connection: sa.Connection, table: sa.Table, ids: Iterable[str], what: str, of: str) -> None:
+        wanted = dict.fromkeys(ids)
+        known = _known(connection, table, wanted)
+        missing = [id for id in wanted if id not in known]
+        if missing:
+            raise UserError(
+                f"{of} cannot be added: {len(missing)} {what} that they name are not in {self.database.name}, such as "
+                f"{', '.join(missing[:3])}. Add the {what} first"
+            )
+
+
+def about(feedback: AnyFeedback) -> list[str]:
+    """Ids of the completions that a piece of feedback is about."""
+    if isinstance(feedback, Preference):
+        return [feedback.a_id, feedback.b_id]
+    if isinstance(feedback, Skip):
+        return [id for id in (feedback.completion_id, feedback.a_id, feedback.b_id) if id]
+    return [feedback.completion_id]
+
+
+def pair_key(a_id: str, b_id: str) -> str:
+    """One name for a pair of completions, in whatever order they were shown."""
+    return "|".join(sorted((a_id, b_id)))
+
+
+def _prompt_row(prompt: Prompt) -> dict[str, Any]:
+    text = "\n".join(message["content"] for message in prompt.messages)
+    return {
+        "id": prompt.id,
+        "split": prompt.split,
+        "group_name": _storable(prompt.group),
+        "text": _storable(text),
+        "body": _dump(to_dict(prompt)),
+    }
+
+
+def _completion_row(completion: Completion) -> dict[str, Any]:
+    body = to_dict(completion)
+    text = _storable(completion.text)
+    if text == completion.text:
+        del body["text"]  # it stands in its own column
+    return {
+        "id": completion.id,
+        "prompt_id": completion.prompt_id,
+        "policy": completion.policy,
+        "round": completion.round,
+        "parent": completion.parent,
+        "text": text,
+        "body": _dump(body),
+    }
+
+
+def _feedback_row(feedback: AnyFeedback) -> dict[str, Any]:
+    ids = about(feedback)
+    a_id, b_id = getattr(feedback, "a_id", None), getattr(feedback, "b_id", None)
+    return {
+        "id": feedback.id,
+        "kind": feedback.kind,
+        "prompt_id": feedback.prompt_id,
+        "completion_id": ids[0] if ids and a_id is None else None,
+        "a_id": a_id,
+        "b_id": b_id,
+        "pair": pair_key(a_id, b_id) if a_id and b_id else None,
+        "annotator": _storable(feedback.annotator.id),
+        "round": feedback.round,
+        "created_at": feedback.created_at,
+        "supersedes": feedback.supersedes,
+        "body": _dump(to_dict(feedback)),
+    }
+
+
+def _score_row(score: Score) -> dict[str, Any]:
+    row = to_dict(score)
+    return {key: row[key] for key in ("completion_id", "reward_model", "value", "round")} | {"body": _dump(row)}
+
+
+def _artifact_row(artifact: Artifact) -> dict[str, Any]:
+    body = to_dict(artifact)
+    del body["trained_on"], body["promoted"]
+    return {key: body[key] for key in ("id", "kind", "round", "parent")} | {"body": _dump(body)}
+
+
+def _question_row(question: Question) -> dict[str, Any]:
+    row = to_dict(question)
+    columns = {key: row[key] for key in ("id", "prompt_id", "a_id", "b_id", "round", "priority")}
+    return columns | {"pair": pair_key(question.a_id, question.b_id), "answered": False, "body": _dump(row)}
+
+
+def _body(row: Any) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(row.body)
+    return body
+
+
+_prompt = _body
+
+
+def _completion(row: Any) -> dict[str, Any]:
+    return {"text": row.text, **json.loads(row.body)}
+
+
+_READERS: dict[str, Callable[[Any], dict[str, Any]]] = {"completions": _completion}
+
+
+def _without_source(prompt: Prompt) -> Prompt:
+    return replace(prompt, source="")
+
+
+def _without_file(feedback: AnyFeedback) -> AnyFeedback:
+    """Without what depends on the name of the file that it was imported from."""
+    stands_for_file = feedback.annotator.id.startswith("import:")
+    annotator = replace(feedback.annotator, id="import") if stands_for_file else feedback.annotator
+    return replace(feedback, source="", annotator=annotator)
+
+
+def _add_scores(connection: sa.Connection, scores: Sequence[Score]) -> int:
+    wanted: dict[tuple[str, str], Score] = {}
+    for score in scores:
+        _check_same_score(wanted.setdefault((score.completion_id, score.reward_model), score), score)
+    for model in dict.fromkeys(model for _, model in wanted):
+        ids = [completion_id for completion_id, other in wanted if other == model]
+        column = tables.scores.c
+        where = column.reward_model == model
+        for score in _read(connection, tables.scores, Score, _body, ids, where, key=column.completion_id):
+            _check_same_score(score, wanted.pop((score.completion_id, model)))
+    return _insert(connection, tables.scores, [_score_row(score) for score in wanted.values()])
+
+
+def _check_same_score(old: Score, new: Score) -> None:
+    if not math.isclose(old.value, new.value, rel_tol=0.02, abs_tol=0.02):
+        raise UserError(
+            f"reward model {new.reward_model} gave completion {new.completion_id} the score {old.value:g} before and "
+            f"{new.value:g} now; a reward model that has changed needs an id of its own"
+        )
+
+
+def _artifacts(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> list[Artifact]:
+    current = _promoted_id(connection)
+    link = tables.artifact_feedback.c
+    found = []
+    rows = connection.execute(sa.select(tables.artifacts).where(*where).order_by(tables.artifacts.c.number)).all()
+    for row in rows:
+        trained_on = connection.scalars(
+            sa.select(link.feedback_id).where(link.artifact_id == row.id).order_by(link.position)
+        ).all()
+        values = {**json.loads(row.body), "trained_on": trained_on, "promoted": row.id == current}
+        found.append(from_dict(Artifact, values))
+    return found
+
+
+def _promoted_id(connection: sa.Connection) -> str | None:
+    column = tables.promotions.c
+    return connection.scalar(sa.select(column.artifact_id).order_by(column.number.desc()).limit(1))
+
+
+def _answer(connection: sa.Connection, judged: Sequence[Preference | Skip]) -> None:
+    """Marks questions about judged pairs as answered, and frees those that were skipped for somebody else."""
+    question = tables.questions.c
+    answered = {pair_key(f.a_id, f.b_id) for f in judged if isinstance(f, Preference)}
+    for chunk in _chunks(answered):
+        connection.execute(tables.questions.update().where(question.pair.in_(chunk)).values(answered=True))
+    for f in judged:
+        if isinstance(f, Skip) and f.a_id and f.b_id:
+            held = sa.and_(question.pair == pair_key(f.a_id, f.b_id), question.claimed_by == f.annotator.id)
+            connection.execute(tables.questions.update().where(held).values(claimed_until=None))
+
+
+def _read(
+    connection: sa.Connection,
+    table: sa.Table,
+    record_type: Any,
+    to_values: Callable[[Any], dict[str, Any]],
+    ids: Iterable[str] | None,
+    *where: sa.ColumnElement[bool],
+    key: sa.ColumnElement[Any] | None = None,
+) -> list[Any]:
+    """Records that meet `where` and, when `ids` are given, whose `key` (default: id) is among them."""
+    query = sa.select(table).where(*where).order_by(table.c.number)
+    if ids is None:
+        rows: Iterable[Any] = connection.execute(query)
+    else:
+        column = table.c.id if key is None else key
+        found = [row for chunk in _chunks(ids) for row in connection.execute(query.where(column.in_(chunk)))]
+        rows = sorted(found, key=lambda row: row.number)
+    return [from_dict(record_type, to_values(row)) for row in rows]
+
+
+def _known(connection: sa.Connection, table: sa.Table, ids: Iterable[str]) -> set[str]:
+    known: set[str] = set()
+    for chunk in _chunks(ids):
+        known.update(connection.scalars(sa.select(table.c.id).where(table.c.id.in_(chunk))))
+    return known
+
+
+def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> int:
+    if rows:
+        connection.execute(table.insert(), rows)
+    return len(rows)
+
+
+def _require(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str, name: str) -> None:
+    missing = [id for id in wanted if id not in stored]
+    if missing:
+        raise UserError(f"{len(missing)} {what} are not in {name}, such as {', '.join(missing[:3])}; add them first")
+
+
+def _conflict(what: str, id: str, old: Any, new: Any) -> UserError:
+    before, after = to_dict(old), to_dict(new)
+    differ = [name for name in after if before.get(name) != after[name]]
+    first = differ[0] if differ else "kind"
+    return UserError(
+        f"{what}: the id {id} is already taken by a record whose {', '.join(differ)} differ ({first} is "
+        f"{str(before.get(first))[:80]!r}, now {str(after.get(first))[:80]!r}). Records are never overwritten: give "
+        "the new one an id of its own, and for feedback set `supersedes` to the old id"
+    )
+
+
+def _equal(wanted: Mapping[Any, Any]) -> list[sa.ColumnElement[bool]]:
+    return [column == value for column, value in wanted.items() if value is not None]
+
+
+def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
+    unique = list(dict.fromkeys(ids))
+    for start in range(0, len(unique), CHUNK):
+        yield unique[start : start + CHUNK]
+
+
+def _dump(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, ensure_ascii=False)
+    return text if _storable(text) == text else json.dumps(values)
+
+
+def _storable(text: str) -> str:
+    """Text that both databases take: PostgreSQL has no NUL, and neither has halves of surrogate pairs."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")

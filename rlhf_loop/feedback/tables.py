@@ -1,0 +1,147 @@
+"""The tables of the store.
+
+Each row holds its record as JSON (`body`) beside the columns that one queries by, so a record that gains a field needs
+no new column. `number` is the order of arrival, in which everything is read back. A change here needs a migration in
+`migrations/versions` and a new `SCHEMA`; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+
+SCHEMA = "0001"
+"""The newest migration."""
+
+VERSION_TABLE = "rlhf_loop_version"
+
+metadata = MetaData()
+
+
+def _number() -> Column[int]:
+    return Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+
+
+def _id() -> Column[str]:
+    return Column("id", String, nullable=False, unique=True)
+
+
+prompts = Table(
+    "prompts",
+    metadata,
+    _number(),
+    _id(),
+    Column("split", String, nullable=False, index=True),
+    Column("group_name", String, nullable=False),
+    Column("text", Text, nullable=False),  # all turns, to search in
+    Column("body", Text, nullable=False),
+)
+
+completions = Table(
+    "completions",
+    metadata,
+    _number(),
+    _id(),
+    Column("prompt_id", String, ForeignKey("prompts.id"), nullable=False, index=True),
+    Column("policy", String, nullable=False, index=True),
+    Column("round", Integer, nullable=False, index=True),
+    Column("parent", String, index=True),
+    Column("text", Text, nullable=False),
+    Column("body", Text, nullable=False),  # the other fields
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    _number(),
+    _id(),
+    Column("kind", String, nullable=False, index=True),
+    Column("prompt_id", String, ForeignKey("prompts.id"), nullable=False, index=True),
+    Column("completion_id", String, ForeignKey("completions.id"), index=True),  # of feedback about one completion
+    Column("a_id", String, ForeignKey("completions.id"), index=True),
+    Column("b_id", String, ForeignKey("completions.id"), index=True),
+    Column("pair", String, index=True),  # both ids in alphabetical order: the pair however it was shown
+    Column("annotator", String, nullable=False, index=True),
+    Column("round", Integer, nullable=False, index=True),
+    Column("created_at", Float, nullable=False),
+    Column("supersedes", String, index=True),
+    Column("body", Text, nullable=False),
+)
+
+scores = Table(
+    "scores",
+    metadata,
+    _number(),
+    Column("completion_id", String, ForeignKey("completions.id"), nullable=False),
+    Column("reward_model", String, nullable=False, index=True),
+    Column("value", Float, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("body", Text, nullable=False),
+    Index("scores_key", "completion_id", "reward_model", unique=True),
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    _number(),
+    _id(),
+    Column("kind", String, nullable=False, index=True),
+    Column("round", Integer, nullable=False),
+    Column("parent", String, index=True),
+    Column("body", Text, nullable=False),  # without `trained_on` and `promoted`
+)
+
+artifact_feedback = Table(
+    "artifact_feedback",
+    metadata,
+    Column("artifact_id", String, ForeignKey("artifacts.id"), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("feedback_id", String, nullable=False, index=True),
+)
+
+promotions = Table(
+    "promotions",
+    metadata,
+    _number(),
+    Column("artifact_id", String, ForeignKey("artifacts.id"), nullable=False),
+    Column("promoted_at", Float, nullable=False),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    _number(),
+    Column("run", String, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("body", Text, nullable=False),
+    Index("rounds_key", "run", "round", unique=True),
+)
+
+questions = Table(
+    "questions",
+    metadata,
+    _number(),
+    _id(),
+    Column("prompt_id", String, ForeignKey("prompts.id"), nullable=False),
+    Column("a_id", String, ForeignKey("completions.id"), nullable=False),
+    Column("b_id", String, ForeignKey("completions.id"), nullable=False),
+    Column("pair", String, nullable=False, index=True),
+    Column("round", Integer, nullable=False),
+    Column("priority", Float, nullable=False),
+    Column("answered", Boolean, nullable=False, default=False),
+    Column("claimed_by", String),
+    Column("claimed_until", Float),  # seconds since the epoch
+    Column("body", Text, nullable=False),
+    Index("questions_queue", "answered", "priority", "number"),
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    _number(),
+    _id(),
+    Column("file", String, nullable=False),
+    Column("line", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("raw", Text, nullable=False),
+    Column("refused_at", Float, nullable=False),
+)

@@ -1,0 +1,423 @@
+"""What feedback must survive before it trains anything.
+
+Nothing is lost: what does not pass is quarantined or set aside, with the reason, and counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rlhf_loop.feedback.agreement import verdict
+from rlhf_loop.feedback.store import AnyFeedback, about, pair_key
+from rlhf_loop.recipe import Validation
+from rlhf_loop.records import Completion, Critique, Edit, Implicit, Preference, Prompt, Rating, Skip, Split, Thumb
+
+CHECKS = {
+    "unknown": "name a prompt or completion that is not there",
+    "empty": "have an empty answer",
+    "identical": "compare an answer with itself",
+    "overlong": "have an answer that is too long",
+    "leakage": "share a prompt or an answer with the held-out prompts",
+    "duplicate": "repeat what the same annotator said before",
+    "contradiction": "were outvoted or contradict each other",
+    "vague_critique": "have a critique too vague to act on",
+    "tie": "call a tie",
+    "both_bad": "call both answers bad",
+    "skip": "decline to judge",
+    "cycle": "are part of a circle: a beats b beats c beats a",
+}
+"""What is counted, and how a person reads it. Ties, vague critiques and circles are counted, not quarantined."""
+
+LEAK_WORDS = 8  # answers shorter than this may well be the same by chance
+EXAMPLES = 3
+HELD_OUT: tuple[Split, ...] = ("dev", "test", "judge")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+VAGUE_WORDS = _words(
+    """
+    bad wrong vague poor weak terrible awful horrible good nice great fine ok okay better worse best worst
+    unclear boring incorrect right correct nonsense stupid dumb no yes nope meh convincing like liked dislike
+    disliked hate prefer preferred quality low lower high higher sense make makes not dont doesnt didnt isnt
+    wasnt never improve improved fix needs need work none nothing na n/a unsure idk
+    """
+)
+FILLER_WORDS = _words(
+    """
+    a an the this that it its is was are be to i me my you of for and or but at all in on just so too very
+    really quite more less most least much many rather simply totally completely than one other answer answers
+    response responses argument arguments text output completion a1 a2 first second both one's there here some
+    any bit little does do did has have had
+    """
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationReport:
+    """What may train, what may not, and why."""
+
+    usable: list[AnyFeedback]  # decided preferences, and the other kinds that passed
+    quarantined: list[tuple[AnyFeedback, str]]  # with the reason
+    set_aside: list[AnyFeedback]  # sound, but no pair: ties, both bad, skips
+    counts: dict[str, int]  # by the names in `CHECKS`
+    examples: dict[str, list[str]]  # up to three of each
+    per_annotator: dict[str, dict[str, int]]  # given, usable, quarantined, set_aside
+    total: int
+    pairs: int  # different pairs of completions with a decided, usable preference
+    min_pairs: int
+    needed: int | None  # how many more pairs the next update needs; None when there are enough
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON types, with the ids and reasons of what was quarantined."""
+        return {
+            "total": self.total,
+            "usable": len(self.usable),
+            "quarantined": [{"id": record.id, "kind": record.kind, "reason": why} for record, why in self.quarantined],
+            "set_aside": len(self.set_aside),
+            "pairs": self.pairs,
+            "min_pairs": self.min_pairs,
+            "needed": self.needed,
+            "counts": self.counts,
+            "examples": self.examples,
+            "per_annotator": self.per_annotator,
+        }
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        lines = [
+            f"{self.total} pieces of feedback: {len(self.usable)} usable ({self.pairs} pairs), "
+            f"{len(self.quarantined)} quarantined, {len(self.set_aside)} set aside"
+        ]
+        for check, count in self.counts.items():
+            if count:
+                lines.append(f"  {count} {CHECKS[check]}")
+                lines += [f"      {example}" for example in self.examples.get(check, [])]
+        if self.needed is not None:
+            lines.append(
+                f"too little for a meaningful update: {self.pairs} usable pairs, {self.needed} more are needed "
+                f"(feedback.validation.min_pairs is {self.min_pairs})"
+            )
+        return lines
+
+
+def validate(
+    feedback: Sequence[AnyFeedback],
+    completions: Mapping[str, Completion],
+    prompts: Mapping[str, Prompt],
+    settings: Validation,
+) -> ValidationReport:
+    """Checks feedback, in the order given, against the completions and prompts that it names.
+
+    Contradictory verdicts on a pair are settled by `settings.contradictions`: with `majority` the side with more
+    votes stays, with the vote margin (for - against) / (for + against) as its strength. Vague critiques are removed
+    from the preferences that carry them, which stay. Leakage is looked for between the feedback on training prompts
+    and the prompts and completions of the other splits; the training side goes.
+    Takes a few seconds for 100,000 preferences.
+    """
+    check = _Checks(feedback, completions, prompts, settings)
+    check.references()
+    check.answers()
+    check.leakage()
+    check.duplicates()
+    check.undecided()
+    check.contradictions()
+    check.critiques()
+    check.cycles()
+    return check.report()
+
+
+def is_vague(critique: str, min_words: int) -> bool:
+    """Whether a critique says nothing that one could act on: too short, or only words like "bad" and "not good"."""
+    words = re.findall(r"[^\W_]+(?:['’/][^\W_]+)*", critique.lower())
+    if len(words) < min_words:
+        return True
+    said = [word.replace("'", "").replace("’", "") for word in words if word not in FILLER_WORDS]
+    return all(word in VAGUE_WORDS for word in said)
+
+
+class _Checks:
+    """The feedback that is still in, and what became of the rest."""
+
+    def __init__(
+        self,
+        feedback: Sequence[AnyFeedback],
+        completions: Mapping[str, Completion],
+        prompts: Mapping[str, Prompt],
+        settings: Validation,
+    ) -> None:
+        self.all = list(feedback)
+        self.remaining = list(feedback)
+        self.completions = completions
+        self.prompts = prompts
+        self.settings = settings
+        self.quarantined: list[tuple[AnyFeedback, str]] = []
+        self.set_aside: list[AnyFeedback] = []
+        self.counts: Counter[str] = Counter(dict.fromkeys(CHECKS, 0))
+        self.examples: dict[str, list[str]] = defaultdict(list)
+
+    def references(self) -> None:
+        """Takes out what names prompts or completions that are not there."""
+
+        def reason(record: AnyFeedback) -> str | None:
+            if record.prompt_id not in self.prompts:
+                return f"there is no prompt {record.prompt_id}"
+            for id in about(record):
+                if id not in self.completions:
+                    return f"there is no completion {id}"
+                if self.completions[id].prompt_id != record.prompt_id:
+                    return f"completion {id} answers another prompt"
+            return None
+
+        self._quarantine("unknown", reason)
+
+    def answers(self) -> None:
+        """Takes out what is about empty, identical or over-long answers."""
+        plain = {id: " ".join(self._text(id).split()) for record in self.remaining for id in about(record)}
+        words = {id: text.count(" ") + 1 for id, text in plain.items()}
+
+        def empty(record: AnyFeedback) -> str | None:
+            if isinstance(record, Edit) and not record.edited_completion.strip():
+                return "the edited answer is empty"
+            return next((f"completion {id} is empty" for id in about(record) if not plain[id]), None)
+
+        def identical(record: AnyFeedback) -> str | None:
+            ids = about(record)
+            same = isinstance(record, Preference) and plain[ids[0]] == plain[ids[1]]
+            return f"both answers are {plain[ids[0]][:60]!r}" if same else None
+
+        def overlong(record: AnyFeedback) -> str | None:
+            limit = self.settings.max_words
+            long = [id for id in about(record) if words[id] > limit]
+            return f"completion {long[0]} has {words[long[0]]} words, the limit is {limit}" if long else None
+
+        self._quarantine("empty", empty)
+        self._quarantine("identical", identical)
+        self._quarantine("overlong", overlong)
+
+    def leakage(self) -> None:
+        """Takes out feedback on training prompts that stand, or whose answers stand, in a held-out split too."""
+        held_prompts = {
+            text: prompt.split
+            for prompt in self.prompts.values()
+            if prompt.split in HELD_OUT and (text := _normal(_prompt_text(prompt)))
+        }
+        held_answers = {
+            _normal(completion.text): prompt.split
+            for completion in self.completions.values()
+            if (prompt := self.prompts.get(completion.prompt_id)) is not None and prompt.split in HELD_OUT
+        }
+        if not held_prompts and not held_answers:
+            return
+        leaked = {
+            prompt.id: split
+            for prompt in self.prompts.values()
+            if prompt.split == "train" and (split := held_prompts.get(_normal(_prompt_text(prompt)))) is not None
+        }
+        normal = {id: _normal(self._text(id)) for record in self.remaining for id in about(record)}
+
+        def reason(record: AnyFeedback) -> str | None:
+            if self.prompts[record.prompt_id].split != "train":
+                return None
+            if record.prompt_id in leaked:
+                return f"its prompt also stands in the split {leaked[record.prompt_id]}"
+            for id in about(record):
+                if normal[id] in held_answers and len(normal[id].split()) >= LEAK_WORDS:
+                    return f"completion {id} also stands in the split {held_answers[normal[id]]}"
+            return None
+
+        self._quarantine("leakage", reason)
+
+    def duplicates(self) -> None:
+        """Takes out what the same annotator said of the same thing before."""
+        seen: dict[tuple[Any, ...], str] = {}
+
+        def reason(record: AnyFeedback) -> str | None:
+            first = seen.setdefault((record.annotator.id, record.kind, *_said(record)), record.id)
+            return f"the same as {first}" if first != record.id else None
+
+        self._quarantine("duplicate", reason)
+
+    def undecided(self) -> None:
+        """Sets ties, both-bad verdicts and skips aside: sound, but no pair."""
+        kept: list[AnyFeedback] = []
+        for record in self.remaining:
+            if isinstance(record, Skip):
+                self._count("skip", f"{record.id}: by {record.annotator.id}")
+            elif isinstance(record, Preference) and record.winner in ("tie", "both_bad"):
+                self._count(record.winner, f"{record.id}: by {record.annotator.id}")
+            else:
+                kept.append(record)
+                continue
+            self.set_aside.append(record)
+        self.remaining = kept
+
+    def contradictions(self) -> None:
+        """Settles pairs that were judged both ways."""
+        votes: dict[str, Counter[str]] = defaultdict(Counter)
+        for record in self.remaining:
+            if isinstance(record, Preference):
+                votes[pair_key(record.a_id, record.b_id)][verdict(record)] += 1
+        disputed = {pair: counts.most_common() for pair, counts in votes.items() if len(counts) > 1}
+
+        def reason(record: AnyFeedback) -> str | None:
+            pair = pair_key(record.a_id, record.b_id) if isinstance(record, Preference) else ""
+            if not isinstance(record, Preference) or pair not in disputed:
+                return None
+            (winner, most), (_, fewest) = disputed[pair]
+            if self.settings.contradictions == "drop":
+                return f"its pair was judged both ways, {most} to {fewest}"
+            if most == fewest:
+                return f"its pair was judged both ways as often, {most} to {fewest}"
+            return f"outvoted {most} to {fewest}" if verdict(record) != winner else None
+
+        self._quarantine("contradiction", reason)
+        for number, record in enumerate(self.remaining):
+            if isinstance(record, Preference) and (pair := pair_key(record.a_id, record.b_id)) in disputed:
+                (_, most), (_, fewest) = disputed[pair]
+                self.remaining[number] = replace(record, strength=(most - fewest) / (most + fewest))
+
+    def critiques(self) -> None:
+        """Removes vague critiques from what carries them; a critique that is nothing else goes whole."""
+        minimum = self.settings.min_critique_words
+        kept: list[AnyFeedback] = []
+        for record in self.remaining:
+            comments = [span.comment for span in record.spans] if isinstance(record, Critique) else []
+            if not isinstance(record, Critique) if record.comment is None else not is_vague(record.comment, minimum):
+                kept.append(record)
+            elif any(not is_vague(comment, minimum) for comment in comments):
+                kept.append(replace(record, comment=None))
+            else:
+                self._count("vague_critique", f"{record.id}: {(record.comment or '')[:80]!r}")
+                if isinstance(record, Critique):
+                    self.quarantined.append((record, "a critique too vague to act on"))
+                else:
+                    kept.append(replace(record, comment=None))
+        self.remaining = kept
+
+    def cycles(self) -> None:
+        """Counts the preferences inside a circle: both completions in one strongly connected part of their prompt."""
+        beats: dict[str, list[str]] = defaultdict(list)
+        decided = [record for record in self.remaining if isinstance(record, Preference)]
+        for record in decided:
+            winner = verdict(record)
+            beats[winner].append(record.b_id if winner == record.a_id else record.a_id)
+        part = _strong_parts(beats)
+        for record in decided:
+            if part[record.a_id] == part[record.b_id]:
+                self._count("cycle", f"{record.id}: on prompt {record.prompt_id}")
+
+    def report(self) -> ValidationReport:
+        """What came of it."""
+        decided = [record for record in self.remaining if isinstance(record, Preference)]
+        pairs = len({pair_key(record.a_id, record.b_id) for record in decided})
+        missing = self.settings.min_pairs - pairs
+        per_annotator: dict[str, dict[str, int]] = {}
+        for name, records in (
+            ("given", self.all),
+            ("usable", self.remaining),
+            ("quarantined", [record for record, _ in self.quarantined]),
+            ("set_aside", self.set_aside),
+        ):
+            for record in records:
+                empty = {"given": 0, "usable": 0, "quarantined": 0, "set_aside": 0}
+                per_annotator.setdefault(record.annotator.id, empty)[name] += 1
+        return ValidationReport(
+            usable=self.remaining,
+            quarantined=self.quarantined,
+            set_aside=self.set_aside,
+            counts=dict(self.counts),
+            examples=dict(self.examples),
+            per_annotator=per_annotator,
+            total=len(self.all),
+            pairs=pairs,
+            min_pairs=self.settings.min_pairs,
+            needed=missing if missing > 0 else None,
+        )
+
+    def _quarantine(self, check: str, reason: Any) -> None:
+        """Takes out the records for which `reason` gives one."""
+        kept: list[AnyFeedback] = []
+        for record in self.remaining:
+            why = reason(record)
+            if why is None:
+                kept.append(record)
+            else:
+                place = f" ({record.source})" if record.source else ""
+                self.quarantined.append((record, why))
+                self._count(check, f"{record.id}{place}: {why}")
+        self.remaining = kept
+
+    def _count(self, check: str, example: str) -> None:
+        self.counts[check] += 1
+        if len(self.examples[check]) < EXAMPLES:
+            self.examples[check].append(example)
+
+    def _text(self, completion_id: str) -> str:
+        return self.completions[completion_id].text
+
+
+def _said(record: AnyFeedback) -> tuple[Any, ...]:
+    """What a record says, without who, when and where."""
+    if isinstance(record, Preference):
+        return pair_key(record.a_id, record.b_id), verdict(record)
+    if isinstance(record, Rating):
+        return record.completion_id, record.score, record.scale
+    if isinstance(record, Thumb):
+        return record.completion_id, record.label
+    if isinstance(record, Critique):
+        return record.completion_id, record.comment, record.spans
+    if isinstance(record, Edit):
+        return record.completion_id, record.edited_completion
+    if isinstance(record, Implicit):
+        return record.completion_id, record.action, record.created_at  # one may copy an answer twice
+    return tuple(sorted(about(record)))
+
+
+def _prompt_text(prompt: Prompt) -> str:
+    return "\n".join(message["content"] for message in prompt.messages if message["role"] != "system")
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _strong_parts(edges: Mapping[str, Iterable[str]]) -> dict[str, int]:
+    """Node -> number of its strongly connected component (Tarjan 1972, without recursion)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    part: dict[str, int] = {}
+    stack: list[str] = []
+    for root in edges:
+        if root in index:
+            continue
+        index[root] = low[root] = len(index)
+        stack.append(root)
+        work = [(root, iter(edges[root]))]
+        while work:
+            node, targets = work[-1]
+            for target in targets:
+                if target not in index:
+                    index[target] = low[target] = len(index)
+                    stack.append(target)
+                    work.append((target, iter(edges.get(target, ()))))
+                    break
+                if target not in part:
+                    low[node] = min(low[node], index[target])
+            else:
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
+                if low[node] == index[node]:
+                    while True:
+                        member = stack.pop()
+                        part[member] = index[node]
+                        if member == node:
+                            break
+    return part
