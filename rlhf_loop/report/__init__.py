@@ -1,0 +1,24 @@
+"""What happened in a run, for people: one offline HTML file, and a short status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_loop.report.status import status, status_table
+from rlhf_loop.run_dir import RunDir, write_text
+
+__all__ = ["status", "status_table", "write_report"]
+
+
+def write_report(run: RunDir) -> Path:
+    """Writes `RUN/report.html` from the files that are there, whatever the run has come to, and returns its path.
+
+    The file needs no network and no scripts. Raises `UserError` when there is no run at `run.path` or one of its files
+    is damaged.
+    """
+    # jinja2 and matplotlib take their time to import, and the command line must answer at once
+    from rlhf_loop.report.page import render
+
+    path = run.path / "report.html"
+    write_text(path, render(run))
+    return path

@@ -1,0 +1,232 @@
+"""The report's charts: SVG whose colours are the page's, so that one drawing serves light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+COLOURS = {
+    "ink": "#010101",
+    "muted": "#020202",
+    "line": "#030303",
+    "page": "#040404",
+    "blue": "#050505",
+    "orange": "#060606",
+    "green": "#070707",
+    "violet": "#080808",
+    "pink": "#090909",
+    "grey": "#0a0a0a",
+}
+"""Names of the page's colours and the stand-ins that matplotlib draws with; the SVG refers to `var(--NAME)`."""
+
+_STYLE = {
+    "svg.fonttype": "none",  # real text: it scales, can be selected, and takes the page's font
+    "svg.hashsalt": "rlhf-loop",  # the same drawing gives the same bytes
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.edgecolor": COLOURS["line"],
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": COLOURS["line"],
+    "grid.linewidth": 0.6,
+    "text.color": COLOURS["ink"],
+    "xtick.color": COLOURS["line"],
+    "ytick.color": COLOURS["line"],
+    "xtick.labelcolor": COLOURS["muted"],
+    "ytick.labelcolor": COLOURS["muted"],
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """One line of a chart: `(round, value, low, high)` a point; low and high None without an interval.
+
+    Rounds in `open` are drawn hollow: their policy was not promoted.
+    """
+
+    label: str
+    colour: str
+    points: Sequence[tuple[int, float, float | None, float | None]]
+    open: frozenset[int] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """A drawing with what stands around it."""
+
+    title: str
+    note: str
+    svg: Markup
+    legend: Sequence[tuple[str, str]]  # label, colour
+
+
+def over_rounds(
+    title: str,
+    series: Sequence[Series],
+    *,
+    note: str = "",
+    level: float | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Chart | None:
+    """Lines over rounds, with bars for intervals and a dashed line at `level`; None when there is nothing to draw."""
+    series = [line for line in series if line.points]
+    if not series:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(4.6, 2.6)
+        if level is not None:
+            axes.axhline(level, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
+        shift = 0.07 if any(point[2] is not None for line in series for point in line.points) else 0.0
+        for number, line in enumerate(series):
+            _draw(axes, line, shift * (number - (len(series) - 1) / 2))
+        rounds = sorted({point[0] for line in series for point in line.points})
+        axes.set_xlim(rounds[0] - 0.4, rounds[-1] + 0.4)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.set_xlabel("round")
+        if limits is not None:
+            axes.set_ylim(*limits)
+        else:
+            _breathe(axes, level)
+        said = "; ".join(
+            f"{line.label}: " + ", ".join(f"round {point[0]} {point[1]:.3g}" for point in line.points)
+            for line in series
+        )
+        svg = _svg(figure, f"{title}. {said}")
+    return Chart(title=title, note=note, svg=svg, legend=[(line.label, line.colour) for line in series])
+
+
+def reliability(title: str, bins: Sequence[Mapping[str, Any]], *, note: str = "") -> Chart | None:
+    """How often the reward model was right against how sure it was; None without bins."""
+    bins = [b for b in bins if b.get("n", 1)]
+    if not bins:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(4.6, 2.6)
+        axes.plot([0.5, 1], [0.5, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
+        largest = max(float(b.get("n", 1)) for b in bins)
+        x, y = [float(b["confidence"]) for b in bins], [float(b["accuracy"]) for b in bins]
+        axes.plot(x, y, color=COLOURS["blue"], linewidth=1.2)
+        areas = [12 + 90 * float(b.get("n", 1)) / largest for b in bins]
+        axes.scatter(x, y, s=areas, color=COLOURS["blue"], edgecolor=COLOURS["page"], linewidth=1, zorder=3)
+        axes.set_xlim(min(0.5, *x) - 0.02, 1.03)
+        axes.set_ylim(min(0.4, *y) - 0.05, 1.05)
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("share that was right")
+        said = ", ".join(f"{b['accuracy']:.2f} right at confidence {b['confidence']:.2f}" for b in bins)
+        svg = _svg(figure, f"{title}. {said}")
+    legend = [("pairs; a larger point holds more", "blue"), ("perfectly calibrated", "muted")]
+    return Chart(title=title, note=note, svg=svg, legend=legend)
+
+
+def timings(title: str, rounds: Mapping[int, Mapping[str, float]], groups: Mapping[str, str]) -> Chart | None:
+    """Seconds of each round as one stacked bar; `groups` maps what is shown to its colour, in order."""
+    rounds = {number: parts for number, parts in rounds.items() if sum(parts.values()) > 0}
+    if not rounds:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(9.4, 0.75 + 0.36 * len(rounds))
+        left = dict.fromkeys(rounds, 0.0)
+        for name, colour in groups.items():
+            widths = [rounds[number].get(name, 0.0) for number in rounds]
+            axes.barh(
+                list(rounds),
+                widths,
+                left=[left[number] for number in rounds],
+                height=0.62,
+                color=COLOURS[colour],
+                edgecolor=COLOURS["page"],
+                linewidth=1,
+            )
+            for number, width in zip(rounds, widths, strict=True):
+                left[number] += width
+        for number, total in left.items():
+            axes.annotate(
+                f" {seconds(total)}", (total, number), va="center", color=COLOURS["ink"], annotation_clip=False
+            )
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.set_yticks(list(rounds), [f"round {number}" for number in rounds])
+        axes.set_ylim(max(rounds) + 0.6, min(rounds) - 0.6)
+        axes.set_xlim(0, max(left.values()) * 1.1)
+        axes.set_xlabel("seconds")
+        said = ", ".join(f"round {number} {seconds(total)}" for number, total in left.items())
+        svg = _svg(figure, f"{title}. {said}")
+    present = [name for name in groups if any(parts.get(name) for parts in rounds.values())]
+    return Chart(title=title, note="", svg=svg, legend=[(name, groups[name]) for name in present])
+
+
+def seconds(value: float) -> str:
+    """Seconds as people read them: 8.1 s, 54 s, 3 min 20 s, 2 h 05 min."""
+    if value < 60:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    return figure, axes
+
+
+def _draw(axes: Axes, line: Series, shift: float) -> None:
+    colour = COLOURS[line.colour]
+    x = [point[0] + shift for point in line.points]
+    axes.plot(x, [point[1] for point in line.points], color=colour, linewidth=1.6)
+    for place, (number, value, low, high) in zip(x, line.points, strict=True):
+        if low is not None and high is not None:
+            axes.plot([place, place], [low, high], color=colour, linewidth=1.4, solid_capstyle="butt")
+        fill = COLOURS["page"] if number in line.open else colour
+        axes.plot([place], [value], "o", markersize=5.5, color=fill, markeredgecolor=colour, markeredgewidth=1.4)
+
+
+def _breathe(axes: Axes, level: float | None) -> None:
+    """Room above and below, and no axis that blows tiny differences up."""
+    low, high = axes.get_ylim()
+    if level is not None:
+        low, high = min(low, level), max(high, level)
+    least = 0.1 * max(abs(low), abs(high), 1e-6)
+    if high - low < least:
+        middle = (low + high) / 2
+        low, high = middle - least / 2, middle + least / 2
+    room = 0.08 * (high - low)
+    axes.set_ylim(low - room, high + room)
+
+
+_drawn = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", re.DOTALL)
+
+
+def _svg(figure: Figure, description: str) -> Markup:
+    """The drawing as inline SVG: the page's colours and font, ids of its own, a description for screen readers."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = _drawn.sub("", buffer.getvalue()).strip()
+    for name, stand_in in COLOURS.items():
+        text = re.sub(re.escape(stand_in), f"var(--{name})", text, flags=re.IGNORECASE)
+    prefix = re.sub(r"\W+", "-", description.partition(".")[0].lower())
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg role="img" viewBox="\1">', text, count=1)
+    start = text.index(">") + 1
+    return Markup(text[:start]) + Markup("<title>{}</title>").format(description) + Markup(text[start:])

@@ -1,0 +1,408 @@
+"""The report's content: files of the run in, what the template shows out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader, Undefined
+
+from rlhf_loop.records import Completion, Prompt
+from rlhf_loop.report import charts
+from rlhf_loop.report.charts import Chart, Series
+from rlhf_loop.report.data import Round, read_recipe, read_rounds
+from rlhf_loop.run_dir import RunDir
+
+SAMPLE_PROMPTS = 6
+"""How many held-out prompts are shown with their answers."""
+
+MOST_ANSWERS = 6
+"""How many rounds are shown side by side: the base, and the last ones."""
+
+STEP_GROUPS = {
+    "reward model": (("judge", "reward"), "violet"),
+    "score": (("score", "rescore"), "pink"),
+    "update": (("update",), "blue"),
+    "evaluate": (("evaluate",), "orange"),
+    "generate": (("generate",), "green"),
+    "the rest": (("snapshot", "assemble", "gate", "ask"), "grey"),
+}
+"""What the timings chart adds together."""
+
+
+def render(run: RunDir) -> str:
+    """The report as HTML text."""
+    recipe, recipe_text = read_recipe(run)
+    rounds = read_rounds(run)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # prompts, answers and comments come from models and people
+        undefined=ChainableUndefined,  # what was not measured is not there, and shows as a dash
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": percent, "seconds": charts.seconds, "size": size}
+    return environment.get_template("template.html").render(
+        name=recipe.get("name", run.name),
+        description=recipe.get("description") or "",
+        model=(recipe.get("policy") or {}).get("model", "the base model"),
+        algorithm=str((recipe.get("update") or {}).get("algorithm", "dpo")).upper(),
+        simulated=is_simulated(recipe),
+        annotator=(recipe.get("feedback") or {}).get("annotator") or {},
+        headline=headline(rounds),
+        charts=progress_charts(rounds),
+        reward_charts=reward_charts(rounds),
+        reward_models=reward_rows(rounds),
+        rounds=[round_row(r) for r in rounds],
+        samples=sample_answers(rounds),
+        answered_prompts=len(_latest_prompts(rounds)),
+        feedback=[feedback_row(r) for r in rounds if _was_asked(r)],
+        validation=validation(rounds),
+        timings=timings_chart(rounds),
+        memory=max((r.manifest.get("peak_memory_bytes") or 0 for r in rounds), default=0),
+        total_seconds=sum(float(r.manifest.get("seconds") or 0) for r in rounds),
+        recipe_text=recipe_text,
+        versions=_latest(r.manifest.get("versions") for r in rounds) or {},
+        python=_latest(r.manifest.get("python") for r in rounds),
+        lineage=[lineage_row(r) for r in rounds],
+        evaluation=_latest(r.evaluation for r in rounds if r.number) or {},
+    )
+
+
+def is_simulated(recipe: Mapping[str, Any]) -> bool:
+    """Whether feedback comes from a rule rather than from people."""
+    return ((recipe.get("feedback") or {}).get("annotator") or {}).get("kind") == "simulated"
+
+
+def headline(rounds: Sequence[Round]) -> dict[str, Any]:
+    """`{state, round, evaluation, promoted, decided}`: the last promoted policy, else the last one that was tried.
+
+    `state` is `promoted`, `kept` (no policy passed the gate) or `none` (nothing was evaluated yet).
+    """
+    tried = [r for r in rounds if r.number and r.evaluation.get("win_rate_vs_base")]
+    promoted = [r for r in tried if r.decision.get("promoted")]
+    best = promoted or tried
+    shown = best[-1] if best else None
+    return {
+        "state": "promoted" if promoted else "kept" if tried else "none",
+        "round": shown.number if shown else None,
+        "evaluation": shown.evaluation if shown else {},
+        "promoted": len(promoted),
+        "decided": len([r for r in tried if r.decision]),
+        "last": tried[-1].number if tried else None,
+        "complete": len([r for r in rounds if r.number and r.complete]),
+    }
+
+
+def progress_charts(rounds: Sequence[Round]) -> list[Chart]:
+    """What changed over the rounds."""
+    tried = [r for r in rounds if r.number]
+    not_promoted = frozenset(r.number for r in tried if r.decision and not r.decision.get("promoted"))
+
+    def line(label: str, colour: str, value: Callable[[Round], Any], of: Iterable[Round] = tried) -> Series:
+        points = []
+        for r in of:
+            measured = value(r)
+            if isinstance(measured, dict):
+                points.append((r.number, measured["mean"], measured.get("low"), measured.get("high")))
+            elif measured is not None:
+                points.append((r.number, float(measured), None, None))
+        return Series(label=label, colour=colour, points=points, open=not_promoted)
+
+    def of(*keys: str) -> Callable[[Round], Any]:
+        return lambda r: _dig(r.evaluation, *keys)
+
+    made = [
+        charts.over_rounds(
+            "Win-rate",
+            [
+                line("against the base policy", "blue", of("win_rate_vs_base")),
+                line("against the last promoted policy", "orange", of("win_rate_vs_previous")),
+            ],
+            note="Share of held-out answers that the judge prefers; ties count half. Above the dashed line is better.",
+            level=0.5,
+            limits=(0, 1.03),
+        ),
+        charts.over_rounds(
+            "Proxy against gold",
+            [
+                line("according to the reward model (proxy)", "violet", of("proxy", "win_rate_vs_base")),
+                line("according to the judge", "blue", of("win_rate_vs_base")),
+            ]
+            if any(_dig(r.evaluation, "proxy", "win_rate_vs_base") for r in tried)
+            else [],
+            note="Win-rate against the base on the same answers. A proxy that runs ahead of the judge is being gamed.",
+            level=0.5,
+            limits=(0, 1.03),
+        ),
+        charts.over_rounds(
+            "Judge's score",
+            [line("held-out answers", "blue", of("judge", "candidate"), rounds)],
+            note="Mean score of the evaluated policy's held-out answers.",
+        ),
+        charts.over_rounds(
+            "Reward model's score",
+            [
+                line("waiting candidates", "grey", lambda r: r.mean_score("score")),
+                line("fresh candidates", "violet", lambda r: r.mean_score("rescore")),
+            ],
+            note="Mean reward (proxy) of candidates before and after the update, by the same reward model. It is "
+            "trained anew each round, so compare within a round.",
+        ),
+        charts.over_rounds(
+            "KL to the base policy",
+            [line("nats a completion", "blue", of("kl", "per_completion"))],
+            note="How far the policy has moved, over the whole vocabulary at each position of its answers.",
+            level=0.0,
+        ),
+        charts.over_rounds(
+            "Length",
+            [line("words an answer", "blue", of("length", "words"), rounds)],
+            note="A policy can win by writing more; the length-matched win-rate in the table leaves that out.",
+        ),
+        charts.over_rounds(
+            "Diversity",
+            [
+                line("distinct-2 (higher: more varied)", "green", of("diversity", "distinct_2"), rounds),
+                line("self-BLEU (higher: more alike)", "orange", of("diversity", "self_bleu"), rounds),
+            ],
+            note="Variety of the held-out answers.",
+            limits=(0, 1.03),
+        ),
+        charts.over_rounds(
+            "Perplexity, over the base's",
+            [
+                line("of its answers, under the base", "blue", of("perplexity", "ratio")),
+                line("on plain text, under the policy", "green", of("plain_text_perplexity", "ratio")),
+            ],
+            note="Coherence and general ability: 1 is as good as the base policy, higher is worse.",
+            level=1.0,
+        ),
+    ]
+    return [chart for chart in made if chart]
+
+
+def reward_charts(rounds: Sequence[Round]) -> list[Chart]:
+    """How good the reward model is: accuracy over rounds, calibration of the last one."""
+    names = list(dict.fromkeys(name for r in rounds for name in r.json("reward", "metrics.json")))
+    colours = ("violet", "orange", "green", "pink")
+    lines = []
+    for place, name in enumerate(names):
+        measured = [(r.number, r.json("reward", "metrics.json").get(name) or {}) for r in rounds]
+        points = [
+            (n, m["accuracy"]["mean"], m["accuracy"].get("low"), m["accuracy"].get("high"))
+            for n, m in measured
+            if (m.get("accuracy") or {}).get("mean") is not None
+        ]
+        lines.append(Series(label=name, colour=colours[place % len(colours)], points=points))
+    made = [
+        charts.over_rounds(
+            "Held-out accuracy",
+            lines,
+            note="Share of held-out pairs that the reward model orders as the annotators did. 0.5 is chance.",
+            level=0.5,
+            limits=(0.4, 1.02),
+        )
+    ]
+    for name in names:
+        last = _latest(r.json("reward", "metrics.json").get(name) for r in rounds) or {}
+        title = "Calibration" if len(names) == 1 else f"Calibration: {name}"
+        made.append(
+            charts.reliability(
+                title, last.get("calibration") or [], note="How often it is right, against how sure it is; last round."
+            )
+        )
+    return [chart for chart in made if chart]
+
+
+def reward_rows(rounds: Sequence[Round]) -> list[dict[str, Any]]:
+    """One row a reward model and round, the judge among them."""
+    return [
+        {"round": r.number, "name": name, "role": role, **values}
+        for r in rounds
+        for role in ("judge", "reward")
+        for name, values in r.json(role, "metrics.json").items()
+        if isinstance(values, dict)
+    ]
+
+
+def round_row(r: Round) -> dict[str, Any]:
+    """A round's numbers, decision and checks."""
+    return {
+        "number": r.number,
+        "complete": r.complete,
+        "evaluation": r.evaluation,
+        "decision": r.decision,
+        "pairs": r.json("assemble", "summary.json").get("by_origin")
+        or r.json("assemble", "summary.json").get("origins")
+        or {},
+        "train_loss": r.json("update", "metrics.json").get("train_loss"),
+        "candidates": len(r.candidates),
+        "seconds": r.manifest.get("seconds") or sum(r.timings.values()),
+    }
+
+
+def sample_answers(rounds: Sequence[Round]) -> list[dict[str, Any]]:
+    """The same held-out prompts answered round by round: every k-th prompt, not the best ones."""
+    prompts = _latest_prompts(rounds)
+    chosen = [prompts[i * len(prompts) // SAMPLE_PROMPTS] for i in range(min(SAMPLE_PROMPTS, len(prompts)))]
+    if 0 < len(prompts) <= SAMPLE_PROMPTS:
+        chosen = prompts
+    answered = [r for r in rounds if r.answers]
+    shown = answered if len(answered) <= MOST_ANSWERS else [answered[0], *answered[1 - MOST_ANSWERS :]]
+    scores = _judge_scores(rounds)
+    first: dict[int, dict[str, Completion]] = {}
+    for r in shown:
+        first[r.number] = {}
+        for completion in sorted(r.answers, key=lambda c: c.sample):
+            first[r.number].setdefault(completion.prompt_id, completion)
+    return [
+        {
+            "messages": prompt.messages,
+            "answers": [
+                {
+                    "round": r.number,
+                    "text": answer.text,
+                    "unfinished": answer.finish_reason == "length",
+                    "score": scores.get(answer.id),
+                    "kept": bool(r.number and r.decision and not r.decision.get("promoted")),
+                }
+                for r in shown
+                if (answer := first[r.number].get(prompt.id)) is not None
+            ],
+        }
+        for prompt in chosen
+    ]
+
+
+def feedback_row(r: Round) -> dict[str, Any]:
+    """What was asked at the end of a round, and what was waiting when it began."""
+    asked, checked = r.json("ask", "summary.json"), r.json("snapshot", "validation.json")
+    return {
+        "round": r.number,
+        "questions": asked.get("questions"),
+        "answered": asked.get("answered"),
+        "annotator": asked.get("annotator"),
+        "usable": _dig(checked, "pairs", "train"),
+        "set_aside": checked.get("set_aside"),
+    }
+
+
+def validation(rounds: Sequence[Round]) -> dict[str, Any]:
+    """The last validation: `{round, tables, examples}`; a table is a title and rows of (name, number)."""
+    checked = [(r.number, r.json("snapshot", "validation.json")) for r in rounds]
+    number_, last = next(((n, v) for n, v in reversed(checked) if v), (None, {}))
+    tables: list[dict[str, Any]] = []
+    examples: list[str] = []
+    single = {key: value for key, value in last.items() if isinstance(value, (int, float))}
+    if single:
+        tables.append({"title": "Feedback", "columns": [], "rows": [(_words(k), [v]) for k, v in single.items()]})
+    for key, value in last.items():
+        if "example" in key:
+            examples += _lines(value)
+        elif isinstance(value, dict) and value:
+            tables.append(_table(_words(key), value))
+        elif isinstance(value, list):
+            examples += [f"{_words(key)}: {line}" for line in _lines(value)]
+    return {"round": number_, "tables": [t for t in tables if t["rows"]], "examples": examples[:12]}
+
+
+def timings_chart(rounds: Sequence[Round]) -> Chart | None:
+    """Seconds a round, by what they were spent on."""
+    spent = {
+        r.number: {name: sum(r.timings.get(step, 0.0) for step in steps) for name, (steps, _) in STEP_GROUPS.items()}
+        for r in rounds
+    }
+    return charts.timings("Time", spent, {name: colour for name, (_, colour) in STEP_GROUPS.items()})
+
+
+def lineage_row(r: Round) -> dict[str, Any]:
+    """The policy of a round and the hashes of what its steps were made from."""
+    return {
+        "round": r.number,
+        "policy": r.answers[0].policy if r.answers else None,
+        "generated_by": r.candidates[0].policy if r.candidates else None,
+        "steps": {step: str(manifest.get("key", ""))[:12] for step, manifest in r.steps.items()},
+    }
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """A number for a table; an en dash for none."""
+    if value is None or isinstance(value, (str, Undefined)):
+        return str(value or "–")
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def percent(value: float | Undefined | None) -> str:
+    """A share as a whole percentage."""
+    return "–" if value is None or isinstance(value, Undefined) else f"{100 * value:.0f}%"
+
+
+def size(value: float) -> str:
+    """Bytes as GiB."""
+    return f"{value / 2**30:.1f} GiB"
+
+
+def _was_asked(r: Round) -> bool:
+    return bool(r.json("ask", "summary.json") or r.json("snapshot", "validation.json"))
+
+
+def _latest_prompts(rounds: Sequence[Round]) -> list[Prompt]:
+    return _latest(r.prompts for r in rounds) or []
+
+
+def _judge_scores(rounds: Sequence[Round]) -> dict[str, float]:
+    """The judge's score of each evaluated completion."""
+    return {
+        row[f"{who}_id"]: row[f"{who}_score"]
+        for r in rounds
+        for row in r.evaluation.get("rows") or []
+        for who in ("candidate", "base", "previous")
+        if row.get(f"{who}_id") is not None and row.get(f"{who}_score") is not None
+    }
+
+
+def _table(title: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts under their names, or one row of counts for each name."""
+    if all(isinstance(v, dict) for v in values.values()):
+        columns = list(dict.fromkeys(key for row in values.values() for key in row))
+        rows = [(name, [_plain(row.get(column)) for column in columns]) for name, row in values.items()]
+        return {"title": title, "columns": [_words(c) for c in columns], "rows": rows}
+    return {"title": title, "columns": [], "rows": [(_words(name), [_plain(v)]) for name, v in values.items()]}
+
+
+def _plain(value: Any) -> Any:
+    """A cell: numbers and texts as they are, anything nested as text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {number(v)}" for key, v in value.items())
+    return ", ".join(str(v) for v in value) if isinstance(value, list) else value
+
+
+def _lines(value: Any) -> list[str]:
+    """Examples in whatever shape as lines of text."""
+    if isinstance(value, dict):
+        return [f"{_words(str(key))}: {line}" for key, inner in value.items() for line in _lines(inner)]
+    if isinstance(value, list):
+        return [
+            ", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, dict) else str(item) for item in value
+        ]
+    return [str(value)]
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _dig(values: Mapping[str, Any], *keys: str) -> Any:
+    for key in keys:
+        values = (values or {}).get(key)  # type: ignore[assignment]
+    return values
+
+
+def _latest(values: Iterable[Any]) -> Any:
+    """The last that is not empty, or None."""
+    found = None
+    for value in values:
+        found = value or found
+    return found

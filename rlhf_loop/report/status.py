@@ -1,0 +1,90 @@
+"""Where a run stands: for `rlhf-loop status`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rlhf_loop.report.data import Round, read_recipe, read_rounds
+from rlhf_loop.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def status(run: RunDir) -> dict[str, Any]:
+    """`{name, recipe, rounds, waiting_for_labels, next}`, plain values for JSON.
+
+    Each of `rounds` is `{round, complete, win_rate_vs_base: {mean, low, high, n}, decision, timings: {step: seconds}}`;
+    the rate is None before an evaluation, the decision "promoted", "kept" or None. `waiting_for_labels`: questions that
+    people have not answered, None where an automatic annotator answers. `next`: the command that goes on from here.
+    Raises `UserError` if there is no run.
+    """
+    recipe, _ = read_recipe(run)
+    rounds = read_rounds(run)
+    waiting = _open_questions(run, recipe)
+    last = max((r.number for r in rounds if r.complete), default=-1)
+    again = f"rlhf-loop run {run.path / 'recipe.yaml'} --run-dir {run.path}"
+    if last >= recipe.get("rounds", 0):
+        following = f"rlhf-loop report {run.path}"
+    elif waiting and last >= 0:
+        following = f"rlhf-loop feedback export --format questions --store {_store_url(run, recipe)}"
+    else:
+        following = again
+    return {
+        "name": recipe.get("name", run.name),
+        "recipe": str(run.path / "recipe.yaml"),
+        "rounds": [_round(r) for r in rounds],
+        "waiting_for_labels": waiting,
+        "next": following,
+    }
+
+
+def status_table(values: dict[str, Any]) -> Table:
+    """What `status` gave, as a table for the terminal."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, title=values["name"], title_justify="left", title_style="bold")
+    for name in ("round", "state", "win-rate vs base", "decision", "seconds"):
+        table.add_column(name, justify="right" if name in ("round", "seconds") else "left", no_wrap=True)
+    for row in values["rounds"]:
+        rate = row["win_rate_vs_base"]
+        table.add_row(
+            str(row["round"]),
+            "complete" if row["complete"] else "begun",
+            "-" if rate is None else f"{rate['mean']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}] n={rate['n']}",
+            row["decision"] or "-",
+            f"{sum(row['timings'].values()):.0f}",
+        )
+    waiting = values["waiting_for_labels"]
+    caption = f"waiting for labels: {waiting} queued\n" if waiting else ""
+    table.caption = f"{caption}next: {values['next']}"
+    table.caption_justify = "left"
+    return table
+
+
+def _round(round: Round) -> dict[str, Any]:
+    rate = round.evaluation.get("win_rate_vs_base") if round.number else None  # the base against itself says nothing
+    promoted = round.decision.get("promoted")
+    return {
+        "round": round.number,
+        "complete": round.complete,
+        "win_rate_vs_base": {key: rate[key] for key in ("mean", "low", "high", "n")} if rate else None,
+        "decision": None if promoted is None else "promoted" if promoted else "kept",
+        "timings": round.timings,
+    }
+
+
+def _open_questions(run: RunDir, recipe: dict[str, Any]) -> int | None:
+    """How many questions wait for people; None when nobody is asked, or there is no store yet."""
+    if (recipe.get("feedback") or {}).get("annotator") is not None:
+        return None
+    if not recipe.get("store") and not (run.path / "feedback.db").exists():
+        return None
+    from rlhf_loop.feedback.store import Store
+
+    with Store.open(_store_url(run, recipe)) as store:
+        return len(store.questions(status="open"))
+
+
+def _store_url(run: RunDir, recipe: dict[str, Any]) -> str:
+    return str(recipe.get("store") or f"sqlite:///{run.path.resolve() / 'feedback.db'}")
