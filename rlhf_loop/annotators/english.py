@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from functools import lru_cache
 
 DETERMINERS = frozenset("a an the my your his her its our their this these every each".split())
 PREPOSITIONS = frozenset(
@@ -47,7 +48,7 @@ REQUEST_WORDS = frozenset(
 )
 """Words of a request that say what to do rather than what it is about."""
 
-_WORD = re.compile(r"\w+(?:['’-]\w+)*")
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?…])[\"”’')\]]*\s+|\n+")
 _CLAUSE_BREAK = re.compile(r"[,;:()–—\"“”]")
 _SENTENCE_END = re.compile(r"[.!?…][\"”’')\]]*$")
@@ -55,10 +56,11 @@ _SUFFIXES = ("ingly", "edly", "ings", "ing", "ies", "ied", "ely", "ers", "est", 
 
 
 def words_of(text: str) -> list[str]:
-    """The words of `text` in lower case, typographic apostrophes made plain."""
+    """The words of `text` in lower case, typographic apostrophes made plain; a hyphen parts words."""
     return [word.replace("’", "'").lower() for word in _WORD.findall(text)]
 
 
+@lru_cache(maxsize=65536)
 def stem(word: str) -> str:
     """A word without its commonest endings, so that "rises", "rising" and "rise" are one. Rough by design."""
     word = word.removesuffix("'s")
@@ -74,8 +76,8 @@ def stem(word: str) -> str:
 
 
 def content_words(words: list[str]) -> list[str]:
-    """The words that carry meaning, in order."""
-    return [word for word in words if word not in FUNCTION_WORDS and len(word) > 2]
+    """The words that carry meaning, and numbers, in order."""
+    return [word for word in words if word not in FUNCTION_WORDS and (len(word) > 2 or word.isdigit())]
 
 
 def sentences_of(text: str) -> list[str]:
@@ -103,12 +105,25 @@ def _impossible(first: str, second: str) -> bool:
     return (
         (first == second and first not in ("had", "that", "very", "so", "no"))
         or (first in _ARTICLES and second in _NEVER_AFTER_ARTICLE)
+        or (first in ("a", "an") and not _fits_indefinite(first, second))
         or (first in PREPOSITIONS and first not in _ALSO_ADVERBS and second in _FINITE | _SUBJECTS)
         or (first in _SUBJECTS and second in DETERMINERS | PREPOSITIONS | (_SUBJECTS - {"i"}))
         or (first in _FINITE - {"do"} and second in _FINITE - _AFTER_AUXILIARY)
         or (first in _BARE and second in _FINITE)
         or (first == "to" and second in _NEVER_AFTER_TO)
     )
+
+
+def _fits_indefinite(article: str, word: str) -> bool:
+    """Whether "a" or "an" can stand before `word`: by its first letter, and not before most plurals.
+
+    Letters alone cannot tell "an hour" from "a house" or "a use" from "an uncle", so h and u go with both.
+    """
+    if word in _SINGULAR_IN_S or not word.isalpha():
+        return True
+    if word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return False
+    return word[0] in "hu" or word.startswith(("eu", "ewe", "one", "once")) or (word[0] in "aeiou") == (article == "an")
 
 
 _ARTICLES = frozenset("a an the my your their our every".split())
@@ -124,9 +139,10 @@ _FINITE = frozenset(word for word in AUXILIARIES if "'" not in word) - {
     "being",
     "having",
 }
+_SINGULAR_IN_S = frozenset("gas lens series species means always news its overseas atlas canvas christmas".split())
 _NEVER_AFTER_ARTICLE = (
-    frozenset("a an the my your their our of for with from at to and or but nor if than".split()) | _SUBJECTS | _FINITE
-) - {"i", "do", "must", "being"}
+    DETERMINERS | PREPOSITIONS | CONJUNCTIONS | _SUBJECTS | _FINITE | frozenset("to them him us there".split())
+) - frozenset("i do must can may might will being inside near after before over under while each".split())
 _AFTER_AUXILIARY = frozenset("be been have had do".split())
 _BARE = frozenset("because if unless than".split())  # a subject must follow (or, after "than", hardly a verb)
 _NEVER_AFTER_TO = frozenset("of is are was were am to and or but has had does did could should".split()) | _SUBJECTS

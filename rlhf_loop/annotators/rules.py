@@ -49,7 +49,7 @@ def brief_and_complete(prompt: str, completion: str, finished: bool) -> RuleResu
 
     - complete: it stopped by itself, at the end of a sentence
     - brief: 12 to 45 words; fewer fall in proportion, more as 1 / (1 + ((words - 45) / 15)^2)
-    - on_topic: takes up 2 in 5 (at most 3) of the request's content words; more of them earn nothing
+    - on_topic: takes up a third (at most 3) of the request's content words; more of them earn nothing
     - original: says something of its own instead of giving the request back
     - varied: no sentence, three-word phrase or single content word over and over
     - direct: no "Sure!", no "As an AI", no apology or offer of more help, no repeating of the question
@@ -92,11 +92,11 @@ RULES: dict[str, Rule] = {"brief_and_complete": brief_and_complete}
 _FLOORS = {
     "complete": 0.45,
     "brief": 0.3,
-    "on_topic": 0.35,
+    "on_topic": 0.3,
     "original": 0.1,
     "varied": 0.3,
-    "direct": 0.5,
-    "plain": 0.5,
+    "direct": 0.35,
+    "plain": 0.3,
     "readable": 0.0,
 }
 _WEAK = 0.85  # a part that costs more than 15 percent is worth a word of advice
@@ -137,10 +137,19 @@ def _on_topic(request: list[str], words: list[str], prompt: str) -> _Judgement:
     if not topic:
         return 1.0, ()
     said = {stem(word) for word in words}
-    missing = [word for key, word in topic.items() if key not in said]
-    needed = 1 if _gives_text(prompt) else min(3, max(1, round(0.4 * len(topic))))
-    part = min(1.0, (len(topic) - len(missing)) / needed)
+    missing = [word for key, word in topic.items() if not _says(said, key)]
+    if _gives_text(prompt):  # reworded text may share few of its words
+        part = 1.0 if len(missing) < len(topic) else 0.5
+    else:
+        part = min(1.0, (len(topic) - len(missing)) / min(3, max(1, round(0.35 * len(topic)))))
+    if part > 0.9:
+        return part, ()
     about = max(missing, key=lambda word: (not word.endswith(("ly", "ing", "ed")), len(word)), default="")
+    if len(missing) < len(topic):
+        return part, (
+            f'It takes up only half of the request: bring in "{about}" too.',
+            f'It leaves out "{about}", which was asked about as well: add it.',
+        )
     return part, (
         f'It never mentions "{about}", which the request is about: answer that directly.',
         f'It wanders away from the request: say something about "{about}".',
@@ -150,15 +159,16 @@ def _on_topic(request: list[str], words: list[str], prompt: str) -> _Judgement:
 
 def _original(request: list[str], words: list[str], prompt: str) -> _Judgement:
     known = {stem(word) for word in request}
-    content = [stem(word) for word in content_words(words)]
+    content = {stem(word) for word in content_words(words)}
     own = {word for word in content if word not in known}
-    part = 1.0 if _gives_text(prompt) else min(1.0, len(own) / max(1, min(3, len(set(content)))))
+    part = 1.0 if _gives_text(prompt) else min(1.0, len(own) / max(1, min(3, len(content))))
     if content and not _gives_text(prompt):  # many words of the request and few others: the request, stirred
         echoed = sum(word in known for word in content) / len(content)
-        part *= min(1.0, max(0.0, (1.0 - echoed) / 0.4))
+        part *= min(1.0, max(0.0, (1.0 - echoed) / 0.3))
     phrases = _grams(words, 3)
     if phrases:
-        copied = sum(phrase in set(_grams(request, 3)) for phrase in phrases) / len(phrases)
+        given = set(_grams(request, 3))
+        copied = sum(phrase in given for phrase in phrases) / len(phrases)
         part *= min(1.0, max(0.0, (1.0 - copied) / 0.5))
     return part, (
         "It mostly gives the request back: answer it with something new.",
@@ -202,7 +212,7 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 _OPENING = re.compile(
-    r"^(?:sure|certainly|of course|absolutely|definitely|okay|ok|well|yes|wow|hello|hi|dear|how exciting)\b[,!.: ]",
+    r"^(?:sure|certainly|of course|absolutely|definitely|okay|ok|well|yes|wow|how exciting)\b[,!.: ]",
     re.IGNORECASE,
 )
 
@@ -248,6 +258,9 @@ def _plain(text: str, words: list[str]) -> _Judgement:
     return part, advice
 
 
+_SMALL_START = re.compile(r"[a-z]{2}[.!?][\"”]? [a-z]")  # a sentence that begins without a capital
+
+
 def _readable(text: str, words: list[str]) -> _Judgement:
     n = len(words)
     # Of n words a natural share is grammar; short answers vary more, so the band is wider for them.
@@ -257,9 +270,10 @@ def _readable(text: str, words: list[str]) -> _Judgement:
     sentences = [words_of(sentence) for sentence in sentences_of(text)]
     sentences = [sentence for sentence in sentences if sentence]
     mean_length = n / len(sentences)
-    paced = _band(mean_length, 1.0, 4.0, 35.0, 75.0)
+    paced = _band(mean_length, 2.0, 4.5, 35.0, 75.0)
     impossible = sum(impossible_steps(sentence) for sentence in sentences_of(text))
-    grammatical = max(0.0, 1 - impossible / (0.08 * n)) if impossible > 1 else 1.0 - 0.2 * impossible
+    impossible += len(_SMALL_START.findall(text))
+    grammatical = max(0.0, 1 - impossible / (0.08 * n)) if impossible > 1 else 1.0 - 0.25 * impossible
     longest = _longest_run(words)
     linked = max(0.0, min(1.0, 1 - (longest - 6) / 6))
     odd = [word for word in words if _odd(word)]
@@ -290,6 +304,11 @@ def _readable(text: str, words: list[str]) -> _Judgement:
 def _topic(request: list[str]) -> dict[str, str]:
     """Stem -> word, of the words that say what the request is about."""
     return {stem(word): word for word in content_words(request) if word not in REQUEST_WORDS}
+
+
+def _says(said: set[str], topic: str) -> bool:
+    """Whether a stem was said, alone or as a part of a longer word ("plant" for "houseplant")."""
+    return topic in said or any(len(word) > 3 and len(topic) > 3 and (word in topic or topic in word) for word in said)
 
 
 def _gives_text(prompt: str) -> bool:

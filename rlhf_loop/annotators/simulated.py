@@ -33,6 +33,7 @@ class SimulatedAnnotator:
         self.seed = seed
         self.rule = find_rule(settings.rule)
         self.annotator = Annotator(id=f"simulated:{settings.rule}", kind="CODE")
+        self._key = settings.model_dump(mode="json")
 
     def answer(
         self,
@@ -46,14 +47,21 @@ class SimulatedAnnotator:
         `strength` is how clearly it was felt, 0..1; `comment` is what it would tell the losing answer (None for a
         tie, for a loser without fault, or with `critiques: false`); `created_at` is 0, for no clock is involved.
         """
-        return [self._answer(question, completions, prompts[question.prompt_id], round) for question in questions]
+        shown = {id: completions[id] for question in questions for id in (question.a_id, question.b_id)}
+        judged = {id: judge(self.rule, prompts[c.prompt_id], c) for id, c in shown.items()}
+        return [
+            self._answer(q, (shown[q.a_id], judged[q.a_id]), (shown[q.b_id], judged[q.b_id]), round) for q in questions
+        ]
 
     def _answer(
-        self, question: Question, completions: Mapping[str, Completion], prompt: Prompt, round: int
+        self,
+        question: Question,
+        side_a: tuple[Completion, RuleResult],
+        side_b: tuple[Completion, RuleResult],
+        round: int,
     ) -> Preference:
         settings = self.settings
-        a, b = completions[question.a_id], completions[question.b_id]
-        judged_a, judged_b = (judge(self.rule, prompt, completion) for completion in (a, b))
+        (a, judged_a), (b, judged_b) = side_a, side_b
         rng = random.Random(stable_id("simulated", self.seed, question.id))
         shown_order: Literal["ab", "ba"] = "ab" if rng.random() < 0.5 else "ba"
         careless = rng.random() < settings.noise
@@ -69,7 +77,7 @@ class SimulatedAnnotator:
             winner = "tie"
         lost = None if winner == "tie" else judged_b if winner == "a" else judged_a
         return Preference(
-            id=stable_id("simulated", settings.model_dump(mode="json"), self.seed, question.id),
+            id=stable_id("simulated", self._key, self.seed, question.id),
             prompt_id=question.prompt_id,
             annotator=self.annotator,
             round=round,
