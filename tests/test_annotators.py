@@ -158,6 +158,17 @@ def test_advice_is_whole_sentences_long_enough_to_act_on_and_worded_in_several_w
     assert len(wordings) > 8
 
 
+def test_any_text_gets_a_value_between_zero_and_one_and_short_advice():
+    rng = random.Random(0)
+    alphabet = "abc XYZ 0123.!?\n\t\"'’“”-–*#`_|<>é中文🙂\u0000"
+    texts = ["".join(rng.choices(alphabet, k=rng.randrange(200))) for _ in range(300)]
+    for text in [*texts, "a" * 5000, "the of " * 2000, "** " * 2000]:
+        result = judged(text, rng.random() < 0.5, prompt="".join(rng.choices(alphabet, k=40)))
+        assert 0 <= result.value <= 1
+        assert all(0 <= part <= 1 for part in result.parts.values())
+        assert all(len(line) < 200 for line in result.advice)
+
+
 def test_prose_reads_as_sentences_and_shuffled_prose_does_not():
     rng = random.Random(0)
     prose, salad = [], []

@@ -97,19 +97,25 @@ _FLOORS = {
     "varied": 0.3,
     "direct": 0.35,
     "plain": 0.3,
-    "readable": 0.0,
+    "readable": 0.05,
 }
+_LONGEST_QUOTE = 60  # characters of an answer that advice quotes
 _WEAK = 0.85  # a part that costs more than 15 percent is worth a word of advice
 
 _Judgement = tuple[float, tuple[str, ...]]  # how good, and ways to say what to do about it
 
 
 def _complete(text: str, words: list[str], finished: bool) -> _Judgement:
-    end = " ".join(text.split()[-4:])
+    end = " ".join(text.split()[-4:])[-_LONGEST_QUOTE:]
+    if not finished and ends_as_sentence(text):
+        return 0.25, (
+            f"It was still going on after {len(words)} words: stop when the point is made.",
+            f"{len(words)} words and no end in sight: say the main point and stop.",
+        )
     if not finished:
-        return (0.25 if ends_as_sentence(text) else 0.0), (
+        return 0.0, (
             f'It is cut off at "{end}": finish the thought within 40 words.',
-            f'It never gets to an end (it stops at "{end}"): say the main point and close the sentence.',
+            f'It never gets to an end (the last words are "{end}"): say the main point and close the sentence.',
             f'It stops in the middle, at "{end}": plan for two short sentences and finish both.',
         )
     return (1.0 if ends_as_sentence(text) else 0.4), (
@@ -280,6 +286,7 @@ def _readable(text: str, words: list[str]) -> _Judgement:
     ordinary = max(0.0, 1 - 4 * max(0.0, len(odd) / n - 0.04))
     checks = {"natural": natural, "paced": paced, "grammatical": grammatical, "linked": linked, "ordinary": ordinary}
     part = natural * paced * grammatical * linked * ordinary
+    strange = odd[0][:_LONGEST_QUOTE] if odd else ""
     worst = min(checks, key=lambda name: checks[name])
     if worst == "paced" and mean_length > 30:
         advice = (
@@ -290,8 +297,8 @@ def _readable(text: str, words: list[str]) -> _Judgement:
         advice = ("It is chopped into fragments: write whole sentences.", "Join the fragments into one sentence.")
     elif worst == "ordinary":
         advice = (
-            f'It uses strange words such as "{odd[0]}": use ordinary ones.',
-            f'Nobody says "{odd[0]}": put it in everyday words.',
+            f'It uses strange words such as "{strange}": use ordinary ones.',
+            f'Nobody says "{strange}": put it in everyday words.',
         )
     else:
         advice = (
@@ -349,7 +356,7 @@ def _band(value: float, zero: float, full: float, full_until: float, zero_from: 
 
 def _wording(ways: tuple[str, ...], text: str) -> str:
     """One of several ways to say it: another text may get another one, the same text always the same."""
-    return ways[zlib.crc32(text.encode()) % len(ways)]
+    return ways[zlib.crc32((text + ways[0]).encode()) % len(ways)]
 
 
 def _plural(word: str, n: int) -> str:
