@@ -8,41 +8,26 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.importers.native import line_of
+from rlhf_loop.feedback.rows import line_of
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.records import Completion, Preference, Prompt, Thumb
 from rlhf_loop.run_dir import explain_os_error
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportSummary:
-    """What was written, and what was not and why."""
-
-    path: Path
-    format: str
-    rows: int
-    left_out: dict[str, int] = field(default_factory=dict)  # reason -> records
-
-    def lines(self) -> list[str]:
-        """A summary for people."""
-        return [f"{self.rows} rows written to {self.path} ({self.format})"] + [
-            f"{count} left out: {reason}" for reason, count in self.left_out.items()
-        ]
-
-
-def export(store: Store, path: str | Path, format: str = "native") -> ExportSummary:
+def export(store: Store, path: str | Path, format: str = "native") -> dict[str, int]:
     """Writes what the store holds to a file, whole or not at all.
+
+    Gives the number of `rows`, and of the records that were left out, by reason.
 
     `format`:
     - `native`: everything, one record a line; importing it into an empty store gives an equal one, but for the
       quarantine, the history of promotions and the summaries of rounds.
-    - `trl_preference`: `prompt, chosen, rejected` (conversations) and `margin`, the strength of the preference.
-    - `trl_unpaired`: `prompt, completion, label`, from thumbs and from pairs of which both are bad.
+    - `trl`: `prompt, chosen, rejected` (conversations) and `margin`, the strength of the preference.
+    - `trl-unpaired`: `prompt, completion, label`, from thumbs and from pairs of which both are bad.
     - `questions`: open questions with both answers and an empty `winner`; fill it in and import the file.
     The name decides how: `.parquet` (TRL formats), `.jsonl`, `.jsonl.gz`.
     Raises `UserError` for an unknown format or a place that cannot be written.
@@ -51,7 +36,7 @@ def export(store: Store, path: str | Path, format: str = "native") -> ExportSumm
     if format not in FORMATS:
         raise UserError(f"there is no export format `{format}`; known: {', '.join(FORMATS)}")
     parquet = path.suffix == ".parquet"
-    if parquet and not format.startswith("trl_"):
+    if parquet and not format.startswith("trl"):
         raise UserError(f"{format} is written as JSON Lines; name the file {path.with_suffix('.jsonl')}")
     left_out: Counter[str] = Counter()
     rows = FORMATS[format](store, left_out)
@@ -65,7 +50,7 @@ def export(store: Store, path: str | Path, format: str = "native") -> ExportSumm
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-    return ExportSummary(path=path, format=format, rows=count, left_out=dict(left_out))
+    return {"rows": count, **left_out}
 
 
 def _native(store: Store, left_out: Counter[str]) -> Iterator[str]:
@@ -100,7 +85,7 @@ def _trl_preference(store: Store, left_out: Counter[str]) -> Iterator[dict[str, 
     for record in _effective(store, left_out):
         if not isinstance(record, Preference) or record.winner not in ("a", "b"):
             what = record.winner if isinstance(record, Preference) else record.kind
-            left_out[f"{what}, which is no pair"] += 1
+            left_out[f"{what} left out (no pair)"] += 1
             continue
         chosen, rejected = record.a_id, record.b_id
         if record.winner == "b":
@@ -122,7 +107,7 @@ def _trl_unpaired(store: Store, left_out: Counter[str]) -> Iterator[dict[str, An
             labelled = [(record.a_id, False), (record.b_id, False)]
         else:
             what = record.winner if isinstance(record, Preference) and record.winner == "tie" else record.kind
-            left_out[f"{what}, which says of no single answer that it is good or bad"] += 1
+            left_out[f"{what} left out (of no single answer it says good or bad)"] += 1
             continue
         for completion_id, label in labelled:
             yield {
@@ -134,8 +119,8 @@ def _trl_unpaired(store: Store, left_out: Counter[str]) -> Iterator[dict[str, An
 
 FORMATS: dict[str, Callable[[Store, Counter[str]], Iterator[Any]]] = {
     "native": _native,
-    "trl_preference": _trl_preference,
-    "trl_unpaired": _trl_unpaired,
+    "trl": _trl_preference,
+    "trl-unpaired": _trl_unpaired,
     "questions": _questions,
 }
 
@@ -148,7 +133,7 @@ def _effective(store: Store, left_out: Counter[str]) -> list[Any]:
     effective = store.feedback()
     superseded = len(store.feedback(effective=False)) - len(effective)
     if superseded:
-        left_out["superseded by a correction"] += superseded
+        left_out["superseded left out (a correction stands in for each)"] += superseded
     return list(effective)
 
 
@@ -174,7 +159,7 @@ def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], format: str) -> i
 
     turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     fields = {"prompt": turns, "chosen": turns, "rejected": turns, "margin": pa.float64()}
-    if format == "trl_unpaired":
+    if format == "trl-unpaired":
         fields = {"prompt": turns, "completion": turns, "label": pa.bool_()}
     table = pa.Table.from_pylist(list(rows), schema=pa.schema(list(fields.items())))
     pq.write_table(table, path)

@@ -42,14 +42,23 @@ def read_prompts(path: str | Path, split: Split = "train") -> list[Prompt]:
 
 
 def assign_splits(
-    prompts: Sequence[Prompt], seed: int, test_fraction: float, judge_fraction: float = 0.0
+    prompts: Sequence[Prompt],
+    seed: int,
+    test_fraction: float,
+    judge_fraction: float = 0.0,
+    *,
+    split: Split | None = None,
 ) -> list[Prompt]:
     """The prompts, in order, each in `test`, `judge` or `train`: all of a group in the same one.
+
+    `split`: all of them in this one, whatever the fractions.
 
     Groups are taken in the order of a hash of seed and group until a split has its fraction of the *groups*, to the
     nearest one; a split with a fraction above 0 gets at least one group, and train as well.
     Raises `UserError` when there are too few groups for that.
     """
+    if split is not None:
+        return [replace(prompt, split=split) for prompt in prompts]
     groups = sorted({prompt.group for prompt in prompts}, key=lambda group: stable_id("split", seed, group))
     wanted = {"test": test_fraction, "judge": judge_fraction}
     sizes = {name: max(1, round(share * len(groups))) for name, share in wanted.items() if share > 0}

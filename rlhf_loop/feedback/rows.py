@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.records import to_dict
 
 RAW_LENGTH = 10_000  # characters of a refused row that are kept
 
@@ -73,6 +74,13 @@ def read_rows(path: Path) -> Iterator[Row | Refused]:
 def raw_text(row: dict[str, Any]) -> str:
     """A row as JSON text, for the quarantine."""
     return json.dumps(row, ensure_ascii=False, default=str)[:RAW_LENGTH]
+
+
+def line_of(record: Any) -> str:
+    """A record as a line of the native format (`importers/native.py`), without the line's end."""
+    values = to_dict(record)
+    name = values.pop("kind") if "annotator" in values else type(record).__name__.lower()
+    return json.dumps({"record": name, **values}, ensure_ascii=False)
 
 
 def _text_rows(path: Path, file: BinaryIO, magic: bytes) -> Iterator[Row | Refused]:

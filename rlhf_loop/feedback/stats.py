@@ -39,11 +39,11 @@ def stats(store: Store) -> dict[str, Any]:
     }
 
 
-def stat_lines(stats: dict[str, Any]) -> list[str]:
+def lines(stats: dict[str, Any]) -> list[str]:
     """`stats` for people."""
     counts = stats["counts"]
     together = stats["agreement"]
-    lines = [
+    text = [
         f"prompts       {counts['prompts']}{_parts(stats['prompts_by_split'])}",
         f"completions   {counts['completions']}{_parts(stats['completions_by_round'], 'round ')}",
         f"scores        {counts['scores']}",
@@ -51,35 +51,35 @@ def stat_lines(stats: dict[str, Any]) -> list[str]:
         f"feedback      {sum(stats['feedback_by_kind'].values())}{_parts(stats['feedback_by_kind'])}",
     ]
     if stats["feedback_by_kind"]:
-        lines += [
+        text += [
             f"  by split    {_listed(stats['feedback_by_split'])}",
             f"  by round    {_listed(stats['feedback_by_round'], 'round ')}",
             f"  verdicts    {_listed(stats['verdicts']) or 'none'}",
             f"  critiques   {stats['with_critique']} pieces of feedback have one",
         ]
         by_annotator = sorted(stats["feedback_by_annotator"].items(), key=lambda item: -sum(item[1].values()))
-        lines += [f"  annotator   {name}: {_listed(kinds)}" for name, kinds in by_annotator[:10]]
+        text += [f"  annotator   {name}: {_listed(kinds)}" for name, kinds in by_annotator[:10]]
         if len(by_annotator) > 10:
-            lines.append(f"  annotator   and {len(by_annotator) - 10} more")
+            text.append(f"  annotator   and {len(by_annotator) - 10} more")
     if together["comparisons"]:
         alpha = "not defined" if together["alpha"] is None else f"{together['alpha']:.2f}"
-        lines.append(
+        text.append(
             f"agreement     {together['agreed']:.0%} over {together['pairs']} pairs that several people judged; "
             f"Krippendorff's alpha {alpha} (1 perfect, 0 chance)"
         )
     else:
-        lines.append("agreement     unknown: no pair was judged by two annotators")
+        text.append("agreement     unknown: no pair was judged by two annotators")
     for name, key in (("first shown", "first_shown_wins"), ("longer one", "longer_wins")):
         value = stats[key]
         if value["n"]:
-            lines.append(
+            text.append(
                 f"{name:<13} wins {value['share']:.0%} [{value['low']:.0%}, {value['high']:.0%}] of {value['n']} pairs"
             )
     if stats["superseded"]:
-        lines.append(f"corrections   {stats['superseded']} records are superseded and not counted")
+        text.append(f"corrections   {stats['superseded']} records are superseded and not counted")
     if counts["quarantine"]:
-        lines.append(f"quarantine    {counts['quarantine']} rows were refused")
-    return lines
+        text.append(f"quarantine    {counts['quarantine']} rows were refused")
+    return text
 
 
 def _longer_wins(preferences: Iterable[Preference], words: dict[str, int]) -> Share:

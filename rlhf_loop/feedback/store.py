@@ -26,7 +26,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.database import Database
 from rlhf_loop.feedback.lineage import lineage
-from rlhf_loop.feedback.rows import Refused
+from rlhf_loop.feedback.rows import Refused, line_of
 from rlhf_loop.records import (
     Artifact,
     Completion,
@@ -248,14 +248,21 @@ class Store:
 
     def quarantine(self, refused: Iterable[Refused | tuple[str, int, str, str]]) -> int:
         """Keeps rows that were refused, with file, line, reason and raw text, so that they can be mended."""
+        rows = [Refused(*row) for row in refused]
+        return self._quarantine({stable_id("quarantine", *row): row for row in rows})
+
+    def quarantine_feedback(self, refused: Iterable[tuple[AnyFeedback, str, int]]) -> int:
+        """Notes feedback that failed validation: the record, why, and before which round. It stays in the store.
+
+        What failed for the same reason before an earlier round is not noted again.
+        """
         rows = {}
-        for file, line, reason, raw in refused:
-            file, reason, raw = _storable(file), _storable(reason), _storable(raw)
-            id = stable_id("quarantine", file, line, reason, raw)
-            rows[id] = {"id": id, "file": file, "line": line, "reason": reason, "raw": raw, "refused_at": time.time()}
-        with self.database.write() as connection:
-            known = _known(connection, tables.quarantine, rows)
-            return _insert(connection, tables.quarantine, [row for id, row in rows.items() if id not in known])
+        for record, reason, round in refused:
+            file, _, line = record.source.rpartition(":")
+            place = (file, int(line)) if file and line.isdigit() else (record.source, 0)
+            why = f"validation before round {round}: {reason}"
+            rows[stable_id("validation", record.id, reason)] = Refused(*place, why, line_of(record))
+        return self._quarantine(rows)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -456,6 +463,24 @@ class Store:
                 raise _conflict(table.name, record.id, record, wanted[record.id])
         known = {record.id for record in stored}
         return _insert(connection, table, [to_row(record) for id, record in wanted.items() if id not in known])
+
+    def _quarantine(self, refused: Mapping[str, Refused]) -> int:
+        now = time.time()
+        with self.database.write() as connection:
+            known = _known(connection, tables.quarantine, refused)
+            rows = [
+                {
+                    "id": id,
+                    "file": _storable(row.file),
+                    "line": row.line,
+                    "reason": _storable(row.reason),
+                    "raw": _storable(row.raw),
+                    "refused_at": now,
+                }
+                for id, row in refused.items()
+                if id not in known
+            ]
+            return _insert(connection, tables.quarantine, rows)
 
     def _check_known(self, connection: sa.Connection, table: sa.Table, ids: Iterable[str], what: str, of: str) -> None:
         wanted = dict.fromkeys(ids)
@@ -666,6 +691,11 @@ def _conflict(what: str, id: str, old: Any, new: Any) -> UserError:
     before, after = to_dict(old), to_dict(new)
     differ = [name for name in after if before.get(name) != after[name]]
     first = differ[0] if differ else "kind"
+    if isinstance(new, Prompt) and differ in (["split"], ["split", "source"]):
+        return UserError(
+            f"prompt {id} is in the split {old.split} and would also be in {new.split}: what is learned from would be "
+            "evaluated on. Take it out of one of the files, or use another store for another split"
+        )
     return UserError(
         f"{what}: the id {id} is already taken by a record whose {', '.join(differ)} differ ({first} is "
         f"{str(before.get(first))[:80]!r}, now {str(after.get(first))[:80]!r}). Records are never overwritten: give "

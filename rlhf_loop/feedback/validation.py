@@ -70,7 +70,7 @@ class ValidationReport:
     examples: dict[str, list[str]]  # up to three of each
     per_annotator: dict[str, dict[str, int]]  # given, usable, quarantined, set_aside
     total: int
-    pairs: int  # different pairs of completions with a decided, usable preference
+    pairs: int  # different pairs on training prompts with a decided, usable preference
     min_pairs: int
     needed: int | None  # how many more pairs the next update needs; None when there are enough
 
@@ -92,7 +92,7 @@ class ValidationReport:
     def lines(self) -> list[str]:
         """The report for people."""
         lines = [
-            f"{self.total} pieces of feedback: {len(self.usable)} usable ({self.pairs} pairs), "
+            f"{self.total} pieces of feedback: {len(self.usable)} usable ({self.pairs} pairs to train on), "
             f"{len(self.quarantined)} quarantined, {len(self.set_aside)} set aside"
         ]
         for check, count in self.counts.items():
@@ -316,7 +316,8 @@ class _Checks:
     def report(self) -> ValidationReport:
         """What came of it."""
         decided = [record for record in self.remaining if isinstance(record, Preference)]
-        pairs = len({pair_key(record.a_id, record.b_id) for record in decided})
+        training = [record for record in decided if self.prompts[record.prompt_id].split == "train"]
+        pairs = len({pair_key(record.a_id, record.b_id) for record in training})
         missing = self.settings.min_pairs - pairs
         per_annotator: dict[str, dict[str, int]] = {}
         for name, records in (

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.importers import native, pairs, trl
 from rlhf_loop.feedback.importers.fields import Note, Place
-from rlhf_loop.feedback.rows import Refused, Row, RowError, read_rows
+from rlhf_loop.feedback.rows import Refused, Row, RowError, line_of, read_rows
 from rlhf_loop.feedback.store import AnyFeedback, Store, about
 from rlhf_loop.records import FEEDBACK_KINDS, Annotator, Artifact, Completion, Prompt, Question, Score
 
@@ -228,7 +228,7 @@ def _resolve(store: Store, records: Sequence[Any], prompts: Any, completions: An
         if missing:
             file, _, line = getattr(record, "source", "").rpartition(":")
             reason = f"{what} about {', '.join(missing)}, which is neither in the file nor in the store"
-            raw = native.line_of(record)
+            raw = line_of(record)
             refused.append(Refused(file, int(line) if line.isdigit() else 0, reason, raw))
         else:
             kept.append(record)

@@ -10,7 +10,6 @@ A question whose `winner` is filled in (a, b, tie, both_bad or skip) becomes tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +34,6 @@ from rlhf_loop.records import (
     Skip,
     from_dict,
     stable_id,
-    to_dict,
 )
 
 RECOGNISES = 'the loop\'s own export: rows of {"record": "prompt" | "completion" | "preference" | ...}'
@@ -72,14 +70,6 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     record = from_dict(RECORDS[name], values)
     _check_unknown(record, values)
     return [record]
-
-
-def line_of(record: Any) -> str:
-    """A record as a line of this format, without the line's end."""
-    names = {Prompt: "prompt", Completion: "completion", Score: "score", Artifact: "artifact", Question: "question"}
-    values = to_dict(record)
-    name = names.get(type(record)) or values.pop("kind")
-    return json.dumps({"record": name, **values}, ensure_ascii=False)
 
 
 def _question(row: Mapping[str, Any], place: Place) -> list[Any]:
