@@ -14,7 +14,8 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation import evaluate
 from rlhf_loop.recipe import Gate, parse
 from rlhf_loop.records import Completion, Message, Prompt, Score, write_records
-from rlhf_loop.report import status, status_table, write_report
+from rlhf_loop.report import status, write_report
+from rlhf_loop.report.status import render
 from rlhf_loop.run_dir import RunDir, step_folder, write_json, write_text
 from rlhf_loop.steps.gate import decide
 
@@ -97,12 +98,14 @@ def _make_run(folder: Path, rounds: int = 3, simulated: bool = True, perplexity:
         _step(run, n, "ask", {"summary.json": {"questions": 40, "answered": 40 * simulated, "annotator": "simulated"}})
         if n:
             checked = {
-                "usable": 100 * n,
-                "reasons": {"critique too vague": 3, "identical sides": 1},
-                "per_annotator": {EVIL: {"preferences": 40, "ties": 2}},
-                "examples": [{"id": "f1", "reason": "critique too vague", "text": EVIL}],
+                "total": 100 * n,
+                "usable": 96 * n,
+                "quarantined": [{"id": "f1", "kind": "critique", "reason": "a critique too vague to act on"}],
+                "counts": {"vague_critique": 1, "tie": 2, "leakage": 0},
+                "per_annotator": {EVIL: {"given": 40, "usable": 38}},
+                "examples": {"vague_critique": [f"f1: {EVIL}"]},
                 "pairs": {"train": 90 * n, "judge": 0},
-                "set_aside": 4,
+                "set_aside": 1,
             }
             accuracy = {"mean": 0.7 + 0.03 * n, "low": 0.62, "high": 0.88, "n": 60, "groups": 20}
             reward = {
@@ -211,8 +214,9 @@ def test_the_report_tells_the_whole_run(whole: tuple[_Page, str]):
     ):
         assert title in page.text
     assert sum(tag == "svg" for tag, _ in page.tags) == 11
-    assert "critique too vague" in page.text
-    assert "60 simulated, 30 reward" in page.text
+    assert "have a critique too vague to act on 1 call a tie 2" in page.text
+    assert "share a prompt" not in page.text  # a check that found nothing
+    assert "Trained on 60 simulated and 30 reward pairs" in page.text
     assert "peak memory 3.0 GiB" in page.text
     assert "trl 1.16.0" in page.text
     assert "update2-key" in page.text
@@ -225,8 +229,8 @@ def test_the_same_prompts_stand_side_by_side_with_the_base_first(whole: tuple[_P
     shown = page.text[start : page.text.index("soup number 4?")]
     places = [shown.index(f"Answer of round {n} to q2") for n in range(4)]
     assert places == sorted(places)
-    assert "round 3 (not promoted)" in shown
-    assert "base -0.48" in shown  # the judge's score of the base's answer, which has 48 words
+    assert "round 3 · rejected" in shown
+    assert "base −0.48" in shown  # the judge's score of the base's answer, which has 48 words
 
 
 def test_what_models_and_people_wrote_is_escaped(whole: tuple[_Page, str]):
@@ -324,12 +328,32 @@ def test_status_of_an_unfinished_run_says_how_to_go_on(tmp_path: Path):
     assert [row["complete"] for row in values["rounds"]] == [True, True]
 
 
+def test_status_counts_the_questions_that_wait_for_people(tmp_path: Path):
+    from rlhf_loop.feedback.store import Store
+    from rlhf_loop.records import Question
+
+    run = _make_run(tmp_path, rounds=1, simulated=False)
+    assert status(run)["waiting_for_labels"] is None  # no store yet
+    url = f"sqlite:///{run.path / 'feedback.db'}"
+    first, second = _answers(0, 5), _answers(1, 5)
+    with Store.open(url) as store:
+        store.add_prompts(PROMPTS)
+        store.add_completions([*first, *second])
+        store.add_questions(
+            Question(id=f"ask{i}", prompt_id=PROMPTS[i].id, a_id=first[i].id, b_id=second[i].id, round=0)
+            for i in range(3)
+        )
+    values = status(run)
+    assert values["waiting_for_labels"] == 3
+    assert values["next"] == f"rlhf-loop feedback export questions.jsonl --format questions --store {url}"
+
+
 def test_the_status_table_holds_every_round(tmp_path: Path):
     from rich.console import Console
 
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(status_table(status(_make_run(tmp_path, rounds=2))))
+        console.print(render(status(_make_run(tmp_path, rounds=2))))
     lines = captured.get().splitlines()
     assert any(line.strip().startswith("2") and "promoted" in line and "n=12" in line for line in lines)
     assert any("next: rlhf-loop run" in line for line in lines)

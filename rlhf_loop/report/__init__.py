@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_loop.report.status import status, status_table
+from rlhf_loop.report.status import status
 from rlhf_loop.run_dir import RunDir, write_text
 
-__all__ = ["status", "status_table", "write_report"]
+__all__ = ["status", "write_report"]
 
 
 def write_report(run: RunDir) -> Path:

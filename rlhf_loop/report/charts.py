@@ -33,7 +33,7 @@ _STYLE = {
     "svg.fonttype": "none",  # real text: it scales, can be selected, and takes the page's font
     "svg.hashsalt": "rlhf-loop",  # the same drawing gives the same bytes
     "text.parse_math": False,
-    "font.size": 9,
+    "font.size": 10,  # legible on a phone, where the drawing is about as wide as here
     "axes.edgecolor": COLOURS["line"],
     "axes.labelcolor": COLOURS["muted"],
     "axes.spines.top": False,
@@ -142,7 +142,7 @@ def timings(title: str, rounds: Mapping[int, Mapping[str, float]], groups: Mappi
     if not rounds:
         return None
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(9.4, 0.75 + 0.36 * len(rounds))
+        figure, axes = _figure(6.2, 0.75 + 0.36 * len(rounds))
         left = dict.fromkeys(rounds, 0.0)
         for name, colour in groups.items():
             widths = [rounds[number].get(name, 0.0) for number in rounds]
@@ -165,7 +165,7 @@ def timings(title: str, rounds: Mapping[int, Mapping[str, float]], groups: Mappi
         axes.grid(visible=False, axis="y")
         axes.set_yticks(list(rounds), [f"round {number}" for number in rounds])
         axes.set_ylim(max(rounds) + 0.6, min(rounds) - 0.6)
-        axes.set_xlim(0, max(left.values()) * 1.1)
+        axes.set_xlim(0, max(left.values()) * 1.2)
         axes.set_xlabel("seconds")
         said = ", ".join(f"round {number} {seconds(total)}" for number, total in left.items())
         svg = _svg(figure, f"{title}. {said}")
@@ -198,20 +198,30 @@ def _draw(axes: Axes, line: Series, shift: float) -> None:
         if low is not None and high is not None:
             axes.plot([place, place], [low, high], color=colour, linewidth=1.4, solid_capstyle="butt")
         fill = COLOURS["page"] if number in line.open else colour
-        axes.plot([place], [value], "o", markersize=5.5, color=fill, markeredgecolor=colour, markeredgewidth=1.4)
+        axes.plot(
+            [place],
+            [value],
+            "o",
+            markersize=5.5,
+            color=fill,
+            markeredgecolor=colour,
+            markeredgewidth=1.4,
+            clip_on=False,
+            zorder=3,
+        )
 
 
 def _breathe(axes: Axes, level: float | None) -> None:
     """Room above and below, and no axis that blows tiny differences up."""
-    low, high = axes.get_ylim()
+    low, high = axes.dataLim.intervaly
     if level is not None:
         low, high = min(low, level), max(high, level)
     least = 0.1 * max(abs(low), abs(high), 1e-6)
     if high - low < least:
         middle = (low + high) / 2
         low, high = middle - least / 2, middle + least / 2
-    room = 0.08 * (high - low)
-    axes.set_ylim(low - room, high + room)
+    room = 0.12 * (high - low)
+    axes.set_ylim(low if low == level == 0 else low - room, high + room)
 
 
 _drawn = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", re.DOTALL)

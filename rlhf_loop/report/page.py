@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader, Undefined
 
+from rlhf_loop.feedback.validation import CHECKS
 from rlhf_loop.records import Completion, Prompt
 from rlhf_loop.report import charts
 from rlhf_loop.report.charts import Chart, Series
@@ -285,27 +286,36 @@ def feedback_row(r: Round) -> dict[str, Any]:
         "answered": asked.get("answered"),
         "annotator": asked.get("annotator"),
         "usable": _dig(checked, "pairs", "train"),
-        "set_aside": checked.get("set_aside"),
+        "quarantined": _quarantined(checked),
     }
 
 
 def validation(rounds: Sequence[Round]) -> dict[str, Any]:
-    """The last validation: `{round, tables, examples}`; a table is a title and rows of (name, number)."""
+    """The last validation: `{round, tables, examples}`; a table is `{title, columns, rows}`, a row (name, cells)."""
     checked = [(r.number, r.json("snapshot", "validation.json")) for r in rounds]
-    number_, last = next(((n, v) for n, v in reversed(checked) if v), (None, {}))
-    tables: list[dict[str, Any]] = []
-    examples: list[str] = []
-    single = {key: value for key, value in last.items() if isinstance(value, (int, float))}
-    if single:
-        tables.append({"title": "Feedback", "columns": [], "rows": [(_words(k), [v]) for k, v in single.items()]})
-    for key, value in last.items():
-        if "example" in key:
-            examples += _lines(value)
-        elif isinstance(value, dict) and value:
-            tables.append(_table(_words(key), value))
-        elif isinstance(value, list):
-            examples += [f"{_words(key)}: {line}" for line in _lines(value)]
-    return {"round": number_, "tables": [t for t in tables if t["rows"]], "examples": examples[:12]}
+    found_at: tuple[int | None, dict[str, Any]] = next(((n, v) for n, v in reversed(checked) if v), (None, {}))
+    round_number, last = found_at
+    pairs = last.get("pairs")
+    overall = {
+        "pieces of feedback": last.get("total"),
+        "usable": last.get("usable"),
+        "quarantined": _quarantined(last),
+        "different pairs to learn from": pairs.get("train") if isinstance(pairs, dict) else pairs,
+        "pairs of the judge": pairs.get("judge") if isinstance(pairs, dict) else None,
+    }
+    found = {CHECKS.get(name, _words(name)): count for name, count in (last.get("counts") or {}).items()}
+    tables = [
+        _table("All of it", {name: count for name, count in overall.items() if count is not None}),
+        _table("Pieces that", {name: count for name, count in found.items() if count}),
+        _table("Annotators", last.get("per_annotator") or {}),
+        _table("Preferences without a pair", last.get("no_pair") or {}),
+    ]
+    examples = [
+        f"{CHECKS.get(name, _words(name))}: {line}"
+        for name, lines in (last.get("examples") or {}).items()
+        for line in lines
+    ]
+    return {"round": round_number, "tables": [table for table in tables if table["rows"]], "examples": examples}
 
 
 def timings_chart(rounds: Sequence[Round]) -> Chart | None:
@@ -331,7 +341,8 @@ def number(value: Any, digits: int = 2) -> str:
     """A number for a table; an en dash for none."""
     if value is None or isinstance(value, (str, Undefined)):
         return str(value or "–")
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+    return text.replace("-", "−")
 
 
 def percent(value: float | Undefined | None) -> str:
@@ -365,29 +376,18 @@ def _judge_scores(rounds: Sequence[Round]) -> dict[str, float]:
 
 def _table(title: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Counts under their names, or one row of counts for each name."""
-    if all(isinstance(v, dict) for v in values.values()):
-        columns = list(dict.fromkeys(key for row in values.values() for key in row))
-        rows = [(name, [_plain(row.get(column)) for column in columns]) for name, row in values.items()]
-        return {"title": title, "columns": [_words(c) for c in columns], "rows": rows}
-    return {"title": title, "columns": [], "rows": [(_words(name), [_plain(v)]) for name, v in values.items()]}
+    nested = bool(values) and all(isinstance(row, dict) for row in values.values())
+    columns = list(dict.fromkeys(key for row in values.values() for key in row)) if nested else []
+    rows = [
+        (name if nested else _words(name), [row.get(column, 0) for column in columns] if nested else [row])
+        for name, row in values.items()
+    ]
+    return {"title": title, "columns": [_words(column) for column in columns], "rows": rows}
 
 
-def _plain(value: Any) -> Any:
-    """A cell: numbers and texts as they are, anything nested as text."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {number(v)}" for key, v in value.items())
-    return ", ".join(str(v) for v in value) if isinstance(value, list) else value
-
-
-def _lines(value: Any) -> list[str]:
-    """Examples in whatever shape as lines of text."""
-    if isinstance(value, dict):
-        return [f"{_words(str(key))}: {line}" for key, inner in value.items() for line in _lines(inner)]
-    if isinstance(value, list):
-        return [
-            ", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, dict) else str(item) for item in value
-        ]
-    return [str(value)]
+def _quarantined(checked: Mapping[str, Any]) -> int | None:
+    listed = checked.get("quarantined")
+    return len(listed) if isinstance(listed, list) else listed
 
 
 def _words(key: str) -> str:

@@ -27,7 +27,7 @@ def status(run: RunDir) -> dict[str, Any]:
     if last >= recipe.get("rounds", 0):
         following = f"rlhf-loop report {run.path}"
     elif waiting and last >= 0:
-        following = f"rlhf-loop feedback export --format questions --store {_store_url(run, recipe)}"
+        following = f"rlhf-loop feedback export questions.jsonl --format questions --store {_store_url(run, recipe)}"
     else:
         following = again
     return {
@@ -39,7 +39,7 @@ def status(run: RunDir) -> dict[str, Any]:
     }
 
 
-def status_table(values: dict[str, Any]) -> Table:
+def render(values: dict[str, Any]) -> Table:
     """What `status` gave, as a table for the terminal."""
     from rich.table import Table
 
@@ -82,7 +82,7 @@ def _open_questions(run: RunDir, recipe: dict[str, Any]) -> int | None:
         return None
     from rlhf_loop.feedback.store import Store
 
-    with Store.open(_store_url(run, recipe)) as store:
+    with Store.open(_store_url(run, recipe), create=False) as store:
         return len(store.questions(status="open"))
 
 
