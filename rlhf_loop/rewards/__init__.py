@@ -1,0 +1,150 @@
+"""Reward models: train one on preference pairs, load one, score with it. Each works without the loop.
+
+A new kind is one file here and a line in `spec.SPECS` and in the two tables below; a new model of a known kind is a
+folder in `reward_models/`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.rewards.base import Reward, WeightedSum
+from rlhf_loop.rewards.spec import (
+    BradleyTerrySpec,
+    FunctionSpec,
+    HeadSpec,
+    RewardSpec,
+    load_spec,
+    with_trainer,
+    write_spec,
+)
+
+if TYPE_CHECKING:
+    from rlhf_loop.recipe import Policy
+    from rlhf_loop.records import PreferencePair
+    from rlhf_loop.training import Progress
+
+__all__ = ["Reward", "RewardSpec", "combine", "evaluate_reward", "load_reward", "load_spec", "train_reward_model"]
+
+MODULES = {
+    "bradley_terry": "rlhf_loop.rewards.bradley_terry",
+    "head": "rlhf_loop.rewards.head",
+    "function": "rlhf_loop.rewards.function",
+}
+"""Kind to the module with its `load`; imported when used, so that a recipe is checked without torch."""
+
+
+def train_reward_model(
+    spec: BradleyTerrySpec | HeadSpec | FunctionSpec,
+    pairs: Sequence[PreferencePair],
+    output: Path,
+    *,
+    policy: Policy,
+    eval_pairs: Sequence[PreferencePair],
+    seed: int,
+    trainer: Mapping[str, Any] | None = None,
+    report_to: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Trains what `spec` describes on `pairs` and measures it on `eval_pairs`.
+
+    `output` then holds `reward_model.yaml`, the weights (safetensors) and `metrics.json`, whose content is returned:
+    counts of pairs used and left out, timings, and under `eval` what `evaluate_reward` gives. Called again after an
+    interruption it goes on from the last whole checkpoint, with the same result on a CPU. `trainer` replaces keys of
+    the spec's own `trainer` block. Raises `UserError` for anything the user can mend.
+    """
+    from rlhf_loop.distributed import barrier, is_main
+    from rlhf_loop.run_dir import write_json
+
+    started = time.perf_counter()
+    output = Path(output)
+    source = spec.folder
+    spec = with_trainer(spec, trainer or {})
+    output.mkdir(parents=True, exist_ok=True)
+    metrics: dict[str, Any] = {"kind": spec.kind}
+    if isinstance(spec, FunctionSpec):
+        if source is None:
+            raise UserError("a function's spec must be read from its folder with `load_spec(FOLDER)`")
+        if is_main():
+            import_module(MODULES["function"]).copy(spec, source, output)
+        metrics["pairs"] = len(pairs)
+    else:
+        if isinstance(spec, BradleyTerrySpec):
+            trained = import_module(MODULES[spec.kind]).train(
+                spec, pairs, output, policy=policy, seed=seed, report_to=report_to, progress=progress
+            )
+        else:
+            trained = import_module(MODULES[spec.kind]).train(spec, pairs, output, policy=policy, seed=seed)
+        metrics.update(trained)
+        # Written with the base it was trained on, whatever the recipe's policy is when it is loaded.
+        spec = spec.model_copy(update={"base": policy.model if spec.base == "policy" else spec.base})
+    if is_main():
+        write_spec(spec, output)
+    barrier()
+    reward = load_reward(output, id=output.name, policy=policy)
+    metrics["eval"] = evaluate_reward(reward, eval_pairs, seed=seed)
+    metrics["seconds"] = round(time.perf_counter() - started, 3)
+    if is_main():
+        write_json(output / "metrics.json", metrics)
+    barrier()
+    return metrics
+
+
+def load_reward(folder: Path, *, id: str, policy: Policy) -> Reward:
+    """The reward model in `folder`: one that `train_reward_model` wrote, or a function of the catalogue.
+
+    `id` is written on its scores; `policy` says which base `base: policy` means, its dtype and system prompt. Raises
+    `UserError` when the folder is no reward model or one that was not trained.
+    """
+    folder = Path(folder)
+    spec = load_spec(folder)
+    module = import_module(MODULES[spec.kind])
+    options = {} if isinstance(spec, FunctionSpec) else {"policy": policy}
+    reward: Reward = module.load(folder, spec, id=id, **options)
+    return reward
+
+
+def combine(parts: Sequence[tuple[Reward, float]], id: str | None = None) -> Reward:
+    """The weighted sum of several rewards; each part's share is in the breakdown of its scores, under its name.
+
+    `id`: written on the scores; by default the ids of the parts. Raises `UserError` for none, or two of one name.
+    """
+    names = [reward.name for reward, _ in parts]
+    if not names:
+        raise UserError("a sum of rewards needs at least one")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two parts of the reward are called {', '.join(twice)}; give them folders of different names")
+    return WeightedSum(parts, id or "+".join(dict.fromkeys(reward.id for reward, _ in parts)))
+
+
+def evaluate_reward(reward: Reward, pairs: Sequence[PreferencePair], seed: int = 0) -> dict[str, Any] | None:
+    """How often `reward` agrees with `pairs`, and how well it knows it: see `metrics.preference_metrics`.
+
+    Intervals resample whole groups. All ranks take part. None when there are no pairs.
+    """
+    from rlhf_loop.distributed import sharded_map
+    from rlhf_loop.rewards.metrics import preference_metrics
+    from rlhf_loop.rewards.texts import texts_of_pairs
+
+    if not pairs:
+        return None
+    texts, indices = texts_of_pairs(pairs)
+    started = time.perf_counter()
+    values = sharded_map(lambda share: reward.checked_values(share, {}), texts)
+    seconds = time.perf_counter() - started
+    words = [len(text.completion.split()) for text in texts]
+    measured = preference_metrics(
+        [values[chosen] for chosen, _ in indices],
+        [values[rejected] for _, rejected in indices],
+        [pair.group for pair in pairs],
+        [words[chosen] for chosen, _ in indices],
+        [words[rejected] for _, rejected in indices],
+        seed=seed,
+    )
+    return {**measured, "distinct_texts": len(texts), "scoring_seconds": round(seconds, 3)}

@@ -1,0 +1,126 @@
+"""What every reward model is, once loaded: a callable with TRL's interface that also gives `Score`s."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.records import Completion, Message, Prompt, Score
+from rlhf_loop.rewards.texts import Text, make_text, texts_of_completions
+
+
+class Reward(ABC):
+    """A loaded reward model. `id`: its artifact id, written on scores; `name`: its part's name in a breakdown."""
+
+    def __init__(self, id: str, name: str):
+        self.id = id
+        self.name = name
+        self.__name__ = name  # TRL's trainers log a reward function under its name
+
+    @abstractmethod
+    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float]:
+        """The reward of each text; `columns` hold what else is known of them, one value a text."""
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        """TRL's interface: conversations (lists of messages) or plain strings, and the data set's columns.
+
+        Whether a completion finished is read from the column `finished`, else from the last of its `completion_ids`
+        (which TRL's trainers pass), else it is taken to have finished.
+        """
+        if len(prompts) != len(completions):
+            raise UserError(f"{self.name}: {len(prompts)} prompts for {len(completions)} completions")
+        finished = self._finished(columns, len(completions))
+        texts = [_as_text(*row) for row in zip(prompts, completions, finished, strict=True)]
+        lists = {k: v for k, v in columns.items() if isinstance(v, (list, tuple)) and len(v) == len(texts)}
+        return self.checked_values(texts, lists)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+        """The score of each completion, in order; `prompts` holds theirs at least once each, in any order."""
+        texts = texts_of_completions(prompts, completions)
+        columns = _columns(prompts, completions)
+        values = self.checked_values(texts, columns)
+        return [
+            Score(completion_id=c.id, reward_model=self.id, value=value, breakdown=parts)
+            for c, value, parts in zip(completions, values, self.breakdown(len(texts)), strict=True)
+        ]
+
+    def checked_values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float]:
+        """`values`, refused with a `UserError` that names the text when one of them is not a finite number."""
+        if not texts:
+            return []
+        values = self.values(texts, columns)
+        if not isinstance(values, Sequence) or len(values) != len(texts):
+            got = f"{len(values)} values" if isinstance(values, Sequence) else type(values).__name__
+            raise UserError(f"the reward {self.name} gave {got} for {len(texts)} completions; it must give one each")
+        for text, value in zip(texts, values, strict=True):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise UserError(f"the reward {self.name} gave {value!r}, which is no finite number, for {text.shown()}")
+        return [float(value) for value in values]
+
+    def breakdown(self, count: int) -> list[dict[str, float]]:
+        """The parts that the last values were made of, one dict for each; empty for a reward of one part."""
+        return [{} for _ in range(count)]
+
+    def is_end(self, token: int) -> bool:
+        """Whether a completion whose last token is this one has ended by itself; unknown without a tokenizer."""
+        return True
+
+    def _finished(self, columns: Mapping[str, Any], count: int) -> list[bool]:
+        if columns.get("finished") is not None:
+            return [bool(value) for value in columns["finished"]]
+        ids = columns.get("completion_ids")
+        if ids is not None:
+            return [bool(len(row)) and self.is_end(int(row[-1])) for row in ids]
+        return [True] * count
+
+
+class WeightedSum(Reward):
+    """Several rewards, each times its weight; the breakdown holds the weighted parts, which add up to the value."""
+
+    def __init__(self, parts: Sequence[tuple[Reward, float]], id: str):
+        super().__init__(id, "+".join(reward.name for reward, _ in parts))
+        self.parts = list(parts)
+        self._last: list[dict[str, float]] = []
+
+    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float]:
+        """The weighted sums."""
+        by_part = {
+            reward.name: [weight * value for value in reward.checked_values(texts, columns)]
+            for reward, weight in self.parts
+        }
+        self._last = [{name: values[row] for name, values in by_part.items()} for row in range(len(texts))]
+        return [math.fsum(row.values()) for row in self._last]
+
+    def breakdown(self, count: int) -> list[dict[str, float]]:
+        """The weighted parts of the last values."""
+        return self._last
+
+    def is_end(self, token: int) -> bool:
+        """Whether all parts take the token for an end."""
+        return all(reward.is_end(token) for reward, _ in self.parts)
+
+
+def _as_text(prompt: Any, completion: Any, finished: bool) -> Text:
+    """One row of TRL's interface, conversational or plain."""
+    messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
+    if isinstance(completion, str):
+        return make_text(messages, completion, finished)
+    if not completion:
+        return make_text(messages, "", finished)
+    return make_text([*messages, *completion[:-1]], completion[-1]["content"] or "", finished)
+
+
+def _columns(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, list[Any]]:
+    """What a function may ask for beside the texts, under the names of the records."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    rows = [by_id[completion.prompt_id] for completion in completions]
+    return {
+        "prompt_id": [prompt.id for prompt in rows],
+        "group": [prompt.group for prompt in rows],
+        "reference": [prompt.reference for prompt in rows],
+        "tags": [list(prompt.tags) for prompt in rows],
+        "finished": [completion.finish_reason == "stop" for completion in completions],
+    }

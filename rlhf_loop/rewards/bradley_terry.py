@@ -1,0 +1,308 @@
+"""Bradley-Terry reward models through TRL's RewardTrainer, each distinct text forwarded once.
+
+The loss is -log sigmoid(r(chosen) - r(rejected) - margin) (Bradley and Terry 1952; Llama 2, arXiv 2307.09288,
+equation 2, for the margin). People compare the same answers many times, so the pairs of one prompt share their texts;
+InstructGPT (arXiv 2203.02155, section 3.5) therefore trains all comparisons of a prompt as one batch element.
+Here too an element is a prompt with all its pairs, and `per_device_train_batch_size` counts such elements. With
+distinct answers everywhere an element is one pair and everything is as in TRL.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn.functional import logsigmoid
+from transformers import PrinterCallback, TrainerCallback
+from trl import RewardConfig, RewardTrainer
+
+from rlhf_loop.checkpoints import last_complete
+from rlhf_loop.distributed import is_main
+from rlhf_loop.errors import UserError
+from rlhf_loop.models import tune_cpu_memory
+from rlhf_loop.recipe import Policy
+from rlhf_loop.records import PreferencePair
+from rlhf_loop.rewards.base import Reward
+from rlhf_loop.rewards.scoring import in_batches, padded, token_batches
+from rlhf_loop.rewards.spec import BradleyTerrySpec
+from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
+from rlhf_loop.rewards.trunk import load_classifier, lora_config, save_adapter
+from rlhf_loop.training import Progress, callbacks, quiet, training_arguments
+
+logger = logging.getLogger(__name__)
+
+FORWARD_TOKENS = {"cpu": 2048}
+"""Padded tokens of one forward in training, by device; elsewhere an element is one forward."""
+SCORING_TOKENS = {"cpu": 4096}
+SCORING_TOKENS_ACCELERATOR = 65536
+
+
+def train(
+    spec: BradleyTerrySpec,
+    pairs: Sequence[PreferencePair],
+    output: Path,
+    *,
+    policy: Policy,
+    seed: int,
+    report_to: Sequence[str],
+    progress: Progress | None,
+    extra_callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Trains on `pairs`, writes safetensors and tokenizer to `output`, and gives counts and timings.
+
+    Goes on from the last whole checkpoint in `output/checkpoints` (written each `save_steps`) and removes them at the
+    end. Raises `UserError` when no pair is left or the weights stop being finite.
+    """
+    tune_cpu_memory()
+    torch.manual_seed(seed)  # the new output layer and the adapter begin from random numbers
+    model, tokenizer = load_classifier(spec.base, policy, full=spec.lora is None)
+    rows, counts = batch_elements(spec, pairs, tokenizer, policy.system_prompt)
+    settings = {**spec.trainer, "remove_unused_columns": False}
+    arguments = training_arguments(RewardConfig, output, seed, settings, policy.dtype)
+    with quiet():
+        trainer = UniqueTextsRewardTrainer(
+            model,
+            arguments,
+            data_collator=Collator(tokenizer.pad_token_id),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=lora_config(spec.lora) if spec.lora else None,
+        )
+        for callback in [*callbacks(output / "train_log.jsonl", report_to, 0, progress), *extra_callbacks]:
+            trainer.add_callback(callback)
+        trainer.remove_callback(PrinterCallback)  # the log goes to its file, and progress to the caller
+        result = trainer.train(resume_from_checkpoint=last_complete(output / "checkpoints"))
+    if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
+        raise UserError(
+            "the reward model's weights are no longer finite; lower `trainer.learning_rate` in its reward_model.yaml, "
+            "or set `trainer.max_grad_norm: 1.0`"
+        )
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if is_main():
+        if spec.lora is None:
+            model.save_pretrained(str(output))
+        else:
+            save_adapter(model, output, _reference(spec, policy))
+        tokenizer.save_pretrained(str(output))
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    return {
+        **counts,
+        "steps": int(trainer.state.global_step),
+        "train_loss": float(result.training_loss),
+        "train_seconds": float(result.metrics["train_runtime"]),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def load(folder: Path, spec: BradleyTerrySpec, *, id: str, policy: Policy) -> Reward:
+    """The reward model that `train` wrote to `folder`; raises `UserError` when it holds no weights."""
+    adapter = (folder / "adapter_config.json").exists()
+    if not adapter and not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} holds no weights: it says how to train a reward model; train it first")
+    if adapter:
+        model, tokenizer = load_classifier(spec.base, policy, adapter=folder)
+    else:
+        model, tokenizer = load_classifier(str(folder), policy)
+    return BradleyTerryReward(model, tokenizer, spec, id=id, name=folder.name, system_prompt=policy.system_prompt)
+
+
+class BradleyTerryReward(Reward):
+    """A trained model with one output; equal texts are computed once."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, spec: BradleyTerrySpec, *, id: str, name: str, system_prompt: str | None
+    ):
+        super().__init__(id, name)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.system_prompt = system_prompt
+
+    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float]:
+        """The output at the last token of each text; over-long ones keep their end, and a warning says how many."""
+        distinct = list(dict.fromkeys(texts))
+        rows = encode_all(self.tokenizer, distinct, self.system_prompt, self.spec.max_length)
+        device = self.model.device
+        values = in_batches(
+            lambda ids, mask, numbers: self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0],
+            rows,
+            pad_id=self.tokenizer.pad_token_id,
+            device=device,
+            budget=SCORING_TOKENS.get(device.type, SCORING_TOKENS_ACCELERATOR),
+        )
+        by_text = dict(zip(distinct, values.tolist(), strict=True))
+        return [by_text[text] for text in texts]
+
+    def is_end(self, token: int) -> bool:
+        """Whether it is the tokenizer's EOS."""
+        return bool(token == self.tokenizer.eos_token_id)
+
+
+class UniqueTextsRewardTrainer(RewardTrainer):  # type: ignore[misc]
+    """RewardTrainer whose batches hold each text once and pairs as indices into the texts."""
+
+    def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
+        return dataset  # tokenised, and filtered by length, in `batch_elements`
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean loss of the batch's pairs: the same number as without sharing texts."""
+        rewards = self._forward(model, inputs["input_ids"], inputs["attention_mask"])  # (N,)
+        chosen, rejected = rewards[inputs["chosen"]], rewards[inputs["rejected"]]  # (P,) each
+        loss = -logsigmoid(chosen - rejected - inputs["margin"]).mean()
+        if self.args.center_rewards_coefficient is not None:  # arXiv 2312.09244, equation 2
+            loss = loss + self.args.center_rewards_coefficient * ((chosen + rejected) ** 2).mean()
+        self._count(rewards.detach(), (chosen - rejected).detach(), inputs["attention_mask"])
+        return (loss, {"rewards": rewards}) if return_outputs else loss
+
+    def _forward(self, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Rewards (N,) of texts (N, T).
+
+        Alone on a CPU, texts of like length go together, so that little is computed on padding. Several ranks must
+        make the same number of forwards (each one is a collective), so there it is one.
+        """
+        lengths = mask.sum(1).tolist()
+        budget = FORWARD_TOKENS.get(ids.device.type) if self.accelerator.num_processes == 1 else None
+        if budget is None:
+            rewards: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0]
+            return rewards.float()
+        batches = token_batches(lengths, budget)
+        parts = []
+        for numbers in batches:
+            longest = max(lengths[number] for number in numbers)
+            part = model(input_ids=ids[numbers, :longest], attention_mask=mask[numbers, :longest], use_cache=False)
+            parts.append(part.logits[:, 0].float())
+        order = torch.tensor([number for numbers in batches for number in numbers])
+        return torch.cat(parts)[torch.argsort(order)]
+
+    def _count(self, rewards: torch.Tensor, margins: torch.Tensor, mask: torch.Tensor) -> None:
+        """Adds to the means that `RewardTrainer.log` reports, over the pairs of all ranks."""
+        mode = "train" if self.model.training else "eval"
+        mine = torch.stack(
+            [
+                torch.tensor(float(len(margins)), device=margins.device),
+                (margins > 0).float().sum(),
+                margins.sum(),
+                torch.tensor(float(len(rewards)), device=margins.device),
+                rewards.sum(),
+                mask.sum().float(),
+            ]
+        )
+        pairs, right, margin, texts, reward, tokens = self.accelerator.reduce(mine, "sum").tolist()
+        if mode == "train":
+            self._total_train_tokens += int(tokens)
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        self._metrics[mode]["accuracy"].append(right / pairs)
+        self._metrics[mode]["margin"].append(margin / pairs)
+        self._metrics[mode]["mean_reward"].append(reward / texts)
+
+
+class Collator:
+    """Batch elements as tensors: texts (N, T) of all of them, pairs (P,) as indices into those."""
+
+    def __init__(self, pad_id: int):
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """The batch of `rows`, as `batch_elements` made them."""
+        texts = [ids for row in rows for ids in row["texts"]]
+        ids, mask = padded(texts, self.pad_id, "cpu")
+        batch: dict[str, torch.Tensor] = {"input_ids": ids, "attention_mask": mask}
+        starts = [sum(len(row["texts"]) for row in rows[:number]) for number in range(len(rows))]
+        for side in ("chosen", "rejected"):
+            numbers = [start + i for start, row in zip(starts, rows, strict=True) for i in row[side]]
+            batch[side] = torch.tensor(numbers)
+        batch["margin"] = torch.tensor([margin for row in rows for margin in row["margin"]], dtype=torch.float)
+        return batch
+
+
+def batch_elements(
+    spec: BradleyTerrySpec, pairs: Sequence[PreferencePair], tokenizer: Any, system_prompt: str | None = None
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The pairs of each prompt as one row `{texts, chosen, rejected, margin}`, and counts of what is in them.
+
+    A prompt with more than `max_texts` texts becomes several rows, some of its texts being in more than one. Pairs
+    with a side longer than `max_length` tokens are left out and counted as `dropped_too_long`.
+    """
+    texts, indices = texts_of_pairs(pairs)
+    ids = [encode(tokenizer, text, system_prompt)[0] for text in texts]
+    kept: dict[str, list[int]] = {}
+    for number, (pair, sides) in enumerate(zip(pairs, indices, strict=True)):
+        if all(len(ids[side]) <= spec.max_length for side in sides):
+            kept.setdefault(pair.prompt_id, []).append(number)
+    used = sum(len(numbers) for numbers in kept.values())
+    if not used:
+        longest = max((len(row) for row in ids), default=0)
+        raise UserError(
+            f"none of {len(pairs)} pairs can train the reward model: the longest text has {longest} tokens and "
+            f"max_length is {spec.max_length}. Raise `max_length` in its reward_model.yaml"
+            if pairs
+            else "there are no pairs to train the reward model on"
+        )
+    if used < len(pairs):
+        left_out = len(pairs) - used
+        logger.warning("%d of %d pairs are longer than %d tokens and left out", left_out, len(pairs), spec.max_length)
+    parts = [part for numbers in kept.values() for part in _split(numbers, indices, spec.max_texts)]
+    rows = []
+    lengths = []
+    for part in parts:
+        local = {side: i for i, side in enumerate(dict.fromkeys(s for n in part for s in indices[n]))}
+        lengths += [len(ids[side]) for side in local]
+        rows.append(
+            {
+                "texts": [ids[side] for side in local],
+                "chosen": [local[indices[n][0]] for n in part],
+                "rejected": [local[indices[n][1]] for n in part],
+                "margin": [float(pairs[n].margin) for n in part],
+            }
+        )
+    counts = {
+        "pairs": len(pairs),
+        "pairs_used": used,
+        "dropped_too_long": len(pairs) - used,
+        "distinct_texts": len({side for numbers in kept.values() for n in numbers for side in indices[n]}),
+        "texts_forwarded_per_epoch": len(lengths),
+        "tokens_per_epoch": sum(lengths),
+        "batch_elements": len(rows),
+    }
+    return rows, counts
+
+
+def encode_all(tokenizer: Any, texts: Sequence[Text], system_prompt: str | None, max_length: int) -> list[list[int]]:
+    """Token ids of each text for scoring: all are scored, those over `max_length` tokens by their end."""
+    rows = [encode(tokenizer, text, system_prompt)[0] for text in texts]
+    over = sum(len(row) > max_length for row in rows)
+    if over:
+        logger.warning(
+            "%d of %d texts are longer than %d tokens; the beginnings are cut off", over, len(rows), max_length
+        )
+    return [row[-max_length:] for row in rows]
+
+
+def _split(numbers: list[int], indices: Sequence[tuple[int, int]], max_texts: int) -> list[list[int]]:
+    """Pairs in parts that touch at most `max_texts` texts each.
+
+    Texts are put into blocks of half that size, and a part holds the pairs between two blocks.
+    """
+    order = {side: i for i, side in enumerate(dict.fromkeys(s for n in numbers for s in indices[n]))}
+    if len(order) <= max_texts:
+        return [numbers]
+    half = max(1, max_texts // 2)
+    last = (len(order) - 1) // half
+    parts: dict[tuple[int, int], list[int]] = {}
+    for number in numbers:
+        low, high = sorted(order[side] // half for side in indices[number])
+        if low == high:  # inside one block: with a neighbour, where its texts are forwarded anyway
+            low, high = (low, low + 1) if low < last else (low - 1, low)
+        parts.setdefault((low, high), []).append(number)
+    return list(parts.values())
+
+
+def _reference(spec: BradleyTerrySpec, policy: Policy) -> str:
+    return policy.model if spec.base == "policy" else spec.base

@@ -1,0 +1,170 @@
+"""What a folder of the catalogue says: `reward_model.yaml`, checked when it is read, before anything is computed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from rlhf_loop import recipe, run_dir
+from rlhf_loop.errors import UserError
+
+FILE = "reward_model.yaml"
+
+
+class _Spec(recipe.Settings):
+    _folder: Path | None = PrivateAttr(None)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it was read from."""
+        return self._folder
+
+
+class BradleyTerrySpec(_Spec):
+    """A language model with one output, trained on pairs through TRL's RewardTrainer.
+
+    `base`: `policy` (the recipe's base policy) or any model reference. `trainer` goes verbatim to TRL's RewardConfig;
+    `per_device_train_batch_size` counts prompts there, each with all its pairs (see `bradley_terry.py`)."""
+
+    kind: Literal["bradley_terry"] = "bradley_terry"
+    base: str = "policy"
+    lora: recipe.Lora | None = Field(default_factory=recipe.Lora)  # null: train every weight
+    max_length: int = Field(1024, ge=8)  # tokens of prompt and completion; pairs with a longer side are left out
+    max_texts: int = Field(32, ge=2)  # distinct texts of a prompt in one batch element; bounds memory
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _trainer_is_known(self) -> BradleyTerrySpec:
+        recipe.check_trainer("bradley_terry", self.trainer, "trainer")
+        if "max_length" in self.trainer:
+            raise ValueError(
+                "trainer.max_length: set `max_length` of the reward model itself, which counts what it drops"
+            )
+        if "model_init_kwargs" in self.trainer:
+            raise ValueError(
+                "trainer.model_init_kwargs: dtype, attention and trust come from the recipe's `policy` block"
+            )
+        return self
+
+
+class HeadSpec(_Spec):
+    """A linear Bradley-Terry head on features of a frozen model: trains in seconds, good with 60-300 pairs.
+
+    `layers`: hidden states to read, as shares of the depth (1.0 is the last). `l2`: candidates, of which grouped
+    cross-validation on the training pairs takes the best."""
+
+    kind: Literal["head"] = "head"
+    base: str = "policy"
+    layers: list[float] = Field(default=[0.5, 0.75], min_length=1)
+    pooling: list[Literal["mean", "last"]] = Field(default=["mean", "last"], min_length=1)
+    l2: list[float] = Field(default=[0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0], min_length=1)
+    folds: int = Field(5, ge=2)
+    max_length: int = Field(1024, ge=8)
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_are_shares(cls, layers: list[float]) -> list[float]:
+        if not all(0 < layer <= 1 for layer in layers):
+            raise ValueError("layers are shares of the depth, above 0 and at most 1 (1.0: the last layer)")
+        return layers
+
+    @field_validator("l2")
+    @classmethod
+    def _l2_is_positive(cls, l2: list[float]) -> list[float]:
+        if not all(value > 0 for value in l2):
+            raise ValueError("l2: penalties must be above 0")
+        return l2
+
+
+class FunctionSpec(_Spec):
+    """A Python function with TRL's interface: `f(prompts, completions, **columns) -> list[float]`.
+
+    `format`: what it is handed: conversations (lists of messages) or plain strings."""
+
+    kind: Literal["function"] = "function"
+    function: str  # FILE.py:NAME, the file in the same folder
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    format: Literal["conversational", "plain"] = "conversational"
+
+    @field_validator("function")
+    @classmethod
+    def _names_a_function(cls, function: str) -> str:
+        if not re.fullmatch(r"\w+\.py:[A-Za-z_]\w*", function):
+            raise ValueError(f"`function` must be FILE.py:NAME with the file in the same folder, got {function!r}")
+        return function
+
+
+RewardSpec = Annotated[BradleyTerrySpec | HeadSpec | FunctionSpec, Field(discriminator="kind")]
+
+SPECS: dict[str, type[BradleyTerrySpec | HeadSpec | FunctionSpec]] = {
+    "bradley_terry": BradleyTerrySpec,
+    "head": HeadSpec,
+    "function": FunctionSpec,
+}
+
+
+def load_spec(folder: Path) -> BradleyTerrySpec | HeadSpec | FunctionSpec:
+    """The checked `reward_model.yaml` of `folder`.
+
+    Raises `UserError` naming the file, the key and the nearest valid name for anything that is wrong.
+    """
+    path = Path(folder) / FILE
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder} is not a reward model: it has no {FILE}{_neighbours(Path(folder))}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of settings, as in reward_models/bradley_terry/{FILE}")
+    spec = parse_spec(values, str(path))
+    spec._folder = Path(folder)
+    return spec
+
+
+def parse_spec(values: Mapping[str, Any], where: str = FILE) -> BradleyTerrySpec | HeadSpec | FunctionSpec:
+    """A spec from plain values; `where` is named in errors."""
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in SPECS:
+        said = f"`kind` is missing{recipe._nearest('', SPECS)}" if kind is None else f"`kind: {kind}` is not known"
+        raise UserError(f"{where}: {said}; valid: {', '.join(SPECS)}")
+    spec: BradleyTerrySpec | HeadSpec | FunctionSpec = recipe.parse_settings(SPECS[kind], values, where)
+    return spec
+
+
+def write_spec(spec: BradleyTerrySpec | HeadSpec | FunctionSpec, folder: Path) -> None:
+    """Writes `spec` as the `reward_model.yaml` of `folder`."""
+    text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    run_dir.write_text(folder / FILE, text)
+
+
+def with_trainer(
+    spec: BradleyTerrySpec | HeadSpec | FunctionSpec, trainer: Mapping[str, Any]
+) -> BradleyTerrySpec | HeadSpec | FunctionSpec:
+    """`spec` with keys of its `trainer` block replaced; raises `UserError` for keys that cannot be there."""
+    if not trainer:
+        return spec
+    if not isinstance(spec, BradleyTerrySpec):
+        raise UserError(f"reward.trainer: a reward model of kind {spec.kind} is not trained with TRL; remove the block")
+    values = spec.model_dump(mode="json")
+    values["trainer"] = {**values["trainer"], **trainer}
+    return parse_spec(values, "reward")
+
+
+def _neighbours(folder: Path) -> str:
+    """Which folders beside a wrong one are reward models, for the error."""
+    parent = folder.parent
+    known = sorted(path.parent.name for path in parent.glob(f"*/{FILE}")) if parent.is_dir() else []
+    return f". Those in {parent}: {', '.join(known)}{_did_you_mean(folder.name, known)}" if known else ""
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    hint = recipe._nearest(name, known)
+    return hint if "did you mean" in hint else ""

@@ -1,0 +1,135 @@
+"""Language models as reward models: with one output in place of the vocabulary, or as a trunk of frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.models import device, load_tokenizer, resolve_model
+from rlhf_loop.recipe import Lora, Policy
+
+
+def load_classifier(base: str, policy: Policy, *, full: bool = False, adapter: Path | None = None) -> tuple[Any, Any]:
+    """A sequence classifier with one output, and its tokenizer; `base` is `policy` or a model reference.
+
+    Weights have the policy's dtype, or float32 when all are to be trained (`full`). The output layer always computes
+    in float32: in bfloat16 rewards would have 8 bits, and close answers would tie.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    reference = policy.model if base == "policy" else base
+    source = resolve_model(reference)
+    tokenizer = load_tokenizer(reference, policy)
+    dtype = torch.float32 if full else getattr(torch, policy.dtype)
+    with quiet(), _explained(reference):
+        model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, **_options(policy, dtype))
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        # The classifier reads the last token that is not padding, and would look past the end of the answer.
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if isinstance(getattr(model, "score", None), nn.Linear):
+        model.score = _Float32Linear(model.score)
+    if adapter is not None:
+        with quiet(), _explained(adapter):
+            model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
+    return model.to(device()), tokenizer
+
+
+def load_trunk(base: str, policy: Policy, layers: list[float]) -> tuple[Any, Any, list[int]]:
+    """The frozen model without its vocabulary layer, its tokenizer, and the numbers of the hidden states to read.
+
+    Layers above those that are read are left out, which is where the time would go.
+    """
+    from transformers import AutoModel
+
+    reference = policy.model if base == "policy" else base
+    tokenizer = load_tokenizer(reference, policy)
+    with quiet(), _explained(reference):
+        model = AutoModel.from_pretrained(resolve_model(reference), **_options(policy, getattr(torch, policy.dtype)))
+    depth = int(model.config.get_text_config().num_hidden_layers)
+    numbers = [max(1, round(share * depth)) for share in layers]
+    stack = getattr(model, "layers", None)
+    if isinstance(stack, nn.ModuleList) and max(numbers) < depth:
+        # One more than is read: what leaves the last one is normalised, unlike the hidden states below it.
+        model.layers = stack[: max(numbers) + 1]
+    return model.to(device()).eval().requires_grad_(False), tokenizer, numbers
+
+
+def lora_config(lora: Lora) -> Any:
+    """PEFT's config for a sequence classifier; its output layer is trained and saved whole."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="SEQ_CLS",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=["score"],
+    )
+
+
+def save_adapter(model: Any, folder: Path, reference: str) -> None:
+    """Writes a LoRA adapter and its output layer, naming its base as the recipe does."""
+    model.peft_config[model.active_adapter].base_model_name_or_path = reference
+    # A padding row may have been added to the embeddings; it is never attended to, so it need not be saved.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and its report that a new output layer is new."""
+    from transformers.utils import logging
+
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+
+
+class _Float32Linear(nn.Linear):  # type: ignore[misc]
+    """An output layer that computes in float32 whatever comes in, mixed precision or not."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device=layer.weight.device)
+        with torch.no_grad():
+            self.weight.copy_(layer.weight)
+            if layer.bias is not None:
+                self.bias.copy_(layer.bias)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return linear(input.float(), self.weight.float(), bias)
+
+
+def _options(policy: Policy, dtype: torch.dtype) -> dict[str, Any]:
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": policy.trust_remote_code}
+    if policy.attn_implementation is not None:
+        options["attn_implementation"] = policy.attn_implementation
+    return options
+
+
+@contextmanager
+def _explained(source: str | Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{source} cannot be loaded as a reward model: {error}") from error
