@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from transformers import TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
@@ -18,16 +21,19 @@ Progress = Callable[[int, int, str], None]
 """Called with (done, total, what to show)."""
 
 
-def training_arguments(config: type[Any], output: Path, seed: int, settings: Mapping[str, Any]) -> Any:
+def training_arguments(
+    config: type[Any], output: Path, seed: int, settings: Mapping[str, Any], dtype: str = "float32"
+) -> Any:
     """TRL's config of an algorithm from a recipe's `trainer:` block, with what the loop owns filled in.
+
+    Training is in the precision that the policy's weights have (`dtype`), unless the block says otherwise.
 
     Checkpoints go to `output/checkpoints`, every `save_steps` steps when that is given, else never.
     """
     values = dict(settings)
     values.setdefault("gradient_checkpointing", False)
     values.setdefault("logging_steps", 1)
-    if not torch.cuda.is_available():
-        values.setdefault("bf16", False)  # weights are bf16 already; autocast on top only copies them
+    values.setdefault("bf16", dtype == "bfloat16")  # also for adapters, whose own weights stay float32
     try:
         return config(
             output_dir=str(output / "checkpoints"),
@@ -41,6 +47,20 @@ def training_arguments(config: type[Any], output: Path, seed: int, settings: Map
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"trainer settings: TRL's {config.__name__} refused them: {error}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and lines of the libraries, which would break those of the loop."""
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
 
 
 def callbacks(

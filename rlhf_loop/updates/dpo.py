@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from rlhf_loop.checkpoints import last_complete
@@ -27,7 +28,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.models import load_policy, save_policy, tune_cpu_memory
 from rlhf_loop.recipe import Lora, Policy, Update
 from rlhf_loop.records import PreferencePair
-from rlhf_loop.training import callbacks, read_log, training_arguments
+from rlhf_loop.training import callbacks, quiet, read_log, training_arguments
 
 
 def update(
@@ -47,12 +48,16 @@ def update(
     """See `rlhf_loop.updates.update_policy`."""
     tune_cpu_memory()
     output.mkdir(parents=True, exist_ok=True)
-    arguments = training_arguments(DPOConfig, output, seed, {"run_name": run_name, **settings.trainer})
-    torch.manual_seed(seed)
-    trainer, tokenizer, counts = _trainer(rows, start, reference, output, policy, settings, arguments)
-    for callback in callbacks(output / "train_log.jsonl", report_to, step_offset, progress):
-        trainer.add_callback(callback)
-    result = trainer.train(resume_from_checkpoint=last_complete(output / "checkpoints"))
+    with quiet():
+        arguments = training_arguments(
+            DPOConfig, output, seed, {"run_name": run_name, **settings.trainer}, policy.dtype
+        )
+        torch.manual_seed(seed)
+        trainer, tokenizer, counts = _trainer(rows, start, reference, policy, settings, arguments)
+        trainer.remove_callback(PrinterCallback)
+        for callback in callbacks(output / "train_log.jsonl", report_to, step_offset, progress):
+            trainer.add_callback(callback)
+        result = trainer.train(resume_from_checkpoint=last_complete(output / "checkpoints"))
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
         raise UserError(
             "the update ended in weights that are not finite; lower `update.trainer.learning_rate` or set "
@@ -76,7 +81,6 @@ def _trainer(
     rows: Sequence[PreferencePair],
     start: str | Path,
     reference: str | Path,
-    output: Path,
     policy: Policy,
     settings: Update,
     arguments: DPOConfig,
