@@ -106,6 +106,9 @@ def save_policy(model: Any, tokenizer: Any, folder: str | Path, base_reference: 
     with _quiet():
         if isinstance(model, PeftModel):
             model.peft_config[model.active_adapter].base_model_name_or_path = base_reference
+            modules = model.peft_config[model.active_adapter].target_modules
+            if isinstance(modules, set):  # its order differs from process to process, and files are compared by hash
+                model.peft_config[model.active_adapter].target_modules = sorted(modules)
             # The embeddings are never resized here; left to itself PEFT would ask the hub about the base.
             model.save_pretrained(str(folder), selected_adapters=[model.active_adapter], save_embedding_layers=False)
         else:

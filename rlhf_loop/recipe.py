@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf_loop.errors import UserError
 
@@ -253,8 +253,6 @@ class Recipe(Settings):
     evaluation: Evaluation
     gate: Gate = Field(default_factory=Gate)
 
-    _file: Path | None = PrivateAttr(None)
-
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         """Reads and checks a recipe; `overrides` are `key.sub=value` (YAML values), as on the command line.
@@ -274,9 +272,7 @@ class Recipe(Settings):
             raise UserError(f"{path} must hold a mapping of settings, as in recipes/quickstart.yaml")
         for override in overrides:
             _apply_override(values, override)
-        recipe = parse(values, where=str(path), base=path.parent.resolve())
-        recipe._file = path.resolve()
-        return recipe
+        return parse(values, where=str(path), base=path.parent.resolve())
 
     @model_validator(mode="after")
     def _settings_work_together(self) -> Recipe:
@@ -323,11 +319,6 @@ class Recipe(Settings):
                 f"accelerate_config is for `launch: child`, which starts Accelerate itself; this is `{self.launch}`"
             )
         return self
-
-    @property
-    def file(self) -> Path | None:
-        """Where the recipe was loaded from."""
-        return self._file
 
     def to_yaml(self) -> str:
         """The recipe with every default written out and every path absolute."""
@@ -423,7 +414,7 @@ def _absolute(path: Path, base: Path) -> Path:
 
 
 def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
+    location = _without_union_tags(model, [str(part) for part in problem["loc"]])
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"unknown key `{key}`{_nearest(location[-1], _names_at(model, location[:-1]))}"
@@ -435,8 +426,25 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     return f"`{key}`: {message}, got {problem['input']!r}"
 
 
+def _without_union_tags(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Pydantic puts the kind of a union's member into the place of a mistake; users did not write it there."""
+    kept: list[str] = []
+    for index, part in enumerate(location):
+        blocks = _blocks_at(model, kept)
+        tags = {block.model_fields["kind"].default for block in blocks if "kind" in block.model_fields}
+        last = index == len(location) - 1
+        if not (part in tags and len(blocks) > 1 and not last):
+            kept.append(part)
+    return kept
+
+
 def _names_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Valid names of the block at `location`; walks lists, options and unions."""
+    """Valid names of the block at `location`."""
+    return [name for block in _blocks_at(model, location) for name in block.model_fields]
+
+
+def _blocks_at(model: type[BaseModel], location: list[str]) -> list[type[BaseModel]]:
+    """The settings classes that may stand at `location`; walks lists, options and unions."""
     blocks = [model]
     for part in location:
         blocks = [
@@ -444,7 +452,7 @@ def _names_at(model: type[BaseModel], location: list[str]) -> list[str]:
             for block in blocks
             for inner in (_blocks(block.model_fields[part].annotation) if part in block.model_fields else [block])
         ]
-    return [name for block in blocks for name in block.model_fields]
+    return blocks
 
 
 def _blocks(annotation: Any) -> list[type[BaseModel]]:

@@ -190,9 +190,9 @@ def hash_file(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file beside its place and renames it into it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()

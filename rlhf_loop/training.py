@@ -89,8 +89,9 @@ class TrainingLog(TrainerCallback):  # type: ignore[misc]
             self.path.write_text("".join(line for line in lines if _step(line) <= state.global_step))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """One line a log, with its step."""
+        """One line a log, with its step; without times, so that the same training leaves the same file."""
         if state.is_world_process_zero and logs:
+            logs = {name: value for name, value in logs.items() if not name.endswith(("_runtime", "_per_second"))}
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 

@@ -71,7 +71,6 @@ def update(
         "algorithm": "dpo",
         "steps": int(trainer.state.global_step),
         "train_loss": float(result.training_loss),
-        "seconds": float(result.metrics["train_runtime"]),
         **counts,
         "last": read_log(output / "train_log.jsonl")[-2:-1],
     }

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.recipe import RESERVED, TRAINER_CONFIGS, Recipe, parse
+
+ROOT = Path(__file__).parent.parent
+SMOKE = ROOT / "recipes" / "smoke.yaml"
+
+
+def changed(tmp_path: Path, **blocks: object) -> Path:
+    """A copy of the smoke recipe with some blocks replaced."""
+    values = yaml.safe_load(SMOKE.read_text())
+    values.update(blocks)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def refused(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        Recipe.load(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_and_says_how_to_run_it(path: Path) -> None:
+    recipe = Recipe.load(path)
+    assert recipe.name == path.stem
+    first_comment = path.read_text().split("\nname:")[0]
+    assert f"rlhf-loop run recipes/{path.name}" in first_comment
+    assert "Hardware:" in first_comment
+    assert "Expect:" in first_comment
+
+
+def test_an_unknown_key_is_named_with_file_place_and_nearest_name(tmp_path: Path) -> None:
+    path = changed(tmp_path, update={"algoritm": "dpo"}, generation={"samples": 2})
+    message = refused(path)
+    assert f"{path}: unknown key `update.algoritm`; did you mean `algorithm`?" in message
+    assert f"{path}: unknown key `generation.samples`; did you mean `samples_per_prompt`?" in message
+
+
+def test_an_unknown_key_of_a_judge_is_compared_with_that_judge(tmp_path: Path) -> None:
+    message = refused(changed(tmp_path, evaluation={"judge": {"kind": "rule", "rul": "x"}}))
+    assert "`evaluation.judge.rul`; did you mean `rule`?" in message
+
+
+def test_a_wrong_trainer_key_is_refused_with_the_nearest_field_of_trl(tmp_path: Path) -> None:
+    message = refused(changed(tmp_path, update={"trainer": {"lerning_rate": 1.0}}))
+    assert "update.trainer.lerning_rate: TRL's DPOConfig has no such field; did you mean `learning_rate`?" in message
+
+
+def test_what_the_loop_owns_cannot_be_set_and_the_message_says_why(tmp_path: Path) -> None:
+    message = refused(changed(tmp_path, update={"trainer": {"output_dir": "x"}}))
+    assert "update.trainer.output_dir is the loop's own" in message
+    assert "--run-dir" in message
+
+
+@pytest.mark.parametrize(
+    ("blocks", "remedy"),
+    [
+        ({"prompts": {"test": ["data/smoke_test.jsonl"]}}, "no training prompts"),
+        ({"prompts": {"train": ["data/smoke_train.jsonl"]}}, "no held-out prompts"),
+        ({"generation": {"samples_per_prompt": 1}}, "at least 2 are needed"),
+        ({"update": {"trainer": {"loss_type": "exo_pair"}}}, "label_smoothing: 0.001"),
+        ({"update": {"reference": "previous", "trainer": {"sync_ref_model": True}}}, "contradict"),
+        ({"evaluation": {"judge": {"kind": "reward_model", "model": "x"}}}, "judge_fraction"),
+        ({"launch": "inline", "accelerate_config": "x.yaml"}, "launch: child"),
+        ({"reward": {}}, "give either"),
+        ({"rounds": 0}, "greater than or equal to 1"),
+        ({"name": "a/b"}, "`name`"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_load_with_the_remedy(
+    tmp_path: Path, blocks: dict[str, object], remedy: str
+) -> None:
+    assert remedy in refused(changed(tmp_path, **blocks))
+
+
+def test_overrides_reach_nested_keys_and_lists() -> None:
+    recipe = Recipe.load(SMOKE, ["update.trainer.beta=0.3", "seed=7", "prompts.train.0=data/smoke_test.jsonl"])
+    assert recipe.update.trainer["beta"] == 0.3
+    assert recipe.seed == 7
+    assert recipe.prompts.train == [(ROOT / "recipes/data/smoke_test.jsonl").resolve()]
+
+
+def test_a_malformed_override_is_explained() -> None:
+    assert "write key.sub=value" in refused(SMOKE, "seed")
+    assert "is not one of the 1 items" in refused(SMOKE, "prompts.train.3=x")
+    assert "single value" in refused(SMOKE, "seed.part=1")
+
+
+def test_a_missing_or_damaged_file_is_explained(tmp_path: Path) -> None:
+    assert "rlhf-loop init" in refused(tmp_path / "none.yaml")
+    damaged = tmp_path / "damaged.yaml"
+    damaged.write_text("name: [")
+    assert "not valid YAML" in refused(damaged)
+    damaged.write_text("- a list")
+    assert "mapping" in refused(damaged)
+
+
+def test_a_recipe_written_out_whole_loads_as_the_same_recipe(tmp_path: Path) -> None:
+    recipe = Recipe.load(SMOKE)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(recipe.to_yaml())
+    assert Recipe.load(copy) == recipe
+
+
+def test_trainer_fields_kept_as_data_are_those_of_the_installed_trl() -> None:
+    import trl
+
+    kept = json.loads(resources.files("rlhf_loop").joinpath("data/trl_fields.json").read_text())
+    assert set(kept) == set(TRAINER_CONFIGS.values())
+    for name, fields in kept.items():
+        assert fields == sorted(field.name for field in dataclasses.fields(getattr(trl, name)))
+        assert set(RESERVED) & set(fields)
+
+
+def test_recipes_from_values_are_checked_the_same_way() -> None:
+    with pytest.raises(UserError, match="`policy` is missing"):
+        parse({"name": "x", "reward": {"model": "y"}, "evaluation": {"judge": {"kind": "rule"}}}, "here")
