@@ -165,14 +165,16 @@ def _lora_config(lora: Lora) -> LoraConfig:
 
 
 def _put_adapter(model: PeftModel, folder: Path) -> None:
-    weights = load_peft_weights(str(folder), device="cpu")
-    outcome = set_peft_model_state_dict(model, weights)
-    missing = [name for name in outcome.missing_keys if "lora_" in name and ".default." in name]
-    if missing or outcome.unexpected_keys:
-        raise UserError(
-            f"the adapter in {folder} does not fit `update.lora` of the recipe ({len(missing)} weights missing, "
-            f"{len(outcome.unexpected_keys)} unknown); use the rank and target modules it was trained with"
-        )
+    misfit = UserError(
+        f"the adapter in {folder} does not fit `update.lora` of the recipe; use the rank and target modules that it was "
+        "trained with"
+    )
+    try:
+        outcome = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    except RuntimeError:  # torch's word for wrong shapes
+        raise misfit from None
+    if outcome.unexpected_keys or any("lora_" in n and ".default." in n for n in outcome.missing_keys):
+        raise misfit
 
 
 def _reset_adapter(model: PeftModel) -> None:
