@@ -28,7 +28,7 @@ CHUNK_LOGITS = 8 * 2**20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tokens:
-    """A prompt and an answer to it as token ids; the answer includes the end token where it ended by itself."""
+    """A prompt (of one token or more) and an answer to it as token ids, with the end token where it ended by itself."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
@@ -158,7 +158,7 @@ def _vocabulary(model: Any) -> int:
 
 
 def _in_batches(measure: Any, sequences: Sequence[Tokens], batch_tokens: int, vocabulary: int) -> list[Any]:
-    """`measure` of batches of similar length; an answer without tokens gets zeros without a forward pass."""
+    """`measure` of batches of similar length, the ranks sharing them; results in the order of `sequences`."""
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i].answer) + len(sequences[i].prompt), i))
 
     def share(indices: Sequence[int]) -> list[Any]:
