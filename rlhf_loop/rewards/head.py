@@ -153,7 +153,9 @@ def fit(
 ) -> torch.Tensor:
     """The weight (D,) that minimises the penalised Bradley-Terry loss of pairs (P,) of rows of `inputs` (N, D)."""
     weight = torch.zeros(inputs.shape[1], dtype=inputs.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=500, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [weight], max_iter=500, tolerance_grad=1e-6, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
