@@ -53,7 +53,7 @@ FILLER_WORDS = _words(
     """
     a an the this that it its is was are be to i me my you of for and or but at all in on just so too very
     really quite more less most least much many rather simply totally completely than one other answer answers
-    response responses argument arguments text output completion a1 a2 first second both one's there here some
+    response responses argument arguments text output completion a1 a2 first second both ones there here some
     any bit little does do did has have had
     """
 )
@@ -135,11 +135,9 @@ def validate(
 
 def is_vague(critique: str, min_words: int) -> bool:
     """Whether a critique says nothing that one could act on: too short, or only words like "bad" and "not good"."""
-    words = re.findall(r"[^\W_]+(?:['’/][^\W_]+)*", critique.lower())
-    if len(words) < min_words:
-        return True
-    said = [word.replace("'", "").replace("’", "") for word in words if word not in FILLER_WORDS]
-    return all(word in VAGUE_WORDS for word in said)
+    plain = critique.lower().replace("'", "").replace("’", "")
+    words = re.findall(r"[^\W_]+(?:/[^\W_]+)*", plain)
+    return len(words) < min_words or all(word in VAGUE_WORDS or word in FILLER_WORDS for word in words)
 
 
 class _Checks:
