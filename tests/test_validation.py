@@ -131,7 +131,7 @@ def test_vague_critiques_are_recognised(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["It repeats the first sentence.", "Give a source for the numbers", "Too long by half",
-     "Stops in mid-sentence here", "The date is wrong: it was 1969", "不够具体 需要 例子"],
+     "Stops in mid-sentence here", "The date is wrong: it was 1969", "不够具体，需要例子"],
 )  # fmt: skip
 def test_critiques_that_one_can_act_on_are_not_vague(text: str) -> None:
     assert not is_vague(text, 3)

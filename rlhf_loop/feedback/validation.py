@@ -137,7 +137,8 @@ def is_vague(critique: str, min_words: int) -> bool:
     """Whether a critique says nothing that one could act on: too short, or only words like "bad" and "not good"."""
     plain = critique.lower().replace("'", "").replace("’", "")
     words = re.findall(r"[^\W_]+(?:/[^\W_]+)*", plain)
-    return len(words) < min_words or all(word in VAGUE_WORDS or word in FILLER_WORDS for word in words)
+    unspaced = len(re.findall(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]", plain)) // 2  # scripts without spaces
+    return max(len(words), unspaced) < min_words or all(word in VAGUE_WORDS or word in FILLER_WORDS for word in words)
 
 
 class _Checks:
