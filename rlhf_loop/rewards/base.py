@@ -40,11 +40,11 @@ class Reward(ABC):
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
         """The score of each completion, in order; `prompts` holds theirs at least once each, in any order."""
         texts = texts_of_completions(prompts, completions)
-        columns = _columns(prompts, completions)
-        values = self.checked_values(texts, columns)
         return [
             Score(completion_id=c.id, reward_model=self.id, value=value, breakdown=parts)
-            for c, value, parts in zip(completions, values, self.breakdown(len(texts)), strict=True)
+            for c, (value, parts) in zip(
+                completions, self.with_parts(texts, _columns(prompts, completions)), strict=True
+            )
         ]
 
     def checked_values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float]:
@@ -60,9 +60,11 @@ class Reward(ABC):
                 raise UserError(f"the reward {self.name} gave {value!r}, which is no finite number, for {text.shown()}")
         return [float(value) for value in values]
 
-    def breakdown(self, count: int) -> list[dict[str, float]]:
-        """The parts that the last values were made of, one dict for each; empty for a reward of one part."""
-        return [{} for _ in range(count)]
+    def with_parts(
+        self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]
+    ) -> list[tuple[float, dict[str, float]]]:
+        """Each checked value with the parts that add up to it; no parts for a reward that is one."""
+        return [(value, {}) for value in self.checked_values(texts, columns)]
 
     def is_end(self, token: int) -> bool:
         """Whether a completion whose last token is this one has ended by itself; unknown without a tokenizer."""
@@ -83,20 +85,21 @@ class WeightedSum(Reward):
     def __init__(self, parts: Sequence[tuple[Reward, float]], id: str):
         super().__init__(id, "+".join(reward.name for reward, _ in parts))
         self.parts = list(parts)
-        self._last: list[dict[str, float]] = []
 
     def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float]:
         """The weighted sums."""
-        by_part = {
+        return [value for value, _ in self.with_parts(texts, columns)]
+
+    def with_parts(
+        self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]
+    ) -> list[tuple[float, dict[str, float]]]:
+        """The weighted sums with their terms."""
+        terms = {
             reward.name: [weight * value for value in reward.checked_values(texts, columns)]
             for reward, weight in self.parts
         }
-        self._last = [{name: values[row] for name, values in by_part.items()} for row in range(len(texts))]
-        return [math.fsum(row.values()) for row in self._last]
-
-    def breakdown(self, count: int) -> list[dict[str, float]]:
-        """The weighted parts of the last values."""
-        return self._last
+        rows = [{name: values[row] for name, values in terms.items()} for row in range(len(texts))]
+        return [(math.fsum(row.values()), row) for row in rows]
 
     def is_end(self, token: int) -> bool:
         """Whether all parts take the token for an end."""

@@ -54,8 +54,9 @@ def load_trunk(base: str, policy: Policy, layers: list[float]) -> tuple[Any, Any
 
     reference = policy.model if base == "policy" else base
     tokenizer = load_tokenizer(reference, policy)
+    source = resolve_model(reference)
     with quiet(), _explained(reference):
-        model = AutoModel.from_pretrained(resolve_model(reference), **_options(policy, getattr(torch, policy.dtype)))
+        model = AutoModel.from_pretrained(source, **_options(policy, getattr(torch, policy.dtype)))
     depth = int(model.config.get_text_config().num_hidden_layers)
     numbers = [max(1, round(share * depth)) for share in layers]
     stack = getattr(model, "layers", None)
