@@ -480,6 +480,31 @@ def test_trls_interface_gives_the_same_rewards(trained):
     assert reward(["Question?"] * 2, ["clear answer", "noise"], finished=[True, False]) == pytest.approx(expected)
 
 
+def test_a_loaded_reward_drives_trls_grpo_trainer(trained, tiny_policy, tmp_path):
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    reward = load_reward(trained, id="rm", policy=POLICY)
+    arguments = GRPOConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        max_steps=1,
+        per_device_train_batch_size=4,
+        num_generations=4,
+        max_completion_length=4,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    data = Dataset.from_list([{"prompt": [{"role": "user", "content": "Question?"}]}] * 4)
+    trainer = GRPOTrainer(str(tiny_policy), reward_funcs=reward, args=arguments, train_dataset=data)
+    trainer.train()
+    logged = next(line for line in trainer.state.log_history if f"rewards/{trained.name}/mean" in line)
+    assert math.isfinite(logged[f"rewards/{trained.name}/mean"])
+
+
 def test_a_padding_token_that_is_also_the_end_token_does_not_hide_the_end(tmp_path, tiny_policy):
     from transformers import AutoTokenizer
 
