@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from rlhf_loop.generation import generate
 from rlhf_loop.model_files import WHEEL_MODEL
-from rlhf_loop.models import encode_prompts, load_policy, to_messages, tune_cpu_memory
+from rlhf_loop.models import device, encode_prompts, load_tokenizer, resolve_model, to_messages, tune_cpu_memory
 from rlhf_loop.recipe import Generation, Policy
 from rlhf_loop.records import Message, Prompt
 
@@ -47,7 +48,10 @@ def main() -> None:
 
     tune_cpu_memory()
     settings = Policy(model=arguments.model, dtype=arguments.dtype)
-    model, tokenizer = load_policy(arguments.model, settings)
+    model = AutoModelForCausalLM.from_pretrained(resolve_model(arguments.model), dtype=getattr(torch, settings.dtype))
+    tokenizer = load_tokenizer(arguments.model, settings)
+    model.eval().to(device())
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     if arguments.lora:
         model = with_adapter(model, arguments.lora)
     texts = [task.format(topic) for topic in TOPICS for task in TASKS]

@@ -34,12 +34,18 @@ __all__ = [
 ]
 
 
-def load_policy(reference: str | Path, settings: Policy, trainable: bool = False) -> tuple[Any, Any]:
+def load_policy(
+    reference: str | Path, settings: Policy, trainable: bool = False, merged: bool = False
+) -> tuple[Any, Any]:
     """The model and tokenizer of `reference`: anything that `resolve_model` takes, or an adapter's folder.
 
     An adapter comes as a `PeftModel` on its base. Weights have the recipe's dtype (a trainable adapter's own are
     float32, as PEFT does) and lie on the accelerator if there is one. In `eval()` unless `trainable`. Raises
     `UserError` when the files are missing or damaged.
+
+    `merged`: an adapter is added to its base in float32 and the sum is rounded to the dtype once: a plain model, which
+    samples about twice as fast as one with an adapter. (Added to weights that are bfloat16 already, much of a small
+    update would be rounded away.)
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -50,8 +56,11 @@ def load_policy(reference: str | Path, settings: Policy, trainable: bool = False
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     if settings.attn_implementation is not None:
         options["attn_implementation"] = settings.attn_implementation
+    dtype = getattr(torch, settings.dtype)
+    merged = merged and folder is not None
+    assert not (merged and trainable), "merged weights are for sampling"
     with _quiet(), _explained(source):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, settings.dtype), **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32 if merged else dtype, **options)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
             f"the tokenizer of {reference} has {len(tokenizer)} tokens, and its model has embeddings for "
@@ -59,12 +68,17 @@ def load_policy(reference: str | Path, settings: Policy, trainable: bool = False
         )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.to(device())
+    # Of a slice of the positions torch multiplies row by row, with a copy of the output embedding for each: for 96
+    # prompts of a 135M model 5 GB and 8 s. A copy of the slice is small.
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
     if folder:
         with _explained(folder):
             model = PeftModel.from_pretrained(
                 model, str(folder), is_trainable=trainable, autocast_adapter_dtype=trainable
             )
+    if merged:
+        model = model.merge_and_unload().to(dtype)
+    model.to(device())
     model.train(trainable)
     return model, tokenizer
 
@@ -121,11 +135,7 @@ def merge_policy(folder: str | Path, output: str | Path, settings: Policy) -> No
 
     Merged in float32 because adding an adapter to bfloat16 weights loses its small updates.
     """
-    from peft import PeftModel
-
-    model, tokenizer = load_policy(folder, settings.model_copy(update={"dtype": "float32"}))
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+    model, tokenizer = load_policy(folder, settings.model_copy(update={"dtype": "float32"}), merged=True)
     with _quiet():
         model.save_pretrained(str(output))
     tokenizer.save_pretrained(str(output))

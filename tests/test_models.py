@@ -304,6 +304,30 @@ def test_a_merged_policy_loads_with_plain_transformers(tiny_policy: Path, tmp_pa
     )
 
 
+def test_merging_for_sampling_keeps_an_update_that_bfloat16_weights_would_lose(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    """Each update here is an eighth of the distance between neighbouring bfloat16 numbers."""
+    model, tokenizer = adapted(tiny_policy)
+    layer = model.base_model.model.model.layers[0].mlp.up_proj  # type: ignore[attr-defined]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # type: ignore[attr-defined]
+            if "lora_B" in name and "layers.0.mlp.up_proj" not in name:
+                parameter.zero_()
+        update = layer.get_delta_weight("default")
+        scale = float((layer.base_layer.weight.abs() * 2**-8 / 8).mean() / update.abs().mean())
+        layer.lora_B["default"].weight.mul_(scale)
+        update *= scale
+    save_policy(model, tokenizer, tmp_path / "policy", "tiny-random:0")
+    settings = Policy(model="", dtype="bfloat16")
+    base = load_policy(tiny_policy, settings)[0].model.layers[0].mlp.up_proj.weight.float()
+    merged, _ = load_policy(tmp_path / "policy", settings, merged=True)
+    assert merged.dtype == torch.bfloat16
+    moved = (merged.model.layers[0].mlp.up_proj.weight.float() - base).detach()
+    share = float((moved * update).sum() / (update * update).sum())  # of the update that is left
+    assert 0.8 < share < 1.2
+
+
 def test_weights_come_in_the_dtype_of_the_recipe(tiny_policy: Path) -> None:
     for dtype in ("float32", "bfloat16", "float16"):
         model, _ = load_policy(tiny_policy, Policy(model="", dtype=dtype))  # type: ignore[arg-type]

@@ -130,14 +130,18 @@ def _sample_batch(
 
 
 def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
-    """Logits of each row's last token, (R, V); what it has read is added to the cache."""
+    """Logits of each row's last token, (R, V); what it has read is added to the cache.
+
+    The place is given as an index because `logits_to_keep=1` takes a strided slice, which torch on the CPU multiplies
+    row by row with a copy of the output embedding for each: gigabytes, and seconds.
+    """
     output = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        logits_to_keep=torch.tensor([ids.shape[1] - 1], device=ids.device),
     )
     logits: torch.Tensor = output.logits[:, -1]
     return logits
