@@ -155,29 +155,21 @@ def feedback_import(
     path: Annotated[Path, typer.Argument(help="File of feedback: JSONL, CSV or Parquet.")],
     store: StoreOption,
     format: Annotated[str, typer.Option(help="A format's name, or auto.")] = "auto",
+    annotator: Annotated[str | None, typer.Option(help="Who gave feedback that names nobody (a pseudonym).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring feedback into a store; rows that cannot be used are quarantined with file and line."""
-    from rlhf_loop.feedback.importers import read
+    from rlhf_loop.feedback.importers import read, save
     from rlhf_loop.feedback.store import Store
 
-    result = read(path, format)
+    result = read(path, format, annotator)
     with Store.open(_store_url(store)) as opened:
-        new = {
-            "prompts": opened.add_prompts(result.prompts),
-            "completions": opened.add_completions(result.completions),
-            "feedback": opened.add_feedback(result.feedback),
-            "refused": len(result.refused),
-        }
-        opened.quarantine(result.refused)
+        new = save(opened, result)
     if as_json:
-        print(json.dumps(new))
+        print(json.dumps({**new, "refused": len(result.refused)}))
         return
-    print(", ".join(f"{count} {name}" for name, count in new.items()))
-    for refused in result.refused[:5]:
-        print(f"  refused {refused.file}:{refused.line}: {refused.reason}")
-    if len(result.refused) > 5:
-        print(f"  ... and {len(result.refused) - 5} more: rlhf-loop feedback check --store {store}")
+    print("\n".join(result.lines()))
+    print("new: " + (", ".join(f"{count} {name}" for name, count in new.items() if count) or "nothing"))
 
 
 @feedback_app.command("export")
@@ -191,7 +183,7 @@ def feedback_export(
     from rlhf_loop.feedback.export import export
     from rlhf_loop.feedback.store import Store
 
-    with Store.open(_store_url(store)) as opened:
+    with Store.open(_store_url(store), create=False) as opened:
         summary = export(opened, path, format)
     print(json.dumps(summary) if as_json else f"{path}: " + ", ".join(f"{v} {k}" for k, v in summary.items()))
 
@@ -203,7 +195,7 @@ def feedback_check(store: StoreOption, as_json: AsJson = False) -> None:
     from rlhf_loop.feedback.validation import validate
     from rlhf_loop.recipe import Validation
 
-    with Store.open(_store_url(store)) as opened:
+    with Store.open(_store_url(store), create=False) as opened:
         settings = _validation_settings(store) or Validation()
         feedback = opened.feedback()
         completions = {c.id: c for c in opened.completions()}
@@ -226,7 +218,7 @@ def feedback_stats(store: StoreOption, as_json: AsJson = False) -> None:
     from rlhf_loop.feedback.stats import lines, stats
     from rlhf_loop.feedback.store import Store
 
-    with Store.open(_store_url(store)) as opened:
+    with Store.open(_store_url(store), create=False) as opened:
         numbers = stats(opened)
     print(json.dumps(numbers, indent=2) if as_json else "\n".join(lines(numbers)))
 

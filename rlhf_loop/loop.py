@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import yaml
 from rlhf_loop import launch
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.importers import read as read_feedback
+from rlhf_loop.feedback.importers import save as save_feedback
 from rlhf_loop.feedback.prompts import assign_splits, read_prompts
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.progress import RunProgress
@@ -163,14 +164,11 @@ class _Run:
                 recipe.prompts.judge_fraction if wanted.split is None else 0.0,
                 split=wanted.split,
             )
-            self.store.add_prompts(prompts)
-            self.store.add_completions(read.completions)
-            new = self.store.add_feedback(read.feedback)
-            self.store.quarantine(read.refused)
-            if new or read.refused:
+            new = save_feedback(self.store, replace(read, prompts=prompts))
+            if new["feedback"] or new["quarantined"]:
                 self.progress.say(
-                    f"imported {new} pieces of feedback on {len(prompts)} prompts from {wanted.path.name}, "
-                    f"{len(read.refused)} rows refused (rlhf-loop feedback check)"
+                    f"imported {wanted.path.name}: {new['feedback']} pieces of feedback on {len(prompts)} prompts, "
+                    f"{new['quarantined']} rows quarantined (rlhf-loop feedback check)"
                 )
 
     def make_round(self, n: int) -> None:
@@ -222,7 +220,11 @@ class _Run:
         folder = self._step(n, "snapshot", [], {}, lambda partial: snapshot(self.store, self.recipe, n, partial))
         if n:
             report = read_json(folder / "validation.json")
-            self.progress.note("", f"{report['pairs']['train']} pairs to learn from, {report['set_aside']} set aside")
+            pairs, ties = report["pairs"]["train"], report["set_aside"]
+            text = (
+                f"{pairs} pairs to learn from; {len(report['quarantined'])} records quarantined, {ties} ties or skips"
+            )
+            self.progress.note("", text)
         return folder
 
     def _judge(self, frozen: Path) -> Path:

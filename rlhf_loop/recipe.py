@@ -418,7 +418,7 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"unknown key `{key}`{_nearest(location[-1], _names_at(model, location[:-1]))}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message: str = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"`{key}` is missing"
     if problem["type"] == "value_error":

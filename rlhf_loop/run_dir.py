@@ -209,6 +209,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def without_times(value: Any) -> Any:
+    """`value` without its `...seconds` entries: the same work then leaves the same file (manifests hold the times)."""
+    if not isinstance(value, dict):
+        return value
+    return {name: without_times(part) for name, part in value.items() if not name.endswith("seconds")}
+
+
 def read_json(path: Path) -> Any:
     """What `write_json` wrote; a damaged file is a `UserError` naming it."""
     try:

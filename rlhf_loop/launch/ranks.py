@@ -11,6 +11,7 @@ import os
 import socket
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from rlhf_loop import distributed
 from rlhf_loop.launch import Progress
@@ -58,7 +59,7 @@ def follow() -> None:
         run_stage(Path(command["arguments"]))
 
 
-def _store():  # type: ignore[no-untyped-def]
+def _store() -> Any:
     """A TCP store of our own, at a free port that rank 0 tells the others."""
     import torch.distributed as dist
 

@@ -53,13 +53,13 @@ def train_reward_model(
 ) -> dict[str, Any]:
     """Trains what `spec` describes on `pairs` and measures it on `eval_pairs`.
 
-    `output` then holds `reward_model.yaml`, the weights (safetensors) and `metrics.json`, whose content is returned:
-    counts of pairs used and left out, timings, and under `eval` what `evaluate_reward` gives. Called again after an
+    `output` then holds `reward_model.yaml`, the weights (safetensors) and `metrics.json`. Returned is its content, with
+    timings: counts of pairs used and left out, and under `eval` what `evaluate_reward` gives. Called again after an
     interruption it goes on from the last whole checkpoint, with the same result on a CPU. `trainer` replaces keys of
     the spec's own `trainer` block. Raises `UserError` for anything the user can mend.
     """
     from rlhf_loop.distributed import barrier, is_main
-    from rlhf_loop.run_dir import write_json
+    from rlhf_loop.run_dir import without_times, write_json
 
     started = time.perf_counter()
     output = Path(output)
@@ -90,7 +90,7 @@ def train_reward_model(
     metrics["eval"] = evaluate_reward(reward, eval_pairs, seed=seed)
     metrics["seconds"] = round(time.perf_counter() - started, 3)
     if is_main():
-        write_json(output / "metrics.json", metrics)
+        write_json(output / "metrics.json", without_times(metrics))
     barrier()
     return metrics
 

@@ -14,7 +14,7 @@ from rlhf_loop.models import resolve_model
 from rlhf_loop.recipe import RewardComponent, RewardModelJudge, parse
 from rlhf_loop.records import PreferencePair, read_records, stable_id
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
-from rlhf_loop.run_dir import StageArguments, write_json
+from rlhf_loop.run_dir import StageArguments, without_times, write_json
 from rlhf_loop.stages import Progress
 
 
@@ -36,7 +36,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     listed: list[dict[str, Any]] = []
     for number, component in enumerate(components):
         name = component.model.name if len(components) == 1 else f"{number}_{component.model.name}"
-        metrics[name] = train_reward_model(
+        trained = train_reward_model(
             load_spec(component.model),
             train,
             folder / name,
@@ -47,6 +47,8 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
             report_to=(),
             progress=progress,
         )
+        held_out_metrics = trained.pop("eval") or {}
+        metrics[name] = without_times({**trained, **held_out_metrics})
         listed.append({"name": name, "weight": component.weight})
     if is_main():
         write_json(folder / "components.json", {"id": arguments.values["id"], "components": listed})

@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_loop.errors import UserError
 from rlhf_loop.pairing import pairs_from_scores
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import Completion, PreferencePair, Prompt, Score, read_records, stable_id, write_records
+from rlhf_loop.records import Completion, PreferencePair, Prompt, Score, read_records, write_records
 from rlhf_loop.run_dir import write_json
 
 
@@ -21,6 +21,7 @@ def assemble(
 ) -> dict[str, Any]:
     """People's pairs and reward-labelled pairs, as `pairing` says; the same two answers never twice.
 
+    Over `max_pairs`, people's pairs go before the reward model's, and clear differences before slight ones.
     Raises `UserError` when the feedback gives the algorithm nothing to learn from.
     """
     settings = recipe.pairing
@@ -49,7 +50,7 @@ def assemble(
         rows += fresh
     if settings.max_pairs is not None and len(rows) > settings.max_pairs:
         summary["left_out_over_max_pairs"] = len(rows) - settings.max_pairs
-        rows = sorted(rows, key=lambda row: stable_id("max pairs", recipe.seed, round, row.id))[: settings.max_pairs]
+        rows = sorted(rows, key=_worth)[: settings.max_pairs]
     if not rows:
         raise UserError(
             f"round {round}: no training pairs for {recipe.update.algorithm} ({summary}). Collect more feedback, lower "
@@ -60,3 +61,7 @@ def assemble(
     write_records(folder / "training_data.parquet", rows)
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def _worth(pair: PreferencePair) -> tuple[bool, float, str]:
+    return pair.origin == "reward", -pair.margin, pair.id

@@ -65,7 +65,6 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> Validati
             **report.to_dict(),
             "pairs": {"train": len(by_split["train"]), "judge": len(by_split["judge"]), **unused},
             "no_pair": dict(dropped),
-            "set_aside": len(report.quarantined),
         },
     )
     write_json(folder / "state.json", {"promoted": promoted.id if promoted else None})

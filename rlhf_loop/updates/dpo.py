@@ -166,8 +166,8 @@ def _lora_config(lora: Lora) -> LoraConfig:
 
 def _put_adapter(model: PeftModel, folder: Path) -> None:
     misfit = UserError(
-        f"the adapter in {folder} does not fit `update.lora` of the recipe; use the rank and target modules that it was "
-        "trained with"
+        f"the adapter in {folder} does not fit `update.lora` of the recipe; use the rank and target modules that it "
+        "was trained with"
     )
     try:
         outcome = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))

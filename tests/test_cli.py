@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf_loop import Loop, Recipe
+from rlhf_loop.feedback.store import Store
+
+ROOT = Path(__file__).parent.parent
+SMOKE = ROOT / "recipes" / "smoke.yaml"
+
+
+def rlhf_loop(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rlhf_loop", *map(str, arguments)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == code, finished.stdout + finished.stderr
+    return finished
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "smoke"
+    Loop(Recipe.load(SMOKE), run_dir=folder).run()
+    return folder
+
+
+@pytest.mark.parametrize("module", ["rlhf_loop", "rlhf_loop.cli", "rlhf_loop.loop", "rlhf_loop.policies"])
+def test_importing_the_doors_does_not_import_torch(module: str) -> None:
+    code = f"import {module}, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_help_answers_at_once() -> None:
+    best = 99.0
+    for _ in range(5):
+        started = time.perf_counter()
+        assert "feedback" in rlhf_loop("--help").stdout
+        best = min(best, time.perf_counter() - started)
+    assert best < 0.5
+
+
+def test_status_tells_where_a_run_stands(run: Path) -> None:
+    state = json.loads(rlhf_loop("status", run, "--json").stdout)
+    assert [r["round"] for r in state["rounds"]] == [0, 1, 2]
+    assert set(state["rounds"][1]["win_rate_vs_base"]) >= {"mean", "low", "high", "n"}
+    assert state["rounds"][2]["decision"] in ("promoted", "kept")
+    assert set(state["rounds"][2]["timings"]) >= {"update", "evaluate", "generate"}
+    assert "win-rate" in rlhf_loop("status", run).stdout
+
+
+def test_report_writes_the_page_again(run: Path) -> None:
+    (run / "report.html").unlink()
+    assert rlhf_loop("report", run).stdout.strip() == str(run.resolve() / "report.html")
+    assert (run / "report.html").stat().st_size > 10_000
+
+
+def test_a_finished_run_is_not_made_again(run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.glob("round_*/**/*") if path.is_file()}
+    assert "2 rounds complete" in rlhf_loop("run", SMOKE, "--run-dir", run).stdout
+    assert {path: path.stat().st_mtime_ns for path in run.glob("round_*/**/*") if path.is_file()} == before
+
+
+def test_a_changed_recipe_under_a_run_is_refused_with_what_changed(run: Path) -> None:
+    error = rlhf_loop("run", SMOKE, "seed=5", "--run-dir", run, code=2).stderr
+    assert "seed: 0 -> 5" in error
+    assert "--run-dir" in error
+
+
+def test_a_run_folder_of_another_recipe_is_refused(run: Path, tmp_path: Path) -> None:
+    error = rlhf_loop("run", SMOKE, "name=other", "--run-dir", run, code=2).stderr
+    assert "holds a run of recipe `smoke`" in error
+
+
+def test_mistakes_end_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    error = rlhf_loop("run", tmp_path / "none.yaml", code=2).stderr
+    assert error.startswith("error: no recipe at")
+    assert "Traceback" not in error
+    assert "is no run" in rlhf_loop("status", tmp_path, code=2).stderr
+
+
+def test_init_lays_out_recipes_that_load(tmp_path: Path) -> None:
+    rlhf_loop("init", tmp_path / "mine")
+    for recipe in (tmp_path / "mine" / "recipes").glob("*.yaml"):
+        Recipe.load(recipe)
+    assert (tmp_path / "mine" / "reward_models" / "frozen_head" / "reward_model.yaml").exists()
+    assert "exists" in rlhf_loop("init", tmp_path / "mine", code=2).stderr
+
+
+def test_doctor_says_what_works_here() -> None:
+    findings = json.loads(rlhf_loop("doctor", "--json").stdout)
+    states = {finding["name"]: finding["state"] for finding in findings}
+    assert states["python"] == states["torch"] == states["trl"] == "works"
+    assert {"memory", "disk", "accelerator", "model cache"} <= set(states)
+
+
+def test_one_stage_runs_alone_and_makes_the_same_files(run: Path) -> None:
+    folder = run / "round_001" / "score"
+    before = (folder / "scores.parquet").read_bytes()
+    rlhf_loop("stage", run / "round_001" / "score.arguments.json")
+    assert (folder / "scores.parquet").read_bytes() == before
+
+
+def test_policies_are_listed_promoted_and_rolled_back(run: Path) -> None:
+    rows = json.loads(rlhf_loop("policy", "list", run, "--json").stdout)
+    assert [row["round"] for row in rows] == [0, 1, 2]
+    rlhf_loop("policy", "promote", run, rows[2]["id"])
+    back = rlhf_loop("policy", "rollback", run).stdout.split()[-1]
+    assert back == rows[2]["parent"]
+    rlhf_loop("policy", "promote", run, "base")
+    assert "nothing to roll back" in rlhf_loop("policy", "rollback", run, code=2).stderr
+    assert "there are: base" in rlhf_loop("policy", "promote", run, "policy-9", code=2).stderr
+
+
+def test_an_exported_policy_loads_with_plain_transformers_and_answers_the_same(run: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rlhf_loop.models import load_policy
+
+    rows = json.loads(rlhf_loop("policy", "list", run, "--json").stdout)
+    rlhf_loop("policy", "export", run, tmp_path / "merged", "--policy", rows[1]["id"])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    ours, _ = load_policy(rows[1]["path"], Recipe.load(SMOKE).policy)
+    ids = tokenizer("a question", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert torch.allclose(model(ids).logits, ours(ids).logits, atol=1e-5)
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "SIMULATED" in card
+    assert rows[1]["id"] in card
+    assert json.loads((tmp_path / "merged" / "lineage.json").read_text())
+    rlhf_loop("policy", "export", run, tmp_path / "adapter", "--policy", rows[1]["id"], "--form", "adapter")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    assert "not empty" in rlhf_loop("policy", "export", run, tmp_path / "adapter", code=2).stderr
+
+
+def test_people_answer_questions_and_the_loop_goes_on(tmp_path: Path) -> None:
+    values = yaml.safe_load(SMOKE.read_text())
+    values["feedback"]["annotator"] = None
+    recipe = SMOKE.with_name("people.yaml")
+    recipe = tmp_path / "people.yaml"
+    values["prompts"] = {k: [str(SMOKE.parent / p) for p in v] for k, v in values["prompts"].items()}
+    values["reward"]["model"] = str(ROOT / "reward_models" / "frozen_head")
+    recipe.write_text(yaml.safe_dump(values))
+    run = tmp_path / "run"
+    said = rlhf_loop("run", recipe, "--run-dir", run).stdout
+    assert "waiting for labels: 8 questions" in said
+    questions = tmp_path / "questions.jsonl"
+    rlhf_loop("feedback", "export", questions, "--format", "questions", "--store", run)
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    assert len(rows) == 8
+    for number, row in enumerate(rows):
+        row["winner"] = "ab"[number % 2]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rlhf_loop("feedback", "import", questions, "--store", run)
+    said = rlhf_loop("run", recipe, "--run-dir", run, "--rounds", "1").stdout
+    assert "1 rounds complete" in said
+    with Store.open(run / "feedback.db") as store:
+        assert {record.annotator.kind for record in store.feedback()} == {"HUMAN"}
+    stats = json.loads(rlhf_loop("feedback", "stats", "--store", run, "--json").stdout)
+    assert stats
+    assert rlhf_loop("feedback", "check", "--store", run).stdout
+
+
+def test_malformed_feedback_is_quarantined_with_file_and_line(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    good = {"id": "1", "prompt": "Name a colour.", "chosen": "Blue is one.", "rejected": "No."}
+    file.write_text(json.dumps(good) + "\n{broken\n" + json.dumps({**good, "id": "2", "chosen": 5}) + "\n")
+    store = tmp_path / "feedback.db"
+    said = rlhf_loop("feedback", "import", file, "--store", store).stdout
+    assert "2 refused" in said
+    assert "pairs.jsonl:2" in said
+    assert "pairs.jsonl:3" in said
+    assert "pairs.jsonl:2" in rlhf_loop("feedback", "check", "--store", store).stdout
+    exported = tmp_path / "out.jsonl"
+    rlhf_loop("feedback", "export", exported, "--format", "trl", "--store", store)
+    assert json.loads(exported.read_text())["chosen"][0]["content"] == "Blue is one."
