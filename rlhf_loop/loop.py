@@ -196,7 +196,7 @@ class _Run:
         frozen = self._snapshot(0)
         if isinstance(self.recipe.evaluation.judge, RewardModelJudge):
             self._judge(frozen)
-        self._evaluate(0, frozen, self.store_policy(BASE))
+        self._evaluate(0, frozen, self.store_policy(BASE), None)
         candidates = self._generate(0, frozen, BASE)
         self._ask(0, frozen, candidates, None)
 
@@ -208,7 +208,7 @@ class _Run:
         scores = self._score(n, "score", frozen, reward, waiting)
         training = self._assemble(n, frozen, waiting, scores)
         candidate = self._update(n, frozen, training)
-        evaluation = self._evaluate(n, frozen, candidate)
+        evaluation = self._evaluate(n, frozen, candidate, reward)
         policy = self._gate(n, frozen, candidate, evaluation)
         fresh = self._generate(n, frozen, policy)
         rescored = self._score(n, "rescore", frozen, reward, fresh)
@@ -239,6 +239,12 @@ class _Run:
         return folder
 
     def _reward(self, n: int, frozen: Path) -> Path:
+        pairs = hash_file(frozen / "pairs.parquet")
+        for earlier in range(1, n):
+            same = self.files.step(earlier, "snapshot") / "pairs.parquet"
+            if same.exists() and hash_file(same) == pairs:
+                self.progress.note("reward", f"no new pairs: the reward model of round {earlier} stays")
+                return self.files.step(earlier, "reward")
         folder = self._stage(
             n, "reward", "reward", {"pairs": frozen / "pairs.parquet"}, [frozen],
             {"role": "reward", "id": self._id("reward_model", n), "specs": self._spec_hashes()},
@@ -324,17 +330,17 @@ class _Run:
         self.store.add_artifact(candidate)
         return candidate
 
-    def _evaluate(self, n: int, frozen: Path, candidate: Artifact) -> Path:
+    def _evaluate(self, n: int, frozen: Path, candidate: Artifact, reward: Path | None) -> Path:
         inputs = {"prompts": frozen / "held_out.parquet"}
         read = [frozen]
         if isinstance(self.recipe.evaluation.judge, RewardModelJudge):
             inputs["judge"] = self.files.step(0, "judge")
             read.append(inputs["judge"])
-        if n:
+        if reward is not None:
             previous = self.store_policy(read_json(frozen / "state.json")["promoted"])
             inputs["base"] = self.files.step(0, "evaluate")
             inputs["previous"] = self.files.step(previous.round, "evaluate")
-            inputs["reward"] = self.files.step(n, "reward")
+            inputs["reward"] = reward
             read += [inputs["base"], inputs["previous"], inputs["reward"], self.files.step(n, "update")]
         folder = self._stage(
             n,
