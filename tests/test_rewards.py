@@ -257,18 +257,18 @@ def test_pairs_that_are_too_long_are_counted_and_none_left_is_an_error(batch, ca
 
 @pytest.mark.parametrize("lora", [None, {"r": 4, "alpha": 8}])
 def test_bradley_terry_learns_what_was_preferred_and_loads_as_it_was_trained(tmp_path, lora):
-    trainer = {"learning_rate": 1e-2, "num_train_epochs": 8, "per_device_train_batch_size": 2}
+    trainer = {"learning_rate": 3e-3, "num_train_epochs": 4, "per_device_train_batch_size": 2}
     spec = bradley_terry(lora=lora, trainer=trainer)
     metrics = train_reward_model(
-        spec, make_pairs(), tmp_path / "rm", policy=POLICY, eval_pairs=make_pairs(4, seed=1), seed=0
+        spec, make_pairs(16), tmp_path / "rm", policy=POLICY, eval_pairs=make_pairs(8, seed=1), seed=0
     )
     assert metrics["eval"]["accuracy"]["mean"] > 0.8
-    assert metrics["pairs_used"] == 36
+    assert metrics["pairs_used"] == 96
     assert not (tmp_path / "rm" / "checkpoints").exists()
     # standing alone: moved elsewhere, and asked of a recipe whose policy is another model
     shutil.move(tmp_path / "rm", tmp_path / "moved")
     reward = load_reward(tmp_path / "moved", id="rm-1", policy=POLICY)
-    assert evaluate_reward(reward, make_pairs(4, seed=1))["accuracy"] == metrics["eval"]["accuracy"]
+    assert evaluate_reward(reward, make_pairs(8, seed=1))["accuracy"] == metrics["eval"]["accuracy"]
     assert load_spec(tmp_path / "moved").base == POLICY.model
 
 
@@ -322,6 +322,18 @@ def test_leaving_out_the_upper_layers_changes_no_feature():
         part = trunk(input_ids=ids, output_hidden_states=True).hidden_states[numbers[0]]
         full = whole(input_ids=ids, output_hidden_states=True).hidden_states[numbers[0]]
     torch.testing.assert_close(part, full)
+
+
+def test_the_probe_is_where_training_begins(tmp_path):
+    """With a learning rate of zero the model stays what the probe made it, which already prefers what people did."""
+    still = {"learning_rate": 0.0, "max_steps": 1, "per_device_train_batch_size": 4}
+    common = {"policy": POLICY, "eval_pairs": make_pairs(6, seed=1), "seed": 0}
+    accuracy = {}
+    for name, probe in (("probe", True), ("random", False)):
+        spec = bradley_terry(trainer=still, probe=probe)
+        metrics = train_reward_model(spec, make_pairs(16), tmp_path / name, **common)
+        accuracy[name] = metrics["eval"]["accuracy"]["mean"]
+    assert accuracy["probe"] > 0.75 > accuracy["random"]
 
 
 class StopAfterSave(TrainerCallback):

@@ -22,12 +22,13 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
 from rlhf_loop.checkpoints import last_complete
-from rlhf_loop.distributed import is_main
+from rlhf_loop.distributed import is_main, sharded_map
 from rlhf_loop.errors import UserError
 from rlhf_loop.models import tune_cpu_memory
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair
 from rlhf_loop.rewards.base import Reward
+from rlhf_loop.rewards.head import cross_validate, fit, group_folds
 from rlhf_loop.rewards.scoring import in_batches, padded, token_batches
 from rlhf_loop.rewards.spec import BradleyTerrySpec
 from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 FORWARD_TOKENS = {"cpu": 2048}
 """Padded tokens of one forward in training, by device; elsewhere an element is one forward."""
+PROBE_L2 = (0.01, 0.1, 1.0, 10.0)
 SCORING_TOKENS = {"cpu": 4096}
 SCORING_TOKENS_ACCELERATOR = 65536
 
@@ -62,6 +64,9 @@ def train(
     torch.manual_seed(seed)  # the new output layer and the adapter begin from random numbers
     model, tokenizer = load_classifier(spec.base, policy, full=spec.lora is None)
     rows, counts = batch_elements(spec, pairs, tokenizer, policy.system_prompt)
+    checkpoint = last_complete(output / "checkpoints")
+    if spec.probe and checkpoint is None and isinstance(getattr(model, "score", None), torch.nn.Linear):
+        counts["probe_loss"] = probe(model, rows, tokenizer.pad_token_id, seed)
     settings = {**spec.trainer, "remove_unused_columns": False}
     arguments = training_arguments(RewardConfig, output, seed, settings, policy.dtype)
     with quiet():
@@ -76,7 +81,7 @@ def train(
         for callback in [*callbacks(output / "train_log.jsonl", report_to, 0, progress), *extra_callbacks]:
             trainer.add_callback(callback)
         trainer.remove_callback(PrinterCallback)  # the log goes to its file, and progress to the caller
-        result = trainer.train(resume_from_checkpoint=last_complete(output / "checkpoints"))
+        result = trainer.train(resume_from_checkpoint=checkpoint)
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
         raise UserError(
             "the reward model's weights are no longer finite; lower `trainer.learning_rate` in its reward_model.yaml, "
@@ -97,6 +102,30 @@ def train(
         "train_seconds": float(result.metrics["train_runtime"]),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
+
+
+def probe(model: Any, rows: Sequence[Mapping[str, Any]], pad_id: int, seed: int) -> float:
+    """Puts into the output layer the best linear reward on the features of the untrained model; gives its loss.
+
+    Training then begins where a linear probe ends and has to unlearn less of what the model knows ("linear probing,
+    then fine-tuning", Kumar et al. 2022, arXiv 2202.10054). The loss is the cross-validated one of a pair.
+    """
+    texts = [ids for row in rows for ids in row["texts"]]
+    features = torch.stack(sharded_map(lambda share: list(_last_features(model, share, pad_id)), texts))  # (N, D)
+    mean, scale = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
+    inputs = ((features - mean) / scale).double()
+    starts = [sum(len(row["texts"]) for row in rows[:number]) for number in range(len(rows))]
+    chosen, rejected = (
+        torch.tensor([start + i for start, row in zip(starts, rows, strict=True) for i in row[side]])
+        for side in ("chosen", "rejected")
+    )
+    margin = torch.tensor([m for row in rows for m in row["margin"]], dtype=torch.float64)
+    folds = group_folds([row["group"] for row in rows for _ in row["chosen"]], 5, seed)
+    losses = cross_validate(inputs, chosen, rejected, margin, folds, PROBE_L2)
+    weight = fit(inputs, chosen, rejected, margin, min(losses, key=lambda l2: losses[l2])) / scale
+    with torch.no_grad():
+        model.score.weight.copy_(weight[None])
+    return min(losses.values())
 
 
 def load(folder: Path, spec: BradleyTerrySpec, *, id: str, policy: Policy) -> Reward:
@@ -224,8 +253,8 @@ class Collator:
 
 def batch_elements(
     spec: BradleyTerrySpec, pairs: Sequence[PreferencePair], tokenizer: Any, system_prompt: str | None = None
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The pairs of each prompt as one row `{texts, chosen, rejected, margin}`, and counts of what is in them.
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The pairs of each prompt as one row `{texts, chosen, rejected, margin, group}`, and counts of what is in them.
 
     A prompt with more than `max_texts` texts becomes several rows, some of its texts being in more than one. Pairs
     with a side longer than `max_length` tokens are left out and counted as `dropped_too_long`.
@@ -260,9 +289,10 @@ def batch_elements(
                 "chosen": [local[indices[n][0]] for n in part],
                 "rejected": [local[indices[n][1]] for n in part],
                 "margin": [float(pairs[n].margin) for n in part],
+                "group": pairs[part[0]].group,
             }
         )
-    counts = {
+    counts: dict[str, float] = {
         "pairs": len(pairs),
         "pairs_used": used,
         "dropped_too_long": len(pairs) - used,
@@ -302,6 +332,27 @@ def _split(numbers: list[int], indices: Sequence[tuple[int, int]], max_texts: in
             low, high = (low, low + 1) if low < last else (low - 1, low)
         parts.setdefault((low, high), []).append(number)
     return list(parts.values())
+
+
+def _last_features(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
+    """What the output layer reads at the last token of each row: (N, D)."""
+    seen: list[torch.Tensor] = []
+    hook = model.score.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    device = model.device
+
+    def forward(ids: torch.Tensor, mask: torch.Tensor, numbers: list[int]) -> torch.Tensor:
+        seen.clear()
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
+        return seen[0][torch.arange(len(ids), device=device), mask.sum(1) - 1]  # (B, D)
+
+    was_training = model.training
+    model.eval()
+    try:
+        budget = SCORING_TOKENS.get(device.type, SCORING_TOKENS_ACCELERATOR)
+        return in_batches(forward, rows, pad_id=pad_id, device=device, budget=budget)
+    finally:
+        hook.remove()
+        model.train(was_training)
 
 
 def _reference(spec: BradleyTerrySpec, policy: Policy) -> str:

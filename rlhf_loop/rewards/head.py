@@ -57,7 +57,7 @@ def train(
     inputs = ((features - mean) / scale).double()
     chosen, rejected = torch.tensor(indices).T
     margin = torch.tensor([pair.margin for pair in pairs], dtype=torch.float64)
-    folds = _folds([pair.group for pair in pairs], spec.folds, seed)
+    folds = group_folds([pair.group for pair in pairs], spec.folds, seed)
     losses = cross_validate(inputs, chosen, rejected, margin, folds, spec.l2)
     l2 = min(losses, key=lambda value: losses[value])
     weight = fit(inputs, chosen, rejected, margin, l2)
@@ -190,7 +190,7 @@ def cross_validate(
     return losses
 
 
-def _folds(groups: Sequence[str], count: int, seed: int) -> NDArray[np.int64]:
+def group_folds(groups: Sequence[str], count: int, seed: int) -> NDArray[np.int64]:
     """The fold of each pair; a group is in one fold. With a single group pairs are drawn one by one."""
     draw = np.random.default_rng(seed)
     keys = list(dict.fromkeys(groups))

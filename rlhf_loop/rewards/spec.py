@@ -35,6 +35,9 @@ class BradleyTerrySpec(_Spec):
     base: str = "policy"
     lora: recipe.Lora | None = Field(default_factory=recipe.Lora)  # null: train every weight
     max_length: int = Field(1024, ge=8)  # tokens of prompt and completion; pairs with a longer side are left out
+    probe: bool = (
+        True  # begin from the best linear output on the untrained features (arXiv 2202.10054), not a random one
+    )
     max_texts: int = Field(32, ge=2)  # distinct texts of a prompt in one batch element; bounds memory
     trainer: dict[str, Any] = Field(default_factory=dict)
 
