@@ -57,7 +57,7 @@ def main() -> None:
     train, held_out = load_pairs(arguments)
     policy = Policy(model=arguments.model)
     folder = arguments.work or Path(tempfile.mkdtemp(prefix="reward_ukp_"))
-    result: dict[str, Any] = {"machine": machine(), "versions": versions(), "seed": arguments.seed}
+    result: dict[str, Any] = {"versions": versions(), "seed": arguments.seed}
     result["data"] = {"train_pairs": len(train), "held_out_pairs": len(held_out), "dev": arguments.dev}
     for name in arguments.kinds:
         started = time.perf_counter()
@@ -71,18 +71,20 @@ def main() -> None:
             seed=arguments.seed,
             progress=lambda done, total, text, name=name: print(f"{name} step {done}/{total} {text}", flush=True),
         )
-        result[name] = {"settings": SPECS[name], **metrics, "wall_seconds": round(time.perf_counter() - started, 1)}
+        result[name] = {
+            "machine": machine(),
+            "settings": SPECS[name],
+            **metrics,
+            "wall_seconds": round(time.perf_counter() - started, 1),
+        }
         tokens = count_tokens(held_out, policy)
         result[name]["scoring_tokens_per_second"] = round(tokens / metrics["eval"]["scoring_seconds"])
-        show(name, metrics)
+        result[name]["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+        show(name, result[name])
     if "bradley_terry" in arguments.kinds and not arguments.skip_stock:
         result["against_stock_trainer"] = against_stock(train, policy, arguments.seed, folder)
-    result["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-    print(f"peak memory {result['peak_memory_gib']} GiB")
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"written to {arguments.out}")
+        write(arguments.out, result)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -129,6 +131,17 @@ def count_tokens(pairs: list[PreferencePair], policy: Policy) -> int:
 def topic(pair: PreferencePair) -> str:
     """The debate that a pair's group is one side of."""
     return pair.group.partition("_")[0]
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Writes the result, beside those of other kinds that were measured on the same data with the same versions."""
+    if path.exists():
+        before = json.loads(path.read_text())
+        if all(before.get(key) == result[key] for key in ("data", "versions", "seed")):
+            result = {**before, **result}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {path}")
 
 
 def against_stock(train: list[PreferencePair], policy: Policy, seed: int, folder: Path) -> dict[str, Any]:
@@ -197,7 +210,8 @@ def show(name: str, metrics: dict[str, Any]) -> None:
         print(f"{name}: {measure} {value['mean']:.3f} {interval} ({value['n']} pairs, {value['groups']} groups)")
     print(
         f"{name}: longer wins {measured['longer_wins']:.3f}, ECE {measured['ece']:.3f}, correlation with length "
-        f"{measured['length_correlation']:.2f}, {metrics['distinct_texts']} distinct texts, {metrics['seconds']:.0f} s"
+        f"{measured['length_correlation']:.2f}, {metrics['distinct_texts']} distinct texts, {metrics['seconds']:.0f} s, "
+        f"peak memory {metrics['peak_memory_gib']} GiB"
     )
 
 
@@ -211,7 +225,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "flags": sorted(wanted & set(lines.get("flags", "").split())),
-        "load_average_at_start": os.getloadavg()[0],
+        "load_average": os.getloadavg()[0],
     }
 
 
