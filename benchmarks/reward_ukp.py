@@ -210,8 +210,8 @@ def show(name: str, metrics: dict[str, Any]) -> None:
         print(f"{name}: {measure} {value['mean']:.3f} {interval} ({value['n']} pairs, {value['groups']} groups)")
     print(
         f"{name}: longer wins {measured['longer_wins']:.3f}, ECE {measured['ece']:.3f}, correlation with length "
-        f"{measured['length_correlation']:.2f}, {metrics['distinct_texts']} distinct texts, {metrics['seconds']:.0f} s, "
-        f"peak memory {metrics['peak_memory_gib']} GiB"
+        f"{measured['length_correlation']:.2f}, {metrics['distinct_texts']} distinct texts, "
+        f"{metrics['seconds']:.0f} s, peak memory {metrics['peak_memory_gib']} GiB"
     )
 
 

@@ -89,9 +89,11 @@ class TrainingLog(TrainerCallback):  # type: ignore[misc]
             self.path.write_text("".join(line for line in lines if _step(line) <= state.global_step))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """One line a log, with its step; without times, so that the same training leaves the same file."""
-        if state.is_world_process_zero and logs:
-            logs = {name: value for name, value in logs.items() if not name.endswith(("_runtime", "_per_second"))}
+        """One line a log, with its step. The closing summary is left out: it holds times, and after a resume the mean
+        loss of only the steps since; TRL's `num_tokens` too counts from there. The same training is to leave the same
+        file."""
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            logs = {name: value for name, value in logs.items() if name != "num_tokens"}
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
@@ -134,6 +136,12 @@ class ShiftedSteps(TrainerCallback):  # type: ignore[misc]
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a training log."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def mean_loss(path: Path) -> float | None:
+    """The mean of the logged training losses; None when nothing was logged."""
+    losses = [row["loss"] for row in read_log(path) if "loss" in row]
+    return sum(losses) / len(losses) if losses else None
 
 
 def _step(line: str) -> int:

@@ -28,7 +28,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.models import load_policy, save_policy, tune_cpu_memory
 from rlhf_loop.recipe import Lora, Policy, Update
 from rlhf_loop.records import PreferencePair
-from rlhf_loop.training import callbacks, quiet, read_log, training_arguments
+from rlhf_loop.training import callbacks, mean_loss, quiet, training_arguments
 
 
 def update(
@@ -57,7 +57,7 @@ def update(
         trainer.remove_callback(PrinterCallback)
         for callback in callbacks(output / "train_log.jsonl", report_to, step_offset, progress):
             trainer.add_callback(callback)
-        result = trainer.train(resume_from_checkpoint=last_complete(output / "checkpoints"))
+        trainer.train(resume_from_checkpoint=last_complete(output / "checkpoints"))
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
         raise UserError(
             "the update ended in weights that are not finite; lower `update.trainer.learning_rate` or set "
@@ -70,9 +70,8 @@ def update(
     return {
         "algorithm": "dpo",
         "steps": int(trainer.state.global_step),
-        "train_loss": float(result.training_loss),
+        "train_loss": mean_loss(output / "train_log.jsonl"),
         **counts,
-        "last": read_log(output / "train_log.jsonl")[-2:-1],
     }
 
 
