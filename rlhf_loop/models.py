@@ -7,6 +7,7 @@ A policy is a base model, or a LoRA adapter on one. An adapter keeps its base as
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ __all__ = [
     "load_policy",
     "load_tokenizer",
     "merge_policy",
+    "release_memory",
     "resolve_model",
     "save_policy",
     "to_messages",
@@ -43,9 +45,10 @@ def load_policy(
     float32, as PEFT does) and lie on the accelerator if there is one. In `eval()` unless `trainable`. Raises
     `UserError` when the files are missing or damaged.
 
-    `merged`: an adapter is added to its base in float32 and the sum is rounded to the dtype once: a plain model, which
-    samples about twice as fast as one with an adapter. (Added to weights that are bfloat16 already, much of a small
-    update would be rounded away.)
+    `merged`: for sampling; an adapter is added to its base in float32 and the sum rounded to the dtype once, which
+    gives a plain model, twice as fast as one with an adapter. (Measured on a 135M model after a round of DPO: 91% of
+    the update is left in bfloat16 weights, and the answers are as near to float32 ones as with the adapter apart;
+    added to weights that were bfloat16 already, 40% of it is left.)
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -187,6 +190,18 @@ def tune_cpu_memory() -> bool:
     trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4
     done = mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 2**28)
     return bool(done and mallopt(mmap_threshold, 2**25) and mallopt(mmap_max, 0))
+
+
+def release_memory() -> None:
+    """Gives back what nothing uses any more, to the accelerator's driver and (glibc) to the kernel.
+
+    Between stages of one process; within training it is kept on purpose (`tune_cpu_memory`).
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def _adapter_folder(reference: str | Path) -> Path | None:

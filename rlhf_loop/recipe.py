@@ -115,7 +115,7 @@ class RewardComponent(Settings):
 class Reward(Settings):
     """What scores completions: one folder of the catalogue, or several with weights.
 
-    `trainer` overrides keys of the folder's own `trainer` block."""
+    `trainer` overrides keys of the `trainer` block of the folders that are trained with TRL."""
 
     model: Path | None = None
     components: list[RewardComponent] = Field(default_factory=list)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlhf_loop.distributed import barrier, is_main
 from rlhf_loop.models import resolve_model
-from rlhf_loop.recipe import RewardComponent, RewardModelJudge, parse
+from rlhf_loop.recipe import TRAINER_CONFIGS, RewardComponent, RewardModelJudge, parse
 from rlhf_loop.records import PreferencePair, read_records, stable_id
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
 from rlhf_loop.run_dir import StageArguments, without_times, write_json
@@ -36,14 +36,15 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     listed: list[dict[str, Any]] = []
     for number, component in enumerate(components):
         name = component.model.name if len(components) == 1 else f"{number}_{component.model.name}"
+        spec = load_spec(component.model)
         trained = train_reward_model(
-            load_spec(component.model),
+            spec,
             train,
             folder / name,
             policy=recipe.policy,
             eval_pairs=held_out,
             seed=seed + number,
-            trainer=trainer,
+            trainer=trainer if spec.kind in TRAINER_CONFIGS else {},
             report_to=(),
             progress=progress,
         )
