@@ -39,7 +39,7 @@ def generate(
 
     if not prompts:
         return []
-    model, tokenizer = policy if isinstance(policy, tuple) else load_policy(policy, policy_settings)
+    model, tokenizer = policy if isinstance(policy, tuple) else load_policy(policy, policy_settings, merged=True)
     module, function = ENGINES[settings.engine].split(":")
     answers = getattr(import_module(module), function)(
         model,
