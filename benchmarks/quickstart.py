@@ -46,6 +46,9 @@ def main() -> None:
         print(f"\n{answer['prompt']}\n  base:    {answer['base']}\n  trained: {answer['trained']}")
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        if arguments.out.exists():  # seeds that were measured before stay
+            before = json.loads(arguments.out.read_text())["rows"]
+            rows = sorted([*(r for r in before if r["seed"] not in arguments.seeds), *rows], key=lambda r: r["seed"])
         arguments.out.write_text(json.dumps({"machine": describe(), "rows": rows}, indent=1, ensure_ascii=False) + "\n")
 
 
