@@ -1,7 +1,8 @@
 """Random numbers that know their place, and tokens drawn with them.
 
-Each token is drawn by inverse transform with one uniform number, in the order of the vocabulary: a small change of
-the logits then changes few tokens, and the same number gives comparable tokens under two policies.
+Tokens are drawn by the Gumbel-max trick (Maddison et al. 2014, arXiv 1411.0030), because of what rounding does to a
+draw: another batch size moves float32 logits by some 1e-5. Inverting the running sum then changes one token in
+a thousand, since each of the vocabulary's many boundaries moves; here it is one in tens of thousands.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ ROWS = 16
 """Rows handled at once: their probabilities (some 3 MB) stay in the processor's cache."""
 
 BLOCK = 256
-"""Tokens summed at once: a token is looked up in the sums of blocks first, then within its block."""
+"""Tokens summed at once: first a block is drawn by its sum, then a token of it. A draw so takes some 450 random
+numbers for a vocabulary of 49,152 rather than one a token, which would cost more than the logits do."""
 
 
 def uniforms(seed: int, round: int, prompt_id: str, sample: int, n: int) -> np.ndarray:
@@ -41,7 +43,6 @@ def sample_tokens(
 
     `top_p`: the smallest set whose probability reaches it (Holtzman et al. 2019, arXiv 1904.09751), after `top_k`
     (0: off). Tokens tied with the last one of a set are in it. Temperature 0 is argmax (the first of equals).
-    Probabilities are float32, sums float64.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -60,7 +61,7 @@ def sample_tokens(
         inside.exp_()
         if top_k or top_p < 1:
             inside.masked_fill_(inside < _smallest_kept(inside, top_p, top_k), 0)
-        tokens[start : start + ROWS] = _invert(weights, uniforms[start : start + ROWS])
+        tokens[start : start + ROWS] = _draw(weights, uniforms[start : start + ROWS])
     return tokens
 
 
@@ -80,16 +81,33 @@ def _smallest_kept(weights: torch.Tensor, top_p: float, top_k: int) -> torch.Ten
         likeliest = min(8 * likeliest, vocabulary)  # a flat distribution: look at more of it
 
 
-def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """For each row the token where the running sum of its weights passes `uniforms` of the total."""
+def _draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """A token of each row, (r,), with probability proportional to its weight; `weights` (r, blocks x BLOCK)."""
     r = len(weights)
     blocks = weights.view(r, -1, BLOCK)  # (r, blocks, BLOCK)
-    sums = blocks.sum(-1)  # (r, blocks)
-    ends = sums.cumsum(-1, dtype=torch.float64)
-    target = uniforms.to(ends)[:, None] * ends[:, -1:]  # (r, 1)
-    # counting ends <= target never stops at an empty block: its end equals the one before
-    block = (ends <= target).sum(-1, keepdim=True).clamp_(max=ends.shape[1] - 1)
-    start = ends.gather(1, block) - sums.gather(1, block)
-    share = ((target - start) / sums.gather(1, block)).clamp_(0, 1 - 2**-40)
-    inside = blocks[torch.arange(r, device=weights.device), block[:, 0]].cumsum(-1, dtype=torch.float64)  # (r, BLOCK)
-    return block[:, 0] * BLOCK + (inside <= share * inside[:, -1:]).sum(-1)
+    block = _race(blocks.sum(-1), uniforms, 0)
+    within = blocks[torch.arange(r, device=weights.device), block]  # (r, BLOCK)
+    return block * BLOCK + _race(within, uniforms, 1)
+
+
+def _race(weights: torch.Tensor, uniforms: torch.Tensor, level: int) -> torch.Tensor:
+    """An index of each row, (r,), with probability proportional to its weight.
+
+    The largest of weight / exponential number, which is Gumbel-max without the logarithm of the weights.
+    """
+    key = _mixed(uniforms.view(torch.int64) + level)[:, None]
+    counter = torch.arange(1, weights.shape[1] + 1, device=weights.device)
+    bits = _mixed(key + counter * _GOLDEN) >> 11 & (2**53 - 1)  # (r, n)
+    exponential = -torch.log((bits.to(torch.float64) + 0.5) * 2**-53)
+    return (weights / exponential).argmax(dim=-1)
+
+
+def _mixed(x: torch.Tensor) -> torch.Tensor:
+    """The output function of SplitMix64 (Steele et al. 2014, https://doi.org/10.1145/2660193.2660195), on int64."""
+    x = (x ^ (x >> 30 & (2**34 - 1))) * _FIRST
+    x = (x ^ (x >> 27 & (2**37 - 1))) * _SECOND
+    return x ^ (x >> 31 & (2**33 - 1))
+
+
+# SplitMix64's constants as signed numbers: 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_GOLDEN, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
