@@ -80,6 +80,12 @@ def run(
             "then type the same command again."
         )
     progress.say(f"\n{result.complete_rounds} rounds complete. Report: {_shortest(result.report)}")
+    own = recipe.parent / "own_pairs.yaml"
+    if own.exists() and own != recipe:
+        progress.say(
+            'With your own feedback, a line {"prompt", "chosen", "rejected"} for each pair:\n'
+            f"  {_command()} run {own} feedback.imports.0.path=YOUR_PAIRS.jsonl"
+        )
 
 
 @app.command()
@@ -296,6 +302,12 @@ def _validation_settings(store: str) -> Any:
     from rlhf_loop.policies import open_loop
 
     return open_loop(_existing_run(Path(store))).recipe.feedback.validation
+
+
+def _command() -> str:
+    """How this program was called: .venv/bin/rlhf-loop, rlhf-loop, or python -m rlhf_loop."""
+    program = Path(sys.argv[0])
+    return f"{sys.executable} -m rlhf_loop" if program.name == "__main__.py" else _shortest(program)
 
 
 def _shortest(path: Path) -> str:

@@ -62,7 +62,9 @@ def test_report_writes_the_page_again(run: Path) -> None:
 
 def test_a_finished_run_is_not_made_again(run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.glob("round_*/**/*") if path.is_file()}
-    assert "2 rounds complete" in rlhf_loop("run", SMOKE, "--run-dir", run).stdout
+    said = rlhf_loop("run", SMOKE, "--run-dir", run).stdout
+    assert "2 rounds complete" in said
+    assert "own_pairs.yaml feedback.imports.0.path=YOUR_PAIRS.jsonl" in said
     assert {path: path.stat().st_mtime_ns for path in run.glob("round_*/**/*") if path.is_file()} == before
 
 
@@ -181,3 +183,22 @@ def test_malformed_feedback_is_quarantined_with_file_and_line(run: Path, tmp_pat
     exported = tmp_path / "out.jsonl"
     rlhf_loop("feedback", "export", exported, "--format", "trl", "--store", store)
     assert json.loads(exported.read_text())["chosen"][0]["content"] == "Blue is one."
+
+
+def test_the_recipe_for_ones_own_pairs_runs_on_a_file_of_pairs(tmp_path: Path, model_cache: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": f"Say number {n // 6}.", "chosen": f"It is {n // 6}, as asked {n % 6}.", "rejected": f"No {n % 6}."}
+        for n in range(120)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ["policy.model=tiny-random:0", "policy.dtype=float32", "generation.max_new_tokens=8",
+             "update.trainer.max_steps=2"]  # fmt: skip
+    recipe = ROOT / "recipes" / "own_pairs.yaml"
+    rlhf_loop("run", recipe, f"feedback.imports.0.path={file}", *small, "--rounds", "2", "--run-dir", tmp_path / "run")
+    state = json.loads(rlhf_loop("status", tmp_path / "run", "--json").stdout)
+    assert [r["complete"] for r in state["rounds"]] == [True, True, True]
+    # No new pairs came in round 2, so the reward model of round 1 stayed.
+    assert (tmp_path / "run" / "round_001" / "reward").exists()
+    assert not (tmp_path / "run" / "round_002" / "reward").exists()
+    assert "reward model frozen_head" in (tmp_path / "run" / "report.html").read_text()
