@@ -4,8 +4,9 @@
 
 DIR holds `ukp_pairs_train.jsonl.gz` and `ukp_pairs_valid.jsonl.gz` (rows `{id, group, prompt, chosen, rejected,
 votes}`). Trains on the first, measures on the debates of the second, none of which are in the first; `--dev` measures
-on two debates of the training file instead, which is where the settings below were chosen. A bag-of-words model has
-.73 plain and .62 length-balanced accuracy; always preferring the longer argument .77 and .50.
+on two debates of the training file instead, which is where the head's settings were chosen (those of the Bradley-Terry
+model are not confirmed yet). A bag-of-words model has .73 plain and .62 length-balanced accuracy; always preferring the
+longer argument .77 and .50.
 """
 
 from __future__ import annotations
