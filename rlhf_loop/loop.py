@@ -87,21 +87,20 @@ class Loop:
         with self.run_dir.locked():
             self._keep_recipe()
             launcher = launch.choose(self.recipe.launch, self.recipe.accelerate_config)
-            try:
-                with Store.open(self.store_url) as store:
-                    run = _Run(self, store, launcher)
-                    run.prepare()
-                    waiting = 0
-                    for number in range(total + 1):
-                        if number in self.run_dir.complete_rounds():
-                            continue
-                        waiting = run.open_questions() if number and wait else 0
-                        if waiting:
-                            break
-                        self.progress.round(number, total, run.promoted().id)
-                        run.make_round(number)
-            finally:
-                launcher.close()
+            with Store.open(self.store_url) as store:
+                run = _Run(self, store, launcher)
+                run.prepare()
+                waiting = 0
+                for number in range(total + 1):
+                    if number in self.run_dir.complete_rounds():
+                        continue
+                    waiting = run.open_questions() if number and wait else 0
+                    if waiting:
+                        break
+                    self.progress.round(number, total, run.promoted().id)
+                    run.make_round(number)
+            # Only now: after an error the other ranks may be anywhere, and it is the launcher's work to end them.
+            launcher.close()
             report = write_report(self.run_dir)
         complete = [number for number in self.run_dir.complete_rounds() if number]
         return RunResult(

@@ -30,8 +30,12 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
 def sample(
     recipe: Recipe, settings: Generation, prompts: Sequence[Prompt], arguments: StageArguments, progress: Progress
 ) -> list[Completion]:
-    """Completions of the policy in `values["policy"]`, the ranks sharing the prompts; on every rank, in order."""
-    loaded = load_policy(arguments.values["policy"], recipe.policy)
+    """Completions of the policy in `values["policy"]`, the ranks sharing the prompts; on every rank, in order.
+
+    An adapter is added to the base in float32 and rounded once, which samples twice as fast and is no further from the
+    float32 policy than the adapter in bf16 beside a bf16 base.
+    """
+    loaded = load_policy(arguments.values["policy"], recipe.policy, merged=True)
 
     def share_of_prompts(share: Sequence[Prompt]) -> list[list[Completion]]:
         completions = generate(

@@ -61,9 +61,10 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     name = row.get("record")
     if name not in RECORDS:
         raise RowError(f"`record` must be one of {', '.join(RECORDS)}, got {name!r}")
-    _check_texts(row)
-    if name == "question":
+    if name == "question":  # its prompt and answers are there to be read only; they may be anything a model writes
+        _check_texts({key: row[key] for key in ("winner", "comment") if key in row})
         return _question(row, place)
+    _check_texts(row)
     values = {key: value for key, value in row.items() if key != "record"}
     if name in FEEDBACK_KINDS:
         values["kind"] = name
