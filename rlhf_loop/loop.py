@@ -24,7 +24,7 @@ from rlhf_loop.feedback.prompts import assign_splits, read_prompts
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, RewardModelJudge
-from rlhf_loop.records import Artifact, Completion, Score, read_records, stable_id
+from rlhf_loop.records import Artifact, Completion, PreferencePair, Score, read_records, stable_id
 from rlhf_loop.report import write_report
 from rlhf_loop.run_dir import (
     RunDir,
@@ -107,6 +107,12 @@ class Loop:
             run_dir=self.run_dir.path, complete_rounds=len(complete), waiting_for_labels=waiting, report=report
         )
 
+    def weights(self, policy: Artifact) -> str:
+        """Where a policy's weights are: the recipe's model, or the folder of the round that made it."""
+        if policy.id == BASE:
+            return self.recipe.policy.model
+        return str(self.run_dir.step(policy.round, "update") / "policy")
+
     def _keep_recipe(self) -> None:
         """Writes the recipe into the run, or checks that the run was made with the same one."""
         kept_file = self.run_dir.path / "recipe.yaml"
@@ -135,6 +141,7 @@ class _Run:
 
     def __init__(self, loop: Loop, store: Store, launcher: launch.Launcher):
         self.recipe = loop.recipe
+        self.weights = loop.weights
         self.files = loop.run_dir
         self.progress = loop.progress
         self.store = store
@@ -315,7 +322,11 @@ class _Run:
             "update",
             {"training_data": training / "training_data.parquet"},
             [training],
-            {"start": self._weights(start), "reference": self._weights(reference), "step_offset": offset},
+            {
+                "start": self.weights(self.store_policy(start)),
+                "reference": self.weights(self.store_policy(reference)),
+                "step_offset": offset,
+            },
         )
         candidate = Artifact(
             id=self._id("policy", n),
@@ -347,9 +358,8 @@ class _Run:
             "evaluate",
             inputs,
             read,
-            {"policy": self._weights(candidate.id), "policy_id": candidate.id, "plain_text": self._plain_text_hash()},
+            {"policy": self.weights(candidate), "policy_id": candidate.id, "plain_text": self._plain_text_hash()},
         )
-        self.store.add_prompts(read_prompts_file(frozen / "held_out.parquet"))
         self.store.add_completions(read_records(folder / "answers.parquet", Completion))
         return folder
 
@@ -376,7 +386,7 @@ class _Run:
             "generate",
             {"prompts": frozen / "prompts.parquet"},
             [frozen, *([self.files.step(self.store_policy(policy).round, "update")] if policy != BASE else [])],
-            {"policy": self._weights(policy), "policy_id": policy},
+            {"policy": self.weights(self.store_policy(policy)), "policy_id": policy},
         )
         self.store.add_completions(read_records(folder / "completions.parquet", Completion))
         return folder
@@ -471,12 +481,6 @@ class _Run:
         """Questions that people have not answered yet."""
         return len(self.store.questions(status="open")) if self.recipe.feedback.annotator is None else 0
 
-    def _weights(self, policy_id: str) -> str:
-        """Where a policy's weights are: the recipe's model, or the folder of the round that made it."""
-        if policy_id == BASE:
-            return self.recipe.policy.model
-        return str(self.files.step(self.store_policy(policy_id).round, "update") / "policy")
-
     def _id(self, kind: str, n: int) -> str:
         return f"{kind}-{n:03d}-{stable_id(kind, self.files.name, self.recipe.seed, n)[:8]}"
 
@@ -510,16 +514,7 @@ _SETTINGS = {
 """Blocks of the recipe that a stage depends on, beside the seed and the policy."""
 
 
-def read_prompts_file(path: Path) -> list[Any]:
-    """Prompts of a Parquet file."""
-    from rlhf_loop.records import Prompt
-
-    return read_records(path, Prompt)
-
-
 def _feedback_ids(pairs: Path) -> list[str]:
-    from rlhf_loop.records import PreferencePair
-
     return sorted({f for pair in read_records(pairs, PreferencePair) for f in pair.feedback_ids})
 
 

@@ -31,7 +31,7 @@ def listed(run: Path) -> list[dict[str, Any]]:
             "round": policy.round,
             "parent": policy.parent,
             "promoted": promoted is not None and policy.id == promoted.id,
-            "path": weights(loop, policy),
+            "path": loop.weights(policy),
             "win_rate_vs_base": _evaluation(loop, policy).get("win_rate_vs_base"),
         }
         for policy in sorted(policies, key=lambda policy: policy.round)
@@ -73,7 +73,7 @@ def export(run: Path, output: Path, policy_id: str | None = None, form: str = "m
         promoted = store.promoted_policy()
         policy = _find(store, policy_id or (promoted.id if promoted else BASE))
         lineage = store.lineage(policy.id)
-    source = weights(loop, policy)
+    source = loop.weights(policy)
     partial = output.with_name(output.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -92,13 +92,6 @@ def export(run: Path, output: Path, policy_id: str | None = None, form: str = "m
         output.rmdir()
     commit_folder(partial, output)
     return output
-
-
-def weights(loop: Loop, policy: Artifact) -> str:
-    """Where a policy's weights are: the recipe's model, or the folder of the round that made it."""
-    if policy.id == BASE:
-        return loop.recipe.policy.model
-    return str(loop.run_dir.step(policy.round, "update") / "policy")
 
 
 def _find(store: Store, policy_id: str) -> Artifact:

@@ -30,6 +30,10 @@ STEPS = ("snapshot", "judge", "reward", "score", "assemble", "update", "evaluate
 """The folders of a round, in order. `judge` is made in round 0 only."""
 
 
+PROGRESS = "::progress::"
+"""How a line of progress begins that a stage in a process of its own prints for its parent."""
+
+
 class RunDir:
     """A run's folder."""
 

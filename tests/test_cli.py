@@ -145,7 +145,6 @@ def test_an_exported_policy_loads_with_plain_transformers_and_answers_the_same(r
 def test_people_answer_questions_and_the_loop_goes_on(tmp_path: Path) -> None:
     values = yaml.safe_load(SMOKE.read_text())
     values["feedback"]["annotator"] = None
-    recipe = SMOKE.with_name("people.yaml")
     recipe = tmp_path / "people.yaml"
     values["prompts"] = {k: [str(SMOKE.parent / p) for p in v] for k, v in values["prompts"].items()}
     values["reward"]["model"] = str(ROOT / "reward_models" / "frozen_head")

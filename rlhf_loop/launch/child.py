@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.launch import Progress
+from rlhf_loop.run_dir import PROGRESS
 
 
 class Child:
@@ -36,8 +37,8 @@ class Child:
         last: deque[str] = deque(maxlen=30)
         try:
             for line in process.stdout:
-                if line.startswith("::progress::"):
-                    progress(*json.loads(line.removeprefix("::progress::")))
+                if line.startswith(PROGRESS):
+                    progress(*json.loads(line.removeprefix(PROGRESS)))
                 else:
                     last.append(line)
             code = process.wait()

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from rlhf_loop.distributed import is_main
 from rlhf_loop.errors import UserError
+from rlhf_loop.run_dir import PROGRESS
 from rlhf_loop.stages import run_stage
-
-PROGRESS = "::progress::"
 
 
 def _report(done: int, total: int, text: str) -> None:
