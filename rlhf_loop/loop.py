@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rlhf_loop import launch
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.importers import read as read_feedback
@@ -39,6 +37,7 @@ from rlhf_loop.run_dir import (
     write_json,
     write_text,
 )
+from rlhf_loop.settings_text import read_yaml
 from rlhf_loop.steps.ask import ask, read_ask
 from rlhf_loop.steps.assemble import assemble
 from rlhf_loop.steps.gate import decide
@@ -118,7 +117,7 @@ class Loop:
         kept_file = self.run_dir.path / "recipe.yaml"
         now = self.recipe.model_dump(mode="json")
         if kept_file.exists():
-            kept = yaml.safe_load(kept_file.read_text())
+            kept = read_yaml(kept_file.read_text(), str(kept_file))
             if kept.get("name") != now["name"]:
                 raise UserError(
                     f"{self.run_dir.path} holds a run of recipe `{kept.get('name')}`, not `{now['name']}`; choose "

@@ -15,10 +15,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.settings_text import read_yaml, write_yaml
 
 
 class Settings(BaseModel):
@@ -261,13 +261,12 @@ class Recipe(Settings):
         """
         path = Path(path)
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise UserError(f"no recipe at {path}. `rlhf-loop init DIR` lays out copies of those that ship.") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is not valid YAML: {error}") from None
+        values = read_yaml(text, str(path))
         if not isinstance(values, dict):
             raise UserError(f"{path} must hold a mapping of settings, as in recipes/quickstart.yaml")
         for override in overrides:
@@ -322,8 +321,7 @@ class Recipe(Settings):
 
     def to_yaml(self) -> str:
         """The recipe with every default written out and every path absolute."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        return text
+        return write_yaml(self.model_dump(mode="json"))
 
 
 def parse(values: Mapping[str, Any], where: str = "recipe", base: Path | None = None) -> Recipe:
@@ -381,9 +379,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
                 raise UserError(f"`{override}`: {parent} is null in the recipe; set it whole")
     if isinstance(place, list):
         _item(place, last, override)
-        place[int(last)] = yaml.safe_load(text)
+        place[int(last)] = read_yaml(text, f"`{override}`")
     elif isinstance(place, dict):
-        place[last] = yaml.safe_load(text)
+        place[last] = read_yaml(text, f"`{override}`")
     else:
         raise UserError(f"`{override}`: {'.'.join(parents)} is a single value and has no part {last}")
 

@@ -10,6 +10,7 @@ import yaml
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.recipe import RESERVED, TRAINER_CONFIGS, Recipe, parse
+from rlhf_loop.settings_text import read_yaml, write_yaml
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "recipes" / "smoke.yaml"
@@ -126,3 +127,16 @@ def test_trainer_fields_kept_as_data_are_those_of_the_installed_trl() -> None:
 def test_recipes_from_values_are_checked_the_same_way() -> None:
     with pytest.raises(UserError, match="`policy` is missing"):
         parse({"name": "x", "reward": {"model": "y"}, "evaluation": {"judge": {"kind": "rule"}}}, "here")
+
+
+def test_numbers_may_be_written_without_a_point():
+    values = read_yaml("a: 5e-4\nb: 1E6\nc: -.5e+2\nd: 12e5x\ne: '1e5'\nf: 3", "x")
+    assert values == {"a": 5e-4, "b": 1e6, "c": -50.0, "d": "12e5x", "e": "1e5", "f": 3}
+    assert read_yaml(write_yaml(values), "x") == values
+    recipe = Recipe.load(SMOKE, ["update.trainer.learning_rate=5e-4"])
+    assert recipe.update.trainer["learning_rate"] == 5e-4
+
+
+def test_an_override_that_is_not_yaml_is_named():
+    with pytest.raises(UserError, match=r"`seed=\{` is not valid YAML"):
+        Recipe.load(SMOKE, ["seed={"])

@@ -7,11 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rlhf_loop.errors import UserError
 from rlhf_loop.records import Completion, Prompt, Score, read_records
 from rlhf_loop.run_dir import STEPS, RunDir, read_json, read_manifest
+from rlhf_loop.settings_text import read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +87,7 @@ def read_recipe(run: RunDir) -> tuple[dict[str, Any], str]:
     if not path.exists():
         raise UserError(f"{run.path} is not a run: it has no recipe.yaml. Give the folder that `rlhf-loop run` named")
     text = path.read_text(encoding="utf-8")
-    try:
-        return yaml.safe_load(text) or {}, text
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is damaged ({error}); put the recipe of the run back there") from None
+    return read_yaml(text, f"{path} is damaged; put the recipe of the run back there: it") or {}, text
 
 
 def read_rounds(run: RunDir) -> list[Round]:

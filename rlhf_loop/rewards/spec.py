@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from rlhf_loop import recipe, run_dir
 from rlhf_loop.errors import UserError
+from rlhf_loop.settings_text import read_yaml, write_yaml
 
 FILE = "reward_model.yaml"
 
@@ -118,13 +118,12 @@ def load_spec(folder: Path) -> BradleyTerrySpec | HeadSpec | FunctionSpec:
     """
     path = Path(folder) / FILE
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} is not a reward model: it has no {FILE}{_neighbours(Path(folder))}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+    values = read_yaml(text, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of settings, as in reward_models/bradley_terry/{FILE}")
     spec = parse_spec(values, str(path))
@@ -144,7 +143,7 @@ def parse_spec(values: Mapping[str, Any], where: str = FILE) -> BradleyTerrySpec
 
 def write_spec(spec: BradleyTerrySpec | HeadSpec | FunctionSpec, folder: Path) -> None:
     """Writes `spec` as the `reward_model.yaml` of `folder`."""
-    text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = write_yaml(spec.model_dump(mode="json"))
     run_dir.write_text(folder / FILE, text)
 
 
