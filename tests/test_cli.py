@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import yaml
 
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.run_dir import read_manifest
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "recipes" / "smoke.yaml"
@@ -201,3 +203,41 @@ def test_the_recipe_for_ones_own_pairs_runs_on_a_file_of_pairs(tmp_path: Path, m
     assert (tmp_path / "run" / "round_001" / "reward").exists()
     assert not (tmp_path / "run" / "round_002" / "reward").exists()
     assert "reward model frozen_head" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_ctrl_c_inside_training_stops_cleanly_and_the_same_command_goes_on(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "smoke"
+    command = [sys.executable, "-m", "rlhf_loop", "run", str(SMOKE), "--rounds", "1", "--run-dir", str(folder)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = folder / "round_001" / "update.partial" / "train_log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    running.send_signal(signal.SIGINT)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == 130, error
+    assert "Nothing is lost" in error
+    assert "Traceback" not in error
+    assert not (folder / "round_001" / "update").exists()
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    ours, whole = (read_manifest(place / "round_001" / "update") for place in (folder, run))
+    assert ours is not None and whole is not None
+    assert ours["files"] == whole["files"]
+
+
+def test_trackers_see_steps_counted_over_all_rounds(tmp_path: Path, model_cache: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "smoke"
+    Loop(Recipe.load(SMOKE, ["report_to=[tensorboard]"]), run_dir=folder).run()
+    seen: dict[str, list[int]] = {}
+    for place in sorted({path.parent for path in folder.rglob("events.out.tfevents*")}):
+        events = EventAccumulator(str(place))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            seen.setdefault(tag, []).extend(event.step for event in events.Scalars(tag))
+    per_round = len((folder / "round_001" / "update" / "train_log.jsonl").read_text().splitlines())
+    steps = sorted(seen["train/loss"])
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) > per_round
+    assert sorted(seen["evaluation/win_rate_vs_base/mean"]) == [0, 1, 2]
