@@ -45,9 +45,6 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped. Nothing is lost: type the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
 
 
 @app.command()
@@ -69,7 +66,11 @@ def run(
     loop = Loop(Recipe.load(recipe, overrides or []), run_dir=run_dir, progress=progress)
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
         progress.say("one process takes part (on CPU, Accelerate starts one; `torchrun --nproc_per_node N` starts N)")
-    result = loop.run(rounds=rounds, wait=wait)
+    try:
+        result = loop.run(rounds=rounds, wait=wait)
+    except KeyboardInterrupt:
+        print("\nstopped. Nothing is lost: type the same command again to go on.", file=sys.stderr)
+        raise typer.Exit(130) from None
     place = _shortest(result.run_dir)
     if result.waiting_for_labels:
         progress.say(

@@ -64,14 +64,22 @@ def quiet() -> Iterator[None]:
 
 
 def callbacks(
-    log: Path, report_to: Sequence[str], step_offset: int, progress: Progress | None
+    log: Path, report_to: Sequence[str], step_offset: int, progress: Progress | None, tracking: Path | None = None
 ) -> list[TrainerCallback]:
-    """Marks for checkpoints, the training log, progress, and the trackers of `report_to`."""
-    trackers = get_reporting_integration_callbacks(list(report_to)) if report_to else []
+    """Marks for checkpoints, the training log, progress, and the trackers of `report_to`.
+
+    A tracker that writes files (TensorBoard) writes to `tracking`, by default a folder beside `log`, unless its own
+    environment variable says where.
+    """
+    kinds = get_reporting_integration_callbacks(list(report_to)) if report_to else []
+    trackers = [kind() for kind in kinds]
+    for tracker in trackers:
+        if getattr(tracker, "logging_dir", "") is None:  # else it would be among the checkpoints, which are removed
+            tracker.logging_dir = str(tracking or log.parent / "tracking")
     return [
         MarkComplete(),
         TrainingLog(log, progress),
-        *(ShiftedSteps(tracker(), step_offset) for tracker in trackers),
+        *(ShiftedSteps(tracker, step_offset) for tracker in trackers),
     ]
 
 

@@ -221,7 +221,8 @@ def test_ctrl_c_inside_training_stops_cleanly_and_the_same_command_goes_on(run: 
     assert not (folder / "round_001" / "update").exists()
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     ours, whole = (read_manifest(place / "round_001" / "update") for place in (folder, run))
-    assert ours is not None and whole is not None
+    assert ours is not None
+    assert whole is not None
     assert ours["files"] == whole["files"]
 
 

@@ -33,6 +33,7 @@ def update_policy(
     step_offset: int = 0,
     report_to: Sequence[str] = (),
     run_name: str = "rlhf-loop",
+    tracking: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Trains a new policy with `settings.algorithm` and returns the metrics of the training.
@@ -40,7 +41,8 @@ def update_policy(
     `rows`: what the algorithm consumes (`PreferencePair`s for dpo). `start` and `reference`: the base model's
     reference, or a folder that an earlier update made. The new policy is written to `output/policy`, the log to
     `output/train_log.jsonl`. A second call with the same `output` goes on from the last whole checkpoint.
-    `step_offset` shifts the steps that trackers (`report_to`) see, so that rounds follow one another.
+    `step_offset` shifts the steps that trackers (`report_to`) see, so that rounds follow one another;
+    those that write files write to `tracking` (default: `output/tracking`).
 
     Raises `UserError` when there is nothing to train on, or the start does not fit the settings.
     """
@@ -62,5 +64,6 @@ def update_policy(
         step_offset=step_offset,
         report_to=report_to,
         run_name=run_name,
+        tracking=tracking,
         progress=progress,
     )

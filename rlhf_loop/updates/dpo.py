@@ -43,6 +43,7 @@ def update(
     step_offset: int,
     report_to: Sequence[str],
     run_name: str,
+    tracking: Path | None,
     progress: Callable[[int, int, str], None] | None,
 ) -> dict[str, Any]:
     """See `rlhf_loop.updates.update_policy`."""
@@ -55,7 +56,7 @@ def update(
         torch.manual_seed(seed)
         trainer, tokenizer, counts = _trainer(rows, start, reference, policy, settings, arguments)
         trainer.remove_callback(PrinterCallback)
-        for callback in callbacks(output / "train_log.jsonl", report_to, step_offset, progress):
+        for callback in callbacks(output / "train_log.jsonl", report_to, step_offset, progress, tracking):
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=last_complete(output / "checkpoints"))
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
