@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
 from machine import describe, run_measured
+
+from rlhf_loop.settings_text import read_yaml, write_yaml
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("reward", "score", "dpo", "evaluate", "generate", "rescore")
@@ -67,7 +69,8 @@ def main() -> None:
 
 def write_recipe(folder: Path, prompts: int) -> Path:
     """The quickstart with a Bradley-Terry reward model and fewer prompts."""
-    values = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text())
+    source = ROOT / "recipes" / "quickstart.yaml"
+    values = read_yaml(source.read_text(), str(source))
     here = ROOT / "recipes"
     lines = (here / "data" / "quickstart_train.jsonl").read_text().splitlines()[:prompts]
     held_out = (here / "data" / "quickstart_dev.jsonl").read_text().splitlines()[:prompts]
@@ -75,7 +78,7 @@ def write_recipe(folder: Path, prompts: int) -> Path:
     (folder / "test.jsonl").write_text("\n".join(held_out) + "\n")
     (folder / "reward").mkdir()
     (folder / "reward" / "reward_model.yaml").write_text(
-        yaml.safe_dump(
+        write_yaml(
             {
                 "kind": "bradley_terry",
                 "lora": values["update"]["lora"],
@@ -95,7 +98,7 @@ def write_recipe(folder: Path, prompts: int) -> Path:
     values["evaluation"]["plain_text"] = None
     values["gate"]["max_plain_text_ratio"] = None
     recipe = folder / "round.yaml"
-    recipe.write_text(yaml.safe_dump(values))
+    recipe.write_text(write_yaml(values))
     return recipe
 
 
@@ -130,8 +133,8 @@ def prepare(run: Path, folder: Path) -> None:
         "prompts": list(by_id.values()),
         "held_out": [list(prompt.messages) for prompt in held_out],
         "candidates": [{"prompt": by_id[c.prompt_id], "text": c.text} for c in candidates],
-        "recipe": yaml.safe_load((folder / "round.yaml").read_text()),
-        "reward": yaml.safe_load((folder / "reward" / "reward_model.yaml").read_text()),
+        "recipe": read_yaml((folder / "round.yaml").read_text(), "round.yaml"),
+        "reward": read_yaml((folder / "reward" / "reward_model.yaml").read_text(), "reward_model.yaml"),
     }
     (folder / "data.json").write_text(json.dumps(data))
 
@@ -186,31 +189,25 @@ def stock(part: str, folder: Path) -> None:
             written += [{"prompt": batch[i // samples], "text": text} for i, text in enumerate(texts)]
         return written
 
+    def forward(model, completions: list[dict], size: int) -> Iterator[torch.Tensor]:
+        for start in range(0, len(completions), size):
+            chats = [
+                [*c["prompt"], {"role": "assistant", "content": c["text"]}] for c in completions[start : start + size]
+            ]
+            inputs = tokenizer.apply_chat_template(chats, padding=True, return_dict=True, return_tensors="pt")
+            with torch.no_grad():
+                logits = model(**inputs).logits
+            yield logits
+
     def score(completions: list[dict]) -> list[float]:
         model = AutoPeftModelForSequenceClassification.from_pretrained(
             folder / "stock-reward", num_labels=1, dtype=torch.bfloat16
         )
         model.config.pad_token_id = tokenizer.pad_token_id
-        values = []
-        for start in range(0, len(completions), 16):
-            chats = [
-                [*c["prompt"], {"role": "assistant", "content": c["text"]}] for c in completions[start : start + 16]
-            ]
-            inputs = tokenizer.apply_chat_template(chats, padding=True, return_dict=True, return_tensors="pt")
-            with torch.no_grad():
-                values += model(**inputs).logits[:, 0].tolist()
-        return values
+        return [value for logits in forward(model, completions, 16) for value in logits[:, 0].tolist()]
 
     def log_probs(model, completions: list[dict]) -> list[torch.Tensor]:
-        found = []
-        for start in range(0, len(completions), 8):
-            chats = [
-                [*c["prompt"], {"role": "assistant", "content": c["text"]}] for c in completions[start : start + 8]
-            ]
-            inputs = tokenizer.apply_chat_template(chats, padding=True, return_dict=True, return_tensors="pt")
-            with torch.no_grad():
-                found.append(model(**inputs).logits.float().log_softmax(-1))
-        return found
+        return [logits.float().log_softmax(-1) for logits in forward(model, completions, 8)]
 
     def policy():
         return AutoPeftModelForCausalLM.from_pretrained(folder / "stock-policy", dtype=torch.bfloat16)

@@ -131,6 +131,11 @@ class StageArguments:
     inputs: dict[str, str] = field(default_factory=dict)  # files and folders to read, by name
     values: dict[str, Any] = field(default_factory=dict)  # plain settings of this call
 
+    @property
+    def tracking(self) -> Path:
+        """The run's folder for trackers that write files."""
+        return Path(self.output).parent.parent / "tracking"
+
     def write(self, path: Path) -> None:
         """As JSON."""
         write_json(path, asdict(self))

@@ -129,7 +129,7 @@ def test_recipes_from_values_are_checked_the_same_way() -> None:
         parse({"name": "x", "reward": {"model": "y"}, "evaluation": {"judge": {"kind": "rule"}}}, "here")
 
 
-def test_numbers_may_be_written_without_a_point():
+def test_numbers_may_be_written_without_a_point() -> None:
     values = read_yaml("a: 5e-4\nb: 1E6\nc: -.5e+2\nd: 12e5x\ne: '1e5'\nf: 3", "x")
     assert values == {"a": 5e-4, "b": 1e6, "c": -50.0, "d": "12e5x", "e": "1e5", "f": 3}
     assert read_yaml(write_yaml(values), "x") == values
@@ -137,6 +137,6 @@ def test_numbers_may_be_written_without_a_point():
     assert recipe.update.trainer["learning_rate"] == 5e-4
 
 
-def test_an_override_that_is_not_yaml_is_named():
+def test_an_override_that_is_not_yaml_is_named() -> None:
     with pytest.raises(UserError, match=r"`seed=\{` is not valid YAML"):
         Recipe.load(SMOKE, ["seed={"])

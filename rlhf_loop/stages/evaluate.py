@@ -115,7 +115,7 @@ def _track(recipe: Recipe, arguments: StageArguments, result: dict[str, object])
         for key, value in numbers.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    folder = str(Path(arguments.output).parent.parent / "tracking")
+    folder = str(arguments.tracking)
     for name in recipe.report_to:
         kind = LOGGER_TYPE_TO_CLASS[name]
         tracker = kind(arguments.run, logging_dir=folder) if kind.requires_logging_directory else kind(arguments.run)

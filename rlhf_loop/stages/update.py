@@ -29,7 +29,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         step_offset=arguments.values["step_offset"],
         report_to=recipe.report_to,
         run_name=f"{arguments.run}-round-{arguments.round}",
-        tracking=Path(arguments.output).parent.parent / "tracking" / "training",
+        tracking=arguments.tracking / "training",
         progress=progress,
     )
     if is_main():
