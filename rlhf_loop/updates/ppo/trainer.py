@@ -1,0 +1,695 @@
+"""Proximal policy optimisation of a language model with a learned critic, on TRL's GRPOTrainer.
+
+Sampling (transformers, vLLM server and colocate), rewards, batching, logging and checkpoints are GRPOTrainer's. This
+class adds to what its methods give, and replaces one: the loss. Nothing of theirs is copied; `tests/test_ppo_seams.py`
+fails when one of those that are leant on changes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import safetensors.torch
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, TrainerCallback
+from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import disable_dropout_in_model, shuffle_sequence_dict, split_tensor_dict
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.updates.ppo.advantages import (
+    RunningScale,
+    adapted_kl_coef,
+    generalized_advantages,
+    kl_per_token,
+    last_index,
+    moments,
+    token_rewards,
+    whiten,
+)
+from rlhf_loop.updates.ppo.config import PPOConfig
+from rlhf_loop.updates.ppo.critic import (
+    CRITIC,
+    Placement,
+    ValueTap,
+    attach_critic,
+    is_critic,
+    policy_is_active,
+    thaw_critic,
+    without_critic_adapter,
+)
+from rlhf_loop.updates.reward_functions import classifier_reward, watched
+
+logger = logging.getLogger(__name__)
+
+_PROMPTS_CHECKED_AT_START = 10_000
+_ROLLOUTS_WITHOUT_SIGNAL = 3
+
+_FORMER_ARGUMENTS = {
+    "ref_model": "nothing: the reference is the model that `model` was loaded from, or the policy without its adapter",
+    "reward_model": "`reward_funcs`",
+    "tokenizer": "`processing_class`",
+    "data_collator": "nothing: give prompts as text or messages in the column `prompt`",
+}
+
+
+class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
+    """PPO (Schulman et al. 2017, arXiv 1707.06347; Ouyang et al. 2022, arXiv 2203.02155) with TRL's conventions.
+
+    >>> trainer = PPOTrainer(
+    ...     model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ...     reward_funcs=lambda completions, **_: [-abs(20 - len(c[0]["content"].split())) for c in completions],
+    ...     args=PPOConfig("out", num_mini_batches=2),
+    ...     train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "Why is the sky blue?"}]}]),
+    ... )
+
+    Takes GRPOTrainer's arguments, and `value_model`: what a separate critic starts from, a sequence classifier with one
+    output or a headless model, of the policy's vocabulary. By default that is a reward model given as a classifier of
+    this vocabulary, else a copy of the policy's trunk.
+
+    Rewards come from functions of TRL's interface, or from classifiers (a module, a hub id or a folder), which read
+    texts in tokens of their own. Before a rollout moves a weight, `UserError` is raised for rewards that are not
+    finite, of the wrong number, not there in time, or the same number for every completion since the training began;
+    for empty completions and over-long prompts; and for weights that are not finite.
+    """
+
+    _tag_names: ClassVar[list[str]] = ["trl", "ppo", "rlhf-loop"]
+    _name = "PPO"
+    _paper: ClassVar[dict[str, str]] = {
+        "title": "Training language models to follow instructions with human feedback",
+        "id": "2203.02155",
+        "citation": (
+            "@inproceedings{ouyang2022training, title={Training language models to follow instructions with human "
+            "feedback}, author={Long Ouyang and Jeff Wu and Xu Jiang and others}, year={2022}, "
+            "booktitle={Advances in Neural Information Processing Systems}}"
+        ),
+    }
+
+    args: PPOConfig
+    _buffered_inputs: Any
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: PPOConfig | None = None,
+        *,
+        value_model: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        rollout_func: Any = None,
+        **more: Any,
+    ):
+        for name in set(more) & set(_FORMER_ARGUMENTS):
+            raise UserError(f"PPOTrainer has no argument `{name}`; use {_FORMER_ARGUMENTS[name]}. See docs/updates.md")
+        if args is None:
+            args = PPOConfig("trainer_output")
+        if processing_class is not None:
+            _check_tokenizer(processing_class)
+        functions = _as_list(reward_funcs)
+        classifiers = [_loaded(function) for function in functions]
+        super().__init__(
+            model,
+            [
+                watched(self._scorer(function, tokenizer), args.reward_time_limit)
+                for function, tokenizer in zip(
+                    classifiers, _as_list(reward_processing_classes) or [None] * len(functions), strict=True
+                )
+            ],
+            args,
+            processing_class=processing_class,
+            rollout_func=None if rollout_func is None else _without_empty_completions(rollout_func),
+            **more,
+        )
+        if self._is_vlm:
+            raise UserError("PPOTrainer trains text models; the critic reads no images")
+        _check_tokenizer(self._tokenizer)
+        self.placement: Placement = cast(Placement, args.critic) or ("adapter" if self._has_adapter() else "separate")
+        if value_model is None and self.placement == "separate":
+            value_model = self._reward_model_of_same_vocabulary(classifiers)
+        attach_critic(self.model, self.placement, value_model, args.seed)
+        if args.disable_dropout:
+            disable_dropout_in_model(self.model)
+        self.kl_coef = args.kl_coef
+        self.score_scale = RunningScale()
+        self.episodes = 0  # completions sampled so far, over all ranks
+        self._raw_rewards = torch.empty(0)  # (W * B, functions) of the last rollout
+        self._rollout: dict[str, Any] = {}  # the last one, whole, to be shuffled anew for each epoch
+        self._wants_values = False  # whether the policy's next forward without gradients is a rollout's
+        self._rollout_values: torch.Tensor | None = None
+        self._constant_score: float | None = None
+        self._rollouts_without_signal: int | None = 0  # None once scores differed
+        self._over_budget = False
+        self._began: float | None = None
+        self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
+        self.add_callback(_Freezing(self))
+        if self.use_vllm:
+            named = self.vllm_generation._iter_named_params
+            self.vllm_generation._iter_named_params = lambda: (item for item in named() if not is_critic(item[0]))
+        self._check_prompts()
+
+    # The rollout
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        tokenized = super()._tokenize_prompts(prompts)
+        self._check_lengths(prompts, tokenized[0])
+        return tokenized
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._raw_rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._raw_rewards
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        """In a rollout, the policy's forward that TRL makes for the old log-probabilities gives the values too."""
+        if not (self._wants_values and model is self.model and policy_is_active(self._unwrapped())):
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        tap = ValueTap(model)
+        result = super()._get_per_token_logps_and_entropies(
+            tap, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+        self._rollout_values = tap.values(logits_to_keep)
+        return result
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """GRPO's rollout with, (B, T) each: old_per_token_logps, old_values, advantages, returns; and scored (B,)."""
+        args, mode = self.args, self._mode()
+        self._began = self._began or time.monotonic()
+        self._wants_values, self._rollout_values = True, None
+        try:
+            out: dict[str, Any] = super()._generate_and_score_completions(inputs)
+            thaw_critic(self._unwrapped())  # frozen by PEFT when the reference was computed
+            if "old_per_token_logps" not in out or self._rollout_values is None:
+                out["old_per_token_logps"] = self._log_probs_of_rollout(out)
+        finally:
+            self._wants_values = False
+        log_probs = out["old_per_token_logps"]
+        # Rows that no reward function has anything to say of take no part.
+        rewards = self._rewards_of_this_rank(len(log_probs))
+        out["scored"] = ~torch.isnan(rewards).all(1)  # (B,)
+        mask = _loss_mask(out).float()
+        values = cast(torch.Tensor, self._rollout_values) * mask
+        if not (torch.isfinite(values).all() and torch.isfinite(log_probs * mask).all()):
+            raise UserError(
+                "the policy or its critic gives numbers that are not finite: the last updates broke their weights. "
+                "Lower `learning_rate` or `critic_learning_rate`, or set `max_grad_norm: 1.0`"
+            )
+        self._check_signal()
+
+        raw_scores = (rewards * self.reward_weights.to(rewards.device)).nansum(1)  # (B,)
+        missing_eos = self._missing_eos(out)
+        scores = self._shaped(raw_scores, out["scored"], missing_eos)
+        reference = out.pop("ref_per_token_logps", None)
+        has_reference = reference is not None
+        kl = kl_per_token(log_probs, reference if has_reference else log_probs, mask, cast(Any, args.kl_estimator))
+        token_level = token_rewards(scores, kl, mask, self.kl_coef)
+        if args.whiten_rewards:
+            token_level = whiten(token_level, mask, self._total, shift_mean=False)
+        advantages, returns = generalized_advantages(token_level, values, mask, args.gamma, args.lam)
+        _, error_variance = moments(returns - values, mask, self._total)
+        _, return_variance = moments(returns, mask, self._total)
+        if args.whiten_advantages:
+            advantages = whiten(advantages, mask, self._total)
+
+        sequence_kl = (
+            kl_per_token(log_probs, reference, mask, "k1").sum(1) if has_reference else scores.new_zeros(len(scores))
+        )
+        summed = self._total(
+            torch.stack(
+                [
+                    out["scored"].sum().float(),
+                    sequence_kl.sum(),
+                    -(log_probs * mask).sum(),
+                    -self.kl_coef * kl.sum(),
+                    (raw_scores * out["scored"]).sum(),
+                    (scores * out["scored"]).sum(),
+                    (missing_eos & out["scored"]).sum().float(),
+                    (values * mask).sum(),
+                    mask.sum(),
+                ]
+            )
+        ).tolist()
+        count, tokens = max(summed[0], 1.0), max(summed[8], 1.0)
+        mean_kl = summed[1] / count
+        metrics = {
+            "objective/entropy": summed[2] / count,
+            "objective/non_score_reward": summed[3] / count,
+            "objective/scores": summed[4] / count,
+            "objective/rlhf_reward": (summed[3] + summed[5]) / count,
+            "val/missing_eos": summed[6] / count,
+            "val/num_eos_tokens": summed[0] - summed[6],
+            "val/mean": summed[7] / tokens,
+            "val/explained_variance": float(1 - error_variance / return_variance.clamp(min=1e-8)),
+        }
+        if has_reference:
+            metrics |= {"objective/kl": mean_kl, "objective/kl_coef": self.kl_coef}
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+        self._metrics[mode].pop("frac_reward_zero_std", None)  # of groups, which PPO does not have
+        if mode == "train":
+            self.episodes += len(scores) * self.accelerator.num_processes
+            if args.kl_target is not None:
+                self.kl_coef = adapted_kl_coef(self.kl_coef, mean_kl, args.kl_target, args.kl_horizon, count)
+            if args.kl_budget is not None and mean_kl > args.kl_budget:
+                self._stop_over_budget(mean_kl)
+        out |= {"advantages": advantages, "returns": returns, "old_values": values}
+        self._rollout = out
+        return out
+
+    def _log_probs_of_rollout(self, out: dict[str, Any]) -> torch.Tensor:
+        """The policy's log-probabilities (and its values on the way), where TRL had no need of them."""
+        ids = torch.cat([out["prompt_ids"], out["completion_ids"]], 1)
+        attention = torch.cat([out["prompt_mask"], out["completion_mask"]], 1)
+        args = self.args
+        size = args.per_device_train_batch_size if self._mode() == "train" else args.per_device_eval_batch_size
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, args.gradient_checkpointing_kwargs):
+            log_probs, _, _ = self._get_per_token_logps_and_entropies(
+                self.model, ids, attention, out["completion_ids"].shape[1], batch_size=size
+            )
+        return cast(torch.Tensor, log_probs)
+
+    def _rewards_of_this_rank(self, rows: int) -> torch.Tensor:
+        """(B, functions)."""
+        first = self.accelerator.process_index * rows
+        return self._raw_rewards[first : first + rows]
+
+    def _missing_eos(self, out: dict[str, Any]) -> torch.Tensor:
+        """Whether each completion was cut off, (B,)."""
+        last = out["completion_ids"].gather(1, last_index(out["completion_mask"])[:, None])[:, 0]
+        return ~torch.isin(last, torch.tensor(self.eos_token_ids, device=last.device))
+
+    def _shaped(self, scores: torch.Tensor, scored: torch.Tensor, missing_eos: torch.Tensor) -> torch.Tensor:
+        """Scores (B,) normalised, clipped, and with the penalty for a missing end, in this order."""
+        args = self.args
+        if args.normalize_scores:
+            if self._mode() == "train":
+                self.score_scale.update(scores[scored], self._total)
+            scores = scores / self.score_scale.std
+        if args.score_clip is not None:
+            scores = scores.clamp(-args.score_clip, args.score_clip)
+        if args.missing_eos_penalty is not None:
+            scores = scores - args.missing_eos_penalty * missing_eos
+        return scores
+
+    # Minibatches
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """Each PPO epoch goes through the rollout in an order of its own."""
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        parts = self.args.steps_per_generation
+        begins_rollout = self._step % (parts * self.num_iterations) == 0 or self._buffered_inputs is None
+        begins_epoch = self._step % parts == 0
+        if begins_epoch and not begins_rollout:
+            self._buffered_inputs = split_tensor_dict(shuffle_sequence_dict(self._rollout), parts)
+        inputs = super()._prepare_inputs(generation_batch)
+        if begins_epoch or begins_rollout:
+            self._buffered_inputs = self._trimmed_and_counted(self._buffered_inputs)
+            inputs = self._buffered_inputs[self._step % parts]
+        return inputs
+
+    def _trimmed_and_counted(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Micro-batches without columns that are padding in every row, each with the number of tokens (all ranks) of
+        the minibatch that it belongs to."""
+        counts = self._total(torch.stack([_loss_mask(batch).sum() for batch in batches]).float())
+        accumulated = self.args.gradient_accumulation_steps
+        windows = counts.view(-1, accumulated).sum(1).repeat_interleave(accumulated)
+        if self.pad_to_multiple_of is None:
+            batches = _trimmed(batches)
+        return [{**batch, "minibatch_tokens": tokens} for batch, tokens in zip(batches, windows, strict=True)]
+
+    # The loss
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Clipped policy and value losses (Schulman et al. 2017, eq. 7 and 9), means over the tokens of a minibatch.
+
+        Each rank and each accumulation step gives its sum over (tokens of the whole minibatch / ranks): what DDP's mean
+        over ranks then gives is the mean over all tokens, however they are spread.
+        """
+        args, mode = self.args, self._mode()
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        mask = _loss_mask(inputs).float()  # (B, T)
+        tap = ValueTap(model, detached=self.in_value_warmup)
+        log_probs, entropy, auxiliary = self._get_per_token_logps_and_entropies(
+            tap, ids, attention, mask.shape[1], compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
+        )
+        values = tap.values(mask.shape[1])
+        advantages, returns = inputs["advantages"], inputs["returns"]
+        if advantages.dim() == 1:
+            advantages = advantages[:, None]
+
+        log_ratio = (log_probs - inputs["old_per_token_logps"]) * mask
+        ratio = log_ratio.exp()
+        unclipped = -advantages * ratio
+        clipped = -advantages * ratio.clamp(1 - args.cliprange, 1 + args.cliprange)
+        policy_loss = torch.max(unclipped, clipped)
+        if "importance_sampling_ratio" in inputs:  # vLLM's probabilities are not quite the trainer's
+            policy_loss = policy_loss * inputs["importance_sampling_ratio"]
+        value_unclipped = (values - returns) ** 2
+        value_clipped = value_unclipped
+        if args.cliprange_value is not None:
+            change = (values - inputs["old_values"]).clamp(-args.cliprange_value, args.cliprange_value)
+            value_clipped = (inputs["old_values"] + change - returns) ** 2
+        value_loss = 0.5 * torch.max(value_unclipped, value_clipped)
+
+        tokens = (
+            inputs["minibatch_tokens"] / self.accelerator.num_processes if "minibatch_tokens" in inputs else mask.sum()
+        )
+        tokens = tokens.clamp(min=1.0)
+        actor = (policy_loss * mask).sum() / tokens
+        if self.entropy_coef:
+            actor = actor - self.entropy_coef * (entropy * mask).sum() / tokens
+        if self.aux_loss_enabled:
+            actor = actor + self.router_aux_loss_coef * auxiliary / self.current_gradient_accumulation_steps
+        if self.in_value_warmup:
+            actor = actor * 0.0
+        loss = actor + args.vf_coef * (value_loss * mask).sum() / tokens
+
+        with torch.no_grad():
+            means = {
+                "loss/policy_avg": policy_loss,
+                "loss/value_avg": value_loss,
+                "policy/clipfrac_avg": clipped > unclipped,
+                "val/clipfrac_avg": value_clipped > value_unclipped,
+                "policy/approxkl_avg": 0.5 * log_ratio**2,
+                "policy/entropy_avg": entropy,
+                "val/ratio": ratio,
+                "val/ratio_var": ratio**2,  # turned into the variance when it is logged
+            }
+            for name, per_token in means.items():
+                self._add(mode, name, (per_token * mask).sum(), mask.sum())
+        return loss
+
+    @property
+    def in_value_warmup(self) -> bool:
+        """Whether only the critic learns now."""
+        return bool(self.model.training and self.state.global_step < self.args.value_warmup_steps)
+
+    # Optimizer
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Parameter groups of the critic have its own learning rate."""
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if given:
+            if self.args.critic_learning_rate is not None:
+                raise UserError(
+                    "`critic_learning_rate` has no effect on an optimizer that you made; leave one of them out"
+                )
+            return optimizer
+        named = (self.model if model is None else model).named_parameters()
+        critic = {id(parameter) for name, parameter in named if is_critic(name)}
+        rate = self.args.critic_learning_rate or self.args.learning_rate
+        groups = []
+        for group in optimizer.param_groups:
+            mine = [p for p in group["params"] if id(p) in critic]
+            others = [p for p in group["params"] if id(p) not in critic]
+            groups += [{**group, "params": others}] if others else []
+            groups += [{**group, "params": mine, "lr": rate}] if mine else []
+        optimizer.param_groups[:] = groups
+        return optimizer
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """The critic's gradient and the policy's are clipped apart, except under FSDP and DeepSpeed."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        critic = [p for name, p in model.named_parameters() if p.grad is not None and is_critic(name)]
+        policy = [p for name, p in model.named_parameters() if p.grad is not None and not is_critic(name)]
+        limit = self.args.max_grad_norm
+        of_critic = self.accelerator.clip_grad_norm_(critic, self.args.critic_max_grad_norm or limit)
+        of_policy = nn.utils.clip_grad_norm_(policy, limit)  # already unscaled by the call before
+        self._add("train", "val/grad_norm", of_critic.detach().float(), None)
+        self._add("train", "policy/grad_norm", of_policy.detach().float(), None)
+        return of_policy
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the next optimizer step must not touch."""
+        if self._over_budget:
+            return list(self.model.parameters())
+        if self.in_value_warmup:
+            return [parameter for name, parameter in self.model.named_parameters() if not is_critic(name)]
+        return []
+
+    def _stop_over_budget(self, kl: float) -> None:
+        logger.warning(
+            "KL to the reference is %.3f nats a completion, over the budget of %s: training stops here",
+            kl, self.args.kl_budget,
+        )  # fmt: skip
+        self._over_budget = True
+        self.control.should_training_stop = True
+
+    # Metrics: sums and counts on the device, added up over the ranks when they are logged
+
+    def _add(self, mode: str, name: str, value: torch.Tensor, count: torch.Tensor | None) -> None:
+        """Adds to a mean over tokens, or (count None) to a mean over steps, of something equal on all ranks."""
+        counted = torch.ones((), device=value.device) if count is None else count
+        pair = torch.stack([value.detach().float(), counted.float()])
+        sums = self._sums[mode]
+        sums[name] = sums[name] + pair if name in sums else pair
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's metrics and PPO's, under the names of TRL's former PPOTrainer."""
+        mode = self._mode()
+        if self._sums[mode]:
+            summed = self._total(torch.stack(list(self._sums[mode].values()))).tolist()
+            means = {
+                name: value / max(count, 1.0) for name, (value, count) in zip(self._sums[mode], summed, strict=True)
+            }
+            if "val/ratio_var" in means:
+                means["val/ratio_var"] = max(0.0, means["val/ratio_var"] - means["val/ratio"] ** 2)
+            for name, value in means.items():
+                self._metrics[mode][name] = [value]
+            self._sums[mode] = {}
+        if mode == "train" and self.episodes and self._began is not None and "train_runtime" not in logs:
+            self._metrics[mode]["episode"] = [self.episodes]
+            self._metrics[mode]["eps"] = [self.episodes / max(time.monotonic() - self._began, 1e-9)]
+            if "learning_rate" in logs:
+                self._metrics[mode]["lr"] = [logs["learning_rate"]]
+        super().log(logs, start_time)
+
+    # Checkpoints: the policy is saved as it would be without a critic, and the critic in a folder beside it
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = output_dir or self.args.output_dir
+        model = self._unwrapped()
+        state = model.state_dict() if state_dict is None else state_dict
+        policy = {name: tensor for name, tensor in state.items() if not is_critic(name)}
+        with without_critic_adapter(model):
+            super()._save(folder, state_dict=policy)
+        if self.args.should_save:
+            critic = {name: tensor.contiguous().clone() for name, tensor in state.items() if is_critic(name)}
+            os.makedirs(os.path.join(folder, CRITIC), exist_ok=True)
+            safetensors.torch.save_file(critic, os.path.join(folder, CRITIC, "critic.safetensors"))
+            with open(os.path.join(folder, CRITIC, "state.json"), "w") as file:
+                json.dump(
+                    {name: getattr(self, name) for name in _COUNTERS} | {"score_scale": self.score_scale.state()}, file
+                )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        target = self.model if model is None else model
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder = os.path.join(resume_from_checkpoint, CRITIC)
+        if not os.path.isfile(os.path.join(folder, "state.json")):
+            raise UserError(f"{resume_from_checkpoint} holds no critic ({CRITIC}/): it is not a checkpoint of PPO")
+        tensors = safetensors.torch.load_file(os.path.join(folder, "critic.safetensors"))
+        unexpected = target.load_state_dict(tensors, strict=False).unexpected_keys
+        missing = {name for name in target.state_dict() if is_critic(name)} - set(tensors)
+        if unexpected or missing:
+            raise UserError(
+                f"the critic in {folder} is not this one (critic={self.placement!r}): "
+                f"{sorted([*unexpected, *missing])[0]} differs; resume with the settings that it was made with"
+            )
+        thaw_critic(target)  # frozen by PEFT when it loaded the policy's adapter
+        with open(os.path.join(folder, "state.json")) as file:
+            state = json.load(file)
+        self.score_scale.load(state.pop("score_scale"))
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    # What is refused
+
+    def _check_prompts(self) -> None:
+        """At the start, what can be known of the prompts."""
+        dataset = self.train_dataset
+        if not isinstance(dataset, Dataset):
+            return
+        needed = self.args.generation_batch_size // self.num_generations
+        if len(dataset) < needed:
+            raise UserError(
+                f"the data set has {len(dataset)} prompts and a rollout takes {needed}: lower `num_mini_batches`, "
+                "`gradient_accumulation_steps` or `per_device_train_batch_size`, or raise `num_generations`"
+            )
+        if self.environment_factories is None and "prompt" in dataset.column_names:
+            for first in range(0, min(len(dataset), _PROMPTS_CHECKED_AT_START), 1000):
+                self._tokenize_prompts(list(dataset[first : first + 1000]["prompt"]))
+
+    def _check_lengths(self, prompts: Sequence[Any], ids: Sequence[Sequence[int]]) -> None:
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        room = None if context is None else context - self.max_completion_length
+        limit = min((size for size in (self.args.max_prompt_length, room) if size is not None), default=None)
+        for prompt, tokens in zip(prompts, ids, strict=True):
+            if limit is not None and len(tokens) > limit:
+                text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+                why = (
+                    f"`max_prompt_length` is {limit}"
+                    if limit == self.args.max_prompt_length
+                    else f"{self.max_completion_length} more do not fit into the model's {context}"
+                )
+                raise UserError(
+                    f"a prompt has {len(tokens)} tokens, and {why}: {str(text)[:200]!r}. Shorten it, leave it out, or "
+                    "lower `max_completion_length`"
+                )
+
+    def _check_signal(self) -> None:
+        """Rewards that never differ teach nothing. Ones that came to be equal are the mark of a solved task."""
+        if self._rollouts_without_signal is None or self._mode() != "train":
+            return
+        scores = (self._raw_rewards * self.reward_weights.to(self._raw_rewards.device)).nansum(1)
+        low, high = float(scores.min()), float(scores.max())
+        if low != high or self._constant_score not in (None, low):
+            self._rollouts_without_signal = None
+            return
+        self._constant_score = low
+        self._rollouts_without_signal += 1
+        said = f"every one of {len(scores)} completions got the reward {low:g}"
+        if self._rollouts_without_signal >= _ROLLOUTS_WITHOUT_SIGNAL:
+            raise UserError(
+                f"{said}, {self._rollouts_without_signal} rollouts in a row since the training began: there is nothing "
+                "to learn. Check the reward function, sample with a higher `temperature`, or take easier prompts"
+            )
+        logger.warning("%s: nothing to learn from this rollout", said)
+
+    # Small things
+
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _unwrapped(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
+
+    def _has_adapter(self) -> bool:
+        return isinstance(self._unwrapped(), PeftModel)
+
+    def _total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks."""
+        return cast(torch.Tensor, self.accelerator.reduce(tensor.float(), reduction="sum"))
+
+    def _scorer(self, function: Any, tokenizer: Any) -> Any:
+        """A reward given as a classifier becomes a function."""
+        if not isinstance(function, PreTrainedModel):
+            return function
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(function.config._name_or_path)
+        function.eval().requires_grad_(False)
+        return classifier_reward(function, tokenizer, lambda ids: ids[-1] in self.eos_token_ids)
+
+    def _reward_model_of_same_vocabulary(self, functions: list[Any]) -> Any:
+        """A copy of the first reward model that reads the policy's tokens, to start the critic from."""
+        vocabulary = self._unwrapped().get_input_embeddings().num_embeddings
+        for function in functions:
+            if isinstance(function, PreTrainedModel) and function.get_input_embeddings().num_embeddings == vocabulary:
+                return type(function).from_pretrained(function.config._name_or_path, num_labels=1, dtype=function.dtype)
+        return None
+
+
+_COUNTERS = ("kl_coef", "episodes", "_constant_score", "_rollouts_without_signal")
+
+
+class _Freezing(TrainerCallback):  # type: ignore[misc]
+    """Takes the gradients of frozen parameters away before the optimizer sees them: no momentum, no weight decay."""
+
+    def __init__(self, trainer: PPOTrainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After clipping, before the step."""
+        for parameter in self.trainer.frozen_parameters():
+            parameter.grad = None
+
+
+def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
+    """1 for each token that the policy sampled in a completion that was scored, (B, T)."""
+    mask = batch["completion_mask"]
+    if "tool_mask" in batch:
+        mask = mask * batch["tool_mask"]
+    return cast(torch.Tensor, mask * batch["scored"][:, None] if "scored" in batch else mask)
+
+
+_BY_TOKEN = (
+    "completion_ids",
+    "completion_mask",
+    "tool_mask",
+    "old_per_token_logps",
+    "old_values",
+    "advantages",
+    "returns",
+    "sampling_per_token_logps",
+    "importance_sampling_ratio",
+)
+
+
+def _trimmed(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    sizes = torch.stack(
+        [torch.stack([b["prompt_mask"].sum(1).max(), b["completion_mask"].sum(1).max()]) for b in batches]
+    ).tolist()  # one wait for the device, for all of them
+    trimmed = []
+    for batch, (prompt, completion) in zip(batches, sizes, strict=True):
+        width = batch["completion_ids"].shape[1]
+        cut = dict(batch)
+        for name in ("prompt_ids", "prompt_mask"):  # padded on the left
+            cut[name] = batch[name][:, batch[name].shape[1] - prompt :]
+        for name in _BY_TOKEN:  # padded on the right
+            if name in batch and batch[name] is not None and batch[name].dim() == 2 and batch[name].shape[1] == width:
+                cut[name] = batch[name][:, :completion]
+        trimmed.append(cut)
+    return trimmed
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "the tokenizer has no EOS token, so no completion could ever end: set `tokenizer.eos_token` to the token "
+            "that ends an answer"
+        )
+
+
+def _without_empty_completions(rollout: Any) -> Any:
+    """A rollout function whose empty completions are refused, and so are lists that do not belong together."""
+
+    def checked(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        result: dict[str, Any] = rollout(prompts, trainer)
+        completions = result["completion_ids"]
+        if len(result["prompt_ids"]) != len(completions):
+            raise UserError(f"rollout_func gave {len(result['prompt_ids'])} prompts for {len(completions)} completions")
+        for number, ids in enumerate(completions):
+            if len(ids) == 0:
+                raise UserError(
+                    f"rollout_func gave an empty completion for {str(prompts[number % len(prompts)])[:200]!r}: a "
+                    "completion has at least the token that ends it"
+                )
+        return result
+
+    return checked
+
+
+def _loaded(function: Any) -> Any:
+    """A reward model given by its name or folder, as a module."""
+    if not isinstance(function, str):
+        return function
+    return AutoModelForSequenceClassification.from_pretrained(function, num_labels=1)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
