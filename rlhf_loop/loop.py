@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop import launch
+from rlhf_loop.algorithms import ALGORITHMS, ROWS, AlgorithmName
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.importers import read as read_feedback
 from rlhf_loop.feedback.importers import save as save_feedback
@@ -39,7 +40,7 @@ from rlhf_loop.run_dir import (
 )
 from rlhf_loop.settings_text import read_yaml
 from rlhf_loop.steps.ask import ask, read_ask
-from rlhf_loop.steps.assemble import assemble
+from rlhf_loop.steps.assemble import REMEDIES, assemble
 from rlhf_loop.steps.gate import decide
 from rlhf_loop.steps.snapshot import snapshot
 
@@ -112,6 +113,11 @@ class Loop:
             return self.recipe.policy.model
         return str(self.run_dir.step(policy.round, "update") / "policy")
 
+    def evaluation(self, policy: Artifact) -> Path:
+        """The folder of a policy's evaluation."""
+        warm = policy.round == 0 and policy.id != BASE
+        return self.run_dir.step(policy.round, "evaluate_warm_start" if warm else "evaluate")
+
     def _keep_recipe(self) -> None:
         """Writes the recipe into the run, or checks that the run was made with the same one."""
         kept_file = self.run_dir.path / "recipe.yaml"
@@ -141,6 +147,7 @@ class _Run:
     def __init__(self, loop: Loop, store: Store, launcher: launch.Launcher):
         self.recipe = loop.recipe
         self.weights = loop.weights
+        self.evaluation = loop.evaluation
         self.files = loop.run_dir
         self.progress = loop.progress
         self.store = store
@@ -175,6 +182,27 @@ class _Run:
                     f"imported {wanted.path.name}: {new['feedback']} pieces of feedback on {len(prompts)} prompts, "
                     f"{new['quarantined']} rows quarantined (rlhf-loop feedback check)"
                 )
+        self._refuse_without_demonstrations()
+
+    def _refuse_without_demonstrations(self) -> None:
+        """Before anything is computed: a warm start, or an sft update, that nothing can feed."""
+        recipe, annotator = self.recipe, self.recipe.feedback.annotator
+        if recipe.warm_start is None and recipe.update.algorithm != "sft":
+            return
+        train = {prompt.id: prompt for prompt in self.store.prompts(split="train")}
+        written = any(prompt.reference for prompt in train.values()) or any(
+            record.prompt_id in train for record in self.store.feedback(kinds=["edit"])
+        )
+        if written:
+            return
+        if recipe.warm_start is not None:
+            raise UserError(
+                "warm_start: there is nothing to imitate before round 1: give training prompts a `reference` answer, "
+                "or import edits of answers with `feedback.imports`"
+            )
+        asks = recipe.feedback.questions_per_round > 0
+        if not (asks and (annotator is None or annotator.edits)):
+            raise UserError(f"update.algorithm: sft has no demonstrations to learn from. {REMEDIES['demonstrations']}")
 
     def make_round(self, n: int) -> None:
         """One round, from the feedback so far to fresh candidates and new questions."""
@@ -202,7 +230,10 @@ class _Run:
         if isinstance(self.recipe.evaluation.judge, RewardModelJudge):
             self._judge(frozen)
         self._evaluate(0, frozen, self.store_policy(BASE), None)
-        candidates = self._generate(0, frozen, BASE)
+        policy = BASE
+        if self.recipe.warm_start is not None:
+            policy = self._warm_start(frozen)
+        candidates = self._generate(0, frozen, policy)
         self._ask(0, frozen, candidates, None)
 
     def _improve(self, n: int) -> None:
@@ -211,10 +242,13 @@ class _Run:
         reward = self._reward(n, frozen)
         waiting = self.files.step(n - 1, "generate")
         scores = self._score(n, "score", frozen, reward, waiting)
-        training = self._assemble(n, frozen, waiting, scores)
-        candidate = self._update(n, frozen, training)
-        evaluation = self._evaluate(n, frozen, candidate, reward)
-        policy = self._gate(n, frozen, candidate, evaluation)
+        if self.recipe.update.algorithm == "none":
+            policy = read_json(frozen / "state.json")["promoted"]
+        else:
+            training = self._assemble(n, frozen, waiting, scores)
+            candidate = self._update(n, frozen, training, reward)
+            evaluation = self._evaluate(n, frozen, candidate, reward)
+            policy = self._gate(n, frozen, candidate, evaluation)
         fresh = self._generate(n, frozen, policy)
         rescored = self._score(n, "rescore", frozen, reward, fresh)
         self._ask(n, frozen, fresh, rescored)
@@ -261,7 +295,7 @@ class _Run:
                 kind="reward_model",
                 path=str(folder),
                 round=n,
-                trained_on=tuple(_feedback_ids(frozen / "pairs.parquet")),
+                trained_on=tuple(_feedback_ids(frozen / "pairs.parquet", PreferencePair)),
                 metrics=metrics,
             )
         )
@@ -285,42 +319,51 @@ class _Run:
             self.progress.note("", f"mean reward of the fresh candidates {mean:+.3f}")
         return folder
 
-    def _assemble(self, n: int, frozen: Path, waiting: Path, scores: Path) -> Path:
+    def _assemble(self, n: int, frozen: Path, waiting: Path | None, scores: Path | None) -> Path:
+        algorithm = self._algorithm(n)
         folder = self._step(
             n,
             "assemble",
-            [frozen, waiting, scores],
-            {"pairing": self.values["pairing"], "algorithm": self.recipe.update.algorithm},
+            [path for path in (frozen, waiting, scores) if path is not None],
+            {"pairing": self.values["pairing"], "algorithm": algorithm},
             lambda partial: assemble(
                 self.recipe,
                 n,
-                pairs=frozen / "pairs.parquet",
-                prompts=frozen / "prompts.parquet",
-                completions=waiting / "completions.parquet",
-                scores=scores / "scores.parquet",
+                algorithm,
+                frozen=frozen,
                 folder=partial,
+                completions=waiting / "completions.parquet" if waiting else None,
+                scores=scores / "scores.parquet" if scores else None,
             ),
         )
         summary = read_json(folder / "summary.json")
         origins = ", ".join(f"{count} {origin}" for origin, count in summary["by_origin"].items())
-        self.progress.note("", f"{summary['pairs']} training pairs ({origins})")
+        self.progress.note("", f"{summary['rows']} rows to train {algorithm} on ({origins})")
         return folder
 
-    def _update(self, n: int, frozen: Path, training: Path) -> Artifact:
-        promoted = self.store_policy(read_json(frozen / "state.json")["promoted"])
-        start = BASE if self.recipe.update.start_from == "base" else promoted.id
-        reference = BASE if self.recipe.update.reference == "base" else promoted.id
+    def _update(self, n: int, frozen: Path, training: Path, reward: Path | None) -> Artifact:
+        """The candidate policy; `reward` is the folder of the round's reward model."""
+        algorithm, update = ALGORITHMS[self._algorithm(n)], self.recipe.update
+        promoted = read_json(frozen / "state.json")["promoted"]
+        origin = self._warm_policy() if n and self.recipe.warm_start is not None else BASE
+        start = promoted if n and update.start_from == "promoted" else origin
+        reference = promoted if n and update.reference == "previous" else origin
         offset = sum(
             read_json(self.files.step(k, "update") / "metrics.json")["steps"]
-            for k in range(1, n)
+            for k in range(n)
             if (self.files.step(k, "update") / "metrics.json").exists()
         )
+        inputs, read = {"training_data": training / "training_data.parquet"}, [training]
+        if algorithm.online:
+            assert reward is not None
+            inputs["reward"] = reward
+            read.append(reward)
         folder = self._stage(
             n,
             "update",
             "update",
-            {"training_data": training / "training_data.parquet"},
-            [training],
+            inputs,
+            read,
             {
                 "start": self.weights(self.store_policy(start)),
                 "reference": self.weights(self.store_policy(reference)),
@@ -333,27 +376,54 @@ class _Run:
             path=str(folder / "policy"),
             round=n,
             parent=start,
-            trained_on=tuple(_feedback_ids(training / "training_data.parquet")),
+            trained_on=tuple(self._trained_on(n, frozen, training)),
             metrics=read_json(folder / "metrics.json"),
         )
         self.store.add_artifact(candidate)
         return candidate
 
-    def _evaluate(self, n: int, frozen: Path, candidate: Artifact, reward: Path | None) -> Path:
+    def _trained_on(self, n: int, frozen: Path, training: Path) -> list[str]:
+        """The feedback that a policy was trained on; where only the reward model speaks, what that was trained on."""
+        consumes = ALGORITHMS[self._algorithm(n)].consumes
+        if consumes in ("prompts", "best_of_n"):
+            return _feedback_ids(frozen / "pairs.parquet", PreferencePair)
+        return _feedback_ids(training / "training_data.parquet", ROWS[consumes])
+
+    def _warm_start(self, frozen: Path) -> str:
+        """Trains, evaluates and promotes the policy that the rounds start from."""
+        training = self._assemble(0, frozen, None, None)
+        policy = self._update(0, frozen, training, None)
+        evaluation = self._evaluate(0, frozen, policy, None, step="evaluate_warm_start")
+        numbers = read_json(evaluation / "evaluation.json")
+        self.progress.note("", f"warm start: win-rate vs base {_interval(numbers['win_rate_vs_base'])}")
+        if self.promoted().id == BASE:  # not when a later round, or a person, promoted another one
+            self.store.promote(policy.id)
+        return policy.id
+
+    def _warm_policy(self) -> str:
+        return self._id("policy", 0)
+
+    def _algorithm(self, n: int) -> AlgorithmName:
+        """The algorithm of round `n`'s update; in round 0 that of the warm start."""
+        return self.recipe.update.algorithm if n else "sft"
+
+    def _evaluate(self, n: int, frozen: Path, candidate: Artifact, reward: Path | None, step: str = "evaluate") -> Path:
         inputs = {"prompts": frozen / "held_out.parquet"}
         read = [frozen]
         if isinstance(self.recipe.evaluation.judge, RewardModelJudge):
             inputs["judge"] = self.files.step(0, "judge")
             read.append(inputs["judge"])
-        if reward is not None:
-            previous = self.store_policy(read_json(frozen / "state.json")["promoted"])
+        if candidate.id != BASE:
+            previous = BASE if n == 0 else read_json(frozen / "state.json")["promoted"]
             inputs["base"] = self.files.step(0, "evaluate")
-            inputs["previous"] = self.files.step(previous.round, "evaluate")
+            inputs["previous"] = self.evaluation(self.store_policy(previous))
+            read += [inputs["base"], inputs["previous"], self.files.step(n, "update")]
+        if reward is not None:
             inputs["reward"] = reward
-            read += [inputs["base"], inputs["previous"], inputs["reward"], self.files.step(n, "update")]
+            read.append(reward)
         folder = self._stage(
             n,
-            "evaluate",
+            step,
             "evaluate",
             inputs,
             read,
@@ -436,6 +506,10 @@ class _Run:
         """The same for a stage, which the launcher starts; `read` are the folders that its inputs lie in."""
         folder = self.files.step(n, step)
         settings = {name: self.values[name] for name in ("seed", "policy", *_SETTINGS[stage])}
+        if stage == "update" and "reward" in inputs:
+            settings["generation"] = self.values["generation"]
+        if stage == "update" and n == 0:
+            settings["warm_start"] = self.values["warm_start"]
         in_run = {name: _without_place(value, self.files.path) for name, value in values.items()}
         key = fingerprint(step, n, settings, in_run, [outputs_hash(path) for path in read])
         if is_complete(folder, key):
@@ -513,8 +587,8 @@ _SETTINGS = {
 """Blocks of the recipe that a stage depends on, beside the seed and the policy."""
 
 
-def _feedback_ids(pairs: Path) -> list[str]:
-    return sorted({f for pair in read_records(pairs, PreferencePair) for f in pair.feedback_ids})
+def _feedback_ids(rows: Path, record_type: Any) -> list[str]:
+    return sorted({id for row in read_records(rows, record_type) for id in row.feedback_ids})
 
 
 def _interval(value: Mapping[str, Any]) -> str:

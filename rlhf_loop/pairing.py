@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Literal, TypeVar
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.records import Completion, Message, Preference, PreferencePair, Prompt, Question, Score, stable_id
+from rlhf_loop.records import Completion, Message, Preference, PreferencePair, Prompt, Question, Score, Thumb, stable_id
 
 T = TypeVar("T")
 Origin = Literal["human", "simulated", "reward", "llm", "code"]
@@ -61,7 +61,7 @@ def pairs_from_feedback(
                 completions[chosen_id],
                 completions[rejected_id],
                 margin=sum(strengths) / len(strengths) if strengths else 0.0,
-                origin=_origin(group[0]),
+                origin=origin_of(group[0]),
                 round=max(p.round for p in group),
                 feedback_ids=tuple(p.id for p in group),
                 critiques=tuple(dict.fromkeys(p.comment for p in group if p.comment)),
@@ -91,7 +91,7 @@ def pairs_from_scores(
     if len(models) > 1:
         raise UserError(f"scores of several reward models cannot be compared ({', '.join(sorted(models))}); give one's")
     value = {score.completion_id: score.value for score in scores}
-    candidates, summary = _candidates(prompts, [c for c in completions if c.id in value])
+    candidates, summary = candidates_of(prompts, [c for c in completions if c.id in value])
     summary["unscored"] = sum(c.id not in value for c in completions)
     pairs = []
     for prompt in prompts:
@@ -167,7 +167,7 @@ def choose_questions(
     rank = _choose(QUESTIONS, strategy, "feedback.question_strategy")
     value = {score.completion_id: score.value for score in scores or ()}
     asked = {frozenset(pair) for pair in already_asked}
-    candidates, _ = _candidates(prompts, completions)
+    candidates, _ = candidates_of(prompts, completions)
     prompt_of = {c.id: c.prompt_id for c in completions}
     times = Counter(prompt_of[min(pair)] for pair in asked if pair and min(pair) in prompt_of)
     waiting: list[tuple[int, float, str, Completion, Completion, str]] = []
@@ -232,7 +232,7 @@ QUESTIONS: dict[str, Callable[[Sequence[Completion], Sequence[float], str], list
 _MOST_CANDIDATES = 16
 
 
-def _candidates(
+def candidates_of(
     prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> tuple[dict[str, list[Completion]], Counter[str]]:
     """The completions of each prompt by sample and id, each text once, and counts of those left out."""
@@ -304,10 +304,11 @@ def _pair(
     )
 
 
-def _origin(preference: Preference) -> Origin:
+def origin_of(preference: Preference | Thumb) -> Literal["human", "simulated", "llm", "code"]:
+    """Who said it."""
     if preference.source == "simulated":
         return "simulated"
-    origins: dict[str, Origin] = {"HUMAN": "human", "LLM": "llm", "CODE": "code"}
+    origins: dict[str, Literal["human", "simulated", "llm", "code"]] = {"HUMAN": "human", "LLM": "llm", "CODE": "code"}
     return origins[preference.annotator.kind]
 
 

@@ -102,7 +102,7 @@ def _find(store: Store, policy_id: str) -> Artifact:
 
 
 def _evaluation(loop: Loop, policy: Artifact) -> dict[str, Any]:
-    path = loop.run_dir.step(policy.round, "evaluate") / "evaluation.json"
+    path = loop.evaluation(policy) / "evaluation.json"
     evaluation: dict[str, Any] = read_json(path) if path.exists() else {}
     return evaluation
 
@@ -111,7 +111,8 @@ def _card(loop: Loop, policy: Artifact, form: str) -> str:
     evaluation = _evaluation(loop, policy)
     recipe = loop.recipe
     simulated = recipe.feedback.annotator is not None
-    front = {"library_name": "transformers" if form == "merged" else "peft", "tags": ["rlhf-loop", "dpo", "trl"]}
+    algorithm = policy.metrics.get("algorithm", "none")
+    front = {"library_name": "transformers" if form == "merged" else "peft", "tags": ["rlhf-loop", algorithm, "trl"]}
     numbers = {
         name: evaluation[name]
         for name in ("win_rate_vs_base", "length_matched_win_rate_vs_base", "kl", "perplexity", "plain_text_perplexity")
@@ -124,7 +125,7 @@ def _card(loop: Loop, policy: Artifact, form: str) -> str:
         f"# {recipe.name}, policy `{policy.id}`",
         "",
         f"Round {policy.round} of the feedback loop `{recipe.name}`, from `{recipe.policy.model}` by "
-        f"{recipe.update.algorithm.upper()} on {len(policy.trained_on)} pieces of "
+        f"{algorithm} on {len(policy.trained_on)} pieces of "
         f"{'SIMULATED ' if simulated else ''}feedback. Parent: `{policy.parent or 'none'}`.",
         "",
         "## Evaluation",

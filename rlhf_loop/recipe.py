@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rlhf_loop.algorithms import ALGORITHMS, TRAINER_CONFIGS, AlgorithmName
 from rlhf_loop.errors import UserError
 from rlhf_loop.settings_text import read_yaml, write_yaml
 
@@ -84,6 +85,8 @@ class SimulatedAnnotator(Settings):
     length_bias: float = 0.0
     tie_below: float = Field(0.0, ge=0)  # differences smaller than this are called a tie
     critiques: bool = True
+    thumbs_above: float | None = Field(None, ge=0, le=1)  # also a thumb on each answer: up where the rule gives more
+    edits: bool = False  # also the losing answer of each question, cut to its best complete part
 
 
 class Validation(Settings):
@@ -159,11 +162,30 @@ class Pairing(Settings):
 class Update(Settings):
     """The policy update. Start and reference are always explicit: TRL alone would slide to the previous policy."""
 
-    algorithm: Literal["dpo"] = "dpo"
+    algorithm: AlgorithmName = "dpo"  # what each consumes: rlhf_loop/algorithms.py; which when: docs/updates.md
     start_from: Literal["promoted", "base"] = "promoted"
     reference: Literal["base", "previous"] = "base"
     lora: Lora | None = Field(default_factory=Lora)  # null: full fine-tuning
     trainer: dict[str, Any] = Field(default_factory=dict)
+    trainers: dict[str, dict[str, Any]] = Field(default_factory=dict)  # for one algorithm alone; goes over `trainer`
+
+    def trainer_settings(self) -> dict[str, Any]:
+        """What goes to the TRL config of `algorithm`: `trainer`, and over it the algorithm's own of `trainers`."""
+        return {**self.trainer, **self.trainers.get(self.algorithm, {})}
+
+
+class WarmStart(Settings):
+    """Supervised fine-tuning in round 0, before any candidates: on reference answers of training prompts and on
+    imported edits. Its policy is then what `update.start_from: base` and `update.reference: base` mean; win-rates, and
+    the KL that is reported, stay against the recipe's own model. Trains what `update.lora` says.
+
+    `trainer` goes to TRL's SFTConfig."""
+
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+    def as_update(self, update: Update) -> Update:
+        """The settings of an sft update that does it."""
+        return update.model_copy(update={"algorithm": "sft", "trainer": self.trainer, "trainers": {}})
 
 
 class RuleJudge(Settings):
@@ -208,9 +230,6 @@ class Gate(Settings):
     max_length_ratio: float | None = Field(None, gt=0)
 
 
-TRAINER_CONFIGS = {"dpo": "DPOConfig", "bradley_terry": "RewardConfig"}
-"""Which TRL config a `trainer:` block goes to."""
-
 RESERVED = {
     "output_dir": "the loop places every file of a run; use --run-dir",
     "overwrite_output_dir": "the loop never overwrites; use --run-dir",
@@ -249,6 +268,7 @@ class Recipe(Settings):
     reward: Reward
     generation: Generation = Field(default_factory=Generation)
     pairing: Pairing = Field(default_factory=Pairing)
+    warm_start: WarmStart | None = None
     update: Update = Field(default_factory=Update)
     evaluation: Evaluation
     gate: Gate = Field(default_factory=Gate)
@@ -269,13 +289,17 @@ class Recipe(Settings):
         values = read_yaml(text, str(path))
         if not isinstance(values, dict):
             raise UserError(f"{path} must hold a mapping of settings, as in recipes/quickstart.yaml")
+        overrides = list(overrides)
         for override in overrides:
             _apply_override(values, override)
+        _refuse_overrides_without_effect(values, overrides)
         return parse(values, where=str(path), base=path.parent.resolve())
 
     @model_validator(mode="after")
     def _settings_work_together(self) -> Recipe:
-        check_trainer(self.update.algorithm, self.update.trainer, "update.trainer")
+        check_trainers(self.update)
+        if self.warm_start is not None:
+            check_trainer("sft", self.warm_start.trainer, "warm_start.trainer")
         if self.feedback.annotator is None and isinstance(self.evaluation.judge, RuleJudge) and self.feedback.imports:
             raise ValueError(
                 "evaluation.judge: a rule is an honest judge only of a simulation; with imported feedback use "
@@ -301,23 +325,54 @@ class Recipe(Settings):
                 f"prompts.{self.evaluation.split}: no held-out prompts to evaluate on; give a file of prompts that "
                 "are not among the training prompts"
             )
-        if "reward" in self.pairing.sources and self.generation.samples_per_prompt < 2:
+        consumes = ALGORITHMS[self.update.algorithm].consumes
+        if consumes == "pairs" and "reward" in self.pairing.sources and self.generation.samples_per_prompt < 2:
             raise ValueError(
                 "generation.samples_per_prompt: pairs are made among a prompt's samples, so at least 2 are needed; "
                 "or set `pairing.sources: [feedback]`"
             )
-        loss = self.update.trainer.get("loss_type")
-        if "exo_pair" in _as_list(loss) and not self.update.trainer.get("label_smoothing"):
+        if consumes == "best_of_n" and self.generation.samples_per_prompt < 2:
+            raise ValueError(
+                "generation.samples_per_prompt: rejection_sampling takes the best of a prompt's samples, so at least 2 "
+                "are needed"
+            )
+        trainer = self.update.trainer_settings()
+        if "exo_pair" in _as_list(trainer.get("loss_type")) and not trainer.get("label_smoothing"):
             raise ValueError(
                 "update.trainer: loss_type exo_pair needs label_smoothing above 0; set `label_smoothing: 0.001`"
             )
-        if self.update.reference == "previous" and self.update.trainer.get("sync_ref_model"):
+        if self.update.algorithm == "kto" and trainer.get("per_device_train_batch_size") == 1:
+            raise ValueError(
+                "update.trainer.per_device_train_batch_size: kto compares the answers of a batch with one another; set "
+                "2 or more"
+            )
+        if self.update.reference == "previous" and trainer.get("sync_ref_model"):
             raise ValueError("update: `reference: previous` and `sync_ref_model: true` contradict; keep one")
+        self._update_has_a_source()
         if self.accelerate_config is not None and self.launch in ("inline", "ranks"):
             raise ValueError(
                 f"accelerate_config is for `launch: child`, which starts Accelerate itself; this is `{self.launch}`"
             )
         return self
+
+    def _update_has_a_source(self) -> None:
+        """Refuses an update that nothing in the recipe can feed; a store of one's own may hold anything."""
+        annotator, consumes = self.feedback.annotator, ALGORITHMS[self.update.algorithm].consumes
+        if self.feedback.imports or self.store is not None:
+            return
+        asks = self.feedback.questions_per_round > 0
+        if consumes == "pairs" and "reward" not in self.pairing.sources and not asks:
+            raise ValueError(
+                "pairing.sources: dpo has no source of pairs: nobody is asked (feedback.questions_per_round is 0) and "
+                "nothing is imported; set `pairing.sources: [feedback, reward]`, ask questions, or give "
+                "`feedback.imports`"
+            )
+        if consumes == "labels" and not (asks and (annotator is None or annotator.thumbs_above is not None)):
+            raise ValueError(
+                "update.algorithm: kto learns from thumbs, and nobody gives any: set `feedback.annotator.thumbs_above: "
+                "0.5` for a simulated annotator that does (and ask questions), or give `feedback.imports` with "
+                '{"prompt", "completion", "label"} rows'
+            )
 
     def to_yaml(self) -> str:
         """The recipe with every default written out and every path absolute."""
@@ -341,24 +396,45 @@ def parse_settings(model: type[Any], values: Mapping[str, Any], where: str) -> A
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
+def check_trainers(update: Update) -> None:
+    """Raises `ValueError` for an unknown algorithm or key in `trainers`, or an unknown key in `trainer`, which is
+    shared by whichever algorithm is chosen (`none` trains nothing and reads none of it)."""
+    for name, trainer in update.trainers.items():
+        if name not in ALGORITHMS:
+            raise ValueError(f"update.trainers: there is no algorithm `{name}`{_nearest(name, ALGORITHMS)}")
+        check_trainer(name, trainer, f"update.trainers.{name}")
+    if update.algorithm != "none":
+        check_trainer(update.algorithm, update.trainer, "update.trainer")
+
+
 def check_trainer(kind: str, trainer: Mapping[str, Any], where: str) -> None:
     """Raises `ValueError` for a key that the algorithm's TRL config lacks or the loop owns."""
-    config = TRAINER_CONFIGS.get(kind)
-    if config is None:
+    if kind not in TRAINER_CONFIGS:
         if trainer:
             raise ValueError(f"{where}: {kind} is not trained with TRL and takes no trainer settings")
         return
+    module, _, config = TRAINER_CONFIGS[kind].partition(":")
     known = trl_fields()[config]
     for key in trainer:
         if key in RESERVED:
             raise ValueError(f"{where}.{key} is the loop's own: {RESERVED[key]}")
         if key not in known:
-            raise ValueError(f"{where}.{key}: TRL's {config} has no such field{_nearest(key, known)}")
+            others = [name for name in ALGORITHMS if name in TRAINER_CONFIGS and key in trl_fields()[_config(name)]]
+            remedy = _nearest(key, known)
+            if others:
+                remedy = f"; it is a setting of {', '.join(others)}: put it under `update.trainers.{others[0]}`"
+            owner = "TRL's" if module == "trl" else "our"
+            raise ValueError(f"{where}.{key}: {owner} {config} has no such field{remedy}")
+
+
+def _config(kind: str) -> str:
+    """The class name of a config."""
+    return TRAINER_CONFIGS[kind].partition(":")[2]
 
 
 @cache
 def trl_fields() -> dict[str, list[str]]:
-    """Field names of TRL's configs, by class name."""
+    """Field names of the configs of `TRAINER_CONFIGS`, by class name."""
     text = resources.files("rlhf_loop").joinpath("data/trl_fields.json").read_text()
     fields: dict[str, list[str]] = json.loads(text)
     return fields
@@ -384,6 +460,23 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         place[last] = read_yaml(text, f"`{override}`")
     else:
         raise UserError(f"`{override}`: {'.'.join(parents)} is a single value and has no part {last}")
+
+
+def _refuse_overrides_without_effect(values: Mapping[str, Any], overrides: Iterable[str]) -> None:
+    """A typed `update.trainer.KEY` that the recipe's own `trainers` block would go over."""
+    update = values.get("update")
+    if not isinstance(update, dict):
+        return
+    algorithm = str(update.get("algorithm", "dpo"))
+    own = (update.get("trainers") or {}).get(algorithm) or {}
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        name = key.removeprefix("update.trainer.")
+        if name != key and name in own:
+            raise UserError(
+                f"`{override}` would have no effect: the recipe sets {name} for {algorithm}; type "
+                f"`update.trainers.{algorithm}.{name}=...`"
+            )
 
 
 def _item(place: list[Any], index: str, override: str) -> Any:

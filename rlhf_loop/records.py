@@ -208,6 +208,42 @@ class PreferencePair:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledCompletion:
+    """One answer that was called good or bad, in TRL's conversational format for unpaired feedback."""
+
+    id: str
+    prompt_id: str
+    group: str
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    label: bool
+    finished: bool = True  # False: cut off at the length limit, so no end token may be trained after it
+    completion_id: str
+    origin: Literal["human", "simulated", "llm", "code"]
+    feedback_ids: tuple[str, ...] = ()
+    round: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demonstration:
+    """One answer to imitate, in TRL's prompt-completion format, with where it came from."""
+
+    id: str
+    prompt_id: str
+    group: str
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    finished: bool = True  # False: cut off at the length limit, so no end token may be trained after it
+    completion_id: str | None = None  # the candidate it is, or that was edited
+    origin: Literal["edit", "reference", "best_of_n"]
+    feedback_ids: tuple[str, ...] = ()
+    reward_model: str | None = None
+    score: float | None = None  # of that reward model
+    margin: float | None = None  # over the mean score of the prompt's other candidates
+    round: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
     """A pair of completions that is worth a person's time."""
 

@@ -26,8 +26,21 @@ from typing import Any
 
 from rlhf_loop.errors import UserError
 
-STEPS = ("snapshot", "judge", "reward", "score", "assemble", "update", "evaluate", "gate", "generate", "rescore", "ask")
-"""The folders of a round, in order. `judge` is made in round 0 only."""
+STEPS = (
+    "snapshot",
+    "judge",
+    "reward",
+    "score",
+    "assemble",
+    "update",
+    "evaluate",
+    "evaluate_warm_start",
+    "gate",
+    "generate",
+    "rescore",
+    "ask",
+)
+"""The folders of a round, in order. `judge` and `evaluate_warm_start` are made in round 0 only."""
 
 
 PROGRESS = "::progress::"

@@ -124,7 +124,7 @@ def _make_run(folder: Path, rounds: int = 3, simulated: bool = True, perplexity:
             _step(run, n, "reward", {"metrics.json": {"bradley_terry": reward}})
             _step(run, n, "score", {"scores.parquet": scores})
             _step(run, n, "rescore", {"scores.parquet": scores})
-            _step(run, n, "assemble", {"summary.json": {"pairs": 90, "by_origin": {"simulated": 60, "reward": 30}}})
+            _step(run, n, "assemble", {"summary.json": {"rows": 90, "by_origin": {"simulated pairs": 60, "reward pairs": 30}}})
             _step(run, n, "update", {"metrics.json": {"train_loss": 0.61, "steps": 10}})
             _step(run, n, "gate", {"decision.json": decision})
             if decision["promoted"]:
@@ -216,7 +216,7 @@ def test_the_report_tells_the_whole_run(whole: tuple[_Page, str]):
     assert sum(tag == "svg" for tag, _ in page.tags) == 11
     assert "have a critique too vague to act on 1 call a tie 2" in page.text
     assert "share a prompt" not in page.text  # a check that found nothing
-    assert "Trained on 60 simulated and 30 reward pairs" in page.text
+    assert "Trained on 60 simulated pairs and 30 reward pairs" in page.text
     assert "peak memory 3.0 GiB" in page.text
     assert "trl 1.16.0" in page.text
     assert "update2-key" in page.text

@@ -1,7 +1,7 @@
 """Who answers without people: kinds of automatic annotators, by the `kind` of the recipe's `feedback.annotator`.
 
-To add one: a file here with a class that has `answer(questions, completions, prompts, round) -> list[Preference]`,
-and a line below.
+To add one: a file here with a class that has `answer(questions, completions, prompts, round) -> list[Feedback]`, one
+preference a question first, and a line below.
 """
 
 from __future__ import annotations

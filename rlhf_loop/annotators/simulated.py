@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from rlhf_loop import recipe
 from rlhf_loop.annotators.english import words_of
 from rlhf_loop.annotators.rules import RULES, Rule, RuleResult
 from rlhf_loop.errors import UserError
-from rlhf_loop.records import Annotator, Completion, Preference, Prompt, Question, stable_id
+from rlhf_loop.records import Annotator, Completion, Edit, Preference, Prompt, Question, Thumb, stable_id
 
 
 class SimulatedAnnotator:
@@ -25,6 +27,11 @@ class SimulatedAnnotator:
     it feels  difference + temperature * L,  L a standard logistic draw, and prefers a where that is positive, so
     P(a preferred) = sigmoid(difference / temperature). Where |difference| < `tie_below` it says tie. With
     probability `noise` it is careless: the difference counts as 0 and there are no ties.
+
+    With `thumbs_above` it also gives each answer that it was shown one thumb, by the same temperature and noise:
+    P(up) = sigmoid((rule(answer) - thumbs_above) / temperature). With `edits` it also cuts each answer that it
+    preferred to the beginning of it that the rule likes best, where that is better than the whole. Neither changes its
+    preferences, nor their ids.
     """
 
     def __init__(self, settings: recipe.SimulatedAnnotator, seed: int):
@@ -33,7 +40,7 @@ class SimulatedAnnotator:
         self.seed = seed
         self.rule = find_rule(settings.rule)
         self.annotator = Annotator(id=f"simulated:{settings.rule}", kind="CODE")
-        self._key = settings.model_dump(mode="json")
+        self._key = settings.model_dump(mode="json", exclude={"thumbs_above", "edits"})
 
     def answer(
         self,
@@ -41,17 +48,56 @@ class SimulatedAnnotator:
         completions: Mapping[str, Completion],
         prompts: Mapping[str, Prompt],
         round: int,
-    ) -> list[Preference]:
-        """One preference a question, in order; the same questions give the same records again.
+    ) -> list[Preference | Thumb | Edit]:
+        """One preference a question, in order, then the thumbs and the edits; the same questions give the same again.
 
         `strength` is how clearly it was felt, 0..1; `comment` is what it would tell the losing answer (None for a
         tie, for a loser without fault, or with `critiques: false`); `created_at` is 0, for no clock is involved.
         """
         shown = {id: completions[id] for question in questions for id in (question.a_id, question.b_id)}
         judged = {id: judge(self.rule, prompts[c.prompt_id], c) for id, c in shown.items()}
-        return [
+        preferences = [
             self._answer(q, (shown[q.a_id], judged[q.a_id]), (shown[q.b_id], judged[q.b_id]), round) for q in questions
         ]
+        given: list[Preference | Thumb | Edit] = [*preferences]
+        if self.settings.thumbs_above is not None:
+            given += [self._thumb(c, judged[c.id].value, self.settings.thumbs_above, round) for c in shown.values()]
+        if self.settings.edits:
+            won = dict.fromkeys(p.a_id if p.winner == "a" else p.b_id for p in preferences if p.winner in ("a", "b"))
+            edits = (self._edit(prompts[shown[id].prompt_id], shown[id], judged[id].value, round) for id in won)
+            given += [edit for edit in edits if edit is not None]
+        return given
+
+    def _thumb(self, completion: Completion, value: float, threshold: float, round: int) -> Thumb:
+        rng = random.Random(stable_id("simulated thumb", self.seed, completion.id))
+        careless = rng.random() < self.settings.noise
+        felt = self.settings.temperature * _logistic(rng) + (0.0 if careless else value - threshold)
+        return Thumb(
+            id=stable_id("simulated thumb", self._key, threshold, self.seed, completion.id),
+            prompt_id=completion.prompt_id,
+            annotator=self.annotator,
+            round=round,
+            source="simulated",
+            completion_id=completion.id,
+            label=felt > 0,
+        )
+
+    def _edit(self, prompt: Prompt, completion: Completion, value: float, round: int) -> Edit | None:
+        """The answer up to the end of one of its sentences, if that is better than the answer."""
+        parts = [completion.text[: end.end()].strip() for end in _SENTENCE_END.finditer(completion.text)]
+        whole = [replace(completion, text=part, finish_reason="stop") for part in parts]
+        values = [judge(self.rule, prompt, part).value for part in whole]
+        if not values or max(values) <= value:
+            return None
+        return Edit(
+            id=stable_id("simulated edit", self._key, self.seed, completion.id),
+            prompt_id=completion.prompt_id,
+            annotator=self.annotator,
+            round=round,
+            source="simulated",
+            completion_id=completion.id,
+            edited_completion=parts[values.index(max(values))],
+        )
 
     def _answer(
         self,
@@ -65,8 +111,7 @@ class SimulatedAnnotator:
         rng = random.Random(stable_id("simulated", self.seed, question.id))
         shown_order: Literal["ab", "ba"] = "ab" if rng.random() < 0.5 else "ba"
         careless = rng.random() < settings.noise
-        uniform = rng.random()
-        logistic = math.log((1 - uniform) / max(uniform, 1e-300))
+        logistic = _logistic(rng)
 
         difference = judged_a.value - judged_b.value
         difference += settings.position_bias * (1 if shown_order == "ab" else -1)
@@ -112,6 +157,15 @@ def find_rule(name: str) -> Rule:
     if name not in RULES:
         raise UserError(f"no rule called `{name}` (feedback.annotator.rule, evaluation.judge.rule); {_names()}")
     return RULES[name]
+
+
+_SENTENCE_END = re.compile(r"[.!?][\"')\]”’]*(?=\s|$)")
+
+
+def _logistic(rng: random.Random) -> float:
+    """A standard logistic draw, from one uniform number."""
+    uniform = rng.random()
+    return math.log((1 - uniform) / max(uniform, 1e-300))
 
 
 def _names() -> str:

@@ -25,7 +25,7 @@ STEP_GROUPS = {
     "reward model": (("judge", "reward"), "violet"),
     "score": (("score", "rescore"), "pink"),
     "update": (("update",), "blue"),
-    "evaluate": (("evaluate",), "orange"),
+    "evaluate": (("evaluate", "evaluate_warm_start"), "orange"),
     "generate": (("generate",), "green"),
     "the rest": (("snapshot", "assemble", "gate", "ask"), "grey"),
 }
@@ -48,7 +48,7 @@ def render(run: RunDir) -> str:
         name=recipe.get("name", run.name),
         description=recipe.get("description") or "",
         model=(recipe.get("policy") or {}).get("model", "the base model"),
-        algorithm=str((recipe.get("update") or {}).get("algorithm", "dpo")).upper(),
+        algorithm=algorithm_words((recipe.get("update") or {}).get("algorithm", "dpo")),
         simulated=is_simulated(recipe),
         annotator=(recipe.get("feedback") or {}).get("annotator") or {},
         headline=headline(rounds),
@@ -228,6 +228,12 @@ def reward_rows(rounds: Sequence[Round]) -> list[dict[str, Any]]:
     ]
 
 
+def algorithm_words(name: str) -> str:
+    """An update's name as people write it."""
+    words = {"rejection_sampling": "rejection sampling", "none": "feedback without training"}
+    return words.get(name, name.upper())
+
+
 def round_row(r: Round) -> dict[str, Any]:
     """A round's numbers, decision and checks."""
     return {
@@ -235,9 +241,7 @@ def round_row(r: Round) -> dict[str, Any]:
         "complete": r.complete,
         "evaluation": r.evaluation,
         "decision": r.decision,
-        "pairs": r.json("assemble", "summary.json").get("by_origin")
-        or r.json("assemble", "summary.json").get("origins")
-        or {},
+        "training_rows": r.json("assemble", "summary.json").get("by_origin") or {},
         "train_loss": r.json("update", "metrics.json").get("train_loss"),
         "candidates": len(r.candidates),
         "seconds": r.manifest.get("seconds") or sum(r.timings.values()),

@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.algorithms import TRAINER_CONFIGS
 from rlhf_loop.distributed import barrier, is_main
 from rlhf_loop.models import resolve_model
-from rlhf_loop.recipe import TRAINER_CONFIGS, RewardComponent, RewardModelJudge, parse
+from rlhf_loop.recipe import RewardComponent, RewardModelJudge, parse
 from rlhf_loop.records import PreferencePair, read_records, stable_id
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
 from rlhf_loop.run_dir import StageArguments, without_times, write_json

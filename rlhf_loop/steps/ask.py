@@ -5,6 +5,7 @@ completions.parquet  scores.parquet  ->  questions.parquet  answers.parquet  sum
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def ask(recipe: Recipe, round: int, *, prompts: Path, completions: Path, scores:
     write_records(folder / "answers.parquet", answers)
     summary: dict[str, Any] = {
         "questions": len(questions),
-        "answered": len(answers),
+        "answered": sum(answer.kind == "preference" for answer in answers),
+        "given": dict(Counter(answer.kind for answer in answers)),
         "annotator": recipe.feedback.annotator.kind if recipe.feedback.annotator else "people",
     }
     write_json(folder / "summary.json", summary)

@@ -1,6 +1,6 @@
 """Step 4: what this update consumes, each row with its provenance.
 
-pairs.parquet  completions.parquet  scores.parquet  ->  training_data.parquet  summary.json
+snapshot/  completions.parquet  scores.parquet  ->  training_data.parquet  summary.json
 """
 
 from __future__ import annotations
@@ -9,36 +9,113 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.algorithms import ALGORITHMS, AlgorithmName, Consumes
 from rlhf_loop.errors import UserError
 from rlhf_loop.pairing import pairs_from_scores
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import Completion, PreferencePair, Prompt, Score, read_records, write_records
+from rlhf_loop.records import (
+    Completion,
+    Demonstration,
+    LabelledCompletion,
+    PreferencePair,
+    Prompt,
+    Score,
+    read_records,
+    write_records,
+)
 from rlhf_loop.run_dir import write_json
+from rlhf_loop.training_rows import best_of_n
 
 
 def assemble(
-    recipe: Recipe, round: int, *, pairs: Path, prompts: Path, completions: Path, scores: Path, folder: Path
+    recipe: Recipe,
+    round: int,
+    algorithm: AlgorithmName,
+    *,
+    frozen: Path,
+    folder: Path,
+    completions: Path | None = None,
+    scores: Path | None = None,
 ) -> dict[str, Any]:
+    """Writes the rows that `algorithm` consumes, of the training split alone.
+
+    `frozen`: the round's snapshot. `completions` and `scores`: files of the waiting candidates; labels and
+    demonstrations need none. Raises `UserError` with the remedy when there is nothing for the algorithm to learn from.
+    """
+    consumes = ALGORITHMS[algorithm].consumes
+    waiting: list[Completion] = read_records(completions, Completion) if completions else []
+    known: list[Score] = read_records(scores, Score) if scores else []
+    prompts: list[Prompt] = read_records(frozen / "prompts.parquet", Prompt)
+    rows: list[Any]
+    summary: dict[str, Any] = {}
+    if consumes == "pairs":
+        rows = _pairs(recipe, round, frozen, prompts, waiting, known, summary)
+        origins = [f"{row.origin} pairs" for row in rows]
+    elif consumes == "labels":
+        given: list[LabelledCompletion] = read_records(frozen / "labels.parquet", LabelledCompletion)
+        rows = [row for row in given if row.round >= _oldest(recipe, round)]
+        summary["older_left_out"] = len(given) - len(rows)
+        origins = [f"{row.origin} thumbs {'up' if row.label else 'down'}" for row in rows]
+    elif consumes == "demonstrations":
+        written: list[Demonstration] = read_records(frozen / "demonstrations.parquet", Demonstration)
+        rows = [row for row in written if row.origin == "reference" or row.round >= _oldest(recipe, round)]
+        summary["older_left_out"] = len(written) - len(rows)
+        origins = ["edits" if row.origin == "edit" else "reference answers" for row in rows]
+    elif consumes == "best_of_n":
+        rows, summary["reward"] = best_of_n(prompts, waiting, known, recipe.pairing.min_margin, round)
+        origins = ["best-of-n answers" for _ in rows]
+    else:  # the prompts that the waiting candidates answer: as many as the other updates learn from
+        drawn = {completion.prompt_id for completion in waiting}
+        rows = [prompt for prompt in prompts if prompt.id in drawn]
+        origins = ["prompts" for _ in rows]
+    if not rows:
+        raise UserError(f"round {round}: nothing to train {algorithm} on ({summary}). {REMEDIES[consumes]}")
+    summary["rows"] = len(rows)
+    summary["consumes"] = consumes
+    summary["by_origin"] = dict(Counter(origins))
+    write_records(folder / "training_data.parquet", rows)
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+REMEDIES: dict[Consumes, str] = {
+    "pairs": "Collect more feedback, lower `pairing.min_margin`, or raise `generation.samples_per_prompt`",
+    "labels": "Collect thumbs (feedback of kind `thumb`, or pairs called both bad), let a simulated annotator give "
+    "them with `feedback.annotator.thumbs_above: 0.5`, or raise `pairing.feedback_rounds`",
+    "demonstrations": "Give prompts a `reference` answer, collect edits of answers (feedback of kind `edit`), let a "
+    "simulated annotator make them with `feedback.annotator.edits: true`, or raise `pairing.feedback_rounds`",
+    "best_of_n": "Lower `pairing.min_margin`, raise `generation.samples_per_prompt` or `generation.temperature`",
+    "prompts": "Give `prompts.train`",
+}
+"""What to do when there is nothing of a kind."""
+
+
+def _pairs(
+    recipe: Recipe,
+    round: int,
+    frozen: Path,
+    prompts: list[Prompt],
+    completions: list[Completion],
+    scores: list[Score],
+    summary: dict[str, Any],
+) -> list[PreferencePair]:
     """People's pairs and reward-labelled pairs, as `pairing` says; the same two answers never twice.
 
     Over `max_pairs`, people's pairs go before the reward model's, and clear differences before slight ones.
-    Raises `UserError` when the feedback gives the algorithm nothing to learn from.
     """
     settings = recipe.pairing
-    summary: dict[str, Any] = {}
     rows: list[PreferencePair] = []
     if "feedback" in settings.sources:
-        people: list[PreferencePair] = read_records(pairs, PreferencePair)
-        oldest = 0 if settings.feedback_rounds is None else round - settings.feedback_rounds
-        recent = [pair for pair in people if pair.round >= oldest]
+        people: list[PreferencePair] = read_records(frozen / "pairs.parquet", PreferencePair)
+        recent = [pair for pair in people if pair.round >= _oldest(recipe, round)]
         summary["feedback"] = {"pairs": len(recent), "older_left_out": len(people) - len(recent)}
         rows += recent
     if "reward" in settings.sources:
         made, counts = pairs_from_scores(
             settings.strategy,
-            read_records(prompts, Prompt),
-            read_records(completions, Completion),
-            read_records(scores, Score),
+            prompts,
+            completions,
+            scores,
             min_margin=settings.min_margin,
             max_pairs=None,
             round=round,
@@ -51,16 +128,13 @@ def assemble(
     if settings.max_pairs is not None and len(rows) > settings.max_pairs:
         summary["left_out_over_max_pairs"] = len(rows) - settings.max_pairs
         rows = sorted(rows, key=_worth)[: settings.max_pairs]
-    if not rows:
-        raise UserError(
-            f"round {round}: no training pairs for {recipe.update.algorithm} ({summary}). Collect more feedback, lower "
-            "`pairing.min_margin`, or raise `generation.samples_per_prompt`"
-        )
-    summary["pairs"] = len(rows)
-    summary["by_origin"] = dict(Counter(row.origin for row in rows))
-    write_records(folder / "training_data.parquet", rows)
-    write_json(folder / "summary.json", summary)
-    return summary
+    return rows
+
+
+def _oldest(recipe: Recipe, round: int) -> int:
+    """The first round whose feedback may still train the policy."""
+    rounds = recipe.pairing.feedback_rounds
+    return 0 if rounds is None else round - rounds
 
 
 def _worth(pair: PreferencePair) -> tuple[bool, float, str]:

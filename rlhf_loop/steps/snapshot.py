@@ -1,7 +1,7 @@
 """Step 1: freeze and validate the feedback so far.
 
-    store  ->  feedback.parquet  pairs.parquet  judge_pairs.parquet  prompts.parquet  held_out.parquet
-               validation.json  state.json
+    store  ->  feedback.parquet  pairs.parquet  labels.parquet  demonstrations.parquet  judge_pairs.parquet
+               prompts.parquet  held_out.parquet  validation.json  state.json
 
 Everything a round reads of the store is in this folder, so the round can be made again from it, whatever is said in
 the meantime.
@@ -20,6 +20,7 @@ from rlhf_loop.pairing import pairs_from_feedback
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import PreferencePair, Prompt, write_records
 from rlhf_loop.run_dir import write_json
+from rlhf_loop.training_rows import demonstrations, labels_from_feedback
 
 
 def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> ValidationReport:
@@ -53,9 +54,14 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> Validati
             "or `feedback.imports` in the recipe, or answer the open questions (`rlhf-loop feedback export --format "
             "questions`)"
         )
+    training = {prompt.id: prompt for prompt in prompts.values() if prompt.split == "train"}
+    sound = [record for record in [*report.usable, *report.set_aside] if record.prompt_id in training]
+    labels, unlabelled = labels_from_feedback(sound, completions, training, recipe.feedback.validation.contradictions)
     promoted = store.promoted_policy()
     write_records(folder / "feedback.parquet", report.usable)
     write_records(folder / "pairs.parquet", by_split["train"])
+    write_records(folder / "labels.parquet", labels)
+    write_records(folder / "demonstrations.parquet", demonstrations(sound, completions, training))
     write_records(folder / "judge_pairs.parquet", by_split["judge"])
     write_records(folder / "prompts.parquet", _of_split(list(prompts.values()), "train"))
     write_records(folder / "held_out.parquet", held_out_prompts(list(prompts.values()), recipe))
@@ -65,6 +71,8 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> Validati
             **report.to_dict(),
             "pairs": {"train": len(by_split["train"]), "judge": len(by_split["judge"]), **unused},
             "no_pair": dict(dropped),
+            "labels": {"up": sum(row.label for row in labels), "down": sum(not row.label for row in labels)},
+            "no_label": dict(unlabelled),
         },
     )
     write_json(folder / "state.json", {"promoted": promoted.id if promoted else None})

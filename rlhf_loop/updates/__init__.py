@@ -1,10 +1,11 @@
-"""Policy updates: one file an algorithm, and what each consumes.
+"""Policy updates: one file an algorithm. What each consumes stands in `rlhf_loop/algorithms.py`.
 
 Every update is a function of the same signature:
 
     update(rows, *, start, reference, output, policy, settings, seed, ...) -> metrics
 
-and writes the new policy to `output/policy` (an adapter or full weights).
+and writes the new policy to `output/policy` (an adapter or full weights). An online one also gets `reward` and
+`generation`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.errors import UserError
-from rlhf_loop.recipe import Policy, Update
-
-ALGORITHMS = {"dpo": "rlhf_loop.updates.dpo:update"}
-"""Name in a recipe -> function."""
+from rlhf_loop.recipe import Generation, Policy, Update
 
 
 def update_policy(
@@ -35,23 +34,35 @@ def update_policy(
     run_name: str = "rlhf-loop",
     tracking: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    reward: Callable[..., list[float]] | None = None,
+    generation: Generation | None = None,
 ) -> dict[str, Any]:
     """Trains a new policy with `settings.algorithm` and returns the metrics of the training.
 
-    `rows`: what the algorithm consumes (`PreferencePair`s for dpo). `start` and `reference`: the base model's
-    reference, or a folder that an earlier update made. The new policy is written to `output/policy`, the log to
-    `output/train_log.jsonl`. A second call with the same `output` goes on from the last whole checkpoint.
-    `step_offset` shifts the steps that trackers (`report_to`) see, so that rounds follow one another;
-    those that write files write to `tracking` (default: `output/tracking`).
+    `rows`: what the algorithm consumes (`rlhf_loop.algorithms.ROWS`: `PreferencePair`s for dpo, `LabelledCompletion`s
+    for kto, `Demonstration`s for sft and rejection_sampling, `Prompt`s for the online ones). `start` and `reference`:
+    the base model's reference, or a folder that an earlier update made (sft and rejection_sampling use no reference).
+    `reward` (a `rlhf_loop.rewards.Reward`) and `generation` are for the online updates, which need both. The new
+    policy is written to `output/policy`, the log to `output/train_log.jsonl`. A second call with the same `output`
+    goes on from the last whole checkpoint. `step_offset` shifts the steps that trackers (`report_to`) see, so that
+    rounds follow one another; those that write files write to `tracking` (default: `output/tracking`).
 
     Raises `UserError` when there is nothing to train on, or the start does not fit the settings.
     """
+    algorithm = ALGORITHMS[settings.algorithm]
+    if not algorithm.function:
+        raise UserError(f"update.algorithm {settings.algorithm} trains nothing, so there is no update to call")
     if not rows:
         raise UserError(
-            f"there is nothing to train {settings.algorithm} on: no pairs. Collect more feedback, lower "
-            "`pairing.min_margin`, or raise `generation.samples_per_prompt`"
+            f"there is nothing to train {settings.algorithm} on: no {algorithm.consumes.replace('_', ' ')}. Collect "
+            "more feedback, lower `pairing.min_margin`, or raise `generation.samples_per_prompt`"
         )
-    module, function = ALGORITHMS[settings.algorithm].split(":")
+    online: dict[str, Any] = {}
+    if algorithm.online:
+        if reward is None or generation is None:
+            raise UserError(f"{settings.algorithm} samples answers and asks a reward: give `reward` and `generation`")
+        online = {"reward": reward, "generation": generation}
+    module, _, function = algorithm.function.partition(":")
     update: Callable[..., dict[str, Any]] = getattr(import_module(module), function)
     return update(
         rows,
@@ -66,4 +77,12 @@ def update_policy(
         run_name=run_name,
         tracking=tracking,
         progress=progress,
+        **online,
     )
+
+
+def __getattr__(name: str) -> Any:
+    """`PPOTrainer` and `PPOConfig`, which import torch, only when they are asked for."""
+    if name in ("PPOTrainer", "PPOConfig"):
+        return getattr(import_module("rlhf_loop.updates.ppo"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

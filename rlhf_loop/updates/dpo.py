@@ -4,31 +4,28 @@ Consumes `PreferencePair`s. All of TRL's losses by their names in `trainer: {los
 
 Two things TRL would do otherwise:
 - The reference is what the recipe says. TRL takes the policy it is handed as the reference, which from round 2 on is
-  the previous policy. Here the trainer is built on the *reference*, and the start weights are put in afterwards.
+  the previous policy. See `adapters.build_trainer`.
 - An answer that was cut off at the length limit is trained without an end token. TRL's chat template would add one
   and so teach the policy to stop in the middle of a sentence.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
-from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from rlhf_loop.checkpoints import last_complete
-from rlhf_loop.distributed import is_main
-from rlhf_loop.errors import UserError
-from rlhf_loop.models import load_policy, save_policy, tune_cpu_memory
-from rlhf_loop.recipe import Lora, Policy, Update
+from rlhf_loop.models import tune_cpu_memory
+from rlhf_loop.recipe import Policy, Update
 from rlhf_loop.records import PreferencePair
-from rlhf_loop.training import callbacks, mean_loss, quiet, training_arguments
+from rlhf_loop.training import quiet, training_arguments
+from rlhf_loop.updates.adapters import build_trainer
+from rlhf_loop.updates.train_and_save import before_last, train_and_save
 
 
 def update(
@@ -50,30 +47,21 @@ def update(
     tune_cpu_memory()
     output.mkdir(parents=True, exist_ok=True)
     with quiet():
-        arguments = training_arguments(
-            DPOConfig, output, seed, {"run_name": run_name, **settings.trainer}, policy.dtype
-        )
+        values = {"run_name": run_name, **settings.trainer_settings()}
+        arguments = training_arguments(DPOConfig, output, seed, values, policy.dtype)
         torch.manual_seed(seed)
         trainer, tokenizer, counts = _trainer(rows, start, reference, policy, settings, arguments)
-        trainer.remove_callback(PrinterCallback)
-        for callback in callbacks(output / "train_log.jsonl", report_to, step_offset, progress, tracking):
-            trainer.add_callback(callback)
-        trainer.train(resume_from_checkpoint=last_complete(output / "checkpoints"))
-    if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
-        raise UserError(
-            "the update ended in weights that are not finite; lower `update.trainer.learning_rate` or set "
-            "`update.trainer.max_grad_norm: 1.0`. The last policy is unharmed"
+        trained = train_and_save(
+            trainer,
+            tokenizer,
+            output,
+            policy=policy,
+            step_offset=step_offset,
+            report_to=report_to,
+            tracking=tracking,
+            progress=progress,
         )
-    if is_main():
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        save_policy(model, tokenizer, output / "policy", policy.model)
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
-    return {
-        "algorithm": "dpo",
-        "steps": int(trainer.state.global_step),
-        "train_loss": mean_loss(output / "train_log.jsonl"),
-        **counts,
-    }
+    return {"algorithm": "dpo", **trained, **counts}
 
 
 def _trainer(
@@ -85,28 +73,8 @@ def _trainer(
     arguments: DPOConfig,
 ) -> tuple[DPOTrainer, Any, dict[str, int]]:
     dataset = Dataset.from_list([_row(pair) for pair in rows])
-    start_adapter, reference_adapter = _adapter(start), _adapter(reference)
-    if settings.lora is None:
-        if start_adapter:
-            raise UserError(f"the policy to start from, {start}, is an adapter; full fine-tuning needs full weights")
-        model, tokenizer = load_policy(start, policy, trainable=True)
-        reference_model, _ = load_policy(reference, policy)
-        trainer = _UnfinishedAware(model, reference_model, arguments, train_dataset=dataset, processing_class=tokenizer)
-    else:
-        model, tokenizer = load_policy(policy.model, policy)
-        config = _lora_config(settings.lora)
-        if reference_adapter is None:  # "adapters disabled" is the base model
-            trainer = _UnfinishedAware(
-                model, None, arguments, train_dataset=dataset, processing_class=tokenizer, peft_config=config
-            )
-        else:  # TRL copies the adapter it is handed into a frozen one, which becomes the reference
-            peft_model = get_peft_model(model, config)
-            _put_adapter(peft_model, reference_adapter)
-            trainer = _UnfinishedAware(peft_model, None, arguments, train_dataset=dataset, processing_class=tokenizer)
-        if start_adapter is not None:
-            _put_adapter(trainer.model, start_adapter)
-        elif reference_adapter is not None:
-            _reset_adapter(trainer.model)
+    make = partial(_UnfinishedAware, args=arguments, train_dataset=dataset)
+    trainer, tokenizer = build_trainer(make, start, reference, policy, settings)
     dropped = len(rows) - len(trainer.train_dataset)
     limit = arguments.max_length
     over_long = 0
@@ -127,7 +95,7 @@ class _UnfinishedAware(DPOTrainer):  # type: ignore[misc]
 
         def cut(row: dict[str, Any]) -> dict[str, Any]:
             return {
-                f"{side}_ids": row[f"{side}_ids"] if row[f"{side}_finished"] else _before_last(end, row[f"{side}_ids"])
+                f"{side}_ids": row[f"{side}_ids"] if row[f"{side}_finished"] else before_last(end, row[f"{side}_ids"])
                 for side in ("chosen", "rejected")
             }
 
@@ -142,45 +110,3 @@ def _row(pair: PreferencePair) -> dict[str, Any]:
         "chosen_finished": pair.chosen_finished,
         "rejected_finished": pair.rejected_finished,
     }
-
-
-def _before_last(token: int, ids: list[int]) -> list[int]:
-    """`ids` up to the last `token`; all of them when there is none."""
-    return ids[: len(ids) - 1 - ids[::-1].index(token)] if token in ids else ids
-
-
-def _adapter(reference: str | Path) -> Path | None:
-    folder = Path(reference)
-    return folder if (folder / "adapter_config.json").exists() else None
-
-
-def _lora_config(lora: Lora) -> LoraConfig:
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
-
-
-def _put_adapter(model: PeftModel, folder: Path) -> None:
-    misfit = UserError(
-        f"the adapter in {folder} does not fit `update.lora` of the recipe; use the rank and target modules that it "
-        "was trained with"
-    )
-    try:
-        outcome = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-    except RuntimeError:  # torch's word for wrong shapes
-        raise misfit from None
-    if outcome.unexpected_keys or any("lora_" in n and ".default." in n for n in outcome.missing_keys):
-        raise misfit
-
-
-def _reset_adapter(model: PeftModel) -> None:
-    """The trained adapter back to a fresh one, whose product is zero."""
-    for name, parameter in model.named_parameters():
-        if ".default." in name and "lora_B" in name:
-            torch.nn.init.zeros_(parameter.data)
-        elif ".default." in name and "lora_A" in name:
-            torch.nn.init.kaiming_uniform_(parameter.data, a=5**0.5)

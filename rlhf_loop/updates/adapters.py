@@ -1,0 +1,98 @@
+"""LoRA adapters of the updates: fresh, loaded from an earlier round, put back to nothing; and trainers of TRL that are
+built on the reference, so that it is what the recipe says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.models import load_policy
+from rlhf_loop.recipe import Lora, Policy, Update
+
+
+def build_trainer(
+    make: Callable[..., Any],
+    start: str | Path,
+    reference: str | Path,
+    policy: Policy,
+    settings: Update,
+    *,
+    own_reference: bool = False,
+) -> tuple[Any, Any]:
+    """A TRL trainer whose reference is `reference` and whose weights are those of `start`, and the tokenizer.
+
+    `make(model, ref_model, processing_class=..., peft_config=...)` builds it. TRL takes the policy it is handed as the
+    reference, which from round 2 on is the previous policy. So the trainer is built on the *reference*, and the start
+    weights are put in afterwards. With `own_reference` the trainer loads the reference of a full fine-tuning itself, and
+    `ref_model` is None. Raises `UserError` when the start does not fit `settings.lora`.
+    """
+    start_adapter, reference_adapter = adapter_folder(start), adapter_folder(reference)
+    if settings.lora is None:
+        refuse_adapter(start_adapter)
+        model, tokenizer = load_policy(start, policy, trainable=True)
+        reference_model = None if own_reference else load_policy(reference, policy)[0]
+        return make(model, reference_model, processing_class=tokenizer, peft_config=None), tokenizer
+    model, tokenizer = load_policy(policy.model, policy)
+    config = lora_config(settings.lora)
+    if reference_adapter is None:  # "adapters disabled" is the base model
+        trainer = make(model, None, processing_class=tokenizer, peft_config=config)
+    else:  # TRL copies the adapter it is handed into a frozen one, which becomes the reference
+        peft_model = get_peft_model(model, config)
+        put_adapter(peft_model, reference_adapter)
+        trainer = make(peft_model, None, processing_class=tokenizer, peft_config=None)
+    if start_adapter is not None:
+        put_adapter(trainer.model, start_adapter)
+    elif reference_adapter is not None:
+        reset_adapter(trainer.model)
+    return trainer, tokenizer
+
+
+def adapter_folder(reference: str | Path) -> Path | None:
+    """The folder, when `reference` is one of an adapter."""
+    folder = Path(reference)
+    return folder if (folder / "adapter_config.json").exists() else None
+
+
+def lora_config(lora: Lora) -> LoraConfig:
+    """PEFT's config of a recipe's `lora` block."""
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def put_adapter(model: PeftModel, folder: Path) -> None:
+    """The weights of an adapter's folder into the trained adapter of `model`; `UserError` when they do not fit."""
+    misfit = UserError(
+        f"the adapter in {folder} does not fit `update.lora` of the recipe; use the rank and target modules that it "
+        "was trained with"
+    )
+    try:
+        outcome = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    except RuntimeError:  # torch's word for wrong shapes
+        raise misfit from None
+    if outcome.unexpected_keys or any("lora_" in n and ".default." in n for n in outcome.missing_keys):
+        raise misfit
+
+
+def reset_adapter(model: PeftModel) -> None:
+    """The trained adapter back to a fresh one, whose product is zero."""
+    for name, parameter in model.named_parameters():
+        if ".default." in name and "lora_B" in name:
+            torch.nn.init.zeros_(parameter.data)
+        elif ".default." in name and "lora_A" in name:
+            torch.nn.init.kaiming_uniform_(parameter.data, a=5**0.5)
+
+
+def refuse_adapter(start: Path | None) -> None:
+    """Full fine-tuning cannot go on from an adapter."""
+    if start is not None:
+        raise UserError(f"the policy to start from, {start}, is an adapter; full fine-tuning needs full weights")
