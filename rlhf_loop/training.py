@@ -83,6 +83,9 @@ def callbacks(
     ]
 
 
+_DIFFERS_BETWEEN_RUNS = ("num_tokens", "step_time", "eps")
+
+
 class TrainingLog(TrainerCallback):  # type: ignore[misc]
     """Appends each log line of a training to a JSONL file and shows its progress."""
 
@@ -97,11 +100,11 @@ class TrainingLog(TrainerCallback):  # type: ignore[misc]
             self.path.write_text("".join(line for line in lines if _step(line) <= state.global_step))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """One line a log, with its step. The closing summary is left out: it holds times, and after a resume the mean
-        loss of only the steps since; TRL's `num_tokens` too counts from there. The same training is to leave the same
-        file."""
+        """One line a log, with its step, without times and speeds: the same training is to leave the same file. So the
+        closing summary is left out too, which after a resume holds the mean loss of only the steps since, and TRL's
+        `num_tokens`, which counts from there."""
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
-            logs = {name: value for name, value in logs.items() if name != "num_tokens"}
+            logs = {name: value for name, value in logs.items() if name not in _DIFFERS_BETWEEN_RUNS}
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
@@ -109,7 +112,8 @@ class TrainingLog(TrainerCallback):  # type: ignore[misc]
         """Shows the step and the last loss."""
         if self.progress is not None and state.is_world_process_zero:
             last = state.log_history[-1] if state.log_history else {}
-            text = f"loss {last['loss']:.3f}" if "loss" in last else ""
+            shown = next((name for name in ("reward", "loss") if name in last), None)
+            text = f"{shown} {last[shown]:.3f}" if shown else ""
             self.progress(state.global_step, state.max_steps, text)
 
 

@@ -42,21 +42,38 @@ def sample(
     """`settings.samples_per_prompt` answers to each conversation, whose random numbers are those of its key
     (seed, round, prompt id). Raises `UserError` when a prompt leaves no room in the model's context."""
     prompts = encode_prompts(tokenizer, conversations)
+    rows = sample_ids(model, tokenizer, prompts, keys, [settings.samples_per_prompt] * len(prompts), settings, progress)
+    ends = set(_end_tokens(model, tokenizer))
+    return [[_answer(tokenizer, ids, ends) for ids in samples] for samples in rows]
+
+
+def sample_ids(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[tuple[int, int, str]],
+    samples: Sequence[int],
+    settings: Generation,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[list[int]]]:
+    """The same in token ids: `samples[p]` completions of `prompts[p]`, each with the token that ended it, if one did.
+
+    The model is left in the mode that it was in."""
     _check_lengths(model, prompts, keys, settings)
-    total = len(prompts) * settings.samples_per_prompt
-    answers: dict[tuple[int, int], Answer] = {}
+    total = sum(samples)
+    completions: dict[tuple[int, int], list[int]] = {}
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for rows in _batches(prompts, settings):
+            for rows in _batches(prompts, samples, settings):
                 batch = _sample_batch(model, tokenizer, prompts, keys, rows, settings)
-                answers.update(zip(rows, batch, strict=True))
+                completions.update(zip(rows, batch, strict=True))
                 if progress:
-                    progress(len(answers), total)
+                    progress(len(completions), total)
     finally:
         model.train(was_training)
-    return [[answers[p, s] for s in range(settings.samples_per_prompt)] for p in range(len(prompts))]
+    return [[completions[p, s] for s in range(count)] for p, count in enumerate(samples)]
 
 
 def _check_lengths(
@@ -71,12 +88,14 @@ def _check_lengths(
             )
 
 
-def _batches(prompts: Sequence[Sequence[int]], settings: Generation) -> list[list[tuple[int, int]]]:
+def _batches(
+    prompts: Sequence[Sequence[int]], samples: Sequence[int], settings: Generation
+) -> list[list[tuple[int, int]]]:
     """Rows (prompt, sample), longest prompts first, cut so that rows x padded length stays under `batch_tokens`."""
     batches: list[list[tuple[int, int]]] = []
     longest = 0
     for prompt in sorted(range(len(prompts)), key=lambda p: -len(prompts[p])):
-        for number in range(settings.samples_per_prompt):
+        for number in range(samples[prompt]):
             if not batches or (len(batches[-1]) + 1) * longest > settings.batch_tokens:
                 batches.append([])
                 longest = len(prompts[prompt]) + settings.max_new_tokens
@@ -91,8 +110,8 @@ def _sample_batch(
     keys: Sequence[tuple[int, int, str]],
     rows: Sequence[tuple[int, int]],
     settings: Generation,
-) -> list[Answer]:
-    """The answers of one batch, in the order of `rows`."""
+) -> list[list[int]]:
+    """The completions of one batch, in the order of `rows`."""
     place = model.device
     steps = settings.max_new_tokens
     ends = torch.tensor(_end_tokens(model, tokenizer), device=place)
@@ -126,7 +145,7 @@ def _sample_batch(
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=-1)
         logits = _forward(model, new[:, None], mask, position, cache)
         position = position + 1
-    return _answers(tokenizer, tokens.tolist(), set(ends.tolist()))
+    return [_up_to_end(row, set(ends.tolist())) for row in tokens.tolist()]
 
 
 def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
@@ -162,19 +181,17 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad: int, place: torch.device
     return ids, mask
 
 
-def _answers(tokenizer: Any, rows: Sequence[Sequence[int]], ends: set[int]) -> list[Answer]:
-    answers = []
-    for row in rows:
-        end = next((i for i, token in enumerate(row) if token in ends), None)
-        kept = row if end is None else row[: end + 1]
-        answers.append(
-            Answer(
-                text=tokenizer.decode(kept, skip_special_tokens=True),
-                finish_reason="length" if end is None else "stop",
-                tokens=len(kept),
-            )
-        )
-    return answers
+def _up_to_end(row: list[int], ends: set[int]) -> list[int]:
+    end = next((i for i, token in enumerate(row) if token in ends), None)
+    return row if end is None else row[: end + 1]
+
+
+def _answer(tokenizer: Any, ids: Sequence[int], ends: set[int]) -> Answer:
+    return Answer(
+        text=tokenizer.decode(ids, skip_special_tokens=True),
+        finish_reason="stop" if ids[-1] in ends else "length",
+        tokens=len(ids),
+    )
 
 
 def _cache(model: Any, room: int) -> DynamicCache:

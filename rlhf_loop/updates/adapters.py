@@ -28,8 +28,8 @@ def build_trainer(
 
     `make(model, ref_model, processing_class=..., peft_config=...)` builds it. TRL takes the policy it is handed as the
     reference, which from round 2 on is the previous policy. So the trainer is built on the *reference*, and the start
-    weights are put in afterwards. With `own_reference` the trainer loads the reference of a full fine-tuning itself, and
-    `ref_model` is None. Raises `UserError` when the start does not fit `settings.lora`.
+    weights are put in afterwards. With `own_reference` the trainer itself loads the reference of a full fine-tuning,
+    and `ref_model` is None. Raises `UserError` when the start does not fit `settings.lora`.
     """
     start_adapter, reference_adapter = adapter_folder(start), adapter_folder(reference)
     if settings.lora is None:

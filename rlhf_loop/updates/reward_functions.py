@@ -20,8 +20,11 @@ from rlhf_loop.errors import UserError
 
 RewardFunction = Callable[..., Any]
 
+TIME_LIMIT = 600.0
+"""Seconds that a reward function may take for one rollout, unless a setting says otherwise."""
 
-def watched(function: RewardFunction, time_limit: float | None) -> RewardFunction:
+
+def watched(function: RewardFunction, time_limit: float | None = TIME_LIMIT) -> RewardFunction:
     """`function` with its rewards checked: one number or None a completion, all finite, within `time_limit` seconds.
 
     Raises `UserError` naming the function, and the prompt and completion where there is one to name. A function that

@@ -13,8 +13,9 @@ from transformers import PrinterCallback
 from rlhf_loop.checkpoints import last_complete
 from rlhf_loop.distributed import is_main
 from rlhf_loop.errors import UserError
-from rlhf_loop.models import save_policy
+from rlhf_loop.models import save_policy, to_messages
 from rlhf_loop.recipe import Policy
+from rlhf_loop.records import Message, Prompt
 from rlhf_loop.training import callbacks, mean_loss
 
 
@@ -51,6 +52,11 @@ def train_and_save(
         save_policy(model, tokenizer, output / "policy", policy.model)
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return {"steps": int(trainer.state.global_step), "train_loss": mean_loss(output / "train_log.jsonl")}
+
+
+def as_asked(messages: Sequence[Message], policy: Policy) -> list[Message]:
+    """A prompt's conversation as the policy saw it when it answered: with the recipe's system prompt first."""
+    return to_messages(Prompt(id="", group="", messages=tuple(messages)), policy)
 
 
 def before_last(token: int, ids: list[int]) -> list[int]:

@@ -2,5 +2,6 @@
 
 from rlhf_loop.updates.ppo.config import PPOConfig
 from rlhf_loop.updates.ppo.trainer import PPOTrainer
+from rlhf_loop.updates.ppo.update import update
 
-__all__ = ["PPOConfig", "PPOTrainer"]
+__all__ = ["PPOConfig", "PPOTrainer", "update"]

@@ -12,6 +12,7 @@ from trl import GRPOConfig
 
 from rlhf_loop.distributed import world_size
 from rlhf_loop.errors import UserError
+from rlhf_loop.updates.reward_functions import TIME_LIMIT
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
         default=0, metadata={"help": "Optimizer steps at the start in which only the critic learns."}
     )
     reward_time_limit: float | None = field(
-        default=600.0, metadata={"help": "Seconds that a reward function may take for one rollout. None: no limit."}
+        default=TIME_LIMIT,
+        metadata={"help": "Seconds that a reward function may take for one rollout. None: no limit."},
     )
 
     def __post_init__(self) -> None:

@@ -46,6 +46,7 @@ from rlhf_loop.updates.ppo.critic import (
     thaw_critic,
     without_critic_adapter,
 )
+from rlhf_loop.updates.prompt_order import resumable
 from rlhf_loop.updates.reward_functions import classifier_reward, watched
 
 logger = logging.getLogger(__name__)
@@ -302,7 +303,10 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
             scores = scores - args.missing_eos_penalty * missing_eos
         return scores
 
-    # Minibatches
+    # Prompts and minibatches
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return resumable(super()._get_train_sampler(dataset))
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """Each PPO epoch goes through the rollout in an order of its own."""

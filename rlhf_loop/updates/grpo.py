@@ -1,0 +1,19 @@
+"""Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300), through TRL's GRPOTrainer.
+
+Consumes prompts and asks the reward model. Each prompt gets several answers (`num_generations`), and an answer's
+advantage is how much better than the others of its prompt it is. TRL's default is no KL penalty (`beta: 0`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trl import GRPOConfig, GRPOTrainer
+
+from rlhf_loop.updates.online import train_online
+from rlhf_loop.updates.reward_functions import watched
+
+
+def update(rows: Any, *, reward: Any, **arguments: Any) -> dict[str, Any]:
+    """See `rlhf_loop.updates.update_policy`."""
+    return train_online(GRPOTrainer, GRPOConfig, rows, reward=watched(reward), **arguments)

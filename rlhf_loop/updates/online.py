@@ -1,0 +1,191 @@
+"""What the online updates (ppo, grpo, rloo) share: prompts in, answers from our own sampler, rewards watched.
+
+They sample answers themselves and ask the reward model about them while they train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl import GRPOTrainer
+
+from rlhf_loop.distributed import rank
+from rlhf_loop.errors import UserError
+from rlhf_loop.generation.transformers_engine import sample_ids
+from rlhf_loop.model_files import resolve_model
+from rlhf_loop.models import merged_for_sampling, to_messages, tune_cpu_memory
+from rlhf_loop.recipe import Generation, Policy, Update
+from rlhf_loop.records import Prompt, stable_id
+from rlhf_loop.training import quiet, training_arguments
+from rlhf_loop.updates.adapters import adapter_folder, build_trainer
+from rlhf_loop.updates.prompt_order import resumable
+from rlhf_loop.updates.train_and_save import train_and_save
+
+
+def train_online(
+    kind: type[Any],
+    config: type[Any],
+    rows: Sequence[Prompt],
+    *,
+    start: str | Path,
+    reference: str | Path,
+    output: Path,
+    policy: Policy,
+    settings: Update,
+    seed: int,
+    step_offset: int,
+    report_to: Sequence[str],
+    run_name: str,
+    tracking: Path | None,
+    progress: Callable[[int, int, str], None] | None,
+    reward: Callable[..., list[float]],
+    generation: Generation,
+    before_saving: Callable[[Any], None] = lambda model: None,
+) -> dict[str, Any]:
+    """See `rlhf_loop.updates.update_policy`. `kind` and `config`: the trainer's class and that of its settings.
+
+    Answers are sampled as in `generation`, unless the trainer's settings say otherwise (`max_completion_length`,
+    `temperature`, `top_p`, `top_k`). Gives the metrics of the training, with the prompts and the completions sampled,
+    and the mean reward of the first and of the last rollout.
+    """
+    tune_cpu_memory()
+    output.mkdir(parents=True, exist_ok=True)
+    dataset = Dataset.from_list([_row(prompt, policy) for prompt in rows])
+    values = {"run_name": run_name, **_as_sampled(generation), **settings.trainer_settings()}
+    with quiet():
+        arguments = training_arguments(config, output, seed, values, policy.dtype)
+        _check_prompts(len(dataset), arguments)
+        torch.manual_seed(seed)
+
+        def make(model: Any, _: Any, *, processing_class: Any, peft_config: Any) -> Any:
+            if adapter_folder(reference) is None:  # where TRL loads the reference of a full fine-tuning from
+                model.config._name_or_path = str(resolve_model(str(reference)))
+            return _with_own_sampler(kind)(
+                model=model,
+                reward_funcs=reward,
+                args=arguments,
+                train_dataset=dataset,
+                processing_class=processing_class,
+                peft_config=peft_config,
+            )
+
+        trainer, tokenizer = build_trainer(make, start, reference, policy, settings, own_reference=True)
+        trainer.generation_batch_tokens = generation.batch_tokens
+        metrics = train_and_save(
+            trainer,
+            tokenizer,
+            output,
+            policy=policy,
+            step_offset=step_offset,
+            report_to=report_to,
+            tracking=tracking,
+            progress=progress,
+            before_saving=before_saving,
+        )
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    return {
+        "algorithm": settings.algorithm,
+        **metrics,
+        "prompts": len(rows),
+        "completions_sampled": _rollouts(metrics["steps"], arguments) * arguments.generation_batch_size,
+        "first_reward": rewards[0] if rewards else None,
+        "last_reward": rewards[-1] if rewards else None,
+    }
+
+
+def _with_own_sampler(kind: type[Any]) -> type[Any]:
+    """`kind`, sampling with `rlhf_loop.generation` instead of `generate`, unless vLLM samples or weights are sharded.
+
+    Random numbers are those of (seed, step, prompt, sample, rank): a training that was resumed samples the same.
+    """
+
+    class OwnSampler(kind):  # type: ignore[misc]
+        """Overrides TRL's method that turns prompt ids into completion ids, and the order of prompts."""
+
+        generation_batch_tokens = 16384
+
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return resumable(super()._get_train_sampler(dataset))
+
+        def _generate_single_turn(self, prompt_ids: Any, images: Any, *more: Any, **named: Any) -> Any:
+            continuous = getattr(self.args, "use_transformers_continuous_batching", False)
+            if self.use_vllm or continuous or images is not None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                return super()._generate_single_turn(prompt_ids, images, *more, **named)
+            completions = _sampled(self, prompt_ids)
+            return (completions, None) if issubclass(kind, GRPOTrainer) else completions
+
+    OwnSampler.__name__ = OwnSampler.__qualname__ = kind.__name__
+    return OwnSampler
+
+
+def _sampled(trainer: Any, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+    """A completion for each row of `prompt_ids`; equal prompts are read once."""
+    distinct: dict[tuple[int, ...], int] = {}
+    samples: list[int] = []
+    rows = []
+    for ids in prompt_ids:
+        number = distinct.setdefault(tuple(ids), len(distinct))
+        if number == len(samples):
+            samples.append(0)
+        rows.append((number, samples[number]))
+        samples[number] += 1
+    mode = "train" if trainer.model.training else "eval"
+    keys = [(trainer.args.seed, trainer.state.global_step, stable_id(mode, rank(), ids)) for ids in distinct]
+    settings = Generation(
+        max_new_tokens=trainer.max_completion_length,
+        temperature=trainer.temperature,
+        top_p=trainer.top_p,
+        top_k=trainer.top_k or 0,
+        batch_tokens=trainer.generation_batch_tokens,
+    )
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with merged_for_sampling(model):
+        completions = sample_ids(
+            model, trainer.processing_class, [list(ids) for ids in distinct], keys, samples, settings
+        )
+    return [completions[prompt][sample] for prompt, sample in rows]
+
+
+def _as_sampled(generation: Generation) -> dict[str, Any]:
+    """The sampling of a recipe in the words of TRL's configs."""
+    if generation.temperature == 0:
+        raise UserError(
+            "generation.temperature is 0: an online update learns from answers that differ; set a temperature above 0"
+        )
+    return {
+        "max_completion_length": generation.max_new_tokens,
+        "temperature": generation.temperature,
+        "top_p": generation.top_p,
+        "top_k": generation.top_k,
+    }
+
+
+def _row(prompt: Prompt, policy: Policy) -> dict[str, Any]:
+    return {
+        "prompt": to_messages(prompt, policy),
+        "prompt_id": prompt.id,
+        "group": prompt.group,
+        "reference": prompt.reference,
+        "tags": list(prompt.tags),
+    }
+
+
+def _check_prompts(count: int, arguments: Any) -> None:
+    """TRL leaves out the prompts that do not fill a rollout; with too few of them it would train nothing."""
+    needed = arguments.generation_batch_size // arguments.num_generations
+    if count < needed:
+        raise UserError(
+            f"a rollout takes {needed} prompts and there are {count}: lower `per_device_train_batch_size` or the "
+            "rollout's size (`num_mini_batches` of ppo, `steps_per_generation` of grpo and rloo), or give more prompts"
+        )
+
+
+def _rollouts(steps: int, arguments: Any) -> int:
+    per_rollout: int = (
+        arguments.num_iterations * arguments.steps_per_generation // arguments.gradient_accumulation_steps
+    )
+    return -(-steps // max(1, per_rollout))

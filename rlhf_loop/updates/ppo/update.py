@@ -1,0 +1,15 @@
+"""PPO as the update of a round. Consumes prompts and asks the reward model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_loop.updates.online import train_online
+from rlhf_loop.updates.ppo.config import PPOConfig
+from rlhf_loop.updates.ppo.critic import detach_critic
+from rlhf_loop.updates.ppo.trainer import PPOTrainer
+
+
+def update(rows: Any, **arguments: Any) -> dict[str, Any]:
+    """See `rlhf_loop.updates.update_policy`. The critic is made anew in each round and not kept."""
+    return train_online(PPOTrainer, PPOConfig, rows, before_saving=detach_critic, **arguments)

@@ -1,0 +1,19 @@
+"""REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv 2402.14740), through TRL's RLOOTrainer.
+
+Consumes prompts and asks the reward model. Each prompt gets several answers (`num_generations`); an answer's baseline
+is the mean reward of the others, and the KL to the reference is part of the reward (`beta`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trl import RLOOConfig, RLOOTrainer
+
+from rlhf_loop.updates.online import train_online
+from rlhf_loop.updates.reward_functions import watched
+
+
+def update(rows: Any, *, reward: Any, **arguments: Any) -> dict[str, Any]:
+    """See `rlhf_loop.updates.update_policy`."""
+    return train_online(RLOOTrainer, RLOOConfig, rows, reward=watched(reward), **arguments)
