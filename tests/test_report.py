@@ -124,7 +124,8 @@ def _make_run(folder: Path, rounds: int = 3, simulated: bool = True, perplexity:
             _step(run, n, "reward", {"metrics.json": {"bradley_terry": reward}})
             _step(run, n, "score", {"scores.parquet": scores})
             _step(run, n, "rescore", {"scores.parquet": scores})
-            _step(run, n, "assemble", {"summary.json": {"rows": 90, "by_origin": {"simulated pairs": 60, "reward pairs": 30}}})
+            origins = {"simulated pairs": 60, "reward pairs": 30}
+            _step(run, n, "assemble", {"summary.json": {"rows": 90, "by_origin": origins}})
             _step(run, n, "update", {"metrics.json": {"train_loss": 0.61, "steps": 10}})
             _step(run, n, "gate", {"decision.json": decision})
             if decision["promoted"]:

@@ -25,7 +25,7 @@ from rlhf_loop.recipe import Policy, Update
 from rlhf_loop.records import PreferencePair
 from rlhf_loop.training import quiet, training_arguments
 from rlhf_loop.updates.adapters import build_trainer
-from rlhf_loop.updates.train_and_save import before_last, train_and_save
+from rlhf_loop.updates.train_and_save import as_asked, before_last, train_and_save
 
 
 def update(
@@ -72,7 +72,7 @@ def _trainer(
     settings: Update,
     arguments: DPOConfig,
 ) -> tuple[DPOTrainer, Any, dict[str, int]]:
-    dataset = Dataset.from_list([_row(pair) for pair in rows])
+    dataset = Dataset.from_list([_row(pair, policy) for pair in rows])
     make = partial(_UnfinishedAware, args=arguments, train_dataset=dataset)
     trainer, tokenizer = build_trainer(make, start, reference, policy, settings)
     dropped = len(rows) - len(trainer.train_dataset)
@@ -102,9 +102,9 @@ class _UnfinishedAware(DPOTrainer):  # type: ignore[misc]
         return dataset.map(cut)
 
 
-def _row(pair: PreferencePair) -> dict[str, Any]:
+def _row(pair: PreferencePair, policy: Policy) -> dict[str, Any]:
     return {
-        "prompt": list(pair.prompt),
+        "prompt": as_asked(pair.prompt, policy),
         "chosen": list(pair.chosen),
         "rejected": list(pair.rejected),
         "chosen_finished": pair.chosen_finished,
