@@ -38,13 +38,13 @@ def watched(function: RewardFunction, time_limit: float | None = TIME_LIMIT) -> 
         async def checked_later(
             prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
         ) -> list[float | None]:
+            limit = asyncio.timeout(time_limit)
             try:
-                rewards = await asyncio.wait_for(
-                    function(prompts=prompts, completions=completions, **columns), time_limit
-                )
-            except TimeoutError:
-                raise _hangs(name, time_limit, len(completions)) from None
+                async with limit:
+                    rewards = await function(prompts=prompts, completions=completions, **columns)
             except Exception as error:
+                if time_limit is not None and limit.expired():
+                    raise _hangs(name, time_limit, len(completions)) from None
                 raise _raised(name, error, prompts, completions) from error
             return check_rewards(name, rewards, prompts, completions)
 
@@ -55,8 +55,8 @@ def watched(function: RewardFunction, time_limit: float | None = TIME_LIMIT) -> 
     def checked(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         try:
             rewards = _within(time_limit, lambda: function(prompts=prompts, completions=completions, **columns))
-        except _TooLate:
-            raise _hangs(name, time_limit, len(completions)) from None
+        except _TooLate as late:
+            raise _hangs(name, late.limit, len(completions)) from None
         except Exception as error:
             raise _raised(name, error, prompts, completions) from error
         return check_rewards(name, rewards, prompts, completions)
@@ -141,7 +141,8 @@ def shown(prompt: Any, completion: Any, limit: int = 200) -> str:
 
 
 class _TooLate(Exception):
-    pass
+    def __init__(self, limit: float):
+        self.limit = limit
 
 
 def _within(seconds: float | None, work: Callable[[], Any]) -> Any:
@@ -164,13 +165,13 @@ def _within(seconds: float | None, work: Callable[[], Any]) -> Any:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise _TooLate
+        raise _TooLate(seconds)
     if "error" in outcome:
         raise outcome["error"]
     return outcome["value"]
 
 
-def _hangs(name: str, time_limit: float | None, count: int) -> UserError:
+def _hangs(name: str, time_limit: float, count: int) -> UserError:
     return UserError(
         f"the reward function {name} gave no rewards for {count} completions within {time_limit:g} s; make it answer, "
         "or raise `reward_time_limit`"

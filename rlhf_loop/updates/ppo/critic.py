@@ -71,6 +71,7 @@ def attach_critic(model: Any, placement: Placement, value_model: Any = None, see
     trunk, of the policy's vocabulary; None: a copy of the policy's trunk. The random weights of an adapter are those of
     `seed`, on every rank. Raises `UserError` when the placement and the model do not go together.
     """
+    detach_critic(model)  # of an earlier training
     peft = isinstance(model, PeftModel)
     policy = model.get_base_model() if peft else model
     if placement == "adapter" and not peft:
@@ -108,7 +109,8 @@ def detach_critic(model: Any) -> None:
     policy = model.get_base_model() if isinstance(model, PeftModel) else model
     if not hasattr(policy, CRITIC):
         return
-    policy.forward = policy.forward.__func__.without_critic  # type: ignore[attr-defined]
+    policy.forward = getattr(policy, CRITIC).policy_forward
+    policy.__dict__.pop("_original_forward", None)  # Accelerate's, of mixed precision: with the critic
     delattr(policy, CRITIC)
     model.__dict__.pop("gradient_checkpointing_enable", None)
     if isinstance(model, PeftModel) and CRITIC in model.peft_config:
@@ -218,7 +220,7 @@ def _extend_forward(policy: Any, placement: Placement) -> None:
                 states = trunk(**read, use_cache=False).last_hidden_state
         return OutputWithValues(**dict(output.items()), state_values=critic(states[:, :-1]))
 
-    forward.without_critic = inner  # type: ignore[attr-defined]
+    getattr(policy, CRITIC).policy_forward = inner
     policy.forward = types.MethodType(forward, policy)
 
 

@@ -7,6 +7,7 @@ fails when one of those that are leant on changes.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -117,13 +118,19 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
             _check_tokenizer(processing_class)
         functions = _as_list(reward_funcs)
         classifiers = [_loaded(function) for function in functions]
+        tokenizers = [
+            given or AutoTokenizer.from_pretrained(function.config._name_or_path)
+            if isinstance(function, PreTrainedModel)
+            else None
+            for function, given in zip(
+                classifiers, _as_list(reward_processing_classes) or [None] * len(functions), strict=True
+            )
+        ]
         super().__init__(
             model,
             [
                 watched(self._scorer(function, tokenizer), args.reward_time_limit)
-                for function, tokenizer in zip(
-                    classifiers, _as_list(reward_processing_classes) or [None] * len(functions), strict=True
-                )
+                for function, tokenizer in zip(classifiers, tokenizers, strict=True)
             ],
             args,
             processing_class=processing_class,
@@ -135,10 +142,13 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
         _check_tokenizer(self._tokenizer)
         self.placement: Placement = cast(Placement, args.critic) or ("adapter" if self._has_adapter() else "separate")
         if value_model is None and self.placement == "separate":
-            value_model = self._reward_model_of_same_vocabulary(classifiers)
+            value_model = self._reward_model_of_same_vocabulary(classifiers, tokenizers)
         attach_critic(self.model, self.placement, value_model, args.seed)
+        for classifier in classifiers:
+            if isinstance(classifier, PreTrainedModel) and getattr(classifier, "hf_device_map", None) is None:
+                classifier.to(self.accelerator.device)
         if args.disable_dropout:
-            disable_dropout_in_model(self.model)
+            _disable_dropout(self.model)
         self.kl_coef = args.kl_coef
         self.score_scale = RunningScale()
         self.episodes = 0  # completions sampled so far, over all ranks
@@ -149,12 +159,14 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._constant_score: float | None = None
         self._rollouts_without_signal: int | None = 0  # None once scores differed
         self._over_budget = False
-        self._began: float | None = None
+        self._began: tuple[float, int] | None = None  # when the first rollout did, and the episodes until then
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
         self.add_callback(_Freezing(self))
         if self.use_vllm:
             named = self.vllm_generation._iter_named_params
             self.vllm_generation._iter_named_params = lambda: (item for item in named() if not is_critic(item[0]))
+        # Elsewhere a token's absolute place matters, and cutting padding off on the left would change it.
+        self._has_rotary_positions = any("rotary" in name for name, _ in self._unwrapped().named_modules())
         self._check_prompts()
 
     # The rollout
@@ -186,7 +198,7 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """GRPO's rollout with, (B, T) each: old_per_token_logps, old_values, advantages, returns; and scored (B,)."""
         args, mode = self.args, self._mode()
-        self._began = self._began or time.monotonic()
+        self._began = self._began or (time.monotonic(), self.episodes)
         self._wants_values, self._rollout_values = True, None
         try:
             out: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -265,7 +277,8 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
             if args.kl_budget is not None and mean_kl > args.kl_budget:
                 self._stop_over_budget(mean_kl)
         out |= {"advantages": advantages, "returns": returns, "old_values": values}
-        self._rollout = out
+        if mode == "train":  # an evaluation between two epochs leaves the rollout of the training as it is
+            self._rollout = out
         return out
 
     def _log_probs_of_rollout(self, out: dict[str, Any]) -> torch.Tensor:
@@ -330,7 +343,7 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
         accumulated = self.args.gradient_accumulation_steps
         windows = counts.view(-1, accumulated).sum(1).repeat_interleave(accumulated)
         if self.pad_to_multiple_of is None:
-            batches = _trimmed(batches)
+            batches = _trimmed(batches, prompts=self._has_rotary_positions)
         return [{**batch, "minibatch_tokens": tokens} for batch, tokens in zip(batches, windows, strict=True)]
 
     # The loss
@@ -415,7 +428,8 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
             return optimizer
         named = (self.model if model is None else model).named_parameters()
         critic = {id(parameter) for name, parameter in named if is_critic(name)}
-        rate = self.args.critic_learning_rate or self.args.learning_rate
+        rate = self.args.critic_learning_rate
+        rate = self.args.learning_rate if rate is None else rate
         groups = []
         for group in optimizer.param_groups:
             mine = [p for p in group["params"] if id(p) in critic]
@@ -478,7 +492,8 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self._sums[mode] = {}
         if mode == "train" and self.episodes and self._began is not None and "train_runtime" not in logs:
             self._metrics[mode]["episode"] = [self.episodes]
-            self._metrics[mode]["eps"] = [self.episodes / max(time.monotonic() - self._began, 1e-9)]
+            began, before = self._began
+            self._metrics[mode]["eps"] = [(self.episodes - before) / max(time.monotonic() - began, 1e-9)]
             if "learning_rate" in logs:
                 self._metrics[mode]["lr"] = [logs["learning_rate"]]
         super().log(logs, start_time)
@@ -496,16 +511,29 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
             critic = {name: tensor.contiguous().clone() for name, tensor in state.items() if is_critic(name)}
             os.makedirs(os.path.join(folder, CRITIC), exist_ok=True)
             safetensors.torch.save_file(critic, os.path.join(folder, CRITIC, "critic.safetensors"))
-            with open(os.path.join(folder, CRITIC, "state.json"), "w") as file:
-                json.dump(
-                    {name: getattr(self, name) for name in _COUNTERS} | {"score_scale": self.score_scale.state()}, file
-                )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            counters = {name: getattr(self, name) for name in _COUNTERS}
+            with open(os.path.join(output_dir, _COUNTERS_FILE), "w") as file:
+                json.dump(counters | {"score_scale": self.score_scale.state()}, file)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not os.path.isfile(os.path.join(checkpoint, _COUNTERS_FILE)):
+            return
+        with open(os.path.join(checkpoint, _COUNTERS_FILE)) as file:
+            state = json.load(file)
+        self.score_scale.load(state.pop("score_scale"))
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         target = self.model if model is None else model
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = os.path.join(resume_from_checkpoint, CRITIC)
-        if not os.path.isfile(os.path.join(folder, "state.json")):
+        if not os.path.isfile(os.path.join(folder, "critic.safetensors")):
             raise UserError(f"{resume_from_checkpoint} holds no critic ({CRITIC}/): it is not a checkpoint of PPO")
         tensors = safetensors.torch.load_file(os.path.join(folder, "critic.safetensors"))
         unexpected = target.load_state_dict(tensors, strict=False).unexpected_keys
@@ -516,11 +544,10 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 f"{sorted([*unexpected, *missing])[0]} differs; resume with the settings that it was made with"
             )
         thaw_critic(target)  # frozen by PEFT when it loaded the policy's adapter
-        with open(os.path.join(folder, "state.json")) as file:
-            state = json.load(file)
-        self.score_scale.load(state.pop("score_scale"))
-        for name, value in state.items():
-            setattr(self, name, value)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if not is_critic(name)]
+        super()._issue_warnings_after_load(load_result)
 
     # What is refused
 
@@ -546,14 +573,17 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
         for prompt, tokens in zip(prompts, ids, strict=True):
             if limit is not None and len(tokens) > limit:
                 text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-                why = (
-                    f"`max_prompt_length` is {limit}"
+                why, instead = (
+                    (f"`max_prompt_length` is {limit}", "raise `max_prompt_length`")
                     if limit == self.args.max_prompt_length
-                    else f"{self.max_completion_length} more do not fit into the model's {context}"
+                    else (
+                        f"{self.max_completion_length} more do not fit into the model's {context}",
+                        "lower `max_completion_length`",
+                    )
                 )
                 raise UserError(
                     f"a prompt has {len(tokens)} tokens, and {why}: {str(text)[:200]!r}. Shorten it, leave it out, or "
-                    "lower `max_completion_length`"
+                    f"{instead}"
                 )
 
     def _check_signal(self) -> None:
@@ -561,13 +591,17 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if self._rollouts_without_signal is None or self._mode() != "train":
             return
         scores = (self._raw_rewards * self.reward_weights.to(self._raw_rewards.device)).nansum(1)
-        low, high = float(scores.min()), float(scores.max())
-        if low != high or self._constant_score not in (None, low):
-            self._rollouts_without_signal = None
-            return
-        self._constant_score = low
+        scores = scores[~torch.isnan(self._raw_rewards).all(1)]
+        if len(scores):
+            low, high = float(scores.min()), float(scores.max())
+            if low != high or self._constant_score not in (None, low):
+                self._rollouts_without_signal = None
+                return
+            self._constant_score = low
+            said = f"every one of {len(scores)} completions got the reward {low:g}"
+        else:
+            said = f"none of {len(self._raw_rewards)} completions got a reward"
         self._rollouts_without_signal += 1
-        said = f"every one of {len(scores)} completions got the reward {low:g}"
         if self._rollouts_without_signal >= _ROLLOUTS_WITHOUT_SIGNAL:
             raise UserError(
                 f"{said}, {self._rollouts_without_signal} rollouts in a row since the training began: there is nothing "
@@ -594,19 +628,24 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """A reward given as a classifier becomes a function."""
         if not isinstance(function, PreTrainedModel):
             return function
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(function.config._name_or_path)
         function.eval().requires_grad_(False)
         return classifier_reward(function, tokenizer, lambda ids: ids[-1] in self.eos_token_ids)
 
-    def _reward_model_of_same_vocabulary(self, functions: list[Any]) -> Any:
+    def _reward_model_of_same_vocabulary(self, functions: list[Any], tokenizers: list[Any]) -> Any:
         """A copy of the first reward model that reads the policy's tokens, to start the critic from."""
-        vocabulary = self._unwrapped().get_input_embeddings().num_embeddings
-        for function in functions:
-            if isinstance(function, PreTrainedModel) and function.get_input_embeddings().num_embeddings == vocabulary:
-                return type(function).from_pretrained(function.config._name_or_path, num_labels=1, dtype=function.dtype)
+        policy = self._unwrapped()
+        size = policy.get_input_embeddings().num_embeddings
+        for function, tokenizer in zip(functions, tokenizers, strict=True):
+            if (
+                isinstance(function, PreTrainedModel)
+                and function.get_input_embeddings().num_embeddings >= size
+                and tokenizer.get_vocab() == self._tokenizer.get_vocab()
+            ):
+                return copy.deepcopy(function).to(policy.dtype)
         return None
 
 
+_COUNTERS_FILE = "ppo_state.json"
 _COUNTERS = ("kl_coef", "episodes", "_constant_score", "_rollouts_without_signal")
 
 
@@ -643,7 +682,7 @@ _BY_TOKEN = (
 )
 
 
-def _trimmed(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _trimmed(batches: list[dict[str, Any]], *, prompts: bool) -> list[dict[str, Any]]:
     sizes = torch.stack(
         [torch.stack([b["prompt_mask"].sum(1).max(), b["completion_mask"].sum(1).max()]) for b in batches]
     ).tolist()  # one wait for the device, for all of them
@@ -651,13 +690,22 @@ def _trimmed(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for batch, (prompt, completion) in zip(batches, sizes, strict=True):
         width = batch["completion_ids"].shape[1]
         cut = dict(batch)
-        for name in ("prompt_ids", "prompt_mask"):  # padded on the left
+        for name in ("prompt_ids", "prompt_mask") if prompts else ():  # padded on the left
             cut[name] = batch[name][:, batch[name].shape[1] - prompt :]
         for name in _BY_TOKEN:  # padded on the right
             if name in batch and batch[name] is not None and batch[name].dim() == 2 and batch[name].shape[1] == width:
                 cut[name] = batch[name][:, :completion]
         trimmed.append(cut)
     return trimmed
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    """That of layers, and that of attention, which modules keep as a number."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
@@ -674,14 +722,17 @@ def _without_empty_completions(rollout: Any) -> Any:
 
     def checked(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         result: dict[str, Any] = rollout(prompts, trainer)
-        completions = result["completion_ids"]
-        if len(result["prompt_ids"]) != len(completions):
-            raise UserError(f"rollout_func gave {len(result['prompt_ids'])} prompts for {len(completions)} completions")
-        for number, ids in enumerate(completions):
+        for name in ("prompt_ids", "completion_ids"):
+            if len(result.get(name, ())) != len(prompts):
+                raise UserError(
+                    f"rollout_func gave {len(result.get(name, ()))} {name} for {len(prompts)} prompts; it must give "
+                    "one each, in their order"
+                )
+        for prompt, ids in zip(prompts, result["completion_ids"], strict=True):
             if len(ids) == 0:
                 raise UserError(
-                    f"rollout_func gave an empty completion for {str(prompts[number % len(prompts)])[:200]!r}: a "
-                    "completion has at least the token that ends it"
+                    f"rollout_func gave an empty completion for {str(prompt)[:200]!r}: a completion has at least the "
+                    "token that ends it"
                 )
         return result
 
