@@ -592,6 +592,8 @@ def _feedback_ids(rows: Path, record_type: Any) -> list[str]:
 
 
 def _interval(value: Mapping[str, Any]) -> str:
+    if value["low"] is None:  # too few to say
+        return f"{value['mean']:.2f} (n={value['n']})"
     return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}] (n={value['n']})"
 
 

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -301,6 +302,39 @@ def test_clearer_differences_are_felt_more_strongly():
     doubtful = [p.strength for p in answers("good", "good", 500, noise=0.0)]
     assert mean(clear) > 2 * mean(doubtful)
     assert all(0 <= strength <= 1 for strength in clear + doubtful)
+
+
+def test_thumbs_and_edits_come_after_preferences_that_they_do_not_change():
+    plain = answers("good", "idle", 50)
+    more = answers("good", "idle", 50, thumbs_above=0.5, edits=True)
+    assert more[:50] == plain
+    assert {record.kind for record in more[50:]} == {"thumb"}  # one each; neither answer is better cut
+    assert len(more[50:]) == 2
+
+
+@pytest.mark.parametrize(("temperature", "noise"), [(0.1, 0.0), (0.3, 0.2)])
+def test_an_answer_gets_a_thumb_up_as_often_as_the_formula_says(temperature, noise):
+    shown = {f"c{i}": replace(COMPLETIONS["cut"], id=f"c{i}") for i in range(4000)}
+    questions = [Question(id=f"q{i}", prompt_id="p", a_id=f"c{i}", b_id=f"c{i + 1}", round=0) for i in range(3999)]
+    settings = recipe.SimulatedAnnotator(temperature=temperature, noise=noise, thumbs_above=0.4)
+    given = SimulatedAnnotator(settings, 0).answer(questions, shown, {"p": PROMPT}, round=1)
+    thumbs = [record for record in given if record.kind == "thumb"]
+    assert len({thumb.completion_id for thumb in thumbs}) == len(thumbs) == 4000
+    probability = (1 - noise) * sigmoid((GOLD["cut"] - 0.4) / temperature) + noise / 2
+    assert_share(thumbs, sum(thumb.label for thumb in thumbs), probability)
+
+
+def test_an_edit_is_the_preferred_answer_up_to_its_best_sentence():
+    long = GOOD_ICE + " And there is so much more to say about this, since nobody could ever"
+    shown = {
+        "long": replace(COMPLETIONS["cut"], id="long", text=long),
+        "none": replace(COMPLETIONS["cut"], id="none", text="and so on"),
+    }
+    question = Question(id="q", prompt_id="p", a_id="long", b_id="none", round=0)
+    settings = recipe.SimulatedAnnotator(temperature=0.001, noise=0.0, edits=True)
+    preference, edit = SimulatedAnnotator(settings, 0).answer([question], shown, {"p": PROMPT}, round=1)
+    assert (edit.kind, edit.completion_id, edit.source, edit.round) == ("edit", preference.a_id, "simulated", 1)
+    assert edit.edited_completion == GOOD_ICE
 
 
 def test_gold_scores_are_the_rule_without_noise_in_order():
