@@ -92,7 +92,7 @@ class SimulatedAnnotator(Settings):
 class Validation(Settings):
     """What feedback must satisfy before it trains anything."""
 
-    min_pairs: int = Field(16, ge=1)  # fewer than this stop the round, naming the number needed
+    min_pairs: int = Field(16, ge=0)  # fewer than this stop the round, naming the number needed; 0: none are needed
     max_words: int = Field(2000, ge=1)
     min_critique_words: int = Field(3, ge=1)
     contradictions: Literal["majority", "drop"] = "majority"

@@ -12,6 +12,7 @@ from rlhf_loop import Loop, Recipe, policies
 from rlhf_loop.algorithms import ALGORITHMS, ROWS, Algorithm
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.recipe import parse
 from rlhf_loop.records import Demonstration, LabelledCompletion, Prompt, read_records
 from rlhf_loop.report.status import status
 from rlhf_loop.run_dir import RunDir, read_json
@@ -78,6 +79,32 @@ def test_kto_learns_from_the_thumbs_of_the_round(kto_run: Path) -> None:
     assert set(policy.trained_on) == set(thumbs)
     assert policy.metrics["algorithm"] == "kto"
     assert f"{sum(x.label for x in labels)} simulated thumbs up" in (kto_run / "report.html").read_text()
+
+
+def test_thumbs_alone_carry_a_run_whose_reward_is_a_function(tmp_path: Path) -> None:
+    given = [{"prompt": f"Say {i}", "completion": f"{i} it is", "label": i % 3 != 0} for i in range(12)]
+    (tmp_path / "thumbs.jsonl").write_text("\n".join(map(json.dumps, given)))
+    reward = str(ROOT / "reward_models" / "brief_and_complete")
+    values = {
+        "name": "thumbs",
+        "policy": {"model": "tiny-random:0", "dtype": "float32"},
+        "prompts": {"from_feedback": True, "test_fraction": 0.3, "judge_fraction": 0.2},
+        "feedback": {
+            "imports": [{"path": str(tmp_path / "thumbs.jsonl")}],
+            "questions_per_round": 0,
+            "validation": {"min_pairs": 0},
+        },
+        "reward": {"model": reward},
+        "generation": {"samples_per_prompt": 2, "max_new_tokens": 8},
+        "update": {"algorithm": "kto", "lora": {"r": 4}, "trainer": {"max_steps": 1, "per_device_train_batch_size": 2}},
+        "evaluation": {"judge": {"kind": "reward_model", "model": reward}, "bootstrap": 100},
+    }
+    Loop(parse(values), run_dir=tmp_path / "run").run(rounds=1)
+    labels: list[LabelledCompletion] = rows(tmp_path / "run")
+    assert {(label.completion[0]["content"], label.label) for label in labels} < {
+        (row["completion"], row["label"]) for row in given
+    }
+    assert {label.origin for label in labels} == {"human"}
 
 
 def test_sft_learns_from_references_of_training_prompts_alone(tmp_path: Path) -> None:

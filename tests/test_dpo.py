@@ -141,6 +141,18 @@ def test_an_answer_that_was_cut_off_is_trained_without_an_end_token(tiny_policy:
     assert tokenizer.decode(cut["chosen_ids"]).strip() == rows[1].chosen[0]["content"]
 
 
+def test_prompts_are_trained_with_the_system_prompt_that_they_were_answered_with(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    from rlhf_loop.training import training_arguments
+    from rlhf_loop.updates import dpo
+
+    brief = policy(tiny_policy).model_copy(update={"system_prompt": "Be brief."})
+    arguments = training_arguments(DPOConfig, tmp_path, 0, {})
+    trainer, tokenizer, _ = dpo._trainer([pair(0)], tiny_policy, tiny_policy, brief, settings(), arguments)
+    assert "Be brief." in tokenizer.decode(trainer.train_dataset[0]["prompt_ids"])
+
+
 LOSSES = {
     "exo_pair": {"label_smoothing": 1e-3},
     "robust": {"label_smoothing": 0.1},

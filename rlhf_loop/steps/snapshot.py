@@ -52,7 +52,7 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> Validati
             f"are needed (feedback.validation.min_pairs). Of {len(feedback)} pieces of feedback "
             f"{len(report.quarantined)} were set aside: `rlhf-loop feedback check` says why. Set `feedback.annotator` "
             "or `feedback.imports` in the recipe, or answer the open questions (`rlhf-loop feedback export --format "
-            "questions`)"
+            "questions`); where neither the update nor the reward model learns from pairs, set min_pairs to 0"
         )
     training = {prompt.id: prompt for prompt in prompts.values() if prompt.split == "train"}
     sound = [record for record in [*report.usable, *report.set_aside] if record.prompt_id in training]
