@@ -102,7 +102,10 @@ def config(output: Path | str, kind: Any = PPOConfig, **settings: Any) -> Any:
 
 def trainer(output: Path | str, kind: Any = PPOTrainer, **settings: Any) -> Any:
     """A trainer on the task; settings that are the trainer's own arguments go there."""
-    own = {"model", "reward_funcs", "peft_config", "value_model", "rollout_func", "train_dataset", "processing_class"}
+    own = {
+        "model", "reward_funcs", "reward_processing_classes", "peft_config", "value_model", "rollout_func",
+        "train_dataset", "eval_dataset", "processing_class",
+    }  # fmt: skip
     arguments = {name: settings.pop(name) for name in list(settings) if name in own}
     arguments = {
         "model": model_folder(),
