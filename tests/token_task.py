@@ -104,7 +104,7 @@ def trainer(output: Path | str, kind: Any = PPOTrainer, **settings: Any) -> Any:
     """A trainer on the task; settings that are the trainer's own arguments go there."""
     own = {
         "model", "reward_funcs", "reward_processing_classes", "peft_config", "value_model", "rollout_func",
-        "train_dataset", "eval_dataset", "processing_class",
+        "train_dataset", "eval_dataset", "processing_class", "optimizers",
     }  # fmt: skip
     arguments = {name: settings.pop(name) for name in list(settings) if name in own}
     arguments = {

@@ -114,6 +114,8 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
             raise UserError(f"PPOTrainer has no argument `{name}`; use {_FORMER_ARGUMENTS[name]}. See docs/updates.md")
         if args is None:
             args = PPOConfig("trainer_output")
+        if args.critic_learning_rate is not None and more.get("optimizers", (None, None))[0] is not None:
+            raise UserError("`critic_learning_rate` has no effect on an optimizer that you made; leave one of them out")
         if processing_class is not None:
             _check_tokenizer(processing_class)
         functions = _as_list(reward_funcs)
@@ -418,14 +420,9 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Parameter groups of the critic have its own learning rate."""
-        given = self.optimizer is not None
+        if self.optimizer is not None:  # the user's, or that of an earlier `train()`
+            return super().create_optimizer(model)
         optimizer = super().create_optimizer(model)
-        if given:
-            if self.args.critic_learning_rate is not None:
-                raise UserError(
-                    "`critic_learning_rate` has no effect on an optimizer that you made; leave one of them out"
-                )
-            return optimizer
         named = (self.model if model is None else model).named_parameters()
         critic = {id(parameter) for name, parameter in named if is_critic(name)}
         rate = self.args.critic_learning_rate

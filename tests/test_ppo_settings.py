@@ -1,0 +1,230 @@
+"""PPO's settings: what is refused with its remedy, and what the optimizer does with the critic's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import token_task as task
+import torch
+from test_ppo import gradients, placed, with_random_critic
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from trl import GRPOConfig
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.updates import PPOConfig
+from rlhf_loop.updates.ppo import config as ppo_config
+from rlhf_loop.updates.ppo.critic import is_critic
+
+OF_GRPO = {
+    "num_iterations": 2,
+    "beta": 0.04,
+    "epsilon": 0.1,
+    "epsilon_high": 0.28,
+    "delta": 1.5,
+    "loss_type": "dr_grpo",
+    "scale_rewards": "batch",
+    "importance_sampling_level": "sequence",
+    "multi_objective_aggregation": "normalize_then_sum",
+    "mask_truncated_completions": True,
+    "top_entropy_quantile": 0.2,
+    "off_policy_mask_threshold": 0.5,
+    "use_bias_correction_kl": False,
+    "use_adaptive_entropy": True,
+    "sync_ref_model": True,
+    "steps_per_generation": 3,
+    "generation_batch_size": 64,
+}
+
+
+@pytest.mark.parametrize("name", OF_GRPO)
+def test_settings_of_grpo_that_mean_nothing_here_are_refused_with_what_to_set(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=rf"^{name}=.*PPO does not use it; set ") as refused:
+        task.config(tmp_path, **{name: OF_GRPO[name]})
+    assert ppo_config._INSTEAD[name] in str(refused.value)
+
+
+def test_every_refused_setting_is_tried() -> None:
+    assert set(OF_GRPO) == set(ppo_config._INSTEAD)
+
+
+def test_a_setting_may_be_given_as_what_it_follows_from(tmp_path: Path) -> None:
+    made = task.config(tmp_path, beta=0.05, num_iterations=4, steps_per_generation=2, num_mini_batches=2)
+    assert (made.beta, made.num_iterations, made.steps_per_generation) == (0.05, 4, 2)
+
+
+OUT_OF_RANGE = {
+    "num_ppo_epochs": 0,
+    "num_mini_batches": 0,
+    "num_generations": 0,
+    "kl_coef": -0.1,
+    "kl_estimator": "k2",
+    "kl_target": 0.0,
+    "kl_horizon": 0.0,
+    "kl_budget": 0.0,
+    "gamma": 1.01,
+    "lam": -0.01,
+    "cliprange": 0.0,
+    "cliprange_value": 0.0,
+    "score_clip": 0.0,
+    "critic": "shared",
+    "value_warmup_steps": -1,
+    "reward_time_limit": 0.0,
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+def test_numbers_out_of_range_are_refused_with_the_range(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=rf"^{name}=.* is out of range: ") as refused:
+        task.config(tmp_path, **{name: OUT_OF_RANGE[name]})
+    assert ppo_config._RANGES[name] in str(refused.value)
+
+
+def test_every_range_is_tried() -> None:
+    assert set(OUT_OF_RANGE) == set(ppo_config._RANGES)
+
+
+def test_a_kl_target_needs_a_coefficient_to_start_from(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="with `kl_coef` above 0 to start from"):
+        task.config(tmp_path, kl_target=1.0, kl_coef=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("ref_model", "the reference is the model that `model` was loaded from"),
+        ("reward_model", "`reward_funcs`"),
+        ("tokenizer", "`processing_class`"),
+        ("data_collator", "the column `prompt`"),
+    ],
+)
+def test_arguments_of_the_former_trainer_are_refused_with_todays(tmp_path: Path, name: str, instead: str) -> None:
+    from rlhf_loop.updates import PPOTrainer
+
+    with pytest.raises(UserError, match=f"no argument `{name}`") as refused:
+        PPOTrainer(task.model_folder(), task.share_of_a, task.config(tmp_path), **{name: object()})
+    assert instead in str(refused.value)
+
+
+def test_groups_that_do_not_fill_a_rollout_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a rollout of 16 completions cannot be made of groups of 3"):
+        task.config(tmp_path, num_generations=3)
+
+
+@pytest.mark.parametrize(("generations", "epochs", "minibatches"), [(1, 4, 1), (4, 1, 2), (16, 2, 4)])
+def test_what_follows_from_the_settings(tmp_path: Path, generations: int, epochs: int, minibatches: int) -> None:
+    made = task.config(
+        tmp_path, num_generations=generations, num_ppo_epochs=epochs, num_mini_batches=minibatches,
+        per_device_train_batch_size=4, gradient_accumulation_steps=4,
+    )  # fmt: skip
+    assert made.num_generations == generations  # GRPO's settings alone would refuse 1
+    assert made.generation_batch_size == 16 * minibatches
+    assert made.steps_per_rollout == epochs * minibatches
+    assert isinstance(made, GRPOConfig)
+
+
+# The critic's optimizer
+
+
+@pytest.mark.parametrize("placement", ["separate", "head", "adapter"])
+@pytest.mark.parametrize("rate", [None, 5e-3, 0.0])
+def test_the_critic_has_a_learning_rate_of_its_own(tmp_path: Path, placement: str, rate: float | None) -> None:
+    made = task.trainer(tmp_path, critic_learning_rate=rate, weight_decay=0.1, **placed(placement))
+    with_random_critic(made, policy_too=True)
+    before = {name: parameter.detach().clone() for name, parameter in made.model.named_parameters()}
+    optimizer = made.create_optimizer()
+    rates, decays = {}, {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert id(parameter) not in rates  # in one group
+            rates[id(parameter)], decays[id(parameter)] = group["lr"], group["weight_decay"]
+    for name, parameter in made.model.named_parameters():
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == (rate if is_critic(name) and rate is not None else 1e-3)
+            assert decays[id(parameter)] == (0.0 if "norm" in name or name.endswith("bias") else 0.1)
+        else:
+            assert id(parameter) not in rates
+    made.train()
+    changed = {name for name, p in made.model.named_parameters() if not torch.equal(p, before[name])}
+    assert any(not is_critic(name) for name in changed)
+    assert any(is_critic(name) for name in changed) == (rate != 0.0)
+
+
+def test_a_critics_rate_on_an_optimizer_of_ones_own_is_refused(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(task.model_folder())
+    own = (torch.optim.SGD(model.parameters(), lr=0.1), None)
+    with pytest.raises(UserError, match="leave one of them out"):
+        task.trainer(tmp_path, model=model, optimizers=own, critic_learning_rate=1e-3)
+    assert task.trainer(tmp_path, model=model, optimizers=own).create_optimizer() is own[0]
+
+
+def test_a_second_call_of_train_goes_on_with_the_same_rates(tmp_path: Path) -> None:
+    made = task.trainer(tmp_path, critic_learning_rate=1e-2)
+    made.train()
+    made.train()
+    assert {group["lr"] for group in made.optimizer.param_groups} == {1e-3, 1e-2}
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, 0.5), (0.01, 0.01)])
+def test_gradients_of_policy_and_critic_are_clipped_apart(tmp_path: Path, own: float | None, expected: float) -> None:
+    made = with_random_critic(task.trainer(tmp_path, max_grad_norm=0.5, critic_max_grad_norm=own, vf_coef=10.0))
+    batch = task.rollout(made)
+    batch["advantages"] = 10 * batch["advantages"]
+
+    def norms(found: dict[str, torch.Tensor]) -> dict[bool, float]:
+        return {
+            which: float(torch.cat([g.flatten() for name, g in found.items() if is_critic(name) == which]).norm())
+            for which in (False, True)
+        }
+
+    before = norms(gradients(made, batch))
+    assert min(before.values()) > 1
+    made.create_optimizer()
+    logged = made._clip_grad_norm(made.model)
+    after = norms({name: p.grad for name, p in made.model.named_parameters() if p.grad is not None})
+    assert after[False] == pytest.approx(0.5, rel=1e-4)
+    assert after[True] == pytest.approx(expected, rel=1e-4)
+    assert float(logged) == pytest.approx(before[False], rel=1e-5)
+    got = {name: (total / count).item() for name, (total, count) in made._sums["train"].items()}
+    assert got["policy/grad_norm"] == pytest.approx(before[False], rel=1e-5)
+    assert got["val/grad_norm"] == pytest.approx(before[True], rel=1e-5)
+
+
+# Where the critic goes
+
+
+def test_a_critic_that_does_not_go_with_the_policy_is_refused(tmp_path: Path) -> None:
+    classifier: Any = AutoModelForSequenceClassification.from_pretrained(task.model_folder(), num_labels=1)
+    with pytest.raises(UserError, match="pass `peft_config`"):
+        task.trainer(tmp_path, critic="adapter")
+    with pytest.raises(UserError, match="needs `value_model`"):
+        task.trainer(tmp_path, critic="separate", peft_config=task.lora())
+    with pytest.raises(UserError, match="leave one of them out"):
+        task.trainer(tmp_path, critic="head", value_model=classifier)
+    classifier.resize_token_embeddings(20)
+    with pytest.raises(UserError, match="embeddings for 20 tokens and the policy's for 32"):
+        task.trainer(tmp_path, value_model=classifier)
+
+
+def test_the_critic_goes_where_the_policy_suggests(tmp_path: Path) -> None:
+    assert task.trainer(tmp_path).placement == "separate"
+    assert task.trainer(tmp_path, peft_config=task.lora()).placement == "adapter"
+    assert task.trainer(tmp_path, peft_config=task.lora(), critic="head").placement == "head"
+
+
+def test_an_adapters_weights_are_those_of_the_seed(tmp_path: Path) -> None:
+    def critic(seed: int) -> torch.Tensor:
+        made = task.trainer(tmp_path, peft_config=task.lora(), seed=seed)
+        return torch.cat(
+            [p.detach().flatten() for n, p in made.model.named_parameters() if is_critic(n) and "lora_A" in n]
+        )
+
+    assert torch.equal(critic(1), critic(1))
+    assert not torch.equal(critic(1), critic(2))
+
+
+def test_the_defaults_are_those_of_the_reproduction_that_they_cite() -> None:
+    made = PPOConfig("out", use_cpu=True, bf16=False)
+    assert (made.num_ppo_epochs, made.num_mini_batches, made.kl_coef, made.lam) == (4, 1, 0.05, 0.95)
+    assert (made.cliprange, made.cliprange_value, made.vf_coef, made.gamma) == (0.2, 0.2, 0.1, 1.0)
