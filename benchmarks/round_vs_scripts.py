@@ -94,7 +94,7 @@ def write_recipe(folder: Path, prompts: int) -> Path:
     values["feedback"]["questions_per_round"] = 2 * prompts
     values["pairing"]["max_pairs"] = None
     values["pairing"]["sources"] = ["feedback"]
-    values["update"]["trainer"].pop("save_steps", None)
+    values["update"]["trainers"]["dpo"].pop("save_steps", None)
     values["evaluation"]["plain_text"] = None
     values["gate"]["max_plain_text_ratio"] = None
     recipe = folder / "round.yaml"
@@ -231,7 +231,7 @@ def stock(part: str, folder: Path) -> None:
     elif part == "score":
         score(data["candidates"])
     elif part == "dpo":
-        settings = data["recipe"]["update"]["trainer"]
+        settings = data["recipe"]["update"]["trainers"]["dpo"]
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16)
         trainer = DPOTrainer(
             model=model, args=DPOConfig(output_dir=str(folder / "stock-policy"), **settings, **common),
