@@ -165,8 +165,7 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
         self.add_callback(_Freezing(self))
         if self.use_vllm:
-            named = self.vllm_generation._iter_named_params
-            self.vllm_generation._iter_named_params = lambda: (item for item in named() if not is_critic(item[0]))
+            self._hide_critic_from_vllm()
         # Elsewhere a token's absolute place matters, and cutting padding off on the left would change it.
         self._has_rotary_positions = any("rotary" in name for name, _ in self._unwrapped().named_modules())
         self._check_prompts()
@@ -607,6 +606,10 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
         logger.warning("%s: nothing to learn from this rollout", said)
 
     # Small things
+
+    def _hide_critic_from_vllm(self) -> None:
+        named = self.vllm_generation._iter_named_params
+        self.vllm_generation._iter_named_params = lambda: (item for item in named() if not is_critic(item[0]))
 
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
