@@ -175,6 +175,22 @@ def test_a_resumed_training_is_the_one_that_was_not_interrupted(tmp_path: Path, 
             }
 
 
+def test_a_training_resumes_in_a_later_pass_over_its_prompts(tmp_path: Path) -> None:
+    """Two rollouts are a pass over 40 prompts, 8 of which are left out of it; the third pass is resumed."""
+
+    def trained(resume: str | None) -> Any:
+        made = task.trainer(
+            tmp_path, train_dataset=task.prompts(40), save_strategy="steps", save_steps=5, num_ppo_epochs=1, max_steps=8
+        )
+        made.train(resume_from_checkpoint=resume)
+        return made
+
+    through, resumed = trained(None), trained(str(tmp_path / "checkpoint-5"))
+    assert through.state.epoch == 4
+    for name, tensor in resumed.model.state_dict().items():
+        assert torch.equal(tensor, through.model.state_dict()[name]), name
+
+
 def test_a_resumed_training_warns_of_no_missing_weights_and_counts_its_own_speed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
