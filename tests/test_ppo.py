@@ -366,6 +366,7 @@ def test_a_warm_up_changes_the_critic_alone(tmp_path: Path, placement: str) -> N
     before = copies(made.model)
     trained = {name for name, p in made.model.named_parameters() if p.requires_grad}
     made.train()
+    assert [row["policy/grad_norm"] > 0 for row in log_of(made)] == [False, False, True]
     (_, _), (warm, touched), (after, _) = steps.kept
     for name, parameter in made.model.named_parameters():
         if not is_critic(name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -132,6 +133,15 @@ def test_a_function_that_hangs_is_given_up_in_time(tmp_path: Path, wrap: str) ->
         reward_time_limit=0.2,
     )  # fmt: skip
     assert time.monotonic() - began < 10
+
+
+def test_a_function_that_must_run_in_the_main_thread_is_told_how(tmp_path: Path) -> None:
+    def judge(completions: list[str], **_: Any) -> list[float]:
+        signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGALRM))  # as time limits of its own do
+        return [float(i) for i in range(len(completions))]
+
+    refused(tmp_path, judge, "judge raised ValueError: signal only works .* unless `reward_time_limit` is null")
+    task.trainer(tmp_path, reward_funcs=judge, reward_time_limit=None, max_steps=1).train()
 
 
 def test_a_process_ends_although_its_reward_function_hangs() -> None:

@@ -39,7 +39,7 @@ def ragged_rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
 
 
 def trainer(folder: Path, placement: str, size: int, accumulated: int, **settings: Any) -> Any:
-    adapted = {"peft_config": task.lora()} if placement == "adapter" else {}
+    adapted = {"peft_config": task.lora(), "gradient_checkpointing": True} if placement == "adapter" else {}
     return task.trainer(
         folder, rollout_func=ragged_rollout, per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulated, num_ppo_epochs=2, max_steps=STEPS, learning_rate=1e-2, optim="sgd",
@@ -78,7 +78,29 @@ def as_one_of_two(folder: Path) -> None:
             assert torch.equal(tensor, made.model.state_dict()[name]), name
         assert resumed.kl_coef == made.kl_coef != 0.05
         assert resumed.score_scale.state() == made.score_scale.state()
+    sharded_critic_loads_whole_weights()
     (folder / f"rank_{dist.get_rank()}_of_{dist.get_world_size()}").touch()
+
+
+def sharded_critic_loads_whole_weights() -> None:
+    """Under FSDP2, which Accelerate does not enter without a GPU."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+    from transformers import AutoModelForCausalLM
+
+    from rlhf_loop.updates.ppo.critic import attach_critic, is_critic, load_critic
+
+    model = AutoModelForCausalLM.from_pretrained(task.model_folder())
+    attach_critic(model, "separate")
+    saved = {name: tensor + 1 for name, tensor in model.state_dict().items() if is_critic(name)}
+    policy = {name: tensor.clone() for name, tensor in model.state_dict().items() if not is_critic(name)}
+    for layer in [*model.model.layers, *model.ppo_critic.trunk.layers, model]:
+        fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+    assert not load_critic(model, saved)
+    for name, tensor in model.state_dict().items():
+        assert isinstance(tensor, DTensor)
+        assert torch.equal(tensor.full_tensor(), saved[name] if is_critic(name) else policy[name]), name
 
 
 def as_one_of_two_with_an_error(folder: Path) -> None:

@@ -182,7 +182,9 @@ def _raised(name: str, error: Exception, prompts: Sequence[Any], completions: Se
     if isinstance(error, UserError):
         return error
     first = f"; the first of {len(completions)}: {shown(prompts[0], completions[0])}" if len(completions) else ""
-    return UserError(f"the reward function {name} raised {type(error).__name__}: {error}{first}")
+    # As signals and SQLite connections do.
+    thread = ". It runs in a thread of its own unless `reward_time_limit` is null" if "thread" in str(error) else ""
+    return UserError(f"the reward function {name} raised {type(error).__name__}: {error}{first}{thread}")
 
 
 def _name(function: Any) -> str:

@@ -23,6 +23,8 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
 from trl.trainer.utils import FusedCausalLMOutput
 
 from rlhf_loop.errors import UserError
@@ -142,6 +144,21 @@ def without_critic_adapter(model: Any) -> Iterator[None]:
     finally:
         if config is not None:
             model.peft_config[CRITIC] = config
+
+
+def load_critic(model: Any, tensors: dict[str, torch.Tensor]) -> set[str]:
+    """Puts saved weights, whole ones by their names, into the critic of `model`, sharded or not.
+
+    Gives the names that are on one side only.
+    """
+    names = {name for name in model.state_dict() if is_critic(name)}
+    if names == set(tensors):
+        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            options = StateDictOptions(full_state_dict=True, strict=False)
+            set_model_state_dict(model, dict(tensors), options=options)
+        else:
+            model.load_state_dict(tensors, strict=False)
+    return names ^ set(tensors)
 
 
 class ValueTap:
