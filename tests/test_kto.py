@@ -98,9 +98,9 @@ def test_both_labels_count_alike_unless_the_recipe_says_otherwise(tiny_policy: P
     metrics = train(tiny_policy, tmp_path / "one", start=tiny_policy, reference=tiny_policy, max_steps=1)
     assert metrics["desirable_weight"] * 6 == metrics["undesirable_weight"] * 2 == 6.0
     metrics = train(
-        tiny_policy, tmp_path / "two", start=tiny_policy, reference=tiny_policy, max_steps=1, undesirable_weight=2.0
+        tiny_policy, tmp_path / "two", start=tiny_policy, reference=tiny_policy, max_steps=1, desirable_weight=2.0
     )
-    assert (metrics["desirable_weight"], metrics["undesirable_weight"]) == (1.0, 2.0)
+    assert (metrics["desirable_weight"], metrics["undesirable_weight"]) == (2.0, 1.0)
     assert kto.balanced_weights(ROWS[1:4]) == {"desirable_weight": 1.0, "undesirable_weight": 1.0}
 
 

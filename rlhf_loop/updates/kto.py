@@ -46,7 +46,9 @@ def update(
     tune_cpu_memory()
     output.mkdir(parents=True, exist_ok=True)
     with quiet():
-        values = {"run_name": run_name, **balanced_weights(rows), **settings.trainer_settings()}
+        values = {"run_name": run_name, **settings.trainer_settings()}
+        if not {"desirable_weight", "undesirable_weight"} & set(values):
+            values |= balanced_weights(rows)
         arguments = training_arguments(KTOConfig, output, seed, values, policy.dtype)
         torch.manual_seed(seed)
         trainer, tokenizer, counts = _trainer(rows, start, reference, policy, settings, arguments)
