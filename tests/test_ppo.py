@@ -552,7 +552,7 @@ def test_a_completion_that_no_function_scores_takes_no_part(tmp_path: Path) -> N
         name: value[::2] if isinstance(value, torch.Tensor) and value.dim() else value for name, value in batch.items()
     }
     for name, gradient in gradients(made, half).items():
-        torch.testing.assert_close(whole[name], gradient, atol=1e-6, rtol=0)
+        torch.testing.assert_close(whole[name], gradient, atol=1e-6, rtol=1e-5)
 
 
 def test_tokens_that_something_else_wrote_are_read_but_not_trained(tmp_path: Path) -> None:

@@ -11,18 +11,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from trl import GRPOTrainer
 
-from rlhf_loop.distributed import rank
 from rlhf_loop.errors import UserError
-from rlhf_loop.generation.transformers_engine import sample_ids
 from rlhf_loop.model_files import resolve_model
-from rlhf_loop.models import merged_for_sampling, to_messages, tune_cpu_memory
+from rlhf_loop.models import to_messages, tune_cpu_memory
 from rlhf_loop.recipe import Generation, Policy, Update
-from rlhf_loop.records import Prompt, stable_id
+from rlhf_loop.records import Prompt
 from rlhf_loop.training import quiet, training_arguments
 from rlhf_loop.updates.adapters import adapter_folder, build_trainer
-from rlhf_loop.updates.prompt_order import resumable
 from rlhf_loop.updates.train_and_save import train_and_save
 
 
@@ -46,7 +42,7 @@ def train_online(
     generation: Generation,
     before_saving: Callable[[Any], None] = lambda model: None,
 ) -> dict[str, Any]:
-    """See `rlhf_loop.updates.update_policy`. `kind` and `config`: the trainer's class and that of its settings.
+    """See `rlhf_loop.updates.update_policy`. `kind`: the trainer's class, with `Rollouts`; `config`: of its settings.
 
     Answers are sampled as in `generation`, unless the trainer's settings say otherwise (`max_completion_length`,
     `temperature`, `top_p`, `top_k`). Gives the metrics of the training, with the prompts and the completions sampled,
@@ -64,7 +60,7 @@ def train_online(
         def make(model: Any, _: Any, *, processing_class: Any, peft_config: Any) -> Any:
             if adapter_folder(reference) is None:  # where TRL loads the reference of a full fine-tuning from
                 model.config._name_or_path = str(resolve_model(str(reference)))
-            return _with_own_sampler(kind)(
+            return kind(
                 model=model,
                 reward_funcs=reward,
                 args=arguments,
@@ -95,59 +91,6 @@ def train_online(
         "first_reward": rewards[0] if rewards else None,
         "last_reward": rewards[-1] if rewards else None,
     }
-
-
-def _with_own_sampler(kind: type[Any]) -> type[Any]:
-    """`kind`, sampling with `rlhf_loop.generation` instead of `generate`, unless vLLM samples or weights are sharded.
-
-    Random numbers are those of (seed, step, prompt, sample, rank): a training that was resumed samples the same.
-    """
-
-    class OwnSampler(kind):  # type: ignore[misc]
-        """Overrides TRL's method that turns prompt ids into completion ids, and the order of prompts."""
-
-        generation_batch_tokens = 16384
-
-        def _get_train_sampler(self, dataset: Any = None) -> Any:
-            return resumable(super()._get_train_sampler(dataset))
-
-        def _generate_single_turn(self, prompt_ids: Any, images: Any, *more: Any, **named: Any) -> Any:
-            continuous = getattr(self.args, "use_transformers_continuous_batching", False)
-            if self.use_vllm or continuous or images is not None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                return super()._generate_single_turn(prompt_ids, images, *more, **named)
-            completions = _sampled(self, prompt_ids)
-            return (completions, None) if issubclass(kind, GRPOTrainer) else completions
-
-    OwnSampler.__name__ = OwnSampler.__qualname__ = kind.__name__
-    return OwnSampler
-
-
-def _sampled(trainer: Any, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
-    """A completion for each row of `prompt_ids`; equal prompts are read once."""
-    distinct: dict[tuple[int, ...], int] = {}
-    samples: list[int] = []
-    rows = []
-    for ids in prompt_ids:
-        number = distinct.setdefault(tuple(ids), len(distinct))
-        if number == len(samples):
-            samples.append(0)
-        rows.append((number, samples[number]))
-        samples[number] += 1
-    mode = "train" if trainer.model.training else "eval"
-    keys = [(trainer.args.seed, trainer.state.global_step, stable_id(mode, rank(), ids)) for ids in distinct]
-    settings = Generation(
-        max_new_tokens=trainer.max_completion_length,
-        temperature=trainer.temperature,
-        top_p=trainer.top_p,
-        top_k=trainer.top_k or 0,
-        batch_tokens=trainer.generation_batch_tokens,
-    )
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    with merged_for_sampling(model):
-        completions = sample_ids(
-            model, trainer.processing_class, [list(ids) for ids in distinct], keys, samples, settings
-        )
-    return [completions[prompt][sample] for prompt, sample in rows]
 
 
 def _as_sampled(generation: Generation) -> dict[str, Any]:

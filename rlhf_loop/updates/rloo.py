@@ -12,8 +12,15 @@ from trl import RLOOConfig, RLOOTrainer
 
 from rlhf_loop.updates.online import train_online
 from rlhf_loop.updates.reward_functions import watched
+from rlhf_loop.updates.rollouts import Rollouts
 
 
 def update(rows: Any, *, reward: Any, **arguments: Any) -> dict[str, Any]:
     """See `rlhf_loop.updates.update_policy`."""
-    return train_online(RLOOTrainer, RLOOConfig, rows, reward=watched(reward), **arguments)
+    return train_online(_Trainer, RLOOConfig, rows, reward=watched(reward), **arguments)
+
+
+class _Trainer(Rollouts, RLOOTrainer):  # type: ignore[misc]
+    """TRL's trainer with our sampler."""
+
+    _name = "RLOO"

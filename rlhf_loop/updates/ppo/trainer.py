@@ -1,8 +1,8 @@
 """Proximal policy optimisation of a language model with a learned critic, on TRL's GRPOTrainer.
 
-Sampling (transformers, vLLM server and colocate), rewards, batching, logging and checkpoints are GRPOTrainer's. This
-class adds to what its methods give, and replaces one: the loss. Nothing of theirs is copied; `tests/test_ppo_seams.py`
-fails when one of those that are leant on changes.
+Sampling with vLLM (server and colocate), rewards, batching, logging and checkpoints are those of GRPOTrainer; sampling
+with transformers is our own. This class adds to what GRPOTrainer's methods give, and replaces one: the loss. Nothing of
+theirs is copied; `tests/test_ppo_seams.py` fails when one of those that are leant on changes.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ from rlhf_loop.updates.ppo.critic import (
     ValueTap,
     attach_critic,
     is_critic,
+    load_critic,
     policy_is_active,
     thaw_critic,
     without_critic_adapter,
 )
-from rlhf_loop.updates.prompt_order import resumable
 from rlhf_loop.updates.reward_functions import classifier_reward, watched
+from rlhf_loop.updates.rollouts import Rollouts
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ _FORMER_ARGUMENTS = {
 }
 
 
-class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
+class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
     """PPO (Schulman et al. 2017, arXiv 1707.06347; Ouyang et al. 2022, arXiv 2203.02155) with TRL's conventions.
 
     >>> trainer = PPOTrainer(
@@ -317,10 +318,7 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
             scores = scores - args.missing_eos_penalty * missing_eos
         return scores
 
-    # Prompts and minibatches
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        return resumable(super()._get_train_sampler(dataset))
+    # Minibatches
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """Each PPO epoch goes through the rollout in an order of its own."""
@@ -531,13 +529,11 @@ class PPOTrainer(GRPOTrainer):  # type: ignore[misc]
         folder = os.path.join(resume_from_checkpoint, CRITIC)
         if not os.path.isfile(os.path.join(folder, "critic.safetensors")):
             raise UserError(f"{resume_from_checkpoint} holds no critic ({CRITIC}/): it is not a checkpoint of PPO")
-        tensors = safetensors.torch.load_file(os.path.join(folder, "critic.safetensors"))
-        unexpected = target.load_state_dict(tensors, strict=False).unexpected_keys
-        missing = {name for name in target.state_dict() if is_critic(name)} - set(tensors)
-        if unexpected or missing:
+        different = load_critic(target, safetensors.torch.load_file(os.path.join(folder, "critic.safetensors")))
+        if different:
             raise UserError(
-                f"the critic in {folder} is not this one (critic={self.placement!r}): "
-                f"{sorted([*unexpected, *missing])[0]} differs; resume with the settings that it was made with"
+                f"the critic in {folder} is not this one (critic={self.placement!r}): {min(different)} differs; resume "
+                "with the settings that it was made with"
             )
         thaw_critic(target)  # frozen by PEFT when it loaded the policy's adapter
 

@@ -1,0 +1,98 @@
+"""How our online trainers sample and score tokens, put before a trainer of TRL among its base classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import trl.trainer.utils
+from trl import GRPOTrainer
+
+from rlhf_loop.distributed import rank
+from rlhf_loop.generation.transformers_engine import sample_ids
+from rlhf_loop.models import merged_for_sampling
+from rlhf_loop.recipe import Generation
+from rlhf_loop.records import stable_id
+from rlhf_loop.updates.prompt_order import resumable
+
+
+class Rollouts:
+    """Samples with `rlhf_loop.generation` in place of `generate`: prompts are read once for all their completions, rows
+    that have ended leave the batch, an adapter is merged meanwhile. Random numbers are those of (seed, step, prompt,
+    sample, rank), so a training that was resumed samples the same.
+
+    vLLM, continuous batching, sharded weights, images, and settings of `generate` that our sampler does not have are
+    left to TRL."""
+
+    generation_batch_tokens = 1 << 17
+    """Rows x padded length that are sampled together at most."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return resumable(super()._get_train_sampler(dataset))  # type: ignore[misc]
+
+    def _generate_single_turn(self: Any, prompt_ids: Any, images: Any, *more: Any, **named: Any) -> Any:
+        if images is not None or not _can_sample(self):
+            return super()._generate_single_turn(prompt_ids, images, *more, **named)  # type: ignore[misc]
+        completions = _sampled(self, prompt_ids)
+        return (completions, None) if isinstance(self, GRPOTrainer) else completions
+
+    def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> Any:
+        with _scored_positions_only():
+            return super()._get_per_token_logps_and_entropies(*arguments, **named)  # type: ignore[misc]
+
+
+def _can_sample(trainer: Any) -> bool:
+    args = trainer.args
+    return not (
+        trainer.use_vllm
+        or trainer.is_fsdp_enabled
+        or trainer.is_deepspeed_enabled
+        or getattr(args, "use_transformers_continuous_batching", False)
+        or args.generation_kwargs
+        or args.cache_implementation
+        or args.min_p
+        or args.repetition_penalty != 1.0
+    )
+
+
+def _sampled(trainer: Any, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+    """A completion for each row of `prompt_ids`; equal prompts are read once."""
+    distinct: dict[tuple[int, ...], int] = {}
+    samples: list[int] = []
+    rows = []
+    for ids in prompt_ids:
+        number = distinct.setdefault(tuple(ids), len(distinct))
+        if number == len(samples):
+            samples.append(0)
+        rows.append((number, samples[number]))
+        samples[number] += 1
+    mode = "train" if trainer.model.training else "eval"
+    keys = [(trainer.args.seed, trainer.state.global_step, stable_id(mode, rank(), ids)) for ids in distinct]
+    settings = Generation(
+        max_new_tokens=trainer.max_completion_length,
+        temperature=trainer.temperature,
+        top_p=trainer.top_p,
+        top_k=trainer.top_k or 0,
+        batch_tokens=trainer.generation_batch_tokens,
+    )
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with merged_for_sampling(model):
+        completions = sample_ids(
+            model, trainer.processing_class, [list(ids) for ids in distinct], keys, samples, settings
+        )
+    return [completions[prompt][sample] for prompt, sample in rows]
+
+
+@contextmanager
+def _scored_positions_only() -> Iterator[None]:
+    """Within it, TRL's fused head projects the completion's positions alone onto the vocabulary on every device.
+
+    By itself it does so only where Triton runs, and elsewhere projects the prompt's too, because on some accelerators
+    each new shape is compiled."""
+    before = trl.trainer.utils._use_triton
+    trl.trainer.utils._use_triton = lambda device: device.type == "cpu" or before(device)
+    try:
+        yield
+    finally:
+        trl.trainer.utils._use_triton = before
