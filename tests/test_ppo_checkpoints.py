@@ -121,6 +121,8 @@ def test_a_critic_comes_off_after_training(tmp_path: Path, placement: str, mixed
     before = logits(made.model)
     detach_critic(made.model)
     assert list(made.model.state_dict()) == list(trained)
+    policy = made.model if placement != "adapter" else made.model.get_base_model()
+    assert "_original_forward" not in vars(policy)  # with the critic, which Accelerate would put back
     assert all(torch.equal(tensor, trained[name]) for name, tensor in made.model.state_dict().items())
     torch.testing.assert_close(logits(made.model).float(), before.float(), atol=0.02 if mixed else 0, rtol=0)
     assert made.model.generate(input_ids=PROMPT, max_new_tokens=3).shape[1] <= 8
