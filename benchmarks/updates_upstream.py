@@ -221,6 +221,7 @@ def our_trainer(task: Task, folder: Path, meter: Meter, seed: int, critic: str =
             output_dir=str(folder / "ours"),
             critic=critic,
             max_steps=task.rollouts * steps,
+            model_init_kwargs={"dtype": "auto"},
             per_device_train_batch_size=task.rollout // task.minibatches,
             gradient_accumulation_steps=1,
             num_mini_batches=task.minibatches,
@@ -311,7 +312,7 @@ def make_model(task: Task, folder: Path) -> None:
         model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    model.save_pretrained(folder)
+    model.to(torch.bfloat16 if task.accelerator else torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
