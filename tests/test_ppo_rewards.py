@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rlhf_loop.errors import UserError
 from rlhf_loop.updates.reward_functions import classifier_reward
 
 CHAT = (
@@ -260,3 +261,8 @@ def test_a_critic_from_a_headless_model_starts_at_0(tmp_path: Path) -> None:
     made = task.trainer(tmp_path, value_model=trunk)
     assert not task.rollout(made)["old_values"].any()
     assert made.model.ppo_critic.trunk is trunk
+
+
+def test_a_language_model_given_as_a_reward_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no reward model: it lacks score"):
+        task.trainer(tmp_path, reward_funcs=task.model_folder())

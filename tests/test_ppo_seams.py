@@ -342,3 +342,26 @@ def test_a_new_reference_adapter_is_called_ref() -> None:
 def test_trl_is_pinned_to_the_release_that_this_was_written_for() -> None:
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     assert "trl>=1.16,<1.17" in project["dependencies"], "a newer TRL: run this file with it first, then move the pin"
+
+
+def test_the_fused_head_asks_by_device_which_positions_to_project(tmp_path: Path) -> None:
+    made = task.trainer(tmp_path)
+    batch = task.rollout(made)
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    shapes: list[int] = []
+    kernel = trl.trainer.utils._ChunkedLogProbFunction.apply
+
+    def counted(hidden: torch.Tensor, *arguments: Any) -> Any:
+        shapes.append(len(hidden))
+        return kernel(hidden, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trl.trainer.utils._ChunkedLogProbFunction, "apply", counted)
+        ours, _, _ = made._get_per_token_logps_and_entropies(made.model, ids, attention, task.LENGTH)
+        theirs, _, _ = GRPOTrainer._get_per_token_logps_and_entropies(made, made.model, ids, attention, task.LENGTH)
+    assert shapes[0] == int(batch["completion_mask"].sum()), look(
+        "TRL's `_use_triton`", "rlhf_loop/updates/rollouts.py"
+    )
+    assert shapes[1] > shapes[0]
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)

@@ -32,6 +32,7 @@ OF_GRPO = {
     "off_policy_mask_threshold": 0.5,
     "use_bias_correction_kl": False,
     "use_adaptive_entropy": True,
+    "load_best_model_at_end": True,
     "sync_ref_model": True,
     "steps_per_generation": 3,
     "generation_batch_size": 64,
@@ -228,3 +229,17 @@ def test_the_defaults_are_those_of_the_reproduction_that_they_cite() -> None:
     made = PPOConfig("out", use_cpu=True, bf16=False)
     assert (made.num_ppo_epochs, made.num_mini_batches, made.kl_coef, made.lam) == (4, 1, 0.05, 0.95)
     assert (made.cliprange, made.cliprange_value, made.vf_coef, made.gamma) == (0.2, 0.2, 0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("response_length", "max_completion_length"), ("sft_model_path", "model"), ("stop_token", "EOS")],
+)
+def test_settings_of_the_former_config_are_refused_with_todays(tmp_path: Path, name: str, instead: str) -> None:
+    with pytest.raises(UserError, match=rf"no `{name}`.*{instead}"):
+        PPOConfig(str(tmp_path), **{name: 1})
+
+
+def test_a_checkpoint_within_a_rollout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="within a rollout"):
+        task.config(tmp_path, save_strategy="best", eval_strategy="steps", metric_for_best_model="reward")

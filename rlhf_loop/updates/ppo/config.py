@@ -16,6 +16,21 @@ from rlhf_loop.updates.reward_functions import TIME_LIMIT
 
 logger = logging.getLogger(__name__)
 
+_FORMER = {
+    "response_length": "`max_completion_length`",
+    "stop_token": "nothing: a completion ends with what the model's generation config and the tokenizer call EOS",
+    "stop_token_id": "nothing: a completion ends with what the model's generation config and the tokenizer call EOS",
+    "local_rollout_forward_batch_size": "`per_device_train_batch_size`",
+    "num_sample_generations": "`log_completions`",
+    "dataset_num_proc": "nothing",
+    "sft_model_path": "PPOTrainer's `model`",
+    "reward_model_path": "PPOTrainer's `reward_funcs`",
+    "model_adapter_name": "PPOTrainer's `model` or `peft_config`",
+    "ref_adapter_name": "PPOTrainer's `model` or `peft_config`",
+    "exp_name": "`run_name`",
+}
+"""Settings of TRL's former PPOConfig that are called otherwise -> what to set in their place."""
+
 _INSTEAD = {
     "num_iterations": "`num_ppo_epochs`",
     "beta": "`kl_coef`",
@@ -31,6 +46,7 @@ _INSTEAD = {
     "off_policy_mask_threshold": "`cliprange`",
     "use_bias_correction_kl": "`kl_estimator`",
     "use_adaptive_entropy": "`entropy_coef`",
+    "load_best_model_at_end": "nothing: the critic would stay that of the last step",
     "sync_ref_model": "nothing: the KL penalty needs a reference that stays",
     "steps_per_generation": "`num_mini_batches`",
     "generation_batch_size": "`num_mini_batches`, `per_device_train_batch_size` and `gradient_accumulation_steps`",
@@ -105,6 +121,12 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
         default=TIME_LIMIT,
         metadata={"help": "Seconds that a reward function may take for one rollout. None: no limit."},
     )
+
+    def __new__(cls, *arguments: Any, **settings: Any) -> Any:
+        """Says what a setting of the former PPOConfig is called now."""
+        for name in settings.keys() & _FORMER.keys():
+            raise UserError(f"PPOConfig has no `{name}`; set {_FORMER[name]}. See docs/updates.md")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         trl: Any = self  # its fields have no types
@@ -181,6 +203,8 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
         """A rollout is not saved, so a training can only be resumed where the next one begins."""
         trl: Any = self
         steps = trl.save_steps
+        if self.save_strategy == "best":
+            raise UserError("save_strategy='best' would save within a rollout; use 'steps' or 'epoch'")
         if self.save_strategy != "steps" or steps % self.steps_per_rollout == 0:
             return
         if steps < 1:

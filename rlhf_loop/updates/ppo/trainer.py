@@ -580,7 +580,7 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
 
     def _check_signal(self) -> None:
         """Rewards that never differ teach nothing. Ones that came to be equal are the mark of a solved task."""
-        if self._rollouts_without_signal is None or self._mode() != "train":
+        if self._rollouts_without_signal is None or self._mode() != "train" or self.args.missing_eos_penalty:
             return
         scores = (self._raw_rewards * self.reward_weights.to(self._raw_rewards.device)).nansum(1)
         scores = scores[~torch.isnan(self._raw_rewards).all(1)]
@@ -739,7 +739,13 @@ def _loaded(function: Any) -> Any:
     """A reward model given by its name or folder, as a module."""
     if not isinstance(function, str):
         return function
-    return AutoModelForSequenceClassification.from_pretrained(function, num_labels=1)
+    model, report = AutoModelForSequenceClassification.from_pretrained(function, num_labels=1, output_loading_info=True)
+    if report["missing_keys"]:
+        raise UserError(
+            f"{function} is no reward model: it lacks {sorted(report['missing_keys'])[0]}, which would be random. Give "
+            "a sequence classifier with one output, or a function"
+        )
+    return model
 
 
 def _as_list(value: Any) -> list[Any]:
