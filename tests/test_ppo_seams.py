@@ -129,8 +129,12 @@ def test_a_rollout_has_the_fields_that_are_read(grpo: Any) -> None:
     where = f"_generate_and_score_completions and _BY_TOKEN in {TRAINER}"
     assert set(batch) == expected, look(f"fields differ: {set(batch) ^ expected}", where)
     assert batch["old_per_token_logps"].shape == batch["completion_ids"].shape, look("another shape", where)
-    assert batch["prompt_mask"][:, -1].all(), look("prompts are no longer padded on the left", f"_trimmed in {TRAINER}")
-    assert batch["completion_mask"][:, 0].all(), look("completions are not padded on the right", f"_trimmed, {TRAINER}")
+    assert batch["prompt_mask"][:, -1].all(), look(
+        "prompts are no longer padded on the left", "rlhf_loop/updates/ppo/minibatches.py"
+    )
+    assert batch["completion_mask"][:, 0].all(), look(
+        "completions are not padded on the right", "rlhf_loop/updates/ppo/minibatches.py"
+    )
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     for name in ("tool_mask", "importance_sampling_ratio", "sampling_per_token_logps"):
         assert f'output["{name}"]' in source, look(f"a rollout has no {name}", where)

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import safetensors.torch
@@ -20,7 +19,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, TrainerCallback
+from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model, shuffle_sequence_dict, split_tensor_dict
@@ -36,6 +35,14 @@ from rlhf_loop.updates.ppo.advantages import (
     token_rewards,
     whiten,
 )
+from rlhf_loop.updates.ppo.checks import (
+    Signal,
+    check_lengths,
+    check_tokenizer,
+    loaded_reward_model,
+    refuse_former_arguments,
+    without_empty_completions,
+)
 from rlhf_loop.updates.ppo.config import PPOConfig
 from rlhf_loop.updates.ppo.critic import (
     CRITIC,
@@ -48,20 +55,14 @@ from rlhf_loop.updates.ppo.critic import (
     thaw_critic,
     without_critic_adapter,
 )
+from rlhf_loop.updates.ppo.minibatches import loss_mask, trimmed
 from rlhf_loop.updates.reward_functions import classifier_reward, watched
 from rlhf_loop.updates.rollouts import Rollouts
 
 logger = logging.getLogger(__name__)
 
-_PROMPTS_CHECKED_AT_START = 10_000
-_ROLLOUTS_WITHOUT_SIGNAL = 3
 
-_FORMER_ARGUMENTS = {
-    "ref_model": "nothing: the reference is the model that `model` was loaded from, or the policy without its adapter",
-    "reward_model": "`reward_funcs`",
-    "tokenizer": "`processing_class`",
-    "data_collator": "nothing: give prompts as text or messages in the column `prompt`",
-}
+_PROMPTS_CHECKED_AT_START = 10_000
 
 
 class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
@@ -111,16 +112,15 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         rollout_func: Any = None,
         **more: Any,
     ):
-        for name in set(more) & set(_FORMER_ARGUMENTS):
-            raise UserError(f"PPOTrainer has no argument `{name}`; use {_FORMER_ARGUMENTS[name]}. See docs/updates.md")
+        refuse_former_arguments(more)
         if args is None:
             args = PPOConfig("trainer_output")
         if args.critic_learning_rate is not None and more.get("optimizers", (None, None))[0] is not None:
             raise UserError("`critic_learning_rate` has no effect on an optimizer that you made; leave one of them out")
         if processing_class is not None:
-            _check_tokenizer(processing_class)
+            check_tokenizer(processing_class)
         functions = _as_list(reward_funcs)
-        classifiers = [_loaded(function) for function in functions]
+        classifiers = [loaded_reward_model(function) for function in functions]
         tokenizers = [
             given or AutoTokenizer.from_pretrained(function.config._name_or_path)
             if isinstance(function, PreTrainedModel)
@@ -137,12 +137,12 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
             ],
             args,
             processing_class=processing_class,
-            rollout_func=None if rollout_func is None else _without_empty_completions(rollout_func),
+            rollout_func=None if rollout_func is None else without_empty_completions(rollout_func),
             **more,
         )
         if self._is_vlm:
             raise UserError("PPOTrainer trains text models; the critic reads no images")
-        _check_tokenizer(self._tokenizer)
+        check_tokenizer(self._tokenizer)
         self.placement: Placement = cast(Placement, args.critic) or ("adapter" if self._has_adapter() else "separate")
         if value_model is None and self.placement == "separate":
             value_model = self._reward_model_of_same_vocabulary(classifiers, tokenizers)
@@ -159,8 +159,7 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         self._rollout: dict[str, Any] = {}  # the last one, whole, to be shuffled anew for each epoch
         self._wants_values = False  # whether the policy's next forward without gradients is a rollout's
         self._rollout_values: torch.Tensor | None = None
-        self._constant_score: float | None = None
-        self._rollouts_without_signal: int | None = 0  # None once scores differed
+        self.signal = Signal()
         self._over_budget = False
         self._began: tuple[float, int] | None = None  # when the first rollout did, and the episodes until then
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
@@ -175,7 +174,13 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         tokenized = super()._tokenize_prompts(prompts)
-        self._check_lengths(prompts, tokenized[0])
+        check_lengths(
+            prompts,
+            tokenized[0],
+            limit=self.args.max_prompt_length,
+            context=getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
+            new_tokens=self.max_completion_length,
+        )
         return tokenized
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -213,14 +218,15 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         # Rows that no reward function has anything to say of take no part.
         rewards = self._rewards_of_this_rank(len(log_probs))
         out["scored"] = ~torch.isnan(rewards).all(1)  # (B,)
-        mask = _loss_mask(out).float()
+        mask = loss_mask(out).float()
         values = cast(torch.Tensor, self._rollout_values) * mask
         if not (torch.isfinite(values).all() and torch.isfinite(log_probs * mask).all()):
             raise UserError(
                 "the policy or its critic gives numbers that are not finite: the last updates broke their weights. "
                 "Lower `learning_rate` or `critic_learning_rate`, or set `max_grad_norm: 1.0`"
             )
-        self._check_signal()
+        if mode == "train" and not args.missing_eos_penalty:
+            self.signal.check(self._raw_rewards, self.reward_weights)
 
         raw_scores = (rewards * self.reward_weights.to(rewards.device)).nansum(1)  # (B,)
         missing_eos = self._missing_eos(out)
@@ -237,51 +243,48 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         if args.whiten_advantages:
             advantages = whiten(advantages, mask, self._total)
 
-        sequence_kl = (
-            kl_per_token(log_probs, reference, mask, "k1").sum(1) if has_reference else scores.new_zeros(len(scores))
+        kl_of_rollout = self._record_rollout(
+            mode,
+            out["scored"],
+            per_completion={
+                "objective/kl": kl_per_token(log_probs, reference, mask, "k1").sum(1) if has_reference else None,
+                "objective/entropy": -(log_probs * mask).sum(1),
+                "objective/non_score_reward": -self.kl_coef * kl.sum(1),
+                "objective/scores": raw_scores,
+                "objective/rlhf_reward": scores - self.kl_coef * kl.sum(1),
+                "val/missing_eos": missing_eos,
+            },
         )
-        summed = self._total(
-            torch.stack(
-                [
-                    out["scored"].sum().float(),
-                    sequence_kl.sum(),
-                    -(log_probs * mask).sum(),
-                    -self.kl_coef * kl.sum(),
-                    (raw_scores * out["scored"]).sum(),
-                    (scores * out["scored"]).sum(),
-                    (missing_eos & out["scored"]).sum().float(),
-                    (values * mask).sum(),
-                    mask.sum(),
-                ]
-            )
-        ).tolist()
-        count, tokens = max(summed[0], 1.0), max(summed[8], 1.0)
-        mean_kl = summed[1] / count
-        metrics = {
-            "objective/entropy": summed[2] / count,
-            "objective/non_score_reward": summed[3] / count,
-            "objective/scores": summed[4] / count,
-            "objective/rlhf_reward": (summed[3] + summed[5]) / count,
-            "val/missing_eos": summed[6] / count,
-            "val/num_eos_tokens": summed[0] - summed[6],
-            "val/mean": summed[7] / tokens,
-            "val/explained_variance": float(1 - error_variance / return_variance.clamp(min=1e-8)),
-        }
-        if has_reference:
-            metrics |= {"objective/kl": mean_kl, "objective/kl_coef": self.kl_coef}
-        for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
-        self._metrics[mode].pop("frac_reward_zero_std", None)  # of groups, which PPO does not have
+        self._metrics[mode]["val/mean"].append(float(moments(values, mask, self._total)[0]))
+        explained = 1 - error_variance / return_variance.clamp(min=1e-8)
+        self._metrics[mode]["val/explained_variance"].append(float(explained))
         if mode == "train":
             self.episodes += len(scores) * self.accelerator.num_processes
             if args.kl_target is not None:
-                self.kl_coef = adapted_kl_coef(self.kl_coef, mean_kl, args.kl_target, args.kl_horizon, count)
-            if args.kl_budget is not None and mean_kl > args.kl_budget:
-                self._stop_over_budget(mean_kl)
+                completions = len(scores) * self.accelerator.num_processes
+                self.kl_coef = adapted_kl_coef(
+                    self.kl_coef, kl_of_rollout, args.kl_target, args.kl_horizon, completions
+                )
+            if args.kl_budget is not None and kl_of_rollout > args.kl_budget:
+                self._stop_over_budget(kl_of_rollout)
         out |= {"advantages": advantages, "returns": returns, "old_values": values}
         if mode == "train":  # an evaluation between two epochs leaves the rollout of the training as it is
             self._rollout = out
         return out
+
+    def _record_rollout(self, mode: str, scored: torch.Tensor, per_completion: dict[str, torch.Tensor | None]) -> float:
+        """Means over the scored completions of all ranks, each metric (B,); gives the KL, 0 without a reference."""
+        known = {name: values for name, values in per_completion.items() if values is not None}
+        sums = [scored.float().sum(), *((values * scored).sum().float() for values in known.values())]
+        count, *summed = self._total(torch.stack(sums)).tolist()
+        for name, value in zip(known, summed, strict=True):
+            self._metrics[mode][name].append(value / max(count, 1.0))
+        missing = summed[list(known).index("val/missing_eos")]
+        self._metrics[mode]["val/num_eos_tokens"].append(count - missing)
+        if "objective/kl" in known:
+            self._metrics[mode]["objective/kl_coef"].append(self.kl_coef)
+        self._metrics[mode].pop("frac_reward_zero_std", None)  # of groups, which PPO does not have
+        return self._metrics[mode]["objective/kl"][-1] if "objective/kl" in known else 0.0
 
     def _log_probs_of_rollout(self, out: dict[str, Any]) -> torch.Tensor:
         """The policy's log-probabilities (and its values on the way), where TRL had no need of them."""
@@ -338,11 +341,11 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
     def _trimmed_and_counted(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Micro-batches without columns that are padding in every row, each with the number of tokens (all ranks) of
         the minibatch that it belongs to."""
-        counts = self._total(torch.stack([_loss_mask(batch).sum() for batch in batches]).float())
+        counts = self._total(torch.stack([loss_mask(batch).sum() for batch in batches]).float())
         accumulated = self.args.gradient_accumulation_steps
         windows = counts.view(-1, accumulated).sum(1).repeat_interleave(accumulated)
         if self.pad_to_multiple_of is None:
-            batches = _trimmed(batches, prompts=self._has_rotary_positions)
+            batches = trimmed(batches, prompts=self._has_rotary_positions)
         return [{**batch, "minibatch_tokens": tokens} for batch, tokens in zip(batches, windows, strict=True)]
 
     # The loss
@@ -356,7 +359,7 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         args, mode = self.args, self._mode()
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-        mask = _loss_mask(inputs).float()  # (B, T)
+        mask = loss_mask(inputs).float()  # (B, T)
         tap = ValueTap(model, detached=self.in_value_warmup)
         log_probs, entropy, auxiliary = self._get_per_token_logps_and_entropies(
             tap, ids, attention, mask.shape[1], compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
@@ -509,19 +512,24 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            counters = {name: getattr(self, name) for name in _COUNTERS}
-            with open(os.path.join(output_dir, _COUNTERS_FILE), "w") as file:
-                json.dump(counters | {"score_scale": self.score_scale.state()}, file)
+            state = {
+                "kl_coef": self.kl_coef,
+                "episodes": self.episodes,
+                "score_scale": self.score_scale.state(),
+                "signal": self.signal.state(),
+            }
+            with open(os.path.join(output_dir, _STATE_FILE), "w") as file:
+                json.dump(state, file)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not os.path.isfile(os.path.join(checkpoint, _COUNTERS_FILE)):
+        if checkpoint is None or not os.path.isfile(os.path.join(checkpoint, _STATE_FILE)):
             return
-        with open(os.path.join(checkpoint, _COUNTERS_FILE)) as file:
+        with open(os.path.join(checkpoint, _STATE_FILE)) as file:
             state = json.load(file)
-        self.score_scale.load(state.pop("score_scale"))
-        for name, value in state.items():
-            setattr(self, name, value)
+        self.kl_coef, self.episodes = state["kl_coef"], state["episodes"]
+        self.score_scale.load(state["score_scale"])
+        self.signal.load(state["signal"])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         target = self.model if model is None else model
@@ -557,49 +565,6 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         if self.environment_factories is None and "prompt" in dataset.column_names:
             for first in range(0, min(len(dataset), _PROMPTS_CHECKED_AT_START), 1000):
                 self._tokenize_prompts(list(dataset[first : first + 1000]["prompt"]))
-
-    def _check_lengths(self, prompts: Sequence[Any], ids: Sequence[Sequence[int]]) -> None:
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        room = None if context is None else context - self.max_completion_length
-        limit = min((size for size in (self.args.max_prompt_length, room) if size is not None), default=None)
-        for prompt, tokens in zip(prompts, ids, strict=True):
-            if limit is not None and len(tokens) > limit:
-                text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-                why, instead = (
-                    (f"`max_prompt_length` is {limit}", "raise `max_prompt_length`")
-                    if limit == self.args.max_prompt_length
-                    else (
-                        f"{self.max_completion_length} more do not fit into the model's {context}",
-                        "lower `max_completion_length`",
-                    )
-                )
-                raise UserError(
-                    f"a prompt has {len(tokens)} tokens, and {why}: {str(text)[:200]!r}. Shorten it, leave it out, or "
-                    f"{instead}"
-                )
-
-    def _check_signal(self) -> None:
-        """Rewards that never differ teach nothing. Ones that came to be equal are the mark of a solved task."""
-        if self._rollouts_without_signal is None or self._mode() != "train" or self.args.missing_eos_penalty:
-            return
-        scores = (self._raw_rewards * self.reward_weights.to(self._raw_rewards.device)).nansum(1)
-        scores = scores[~torch.isnan(self._raw_rewards).all(1)]
-        if len(scores):
-            low, high = float(scores.min()), float(scores.max())
-            if low != high or self._constant_score not in (None, low):
-                self._rollouts_without_signal = None
-                return
-            self._constant_score = low
-            said = f"every one of {len(scores)} completions got the reward {low:g}"
-        else:
-            said = f"none of {len(self._raw_rewards)} completions got a reward"
-        self._rollouts_without_signal += 1
-        if self._rollouts_without_signal >= _ROLLOUTS_WITHOUT_SIGNAL:
-            raise UserError(
-                f"{said}, {self._rollouts_without_signal} rollouts in a row since the training began: there is nothing "
-                "to learn. Check the reward function, sample with a higher `temperature`, or take easier prompts"
-            )
-        logger.warning("%s: nothing to learn from this rollout", said)
 
     # Small things
 
@@ -641,8 +606,7 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         return None
 
 
-_COUNTERS_FILE = "ppo_state.json"
-_COUNTERS = ("kl_coef", "episodes", "_constant_score", "_rollouts_without_signal")
+_STATE_FILE = "ppo_state.json"
 
 
 class _Freezing(TrainerCallback):  # type: ignore[misc]
@@ -657,44 +621,6 @@ class _Freezing(TrainerCallback):  # type: ignore[misc]
             parameter.grad = None
 
 
-def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
-    """1 for each token that the policy sampled in a completion that was scored, (B, T)."""
-    mask = batch["completion_mask"]
-    if "tool_mask" in batch:
-        mask = mask * batch["tool_mask"]
-    return cast(torch.Tensor, mask * batch["scored"][:, None] if "scored" in batch else mask)
-
-
-_BY_TOKEN = (
-    "completion_ids",
-    "completion_mask",
-    "tool_mask",
-    "old_per_token_logps",
-    "old_values",
-    "advantages",
-    "returns",
-    "sampling_per_token_logps",
-    "importance_sampling_ratio",
-)
-
-
-def _trimmed(batches: list[dict[str, Any]], *, prompts: bool) -> list[dict[str, Any]]:
-    sizes = torch.stack(
-        [torch.stack([b["prompt_mask"].sum(1).max(), b["completion_mask"].sum(1).max()]) for b in batches]
-    ).tolist()  # one wait for the device, for all of them
-    trimmed = []
-    for batch, (prompt, completion) in zip(batches, sizes, strict=True):
-        width = batch["completion_ids"].shape[1]
-        cut = dict(batch)
-        for name in ("prompt_ids", "prompt_mask") if prompts else ():  # padded on the left
-            cut[name] = batch[name][:, batch[name].shape[1] - prompt :]
-        for name in _BY_TOKEN:  # padded on the right
-            if name in batch and batch[name] is not None and batch[name].dim() == 2 and batch[name].shape[1] == width:
-                cut[name] = batch[name][:, :completion]
-        trimmed.append(cut)
-    return trimmed
-
-
 def _disable_dropout(model: nn.Module) -> None:
     """That of layers, and that of attention, which modules keep as a number."""
     disable_dropout_in_model(model)
@@ -702,50 +628,6 @@ def _disable_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def _check_tokenizer(tokenizer: Any) -> None:
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            "the tokenizer has no EOS token, so no completion could ever end: set `tokenizer.eos_token` to the token "
-            "that ends an answer"
-        )
-
-
-def _without_empty_completions(rollout: Any) -> Any:
-    """A rollout function whose empty completions are refused, and so are lists that do not belong together."""
-
-    def checked(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        result: dict[str, Any] = rollout(prompts, trainer)
-        for name in ("prompt_ids", "completion_ids"):
-            if len(result.get(name, ())) != len(prompts):
-                raise UserError(
-                    f"rollout_func gave {len(result.get(name, ()))} {name} for {len(prompts)} prompts; it must give "
-                    "one each, in their order"
-                )
-        for prompt, ids in zip(prompts, result["completion_ids"], strict=True):
-            if len(ids) == 0:
-                raise UserError(
-                    f"rollout_func gave an empty completion for {str(prompt)[:200]!r}: a completion has at least the "
-                    "token that ends it"
-                )
-        return result
-
-    return checked
-
-
-def _loaded(function: Any) -> Any:
-    """A reward model given by its name or folder, as a module."""
-    if not isinstance(function, str):
-        return function
-    model, report = AutoModelForSequenceClassification.from_pretrained(function, num_labels=1, output_loading_info=True)
-    if report["missing_keys"]:
-        raise UserError(
-            f"{function} is no reward model: it lacks {sorted(report['missing_keys'])[0]}, which would be random. Give "
-            "a sequence classifier with one output, or a function"
-        )
-    return model
 
 
 def _as_list(value: Any) -> list[Any]:
