@@ -71,3 +71,14 @@ def test_the_python_of_the_api_page_runs(tmp_path: Path, model_cache: Path) -> N
     finished = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert (tmp_path / "out" / "update" / "policy" / "adapter_model.safetensors").exists()
+
+
+def test_the_ppo_of_the_updates_page_runs(tmp_path: Path, tiny_policy: Path) -> None:
+    code = "\n".join(blocks(ROOT / "docs" / "updates.md", "python"))
+    for written, small in (("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_policy)), ("4096", "32")):
+        assert written in code
+        code = code.replace(written, small)
+    code = code.replace('PPOConfig("out",', 'PPOConfig("out", max_completion_length=8, use_cpu=True,')
+    code += "\nassert trainer.state.global_step == 16, trainer.state.global_step"
+    finished = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-3000:]

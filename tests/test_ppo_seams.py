@@ -30,6 +30,7 @@ from trl.trainer.utils import (
     use_adapter,
 )
 
+from rlhf_loop.updates.cpu_head import Head
 from rlhf_loop.updates.ppo.config import _INSTEAD
 from rlhf_loop.updates.ppo.critic import CRITIC, attach_critic
 
@@ -348,24 +349,26 @@ def test_trl_is_pinned_to_the_release_that_this_was_written_for() -> None:
     assert "trl>=1.16,<1.17" in project["dependencies"], "a newer TRL: run this file with it first, then move the pin"
 
 
-def test_the_fused_head_asks_by_device_which_positions_to_project(tmp_path: Path) -> None:
+def test_on_a_cpu_the_fused_head_projects_scored_positions_by_our_kernel(tmp_path: Path) -> None:
     made = task.trainer(tmp_path)
     batch = task.rollout(made)
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    shapes: list[int] = []
-    kernel = trl.trainer.utils._ChunkedLogProbFunction.apply
+    arguments = (made.model, ids, attention, task.LENGTH)
+    projected: list[int] = []
+    kernel = Head.apply
 
-    def counted(hidden: torch.Tensor, *arguments: Any) -> Any:
-        shapes.append(len(hidden))
-        return kernel(hidden, *arguments)
+    def counted(hidden: torch.Tensor, *more: Any) -> Any:
+        projected.append(len(hidden))
+        return kernel(hidden, *more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trl.trainer.utils._ChunkedLogProbFunction, "apply", counted)
-        ours, _, _ = made._get_per_token_logps_and_entropies(made.model, ids, attention, task.LENGTH)
-        theirs, _, _ = GRPOTrainer._get_per_token_logps_and_entropies(made, made.model, ids, attention, task.LENGTH)
-    assert shapes[0] == int(batch["completion_mask"].sum()), look(
-        "TRL's `_use_triton`", "rlhf_loop/updates/rollouts.py"
-    )
-    assert shapes[1] > shapes[0]
+        patch.setattr(Head, "apply", counted)
+        ours, our_entropy, _ = made._get_per_token_logps_and_entropies(*arguments, compute_entropy=True)
+        theirs, their_entropy, _ = GRPOTrainer._get_per_token_logps_and_entropies(
+            made, *arguments, compute_entropy=True
+        )
+    where = "rlhf_loop/updates/rollouts.py"
+    assert projected == [int(batch["completion_mask"].sum())], look("TRL's `_use_triton` or its kernel", where)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(our_entropy, their_entropy, atol=1e-5, rtol=0)

@@ -14,6 +14,7 @@ from rlhf_loop.generation.transformers_engine import sample_ids
 from rlhf_loop.models import merged_for_sampling
 from rlhf_loop.recipe import Generation
 from rlhf_loop.records import stable_id
+from rlhf_loop.updates.cpu_head import Head
 from rlhf_loop.updates.prompt_order import resumable
 
 
@@ -38,7 +39,7 @@ class Rollouts:
         return (completions, None) if isinstance(self, GRPOTrainer) else completions
 
     def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> Any:
-        with _scored_positions_only():
+        with _head_for_a_cpu():
             return super()._get_per_token_logps_and_entropies(*arguments, **named)  # type: ignore[misc]
 
 
@@ -85,14 +86,15 @@ def _sampled(trainer: Any, prompt_ids: Sequence[Sequence[int]]) -> list[list[int
 
 
 @contextmanager
-def _scored_positions_only() -> Iterator[None]:
-    """Within it, TRL's fused head projects the completion's positions alone onto the vocabulary on every device.
+def _head_for_a_cpu() -> Iterator[None]:
+    """Within it, on a CPU, TRL's fused head uses our kernel, and projects no positions but the completion's.
 
-    By itself it does so only where Triton runs, and elsewhere projects the prompt's too, because on some accelerators
-    each new shape is compiled."""
-    before = trl.trainer.utils._use_triton
-    trl.trainer.utils._use_triton = lambda device: device.type == "cpu" or before(device)
+    By itself it leaves out the prompt's only where Triton runs: on some accelerators each new shape is compiled."""
+    module = trl.trainer.utils
+    before = module._use_triton, module._ChunkedLogProbFunction
+    module._use_triton = lambda device: device.type == "cpu" or before[0](device)
+    module._ChunkedLogProbFunction = Head
     try:
         yield
     finally:
-        trl.trainer.utils._use_triton = before
+        module._use_triton, module._ChunkedLogProbFunction = before

@@ -1,0 +1,75 @@
+"""The fused head for a CPU, against a plain log-softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from trl.kernels import ChunkedLogProbFunction
+
+from rlhf_loop.updates import cpu_head
+from rlhf_loop.updates.cpu_head import Head
+
+ROWS, WIDTH, VOCABULARY = 13, 8, 50
+
+
+def inputs(dtype: torch.dtype = torch.float32, bias: bool = True) -> list[Any]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(ROWS, WIDTH, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator).to(dtype).requires_grad_()
+    shift = torch.randn(VOCABULARY, generator=generator).to(dtype).requires_grad_() if bias else None
+    return [hidden, weight, shift, torch.randint(VOCABULARY, (ROWS,), generator=generator)]
+
+
+def plain(hidden: Any, weight: Any, bias: Any, targets: Any, temperature: float, scale: float) -> Any:
+    logits = hidden @ weight.T if bias is None else hidden @ weight.T + bias
+    logp = (logits * scale / temperature).log_softmax(-1)
+    return logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kept", [1 << 27, 0], ids=["kept", "again"])
+@pytest.mark.parametrize("chunk", [1 << 24, 4 * VOCABULARY], ids=["whole", "chunks"])
+@pytest.mark.parametrize("of_entropy", [0.0, 0.3])
+def test_values_and_gradients_are_those_of_a_log_softmax(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, kept: int, chunk: int, of_entropy: float
+) -> None:
+    monkeypatch.setattr(cpu_head, "_KEPT", kept)
+    monkeypatch.setattr(cpu_head, "_CHUNK", chunk)
+    ours, theirs = inputs(bias=bias), inputs(bias=bias)
+    log_probs, entropy, *rest = Head.apply(*ours, 0.7, 16, None, 1.3, ("log_probs", "entropy"))
+    expected, expected_entropy = plain(*theirs, 0.7, 1.3)
+    assert rest == [None, None, None]
+    torch.testing.assert_close(log_probs, expected)
+    torch.testing.assert_close(entropy, expected_entropy)
+    weights = torch.linspace(-1, 2, ROWS)
+    loss = (log_probs * weights).sum() + (of_entropy * (entropy * weights).sum() if of_entropy else 0)
+    loss.backward()
+    ((expected * weights).sum() + of_entropy * (expected_entropy * weights).sum()).backward()
+    for mine, other in zip(ours[:3], theirs[:3], strict=True):
+        if mine is not None:
+            torch.testing.assert_close(mine.grad, other.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_bfloat16_is_as_near_to_float32_as_trls_own_kernel() -> None:
+    exact, ours, theirs = inputs(torch.float32, bias=False), inputs(torch.bfloat16, bias=False), None
+    theirs = inputs(torch.bfloat16, bias=False)
+    results = {}
+    for name, kernel, values in (("ours", Head, ours), ("theirs", ChunkedLogProbFunction, theirs)):
+        log_probs, *_ = kernel.apply(*values, 1.0, 16, None, 1.0, ("log_probs", "entropy"))
+        log_probs.sum().backward()
+        results[name] = log_probs
+    expected, _ = plain(*exact, 1.0, 1.0)
+    expected.sum().backward()
+    for row, limit in ((0, 0.2), (1, 0.2)):
+        mine = (ours[row].grad.float() - exact[row].grad).abs().max()
+        assert mine <= max(limit, 1.5 * (theirs[row].grad.float() - exact[row].grad).abs().max())
+    assert (results["ours"] - expected).abs().max() <= 1.5 * (results["theirs"] - expected).abs().max() + 1e-3
+
+
+def test_logits_that_are_capped_are_left_to_trl() -> None:
+    mine, theirs = inputs(bias=False), inputs(bias=False)
+    ours = Head.apply(*mine, 1.0, 16, 5.0, 1.0, ("log_probs",))
+    other = ChunkedLogProbFunction.apply(*theirs, 1.0, 16, 5.0, 1.0, ("log_probs",))
+    assert torch.equal(ours[0], other[0])
