@@ -69,7 +69,7 @@ TASKS = {
     ),
     "middle": Task(
         vocabulary=49152, width=320, layers=4, heads=5, inner=896, wanted_each=4, prompt_words=(16, 32),
-        completion_tokens=32, mean_words=16, rollout=16, rollouts=8, learning_rate=1e-3, kl_coef=0.002,
+        completion_tokens=32, mean_words=16, rollout=64, rollouts=4, learning_rate=1e-3, kl_coef=0.002,
         teaching_steps=40,
     ),
     "0.5B": Task(
@@ -228,6 +228,7 @@ def our_trainer(task: Task, folder: Path, meter: Meter, seed: int, critic: str =
             num_ppo_epochs=task.epochs,
             max_completion_length=task.completion_tokens,
             temperature=1.0,
+            max_grad_norm=1e9,
             logging_steps=steps,
             **common(task, seed),
         ),
