@@ -59,7 +59,7 @@ def _upstream(result: dict[str, Any], axes: Axes) -> None:
     labels = []
     for task, rows in result["tasks"].items():
         ours, theirs = (sum(row[side]["mean_reward"] for row in rows) / len(rows) for side in ("ours", "upstream"))
-        labels.append(f"{task}\nreward {ours:.2f}, was {theirs:.2f}")
+        labels.append(f"{task}\nreward {ours:.3f}\nTRL 1.12: {theirs:.3f}")
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylabel("times as many tokens a second")
 
