@@ -75,10 +75,13 @@ def test_the_python_of_the_api_page_runs(tmp_path: Path, model_cache: Path) -> N
 
 def test_the_ppo_of_the_updates_page_runs(tmp_path: Path, tiny_policy: Path) -> None:
     code = "\n".join(blocks(ROOT / "docs" / "updates.md", "python"))
-    for written, small in (("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_policy)), ("4096", "32")):
+    for written, small in (
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_policy)),
+        ("4096", "32"),
+        ('"out",', '"out", use_cpu=True, max_completion_length=8,'),
+    ):
         assert written in code
         code = code.replace(written, small)
-    code = code.replace('PPOConfig("out",', 'PPOConfig("out", max_completion_length=8, use_cpu=True,')
     code += "\nassert trainer.state.global_step == 16, trainer.state.global_step"
     finished = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-3000:]
