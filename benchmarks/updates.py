@@ -30,7 +30,7 @@ from machine import describe
 
 HERE = Path(__file__).parent
 PARTS = ("upstream", "memory", "compare", "gpu")
-KLS = (2.0, 5.0, 10.0)
+KLS = (0.5, 1.0, 2.0)
 """Nats a completion at which the updates are compared."""
 
 
@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["upstream", "memory", "compare"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of `upstream`")
+    parser.add_argument("--algorithms", nargs="+", help="of `compare`; default: all")
     parser.add_argument("--venv", type=Path, help="an environment with trl 1.12; default: made in --work")
     parser.add_argument("--work", type=Path, help="default: a temporary folder")
     parser.add_argument("--out", type=Path)
@@ -52,7 +53,7 @@ def main() -> None:
             elif part == "memory":
                 result = memory(work)
             elif part == "compare":
-                result = compare(work)
+                result = compare(work, arguments.algorithms)
             else:
                 from updates_gpu import gpu
 
@@ -104,14 +105,14 @@ def memory(work: Path) -> dict[str, Any]:
     return {"placements": rows}
 
 
-def compare(work: Path) -> dict[str, Any]:
-    """The curves of all updates; those that are in `work` already are not made again."""
+def compare(work: Path, names: Sequence[str] | None) -> dict[str, Any]:
+    """The curves of the updates; those that are in `work` already are not made again."""
     from updates_compare import NAMES, curves
 
     folder = work / "compare"
     child(sys.executable, "updates_compare.py", "--folder", folder, "--prepare")
     results = {}
-    for name in NAMES:
+    for name in names or NAMES:
         out = folder / f"{name}.json"
         if not out.exists():
             child(sys.executable, "updates_compare.py", "--folder", folder, "--algorithm", name, "--out", out)
