@@ -1,8 +1,7 @@
 """The policy updates: one line each says where it is, what it consumes and which config its `trainer:` block goes to.
 
-To add one: a file in `rlhf_loop/updates/` with a function `update` (its signature is that of
-`rlhf_loop.updates.update_policy`), its name below, and a line in the table. `python tests/trl_fields.py` then writes
-the field names of its config, which recipes are checked against.
+To add one: a file in `rlhf_loop/updates/` with a function `update` (see its `__init__.py`), its name below, and a line
+in the table. `python tests/trl_fields.py` then writes the field names of its config, which recipes are checked against.
 """
 
 from __future__ import annotations

@@ -187,14 +187,14 @@ def test_thumbs_and_edits_do_not_change_the_pairs_of_a_round(kto_run: Path, tmp_
     assert (tmp_path / "pairs.parquet").read_bytes() == (kept / "pairs.parquet").read_bytes()
 
 
-def online(prompts: list[Prompt], *, output: Path, start: str, policy: Any, reward: Any, **options: Any) -> dict:
+def online(prompts: list[Prompt], training: Any, *, reward: Any, generation: Any) -> dict:
     """Stands for an update that samples: asks the reward, and saves the start."""
     from rlhf_loop.models import load_policy, save_policy
 
     values = reward([list(p.messages) for p in prompts], [[{"role": "assistant", "content": "Yes."}] for _ in prompts])
-    model, tokenizer = load_policy(start, policy)
-    save_policy(model, tokenizer, output / "policy", policy.model)
-    assert options["generation"].max_new_tokens == 16
+    model, tokenizer = load_policy(training.start, training.policy)
+    save_policy(model, tokenizer, training.output / "policy", training.policy.model)
+    assert generation.max_new_tokens == 16
     return {"algorithm": "grpo", "steps": 1, "train_loss": None, "prompts": len(prompts), "rewards": len(values)}
 
 

@@ -15,7 +15,8 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.models import load_policy
 from rlhf_loop.recipe import Lora, Policy, Update
 from rlhf_loop.records import PreferencePair
-from rlhf_loop.updates import update_policy
+from rlhf_loop.updates import dpo, update_policy
+from rlhf_loop.updates.train_and_save import Training
 
 WORDS = ["red", "green", "blue", "seven", "eight", "nine", "apple", "pear", "plum", "cat", "dog", "cow"]
 
@@ -125,14 +126,16 @@ def test_start_from_base_against_the_previous_policy_starts_at_the_base(tiny_pol
 
 
 def test_an_answer_that_was_cut_off_is_trained_without_an_end_token(tiny_policy: Path, tmp_path: Path) -> None:
-    from rlhf_loop.training import training_arguments
-    from rlhf_loop.updates import dpo
-
-    arguments = training_arguments(DPOConfig, tmp_path, 0, {})
-    rows = [pair(0, chosen_finished=True), pair(1, chosen_finished=False)]
-    trainer, tokenizer, _ = dpo._trainer(
-        rows, tiny_policy, tiny_policy, policy(tiny_policy), settings(lora=True), arguments
+    training = Training(
+        start=tiny_policy,
+        reference=tiny_policy,
+        output=tmp_path,
+        policy=policy(tiny_policy),
+        settings=settings(),
+        seed=0,
     )
+    rows = [pair(0, chosen_finished=True), pair(1, chosen_finished=False)]
+    trainer, tokenizer, _ = dpo._trainer(rows, training, training.arguments(DPOConfig))
     end = tokenizer.eos_token_id
     finished, cut = trainer.train_dataset[0], trainer.train_dataset[1]
     assert end in finished["chosen_ids"]
@@ -144,12 +147,11 @@ def test_an_answer_that_was_cut_off_is_trained_without_an_end_token(tiny_policy:
 def test_prompts_are_trained_with_the_system_prompt_that_they_were_answered_with(
     tiny_policy: Path, tmp_path: Path
 ) -> None:
-    from rlhf_loop.training import training_arguments
-    from rlhf_loop.updates import dpo
-
     brief = policy(tiny_policy).model_copy(update={"system_prompt": "Be brief."})
-    arguments = training_arguments(DPOConfig, tmp_path, 0, {})
-    trainer, tokenizer, _ = dpo._trainer([pair(0)], tiny_policy, tiny_policy, brief, settings(), arguments)
+    training = Training(
+        start=tiny_policy, reference=tiny_policy, output=tmp_path, policy=brief, settings=settings(), seed=0
+    )
+    trainer, tokenizer, _ = dpo._trainer([pair(0)], training, training.arguments(DPOConfig))
     assert "Be brief." in tokenizer.decode(trainer.train_dataset[0]["prompt_ids"])
 
 

@@ -15,8 +15,9 @@ from trl import KTOConfig, KTOTrainer
 from rlhf_loop.models import load_policy
 from rlhf_loop.recipe import Lora, Policy, Update
 from rlhf_loop.records import LabelledCompletion
-from rlhf_loop.training import TrainingLog, training_arguments
+from rlhf_loop.training import TrainingLog
 from rlhf_loop.updates import kto, update_policy
+from rlhf_loop.updates.train_and_save import Training
 
 WORDS = ["red", "green", "blue", "seven", "eight", "nine", "apple", "pear", "plum", "cat", "dog", "cow"]
 
@@ -106,9 +107,12 @@ def test_both_labels_count_alike_unless_the_recipe_says_otherwise(tiny_policy: P
 
 def test_an_answer_that_was_cut_off_has_no_end_token_not_even_as_a_mismatch(tiny_policy: Path, tmp_path: Path) -> None:
     rows = [row(1), row(2, finished=False), row(3), row(5, finished=False)]
-    arguments = training_arguments(KTOConfig, tmp_path, 0, {"per_device_train_batch_size": 2})
     policy = Policy(model=str(tiny_policy), dtype="float32", system_prompt="Be brief.")
-    trainer, tokenizer, _ = kto._trainer(rows, tiny_policy, tiny_policy, policy, settings(), arguments)
+    training = Training(
+        start=tiny_policy, reference=tiny_policy, output=tmp_path, policy=policy,
+        settings=settings(per_device_train_batch_size=2), seed=0,
+    )  # fmt: skip
+    trainer, tokenizer, _ = kto._trainer(rows, training, training.arguments(KTOConfig))
     end, made = tokenizer.eos_token_id, list(trainer.train_dataset)
     texts = {one.completion[0]["content"]: one.finished for one in rows}
     for one in made:

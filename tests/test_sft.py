@@ -6,6 +6,7 @@ import inspect
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.models import load_policy
 from rlhf_loop.recipe import Lora, Policy, Update
 from rlhf_loop.records import Demonstration
-from rlhf_loop.training import TrainingLog, training_arguments
+from rlhf_loop.training import TrainingLog
 from rlhf_loop.updates import sft, update_policy
+from rlhf_loop.updates.train_and_save import Training
 
 WORDS = ["red", "green", "blue", "seven", "eight", "nine", "apple", "pear"]
 
@@ -78,16 +80,23 @@ def test_rejection_sampling_is_the_same_training_under_its_own_name(tiny_policy:
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def made(rows: list[Demonstration], policy: Policy, output: Path, options: dict[str, object]) -> tuple[SFTTrainer, Any]:
+    """The trainer of `rows` and its tokenizer, before it trains."""
+    training = Training(
+        start=policy.model, reference=policy.model, output=output, policy=policy, settings=settings(**options), seed=0
+    )
+    return sft._trainer(rows, training, training.arguments(SFTConfig))[:2]
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_only_the_answer_is_trained_and_its_end_only_if_it_ended(
     tiny_policy: Path, tmp_path: Path, packing: bool
 ) -> None:
-    options = {"completion_only_loss": True, "packing": packing, "max_length": 256}
-    arguments = training_arguments(SFTConfig, tmp_path, 0, options)
     policy = Policy(model=str(tiny_policy), dtype="float32", system_prompt="Be brief.")
     rows = [row(0), row(1, finished=False)]
-    trainer, tokenizer, _ = sft._trainer(rows, tiny_policy, policy, settings(), arguments)
-    trained = [[t for t in made["labels"] if t != -100] for made in trainer.train_dataset]
+    options = {"completion_only_loss": True, "packing": packing, "max_length": 256}
+    trainer, tokenizer = made(rows, policy, tmp_path, options)
+    trained = [[t for t in one["labels"] if t != -100] for one in trainer.train_dataset]
     texts = [tokenizer.decode(ids).strip() for ids in trained]
     end = tokenizer.eos_token
     if packing:
@@ -110,9 +119,8 @@ def test_an_answer_cut_by_the_length_limit_keeps_what_is_left_of_it(tiny_policy:
 
 
 def _lengths(rows: list[Demonstration], base: Path, folder: Path, limit: int) -> tuple[int, SFTTrainer]:
-    arguments = training_arguments(SFTConfig, folder, 0, {"completion_only_loss": True, "max_length": limit})
     policy = Policy(model=str(base), dtype="float32")
-    trainer, _, _ = sft._trainer(rows, base, policy, settings(), arguments)
+    trainer, _ = made(rows, policy, folder, {"completion_only_loss": True, "max_length": limit})
     return len(trainer.train_dataset[0]["input_ids"]), trainer
 
 

@@ -2,10 +2,10 @@
 
 Every update is a function of the same signature:
 
-    update(rows, *, start, reference, output, policy, settings, seed, ...) -> metrics
+    update(rows, training) -> metrics
 
-and writes the new policy to `output/policy` (an adapter or full weights). An online one also gets `reward` and
-`generation`.
+where `training` (`rlhf_loop.updates.train_and_save.Training`) holds the other arguments of `update_policy`. It writes
+the new policy to `output/policy` (an adapter or full weights). An online one also gets `reward` and `generation`.
 """
 
 from __future__ import annotations
@@ -62,10 +62,11 @@ def update_policy(
         if reward is None or generation is None:
             raise UserError(f"{settings.algorithm} samples answers and asks a reward: give `reward` and `generation`")
         online = {"reward": reward, "generation": generation}
+    from rlhf_loop.updates.train_and_save import Training  # torch
+
     module, _, function = algorithm.function.partition(":")
     update: Callable[..., dict[str, Any]] = getattr(import_module(module), function)
-    return update(
-        rows,
+    training = Training(
         start=start,
         reference=reference,
         output=output,
@@ -77,8 +78,8 @@ def update_policy(
         run_name=run_name,
         tracking=tracking,
         progress=progress,
-        **online,
     )
+    return update(rows, training, **online)
 
 
 def __getattr__(name: str) -> Any:

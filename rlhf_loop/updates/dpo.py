@@ -11,70 +11,39 @@ Two things TRL would do otherwise:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from rlhf_loop.models import tune_cpu_memory
-from rlhf_loop.recipe import Policy, Update
+from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair
-from rlhf_loop.training import quiet, training_arguments
 from rlhf_loop.updates.adapters import build_trainer
-from rlhf_loop.updates.train_and_save import as_asked, before_last, train_and_save
+from rlhf_loop.updates.train_and_save import Training, as_asked, before_last, train_and_save
 
 
 def update(
     rows: Sequence[PreferencePair],
-    *,
-    start: str | Path,
-    reference: str | Path,
-    output: Path,
-    policy: Policy,
-    settings: Update,
-    seed: int,
-    step_offset: int,
-    report_to: Sequence[str],
-    run_name: str,
-    tracking: Path | None,
-    progress: Callable[[int, int, str], None] | None,
+    training: Training,
 ) -> dict[str, Any]:
     """See `rlhf_loop.updates.update_policy`."""
-    tune_cpu_memory()
-    output.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        values = {"run_name": run_name, **settings.trainer_settings()}
-        arguments = training_arguments(DPOConfig, output, seed, values, policy.dtype)
-        torch.manual_seed(seed)
-        trainer, tokenizer, counts = _trainer(rows, start, reference, policy, settings, arguments)
-        trained = train_and_save(
-            trainer,
-            tokenizer,
-            output,
-            policy=policy,
-            step_offset=step_offset,
-            report_to=report_to,
-            tracking=tracking,
-            progress=progress,
-        )
+    with training.begun():
+        arguments = training.arguments(DPOConfig)
+        trainer, tokenizer, counts = _trainer(rows, training, arguments)
+        trained = train_and_save(trainer, tokenizer, training)
     return {"algorithm": "dpo", **trained, **counts}
 
 
 def _trainer(
     rows: Sequence[PreferencePair],
-    start: str | Path,
-    reference: str | Path,
-    policy: Policy,
-    settings: Update,
+    training: Training,
     arguments: DPOConfig,
 ) -> tuple[DPOTrainer, Any, dict[str, int]]:
-    dataset = Dataset.from_list([_row(pair, policy) for pair in rows])
+    dataset = Dataset.from_list([_row(pair, training.policy) for pair in rows])
     make = partial(_UnfinishedAware, args=arguments, train_dataset=dataset)
-    trainer, tokenizer = build_trainer(make, start, reference, policy, settings)
+    trainer, tokenizer = build_trainer(make, training.start, training.reference, training.policy, training.settings)
     dropped = len(rows) - len(trainer.train_dataset)
     limit = arguments.max_length
     over_long = 0

@@ -10,58 +10,29 @@ weight at which both count alike (the lower end of what the paper recommends, eq
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
-from rlhf_loop.models import tune_cpu_memory
-from rlhf_loop.recipe import Policy, Update
+from rlhf_loop.recipe import Policy
 from rlhf_loop.records import LabelledCompletion
-from rlhf_loop.training import quiet, training_arguments
 from rlhf_loop.updates.adapters import build_trainer
-from rlhf_loop.updates.train_and_save import as_asked, before_last, train_and_save
+from rlhf_loop.updates.train_and_save import Training, as_asked, before_last, train_and_save
 
 
 def update(
     rows: Sequence[LabelledCompletion],
-    *,
-    start: str | Path,
-    reference: str | Path,
-    output: Path,
-    policy: Policy,
-    settings: Update,
-    seed: int,
-    step_offset: int,
-    report_to: Sequence[str],
-    run_name: str,
-    tracking: Path | None,
-    progress: Callable[[int, int, str], None] | None,
+    training: Training,
 ) -> dict[str, Any]:
     """See `rlhf_loop.updates.update_policy`."""
-    tune_cpu_memory()
-    output.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        values = {"run_name": run_name, **settings.trainer_settings()}
-        if not {"desirable_weight", "undesirable_weight"} & set(values):
-            values |= balanced_weights(rows)
-        arguments = training_arguments(KTOConfig, output, seed, values, policy.dtype)
-        torch.manual_seed(seed)
-        trainer, tokenizer, counts = _trainer(rows, start, reference, policy, settings, arguments)
-        trained = train_and_save(
-            trainer,
-            tokenizer,
-            output,
-            policy=policy,
-            step_offset=step_offset,
-            report_to=report_to,
-            tracking=tracking,
-            progress=progress,
-        )
+    with training.begun():
+        given = {"desirable_weight", "undesirable_weight"} & set(training.settings.trainer_settings())
+        arguments = training.arguments(KTOConfig, {} if given else balanced_weights(rows))
+        trainer, tokenizer, counts = _trainer(rows, training, arguments)
+        trained = train_and_save(trainer, tokenizer, training)
     return {"algorithm": "kto", **trained, **counts}
 
 
@@ -76,17 +47,14 @@ def balanced_weights(rows: Sequence[LabelledCompletion]) -> dict[str, float]:
 
 def _trainer(
     rows: Sequence[LabelledCompletion],
-    start: str | Path,
-    reference: str | Path,
-    policy: Policy,
-    settings: Update,
+    training: Training,
     arguments: KTOConfig,
 ) -> tuple[KTOTrainer, Any, dict[str, Any]]:
     mixed = list(rows)
     random.Random(arguments.seed).shuffle(mixed)  # the trainer takes them in order, and a batch is to hold both labels
-    dataset = Dataset.from_list([_row(row, policy) for row in mixed])
+    dataset = Dataset.from_list([_row(row, training.policy) for row in mixed])
     make = partial(_UnfinishedAware, args=arguments, train_dataset=dataset)
-    trainer, tokenizer = build_trainer(make, start, reference, policy, settings)
+    trainer, tokenizer = build_trainer(make, training.start, training.reference, training.policy, training.settings)
     limit = arguments.max_length
     lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in trainer.train_dataset]
     up = sum(row.label for row in rows)

@@ -6,38 +6,26 @@ They sample answers themselves and ask the reward model about them while they tr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.model_files import resolve_model
-from rlhf_loop.models import to_messages, tune_cpu_memory
-from rlhf_loop.recipe import Generation, Policy, Update
+from rlhf_loop.models import to_messages
+from rlhf_loop.recipe import Generation, Policy
 from rlhf_loop.records import Prompt
-from rlhf_loop.training import quiet, training_arguments
 from rlhf_loop.updates.adapters import adapter_folder, build_trainer
-from rlhf_loop.updates.train_and_save import train_and_save
+from rlhf_loop.updates.rollouts import check_prompts
+from rlhf_loop.updates.train_and_save import Training, train_and_save
 
 
 def train_online(
     kind: type[Any],
     config: type[Any],
     rows: Sequence[Prompt],
+    training: Training,
     *,
-    start: str | Path,
-    reference: str | Path,
-    output: Path,
-    policy: Policy,
-    settings: Update,
-    seed: int,
-    step_offset: int,
-    report_to: Sequence[str],
-    run_name: str,
-    tracking: Path | None,
-    progress: Callable[[int, int, str], None] | None,
     reward: Callable[..., list[float]],
     generation: Generation,
     before_saving: Callable[[Any], None] = lambda model: None,
@@ -48,14 +36,11 @@ def train_online(
     `temperature`, `top_p`, `top_k`). Gives the metrics of the training, with the prompts and the completions sampled,
     and the mean reward of the first and of the last rollout.
     """
-    tune_cpu_memory()
-    output.mkdir(parents=True, exist_ok=True)
-    dataset = Dataset.from_list([_row(prompt, policy) for prompt in rows])
-    values = {"run_name": run_name, **_as_sampled(generation), **settings.trainer_settings()}
-    with quiet():
-        arguments = training_arguments(config, output, seed, values, policy.dtype)
-        _check_prompts(len(dataset), arguments)
-        torch.manual_seed(seed)
+    reference = training.reference
+    with training.begun():
+        dataset = Dataset.from_list([_row(prompt, training.policy) for prompt in rows])
+        arguments = training.arguments(config, _as_sampled(generation))
+        check_prompts(len(dataset), arguments)
 
         def make(model: Any, _: Any, *, processing_class: Any, peft_config: Any) -> Any:
             if adapter_folder(reference) is None:  # where TRL loads the reference of a full fine-tuning from
@@ -69,22 +54,14 @@ def train_online(
                 peft_config=peft_config,
             )
 
-        trainer, tokenizer = build_trainer(make, start, reference, policy, settings, own_reference=True)
-        trainer.generation_batch_tokens = generation.batch_tokens
-        metrics = train_and_save(
-            trainer,
-            tokenizer,
-            output,
-            policy=policy,
-            step_offset=step_offset,
-            report_to=report_to,
-            tracking=tracking,
-            progress=progress,
-            before_saving=before_saving,
+        trainer, tokenizer = build_trainer(
+            make, training.start, reference, training.policy, training.settings, own_reference=True
         )
+        trainer.generation_batch_tokens = generation.batch_tokens
+        metrics = train_and_save(trainer, tokenizer, training, before_saving)
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     return {
-        "algorithm": settings.algorithm,
+        "algorithm": training.settings.algorithm,
         **metrics,
         "prompts": len(rows),
         "completions_sampled": _rollouts(metrics["steps"], arguments) * arguments.generation_batch_size,
@@ -115,16 +92,6 @@ def _row(prompt: Prompt, policy: Policy) -> dict[str, Any]:
         "reference": prompt.reference,
         "tags": list(prompt.tags),
     }
-
-
-def _check_prompts(count: int, arguments: Any) -> None:
-    """TRL leaves out the prompts that do not fill a rollout; with too few of them it would train nothing."""
-    needed = arguments.generation_batch_size // arguments.num_generations
-    if count < needed:
-        raise UserError(
-            f"a rollout takes {needed} prompts and there are {count}: lower `per_device_train_batch_size` or the "
-            "rollout's size (`num_mini_batches` of ppo, `steps_per_generation` of grpo and rloo), or give more prompts"
-        )
 
 
 def _rollouts(steps: int, arguments: Any) -> int:

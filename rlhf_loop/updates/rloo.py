@@ -10,14 +10,16 @@ from typing import Any
 
 from trl import RLOOConfig, RLOOTrainer
 
+from rlhf_loop.recipe import Generation
 from rlhf_loop.updates.online import train_online
 from rlhf_loop.updates.reward_functions import watched
 from rlhf_loop.updates.rollouts import Rollouts
+from rlhf_loop.updates.train_and_save import Training
 
 
-def update(rows: Any, *, reward: Any, **arguments: Any) -> dict[str, Any]:
+def update(rows: Any, training: Training, *, reward: Any, generation: Generation) -> dict[str, Any]:
     """See `rlhf_loop.updates.update_policy`."""
-    return train_online(_Trainer, RLOOConfig, rows, reward=watched(reward), **arguments)
+    return train_online(_Trainer, RLOOConfig, rows, training, reward=watched(reward), generation=generation)
 
 
 class _Trainer(Rollouts, RLOOTrainer):  # type: ignore[misc]

@@ -10,6 +10,7 @@ import trl.trainer.utils
 from trl import GRPOTrainer
 
 from rlhf_loop.distributed import rank
+from rlhf_loop.errors import UserError
 from rlhf_loop.generation.transformers_engine import sample_ids
 from rlhf_loop.models import merged_for_sampling
 from rlhf_loop.recipe import Generation
@@ -41,6 +42,17 @@ class Rollouts:
     def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> Any:
         with _head_for_a_cpu():
             return super()._get_per_token_logps_and_entropies(*arguments, **named)  # type: ignore[misc]
+
+
+def check_prompts(count: int, arguments: Any) -> None:
+    """TRL leaves out the prompts that do not fill a rollout; with too few of them it would train nothing."""
+    needed = arguments.generation_batch_size // arguments.num_generations
+    if count < needed:
+        raise UserError(
+            f"the data set has {count} prompts and a rollout takes {needed}: lower `num_mini_batches` "
+            "(`steps_per_generation` of grpo and rloo), `gradient_accumulation_steps` or "
+            "`per_device_train_batch_size`, raise `num_generations`, or give more prompts"
+        )
 
 
 def _can_sample(trainer: Any) -> bool:

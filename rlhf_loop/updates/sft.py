@@ -8,70 +8,44 @@ without an end token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from rlhf_loop.models import load_policy, tune_cpu_memory
-from rlhf_loop.recipe import Policy, Update
+from rlhf_loop.models import load_policy
+from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Demonstration
-from rlhf_loop.training import quiet, training_arguments
 from rlhf_loop.updates.adapters import adapter_folder, lora_config, put_adapter, refuse_adapter
-from rlhf_loop.updates.train_and_save import as_asked, before_last, train_and_save
+from rlhf_loop.updates.train_and_save import Training, as_asked, before_last, train_and_save
 
 
 def update(
     rows: Sequence[Demonstration],
-    *,
-    start: str | Path,
-    reference: str | Path,
-    output: Path,
-    policy: Policy,
-    settings: Update,
-    seed: int,
-    step_offset: int,
-    report_to: Sequence[str],
-    run_name: str,
-    tracking: Path | None,
-    progress: Callable[[int, int, str], None] | None,
+    training: Training,
 ) -> dict[str, Any]:
-    """See `rlhf_loop.updates.update_policy`; `reference` is not used."""
-    tune_cpu_memory()
-    output.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        values = {"run_name": run_name, "completion_only_loss": True, **settings.trainer_settings()}
-        arguments = training_arguments(SFTConfig, output, seed, values, policy.dtype)
-        torch.manual_seed(seed)
-        trainer, tokenizer, counts = _trainer(rows, start, policy, settings, arguments)
-        trained = train_and_save(
-            trainer,
-            tokenizer,
-            output,
-            policy=policy,
-            step_offset=step_offset,
-            report_to=report_to,
-            tracking=tracking,
-            progress=progress,
-        )
-    return {"algorithm": settings.algorithm, **trained, **counts}
+    """See `rlhf_loop.updates.update_policy`; the reference is not used."""
+    with training.begun():
+        arguments = training.arguments(SFTConfig, {"completion_only_loss": True})
+        trainer, tokenizer, counts = _trainer(rows, training, arguments)
+        trained = train_and_save(trainer, tokenizer, training)
+    return {"algorithm": training.settings.algorithm, **trained, **counts}
 
 
 def _trainer(
-    rows: Sequence[Demonstration], start: str | Path, policy: Policy, settings: Update, arguments: SFTConfig
+    rows: Sequence[Demonstration], training: Training, arguments: SFTConfig
 ) -> tuple[SFTTrainer, Any, dict[str, int]]:
+    start, policy, lora = training.start, training.policy, training.settings.lora
     dataset = Dataset.from_list([_row(row, policy) for row in rows])
     adapter = adapter_folder(start)
-    if settings.lora is None:
+    if lora is None:
         refuse_adapter(adapter)
         model, tokenizer = load_policy(start, policy, trainable=True)
         trainer = _UnfinishedAware(model, arguments, train_dataset=dataset, processing_class=tokenizer)
     else:
         model, tokenizer = load_policy(policy.model, policy)
-        config = lora_config(settings.lora)
+        config = lora_config(lora)
         trainer = _UnfinishedAware(
             model, arguments, train_dataset=dataset, processing_class=tokenizer, peft_config=config
         )

@@ -1,9 +1,11 @@
-"""What every update does with its trainer: train it, resuming if there is something to resume from, and save."""
+"""What every update is told, and what each does: train, resuming if there is something to resume from, and save."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +15,56 @@ from transformers import PrinterCallback
 from rlhf_loop.checkpoints import last_complete
 from rlhf_loop.distributed import is_main
 from rlhf_loop.errors import UserError
-from rlhf_loop.models import save_policy, to_messages
-from rlhf_loop.recipe import Policy
+from rlhf_loop.models import save_policy, to_messages, tune_cpu_memory
+from rlhf_loop.recipe import Policy, Update
 from rlhf_loop.records import Message, Prompt
-from rlhf_loop.training import callbacks, mean_loss
+from rlhf_loop.training import callbacks, mean_loss, quiet, training_arguments
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """What an update is told beside its rows: the arguments of `rlhf_loop.updates.update_policy`, explained there."""
+
+    start: str | Path
+    reference: str | Path
+    output: Path
+    policy: Policy
+    settings: Update
+    seed: int
+    step_offset: int = 0
+    report_to: Sequence[str] = ()
+    run_name: str = "rlhf-loop"
+    tracking: Path | None = None
+    progress: Callable[[int, int, str], None] | None = None
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Within it, the output folder is there, memory is kept for training, and libraries are quiet."""
+        tune_cpu_memory()
+        self.output.mkdir(parents=True, exist_ok=True)
+        with quiet():
+            yield
+
+    def arguments(self, config: type[Any], defaults: Mapping[str, Any] | None = None) -> Any:
+        """TRL's `config` with the recipe's trainer settings, which go over `defaults`; seeds torch."""
+        values = {"run_name": self.run_name, **(defaults or {}), **self.settings.trainer_settings()}
+        arguments = training_arguments(config, self.output, self.seed, values, self.policy.dtype)
+        torch.manual_seed(self.seed)
+        return arguments
 
 
 def train_and_save(
-    trainer: Any,
-    tokenizer: Any,
-    output: Path,
-    *,
-    policy: Policy,
-    step_offset: int,
-    report_to: Sequence[str],
-    tracking: Path | None,
-    progress: Callable[[int, int, str], None] | None,
-    before_saving: Callable[[Any], None] = lambda model: None,
+    trainer: Any, tokenizer: Any, training: Training, before_saving: Callable[[Any], None] = lambda model: None
 ) -> dict[str, Any]:
-    """Trains from the last whole checkpoint of `output` on, and writes `output/policy` and `output/train_log.jsonl`.
+    """Trains from the last whole checkpoint of the output on, and writes `policy/` and `train_log.jsonl` there.
 
     `before_saving` takes off the model what is not the policy.
 
     Gives `{steps, train_loss}`. Raises `UserError` when the weights end up not finite; nothing is saved then.
     """
+    output, log = training.output, training.output / "train_log.jsonl"
     trainer.remove_callback(PrinterCallback)
-    for callback in callbacks(output / "train_log.jsonl", report_to, step_offset, progress, tracking):
+    for callback in callbacks(log, training.report_to, training.step_offset, training.progress, training.tracking):
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=last_complete(output / "checkpoints"))
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
@@ -49,9 +75,9 @@ def train_and_save(
     if is_main():
         model = trainer.accelerator.unwrap_model(trainer.model)
         before_saving(model)
-        save_policy(model, tokenizer, output / "policy", policy.model)
+        save_policy(model, tokenizer, output / "policy", training.policy.model)
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
-    return {"steps": int(trainer.state.global_step), "train_loss": mean_loss(output / "train_log.jsonl")}
+    return {"steps": int(trainer.state.global_step), "train_loss": mean_loss(log)}
 
 
 def as_asked(messages: Sequence[Message], policy: Policy) -> list[Message]:

@@ -57,7 +57,7 @@ from rlhf_loop.updates.ppo.critic import (
 )
 from rlhf_loop.updates.ppo.minibatches import loss_mask, trimmed
 from rlhf_loop.updates.reward_functions import classifier_reward, watched
-from rlhf_loop.updates.rollouts import Rollouts
+from rlhf_loop.updates.rollouts import Rollouts, check_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -259,9 +259,9 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         explained = 1 - error_variance / return_variance.clamp(min=1e-8)
         self._metrics[mode]["val/explained_variance"].append(float(explained))
         if mode == "train":
-            self.episodes += len(scores) * self.accelerator.num_processes
+            completions = len(scores) * self.accelerator.num_processes
+            self.episodes += completions
             if args.kl_target is not None:
-                completions = len(scores) * self.accelerator.num_processes
                 self.kl_coef = adapted_kl_coef(
                     self.kl_coef, kl_of_rollout, args.kl_target, args.kl_horizon, completions
                 )
@@ -556,12 +556,7 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         dataset = self.train_dataset
         if not isinstance(dataset, Dataset):
             return
-        needed = self.args.generation_batch_size // self.num_generations
-        if len(dataset) < needed:
-            raise UserError(
-                f"the data set has {len(dataset)} prompts and a rollout takes {needed}: lower `num_mini_batches`, "
-                "`gradient_accumulation_steps` or `per_device_train_batch_size`, or raise `num_generations`"
-            )
+        check_prompts(len(dataset), self.args)
         if self.environment_factories is None and "prompt" in dataset.column_names:
             for first in range(0, min(len(dataset), _PROMPTS_CHECKED_AT_START), 1000):
                 self._tokenize_prompts(list(dataset[first : first + 1000]["prompt"]))

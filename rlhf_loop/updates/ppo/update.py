@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlhf_loop.recipe import Generation
 from rlhf_loop.updates.online import train_online
 from rlhf_loop.updates.ppo.config import PPOConfig
 from rlhf_loop.updates.ppo.critic import detach_critic
 from rlhf_loop.updates.ppo.trainer import PPOTrainer
+from rlhf_loop.updates.train_and_save import Training
 
 
-def update(rows: Any, **arguments: Any) -> dict[str, Any]:
+def update(rows: Any, training: Training, *, reward: Any, generation: Generation) -> dict[str, Any]:
     """See `rlhf_loop.updates.update_policy`. The critic is made anew in each round and not kept."""
-    return train_online(PPOTrainer, PPOConfig, rows, before_saving=detach_critic, **arguments)
+    return train_online(
+        PPOTrainer, PPOConfig, rows, training, reward=reward, generation=generation, before_saving=detach_critic
+    )
