@@ -6,8 +6,8 @@
 `--side upstream` is run by the Python of an environment that has trl 1.12, without rlhf-loop. Equal are: model and
 weights of the start, critic (a copy of the policy's trunk and a head of zeros), prompts, reward, completions a rollout,
 epochs, minibatches (each one optimizer step), learning rate of both networks, float32, one thread, and every setting
-that both know. Not equal: TRL 1.12 ignores `max_grad_norm`, and its minibatches step only when nothing is accumulated,
-so nothing is.
+that both know. TRL 1.12 ignores `max_grad_norm`, so gradients are clipped on neither side; its minibatches step only
+when nothing is accumulated, so nothing is.
 
 The model has learned to write words at random, so that it ends its answers as a language model does and never writes
 the padding token, which TRL 1.12 would take for an end. Its reward is the share of the completion's length limit that

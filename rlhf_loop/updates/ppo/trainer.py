@@ -25,6 +25,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model, shuffle_sequence_dict, split_tensor_dict
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.models import tune_cpu_memory
 from rlhf_loop.updates.ppo.advantages import (
     RunningScale,
     adapted_kl_coef,
@@ -161,6 +162,7 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         self._rollout_values: torch.Tensor | None = None
         self.signal = Signal()
         self._over_budget = False
+        self._clipped: tuple[list[nn.Parameter], list[nn.Parameter]] | None = None  # the critic's, the policy's
         self._began: tuple[float, int] | None = None  # when the first rollout did, and the episodes until then
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
         self.add_callback(_Freezing(self))
@@ -169,6 +171,8 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         # Elsewhere a token's absolute place matters, and cutting padding off on the left would change it.
         self._has_rotary_positions = any("rotary" in name for name, _ in self._unwrapped().named_modules())
         self._check_prompts()
+        if self.accelerator.device.type == "cpu":
+            tune_cpu_memory()
 
     # The rollout
 
@@ -440,8 +444,10 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         """The critic's gradient and the policy's are clipped apart, except under FSDP and DeepSpeed."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._clip_grad_norm(model)
-        critic = [p for name, p in model.named_parameters() if p.grad is not None and is_critic(name)]
-        policy = [p for name, p in model.named_parameters() if p.grad is not None and not is_critic(name)]
+        if self._clipped is None:  # names are not walked at each step
+            named = list(model.named_parameters())
+            self._clipped = [p for name, p in named if is_critic(name)], [p for name, p in named if not is_critic(name)]
+        critic, policy = self._clipped
         limit = self.args.max_grad_norm
         of_critic = self.accelerator.clip_grad_norm_(critic, self.args.critic_max_grad_norm or limit)
         of_policy = nn.utils.clip_grad_norm_(policy, limit)  # already unscaled by the call before
