@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rlhf_loop import launch
 from rlhf_loop.algorithms import ALGORITHMS, ROWS, AlgorithmName
 from rlhf_loop.errors import UserError
@@ -47,7 +49,9 @@ from rlhf_loop.steps.snapshot import snapshot
 BASE = "base"
 """Artifact id of the policy that the recipe starts from."""
 
-_MAY_CHANGE = ("description", "rounds", "run_dir", "launch", "accelerate_config", "report_to")
+_MAY_CHANGE = (
+    "description", "rounds", "run_dir", "launch", "accelerate_config", "report_to", "annotation", "watch",
+)  # fmt: skip
 """Settings that may differ when a run goes on: none of them changes what a step makes."""
 
 
@@ -129,7 +133,7 @@ class Loop:
                     f"{self.run_dir.path} holds a run of recipe `{kept.get('name')}`, not `{now['name']}`; choose "
                     "another folder with --run-dir"
                 )
-            changed = [line for line in _differences(kept, now) if line.split(":")[0] not in _MAY_CHANGE]
+            changed = [line for line in _differences(_with_defaults(kept), now) if _matters(line)]
             if changed:
                 listed = "\n  ".join(changed)
                 raise UserError(
@@ -476,6 +480,8 @@ class _Run:
             ),
         )
         questions, answers = read_ask(folder)
+        if self.recipe.feedback.annotator is None:
+            questions = [replace(question, overlap=self.recipe.annotation.overlap) for question in questions]
         self.store.add_questions(questions)
         self.store.add_feedback(answers)
         who = "answered by a simulated annotator" if answers else "queued for people"
@@ -610,6 +616,19 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
             for line in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         ]
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+
+
+def _with_defaults(kept: dict[str, Any]) -> dict[str, Any]:
+    """A kept recipe with the settings that came after it was written; as it is where it can no longer be read."""
+    try:
+        return Recipe.model_validate(kept).model_dump(mode="json")
+    except ValidationError:
+        return kept
+
+
+def _matters(difference: str) -> bool:
+    """Whether a changed setting changes what a step makes."""
+    return difference.split(":")[0].split(".")[0] not in _MAY_CHANGE
 
 
 def _peak_memory() -> int:

@@ -106,6 +106,33 @@ class FeedbackSettings(Settings):
     questions_per_round: int = Field(64, ge=0)
     question_strategy: str = "spread"  # a name in rlhf_loop/pairing.py
     validation: Validation = Field(default_factory=Validation)
+    implicit: dict[str, bool] = Field(default_factory=dict)  # what users do that counts as a thumb: {copy: true}
+
+
+class Annotation(Settings):
+    """How people are asked. May change while a run goes on; questions that are queued keep their `overlap`."""
+
+    guideline: str = ""  # Markdown, shown beside every card
+    tags: list[str] = ["incorrect", "incomplete", "off topic", "unclear", "too long", "unsafe"]  # chips of a critique
+    overlap: int = Field(1, ge=1)  # how many people judge each question
+    lease_minutes: float = Field(10, gt=0)  # how long a card is kept for whoever opened it
+    calibration: Path | None = None  # pairs with known answers, in any format that `feedback import` reads
+    calibration_share: float = Field(0.1, ge=0, lt=1)  # of the cards, where there is a `calibration`
+    redact: Literal["patterns", "presidio", "none"] = "patterns"  # personal data, taken out before texts are stored
+
+
+class Watch(Settings):
+    """When `rlhf-loop watch` starts a round. All conditions must hold."""
+
+    min_new: int = Field(64, ge=1)  # valid pieces of feedback that the last round's snapshot did not hold
+    max_age_hours: float | None = Field(None, gt=0)  # fewer than `min_new` are enough once the oldest is older
+    min_agreement: float | None = Field(None, ge=-1, le=1)  # Krippendorff's alpha of the new preferences
+    min_per_tag: dict[str, int] = Field(default_factory=dict)  # new pieces on prompts with these tags (topics)
+    cool_down_minutes: float = Field(0, ge=0)  # after the end of a round
+    quiet_hours: str | None = Field(None, pattern=r"^\d{2}:\d{2}-\d{2}:\d{2}$")  # local time; no round starts in it
+    poll_seconds: float = Field(30, gt=0)
+    webhooks: list[str] = Field(default_factory=list)  # URLs that are told of rounds; signed, see docs/watch.md
+    command: str | None = None  # run in a shell with the event as JSON on its input
 
 
 class RewardComponent(Settings):
@@ -272,6 +299,8 @@ class Recipe(Settings):
     update: Update = Field(default_factory=Update)
     evaluation: Evaluation
     gate: Gate = Field(default_factory=Gate)
+    annotation: Annotation = Field(default_factory=Annotation)
+    watch: Watch = Field(default_factory=Watch)
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -169,7 +169,16 @@ class Implicit(_Feedback):
     action: str
 
 
-Feedback = Annotated[Preference | Rating | Thumb | Critique | Edit | Skip | Implicit, Field(discriminator="kind")]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retraction(_Feedback):
+    """Takes back the piece of feedback that it supersedes, and says nothing instead."""
+
+    kind: Literal["retraction"] = "retraction"
+
+
+Feedback = Annotated[
+    Preference | Rating | Thumb | Critique | Edit | Skip | Implicit | Retraction, Field(discriminator="kind")
+]
 FEEDBACK_KINDS = tuple(cls.__dataclass_fields__["kind"].default for cls in get_args(get_args(Feedback)[0]))
 
 
@@ -254,6 +263,8 @@ class Question:
     round: int
     priority: float = 0.0
     reason: str = ""
+    overlap: int = 1  # how many people are to judge it
+    known: Literal["a", "b", "tie", "both_bad"] | None = None  # of a calibration item: the answer it should get
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 import sqlalchemy as sa
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback import tables
+from rlhf_loop.feedback import queue, tables
 from rlhf_loop.feedback.database import Database
 from rlhf_loop.feedback.lineage import lineage
 from rlhf_loop.feedback.rows import Refused, line_of
@@ -38,6 +38,7 @@ from rlhf_loop.records import (
     Prompt,
     Question,
     Rating,
+    Retraction,
     Score,
     Skip,
     Split,
@@ -48,7 +49,7 @@ from rlhf_loop.records import (
 )
 
 T = TypeVar("T")
-AnyFeedback = Preference | Rating | Thumb | Critique | Edit | Skip | Implicit
+AnyFeedback = Preference | Rating | Thumb | Critique | Edit | Skip | Implicit | Retraction
 
 CHUNK = 5000  # ids in one IN list: SQLite takes 32,766 values in a statement, PostgreSQL 65,535
 
@@ -133,7 +134,16 @@ class Store:
             named = (id for f in records for id in about(f))
             self._check_known(connection, tables.completions, named, "completions", "feedback")
             new = self._add(connection, tables.feedback, Feedback, records, _feedback_row, _without_file)
-            _answer(connection, [f for f in records if isinstance(f, (Preference, Skip))])
+            pairs = {
+                pair_key(f.a_id, f.b_id) for f in records if isinstance(f, (Preference, Skip)) and f.a_id and f.b_id
+            }
+            for chunk in _chunks(f.supersedes for f in records if f.supersedes):
+                column = tables.feedback.c
+                pairs.update(
+                    connection.scalars(sa.select(column.pair).where(column.id.in_(chunk), column.pair.is_not(None)))
+                )
+            if pairs:
+                queue.settle(connection, pairs)
             return new
 
     def add_scores(self, scores: Iterable[Score]) -> int:
@@ -197,7 +207,7 @@ class Store:
             connection.execute(tables.rounds.insert(), [row])
 
     def add_questions(self, questions: Iterable[Question]) -> int:
-        """Queues pairs to be judged; one whose pair somebody has already judged counts as answered."""
+        """Queues pairs to be judged; one whose pair `overlap` people have already judged counts as answered."""
         records = list(questions)
         with self.database.write() as connection:
             self._check_known(connection, tables.prompts, (q.prompt_id for q in records), "prompts", "questions")
@@ -205,46 +215,22 @@ class Store:
             self._check_known(connection, tables.completions, named, "completions", "questions")
             new = self._add(connection, tables.questions, Question, records, _question_row)
             if new:
-                judged = sa.select(tables.feedback.c.pair).where(tables.feedback.c.kind == "preference")
-                open_and_judged = sa.and_(sa.not_(tables.questions.c.answered), tables.questions.c.pair.in_(judged))
-                connection.execute(tables.questions.update().where(open_and_judged).values(answered=True))
+                queue.settle(connection, {pair_key(q.a_id, q.b_id) for q in records})
             return new
 
     def claim_questions(self, who: str, n: int = 1, seconds: float = 600.0) -> list[Question]:
         """Leases up to `n` open questions to `who`, the most worthwhile first.
 
-        Nobody else gets them, and `who` does not get them again, until `seconds` have passed or they are released.
-        Pairs that `who` has skipped are not offered to `who` again.
+        A question goes to at most `overlap` people. None gets it twice, nor one that they have skipped, until
+        `seconds` have passed or the lease was released.
         """
-        now = time.time()
-        question, feedback = tables.questions.c, tables.feedback.c
-        skipped = sa.select(feedback.pair).where(
-            feedback.kind == "skip", feedback.annotator == who, feedback.pair.is_not(None)
-        )
-        free = sa.and_(
-            sa.not_(question.answered),
-            sa.or_(question.claimed_until.is_(None), question.claimed_until <= now),
-            question.pair.not_in(skipped),
-        )
         with self.database.write(exclusive=False) as connection:
-            best = (
-                sa.select(question.id, question.body)
-                .where(free)
-                .order_by(question.priority.desc(), question.number)
-                .limit(n)
-                .with_for_update(skip_locked=True)  # left out on SQLite, where the transaction holds the write lock
-            )
-            rows = connection.execute(best).all()
-            lease = tables.questions.update().where(question.id.in_([row.id for row in rows]))
-            connection.execute(lease.values(claimed_by=who, claimed_until=now + seconds))
-            return [from_dict(Question, json.loads(row.body)) for row in rows]
+            return queue.claim(connection, who, n, seconds)
 
     def release_questions(self, who: str) -> int:
         """Gives back what `who` holds and has not answered; returns how many."""
-        question = tables.questions.c
-        held = sa.and_(question.claimed_by == who, sa.not_(question.answered), question.claimed_until > time.time())
         with self.database.write() as connection:
-            return connection.execute(tables.questions.update().where(held).values(claimed_until=None)).rowcount
+            return queue.release(connection, who)
 
     def quarantine(self, refused: Iterable[Refused | tuple[str, int, str, str]]) -> int:
         """Keeps rows that were refused, with file, line, reason and raw text, so that they can be mended."""
@@ -318,7 +304,7 @@ class Store:
         if effective:
             later = tables.feedback.alias("later")
             correction = sa.select(later.c.number).where(later.c.supersedes == column.id)
-            where.append(sa.not_(correction.exists()))
+            where += [sa.not_(correction.exists()), column.kind != "retraction"]
         with self.database.read() as connection:
             return _read(connection, tables.feedback, Feedback, _body, ids, *where)
 
@@ -366,7 +352,9 @@ class Store:
         column = tables.questions.c
         where = [] if status is None else [column.answered if status == "answered" else sa.not_(column.answered)]
         if claimed_by is not None:
-            where += [column.claimed_by == claimed_by, column.claimed_until > time.time()]
+            lease = tables.leases.c
+            live = sa.and_(lease.annotator == claimed_by, lease.until > time.time())
+            where.append(column.id.in_(sa.select(lease.question_id).where(live)))
         with self.database.read() as connection:
             rows = connection.execute(
                 sa.select(column.body).where(*where).order_by(column.priority.desc(), column.number)
@@ -497,6 +485,8 @@ def about(feedback: AnyFeedback) -> list[str]:
     """Ids of the completions that a piece of feedback is about."""
     if isinstance(feedback, Preference):
         return [feedback.a_id, feedback.b_id]
+    if isinstance(feedback, Retraction):
+        return []
     if isinstance(feedback, Skip):
         return [id for id in (feedback.completion_id, feedback.a_id, feedback.b_id) if id]
     return [feedback.completion_id]
@@ -566,7 +556,7 @@ def _artifact_row(artifact: Artifact) -> dict[str, Any]:
 
 def _question_row(question: Question) -> dict[str, Any]:
     row = to_dict(question)
-    columns = {key: row[key] for key in ("id", "prompt_id", "a_id", "b_id", "round", "priority")}
+    columns = {key: row[key] for key in ("id", "prompt_id", "a_id", "b_id", "round", "priority", "overlap")}
     return columns | {"pair": pair_key(question.a_id, question.b_id), "answered": False, "body": _dump(row)}
 
 
@@ -634,18 +624,6 @@ def _artifacts(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> lis
 def _promoted_id(connection: sa.Connection) -> str | None:
     column = tables.promotions.c
     return connection.scalar(sa.select(column.artifact_id).order_by(column.number.desc()).limit(1))
-
-
-def _answer(connection: sa.Connection, judged: Sequence[Preference | Skip]) -> None:
-    """Marks questions about judged pairs as answered, and frees those that were skipped for somebody else."""
-    question = tables.questions.c
-    answered = {pair_key(f.a_id, f.b_id) for f in judged if isinstance(f, Preference)}
-    for chunk in _chunks(answered):
-        connection.execute(tables.questions.update().where(question.pair.in_(chunk)).values(answered=True))
-    for f in judged:
-        if isinstance(f, Skip) and f.a_id and f.b_id:
-            held = sa.and_(question.pair == pair_key(f.a_id, f.b_id), question.claimed_by == f.annotator.id)
-            connection.execute(tables.questions.update().where(held).values(claimed_until=None))
 
 
 def _read(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
-SCHEMA = "0001"
+SCHEMA = "0002"
 """The newest migration."""
 
 VERSION_TABLE = "rlhf_loop_version"
@@ -127,11 +127,68 @@ questions = Table(
     Column("pair", String, nullable=False, index=True),
     Column("round", Integer, nullable=False),
     Column("priority", Float, nullable=False),
-    Column("answered", Boolean, nullable=False, default=False),
-    Column("claimed_by", String),
-    Column("claimed_until", Float),  # seconds since the epoch
+    Column("overlap", Integer, nullable=False, default=1),  # how many people are to judge it
+    Column("answered", Boolean, nullable=False, default=False),  # by as many
     Column("body", Text, nullable=False),
     Index("questions_queue", "answered", "priority", "number"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("question_id", String, ForeignKey("questions.id"), primary_key=True),
+    Column("annotator", String, primary_key=True),
+    Column("since", Float, nullable=False),  # seconds since the epoch
+    Column("until", Float, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    _number(),
+    _id(),
+    Column("hash", String, nullable=False, unique=True),  # SHA-256 of the token, which is random
+    Column("role", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("revoked_at", Float),
+)
+
+answered_requests = Table(
+    "answered_requests",
+    metadata,
+    Column("token_id", String, primary_key=True),
+    Column("key", String, primary_key=True),  # the client's idempotency key
+    Column("request_hash", String, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("answered_at", Float, nullable=False),
+)
+
+user_records = Table(  # what was said by or to whom, so that it can be deleted
+    "user_records",
+    metadata,
+    Column("user", String, primary_key=True),  # a keyed hash of the application's name for the user
+    Column("kind", String, primary_key=True),  # prompt, completion, feedback
+    Column("record_id", String, primary_key=True, index=True),
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    _number(),
+    Column("kind", String, nullable=False),
+    Column("record_id", String, nullable=False),
+    Column("user", String, nullable=False, index=True),
+    Column("deleted_at", Float, nullable=False),
+    Index("tombstones_key", "kind", "record_id", unique=True),
+)
+
+settings = Table(  # of the store itself, such as the key that users' names are hashed with
+    "settings",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("value", Text, nullable=False),
 )
 
 quarantine = Table(

@@ -1,0 +1,49 @@
+"""What several commands have in common: their arguments, and finding runs and stores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rlhf_loop.errors import UserError
+
+RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.", metavar="RUN")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+StoreOption = Annotated[
+    str, typer.Option("--store", help="Store to work on: a URL, an SQLite file, or a run's folder.", metavar="STORE")
+]
+
+
+def existing_run(path: Path) -> Path:
+    """The absolute folder of a run; a `UserError` where there is none."""
+    if not (path / "recipe.yaml").exists():
+        raise UserError(f"{path} is no run: it has no recipe.yaml. Runs are made by `rlhf-loop run RECIPE`")
+    return path.resolve()
+
+
+def store_url(store: str) -> str:
+    """A URL or file as it is; a run's folder stands for the run's store."""
+    folder = Path(store)
+    if not folder.is_dir():
+        return store
+    from rlhf_loop.policies import open_loop
+
+    return open_loop(existing_run(folder)).store_url
+
+
+def validation_settings(store: str) -> Any:
+    """The validation settings of the run that the store belongs to, or None where only a store is named."""
+    if not Path(store).is_dir():
+        return None
+    from rlhf_loop.policies import open_loop
+
+    return open_loop(existing_run(Path(store))).recipe.feedback.validation
+
+
+def shortest(path: Path) -> str:
+    """Relative to the working folder where that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
