@@ -82,12 +82,12 @@ class Loop:
         return self.recipe.store or f"sqlite:///{self.run_dir.path / 'feedback.db'}"
 
     def run(self, rounds: int | None = None, wait: bool = True) -> RunResult:
-        """Makes rounds 1 to `rounds` (default: the recipe's), or goes on where an earlier call stopped.
+        """Makes rounds 1 to `rounds` (default: the recipe's; 0: round 0 alone), or goes on where a call stopped.
 
         Returns early, with `waiting_for_labels` set, when people must answer first; `wait=False` goes on with the
         feedback there is. Raises `UserError` for everything a user can mend.
         """
-        total = rounds or self.recipe.rounds
+        total = self.recipe.rounds if rounds is None else rounds
         with self.run_dir.locked():
             self._keep_recipe()
             launcher = launch.choose(self.recipe.launch, self.recipe.accelerate_config)
@@ -243,9 +243,9 @@ class _Run:
     def _improve(self, n: int) -> None:
         """Round n: steps 1 to 10."""
         frozen = self._snapshot(n)
-        reward = self._reward(n, frozen)
+        reward = self._reward(n, frozen) if self.recipe.reward is not None else None
         waiting = self.files.step(n - 1, "generate")
-        scores = self._score(n, "score", frozen, reward, waiting)
+        scores = None if reward is None else self._score(n, "score", frozen, reward, waiting)
         if self.recipe.update.algorithm == "none":
             policy = read_json(frozen / "state.json")["promoted"]
         else:
@@ -254,7 +254,7 @@ class _Run:
             evaluation = self._evaluate(n, frozen, candidate, reward)
             policy = self._gate(n, frozen, candidate, evaluation)
         fresh = self._generate(n, frozen, policy)
-        rescored = self._score(n, "rescore", frozen, reward, fresh)
+        rescored = None if reward is None else self._score(n, "rescore", frozen, reward, fresh)
         self._ask(n, frozen, fresh, rescored)
 
     # The steps
@@ -565,7 +565,7 @@ class _Run:
 
     def _spec_hashes(self) -> list[str]:
         """Contents of the reward-model folders: a changed one means training again."""
-        folders = [component.model for component in self.recipe.reward.weighted()]
+        folders = [] if self.recipe.reward is None else [one.model for one in self.recipe.reward.weighted()]
         if isinstance(self.recipe.evaluation.judge, RewardModelJudge):
             folders.append(self.recipe.evaluation.judge.model)
         return [hash_file(f) for folder in folders for f in sorted(folder.glob("*")) if f.suffix in (".yaml", ".py")]

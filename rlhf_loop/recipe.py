@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rlhf_loop.algorithms import ALGORITHMS, TRAINER_CONFIGS, AlgorithmName
+from rlhf_loop.algorithms import ALGORITHMS, TRAINER_CONFIGS, AlgorithmName, Consumes
 from rlhf_loop.errors import UserError
 from rlhf_loop.settings_text import read_yaml, write_yaml
 
@@ -292,7 +292,7 @@ class Recipe(Settings):
     policy: Policy
     prompts: Prompts = Field(default_factory=Prompts)
     feedback: FeedbackSettings = Field(default_factory=FeedbackSettings)
-    reward: Reward
+    reward: Reward | None = None  # None: nothing is scored; for updates on what people say alone
     generation: Generation = Field(default_factory=Generation)
     pairing: Pairing = Field(default_factory=Pairing)
     warm_start: WarmStart | None = None
@@ -355,6 +355,8 @@ class Recipe(Settings):
                 "are not among the training prompts"
             )
         consumes = ALGORITHMS[self.update.algorithm].consumes
+        if self.reward is None:
+            self._needs_no_reward(consumes)
         if consumes == "pairs" and "reward" in self.pairing.sources and self.generation.samples_per_prompt < 2:
             raise ValueError(
                 "generation.samples_per_prompt: pairs are made among a prompt's samples, so at least 2 are needed; "
@@ -384,6 +386,18 @@ class Recipe(Settings):
             )
         return self
 
+    def _needs_no_reward(self, consumes: Consumes) -> None:
+        if consumes in ("prompts", "best_of_n"):
+            raise ValueError(
+                f"reward: {self.update.algorithm} needs a reward model; set `reward: {{model: FOLDER}}` to a folder "
+                "such as reward_models/frozen_head"
+            )
+        if consumes == "pairs" and "reward" in self.pairing.sources:
+            raise ValueError(
+                "reward: pairs are also made from a reward model's scores; set `reward: {model: FOLDER}` to a folder "
+                "such as reward_models/frozen_head, or `pairing.sources: [feedback]`"
+            )
+
     def _update_has_a_source(self) -> None:
         """Refuses an update that nothing in the recipe can feed; a store of one's own may hold anything."""
         annotator, consumes = self.feedback.annotator, ALGORITHMS[self.update.algorithm].consumes
@@ -396,7 +410,7 @@ class Recipe(Settings):
                 "nothing is imported; set `pairing.sources: [feedback, reward]`, ask questions, or give "
                 "`feedback.imports`"
             )
-        if consumes == "labels" and not (asks and (annotator is None or annotator.thumbs_above is not None)):
+        if consumes == "labels" and annotator is not None and not (asks and annotator.thumbs_above is not None):
             raise ValueError(
                 "update.algorithm: kto learns from thumbs, and nobody gives any: set `feedback.annotator.thumbs_above: "
                 "0.5` for a simulated annotator that does (and ask questions), or give `feedback.imports` with "

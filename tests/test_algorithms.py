@@ -81,7 +81,8 @@ def test_kto_learns_from_the_thumbs_of_the_round(kto_run: Path) -> None:
     assert f"{sum(x.label for x in labels)} simulated thumbs up" in (kto_run / "report.html").read_text()
 
 
-def test_thumbs_alone_carry_a_run_whose_reward_is_a_function(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scored", [True, False])
+def test_thumbs_alone_carry_a_run_whose_reward_is_a_function_or_none(tmp_path: Path, scored: bool) -> None:
     given = [{"prompt": f"Say {i}", "completion": f"{i} it is", "label": i % 3 != 0} for i in range(12)]
     (tmp_path / "thumbs.jsonl").write_text("\n".join(map(json.dumps, given)))
     reward = str(ROOT / "reward_models" / "brief_and_complete")
@@ -92,9 +93,9 @@ def test_thumbs_alone_carry_a_run_whose_reward_is_a_function(tmp_path: Path) -> 
         "feedback": {
             "imports": [{"path": str(tmp_path / "thumbs.jsonl")}],
             "questions_per_round": 0,
-            "validation": {"min_pairs": 0},
+            "validation": {"min_pairs": 0 if scored else 16},
         },
-        "reward": {"model": reward},
+        "reward": {"model": reward} if scored else None,
         "generation": {"samples_per_prompt": 2, "max_new_tokens": 8},
         "update": {"algorithm": "kto", "lora": {"r": 4}, "trainer": {"max_steps": 1, "per_device_train_batch_size": 2}},
         "evaluation": {"judge": {"kind": "reward_model", "model": reward}, "bootstrap": 100},
@@ -105,6 +106,15 @@ def test_thumbs_alone_carry_a_run_whose_reward_is_a_function(tmp_path: Path) -> 
         (row["completion"], row["label"]) for row in given
     }
     assert {label.origin for label in labels} == {"human"}
+    assert RunDir(tmp_path / "run").step(1, "score").exists() == scored
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("ppo", "needs a reward model"), ("dpo", "pairing.sources: .feedback.")])
+def test_without_a_reward_model_only_what_people_say_is_learned_from(name: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=remedy):
+        Recipe.load(SMOKE, [f"update.algorithm={name}", "reward=null"])
+    Recipe.load(SMOKE, ["update.algorithm=dpo", "reward=null", "pairing.sources=[feedback]"])
 
 
 def test_sft_learns_from_references_of_training_prompts_alone(tmp_path: Path) -> None:

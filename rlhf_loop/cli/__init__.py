@@ -47,7 +47,7 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings over the recipe's: key.sub=value.", metavar="[KEY=VALUE]...")
     ] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in all (default: the recipe's).")] = None,
+    rounds: Annotated[int | None, typer.Option(min=0, help="Rounds in all (default: the recipe's).")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).")] = None,
     wait: Annotated[bool, typer.Option(help="Stop while people have questions to answer.")] = True,
 ) -> None:

@@ -29,9 +29,11 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         components = [RewardComponent(model=recipe.evaluation.judge.model)]
         trainer = recipe.evaluation.judge.trainer
     else:
+        assert recipe.reward is not None
         components, trainer = recipe.reward.weighted(), recipe.reward.trainer
     seed = int(stable_id(recipe.seed, role, arguments.round)[:7], 16)
-    train, held_out = split_by_group(pairs, recipe.reward.eval_fraction, recipe.seed)
+    fraction = 0.2 if recipe.reward is None else recipe.reward.eval_fraction  # the judge of a run without reward models
+    train, held_out = split_by_group(pairs, fraction, recipe.seed)
     resolve_model(recipe.policy.model)
     metrics: dict[str, Any] = {}
     listed: list[dict[str, Any]] = []

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.validation import ValidationReport, validate
@@ -46,7 +47,8 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> Validati
         else:
             unused[split] += 1
     needed = recipe.feedback.validation.min_pairs - len(by_split["train"])
-    if round and needed > 0:
+    from_pairs = recipe.reward is not None or ALGORITHMS[recipe.update.algorithm].consumes == "pairs"
+    if round and from_pairs and needed > 0:
         raise UserError(
             f"round {round}: {len(by_split['train'])} usable pairs are too few for a meaningful update; {needed} more "
             f"are needed (feedback.validation.min_pairs). Of {len(feedback)} pieces of feedback "
