@@ -1,14 +1,36 @@
-"""Who may do what: tokens by role, in a header for programs and in a cookie for pages."""
+"""Who may do what: tokens by role, in a header for programs and in a cookie for pages.
+
+A program sends `Authorization: Bearer TOKEN`. A page has a cookie that names the token's id and the time, signed with
+a key of the store: it is worth nothing without that store, ends after `SESSION_SECONDS`, and at once when the token
+is revoked. Whatever changes something and comes from a page must carry `X-CSRF-Token: csrf_token(request)`.
+
+Without any token, and on loopback only, access is open and everybody is an admin. Another page in the same browser
+could then send requests too; these are told by their `Host`, `Origin` and `Sec-Fetch-Site` headers and refused.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from urllib.parse import urlsplit
 
-from fastapi import Request
+from fastapi import APIRouter, Form, HTTPException, Request
+from fastapi.responses import RedirectResponse, Response
 
-Role = Literal["app", "annotator", "admin"]
+from rlhf_loop.feedback import tokens
+from rlhf_loop.feedback.tokens import Role
+from rlhf_loop.server.service import Service
+
+router = APIRouter(include_in_schema=False)
+
+COOKIE = "rlhf_loop_session"
+CSRF_HEADER = "X-CSRF-Token"
+SESSION_SECONDS = 12 * 3600
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,10 +42,150 @@ class Caller:
     role: Role
 
 
+OPEN = Caller(token_id="open", name="you", role="admin")
+
+
 def require(*roles: Role) -> Callable[[Request], Caller]:
-    """A dependency that gives the caller, or answers 401 (unknown) or 403 (another role). An admin may do everything."""
+    """A dependency that gives the caller, or answers 401 (unknown) or 403 (another role). An admin may do everything.
+
+    Answers 403 too for what a page sends without its CSRF token, and 429 when the caller sends too much.
+    """
 
     def caller(request: Request) -> Caller:
-        raise NotImplementedError
+        found = identify(request)
+        if found.role not in (*roles, "admin"):
+            raise HTTPException(403, f"this needs a token of the role {' or '.join(roles)}; yours is {found.role}")
+        return found
 
     return caller
+
+
+def identify(request: Request) -> Caller:
+    """Whoever sent the request, whatever the role; 401 where that is not known."""
+    service: Service = request.app.state.service
+    if is_open(service):
+        _check_same_site(request)
+        found, by_page = OPEN, _from_browser(request)
+    else:
+        secret = _bearer(request)
+        by_page = secret is None
+        token = tokens.find(service.store, secret) if secret is not None else _of_session(request, service)
+        if token is None:
+            service.limits.check(f"unknown:{address(request)}", "unknown")
+            said = "the token is unknown or was revoked" if secret is not None else "a token is needed"
+            raise HTTPException(
+                401,
+                f"{said}: send `Authorization: Bearer TOKEN`, or log in at /login. `rlhf-loop token create` makes one",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        found = Caller(token_id=token.id, name=token.name, role=token.role)
+    request.state.caller = found
+    if by_page and request.method not in _SAFE:
+        _check_same_site(request)
+        if not hmac.compare_digest(request.headers.get(CSRF_HEADER, ""), csrf_token(request)):
+            raise HTTPException(403, f"the page is out of date ({CSRF_HEADER} does not match); load it again")
+    service.limits.check(found.token_id, found.role)
+    return found
+
+
+def is_open(service: Service) -> bool:
+    """Whether everybody is let in. The first token that is made ends that, while the service runs."""
+    if service.open_access and tokens.any_made(service.store):
+        service.open_access = False
+    return service.open_access
+
+
+def csrf_token(request: Request) -> str:
+    """What a page sends back as `X-CSRF-Token` with whatever changes something; for templates."""
+    service: Service = request.app.state.service
+    session = "open" if service.open_access else request.cookies.get(COOKIE, "")
+    return _signed(service, "csrf", session)
+
+
+def address(request: Request) -> str:
+    """Where a request came from."""
+    return request.client.host if request.client else "unknown"
+
+
+@router.post("/login")
+def login(
+    request: Request, token: str = Form("", max_length=200), next: str = Form("/", max_length=500)
+) -> RedirectResponse:
+    """Takes a token from the login page and gives a cookie in exchange; then on to `next`, a path of this service."""
+    service: Service = request.app.state.service
+    _check_same_site(request)
+    found = tokens.find(service.store, token.strip())
+    if found is None:
+        service.limits.check(f"unknown:{address(request)}", "unknown")
+        return RedirectResponse("/login?failed=1", 303)
+    answer = RedirectResponse(_local_path(next), 303)
+    value = f"{found.id}.{int(time.time())}"
+    answer.set_cookie(
+        COOKIE,
+        f"{value}.{_signed(service, 'session', value)}",
+        max_age=SESSION_SECONDS,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return answer
+
+
+@router.post("/logout")
+def logout(request: Request) -> Response:
+    """Ends a page's session. Needs nothing: who calls it only ends their own."""
+    answer = RedirectResponse("/login", 303)
+    answer.delete_cookie(COOKIE)
+    return answer
+
+
+def _bearer(request: Request) -> str | None:
+    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" and secret.strip() else None
+
+
+def _of_session(request: Request, service: Service) -> tokens.Token | None:
+    """The token of a page's cookie, where its signature and its age are right and the token still stands."""
+    parts = request.cookies.get(COOKIE, "").split(".")
+    if len(parts) != 3 or not parts[1].isascii() or not parts[1].isdigit():
+        return None
+    id, since, signature = parts
+    if not hmac.compare_digest(signature.encode(), _signed(service, "session", f"{id}.{since}").encode()):
+        return None
+    if not 0 <= time.time() - int(since) + 1 <= SESSION_SECONDS:
+        return None
+    return tokens.by_id(service.store, id)
+
+
+def _signed(service: Service, what: str, text: str) -> str:
+    return hmac.new(service.session_key, f"{what}:{text}".encode(), hashlib.sha256).hexdigest()
+
+
+def _from_browser(request: Request) -> bool:
+    """Browsers say where a state-changing request comes from; programs do not."""
+    return any(name in request.headers for name in ("Origin", "Sec-Fetch-Site", "Cookie"))
+
+
+def _check_same_site(request: Request) -> None:
+    """403 for what a page of another site sends, and, where access is open, for another name of this machine.
+
+    A name that somebody else's DNS made point here (DNS rebinding) would have the browser take their page for ours.
+    """
+    service: Service = request.app.state.service
+    host = request.headers.get("Host", "")
+    if service.open_access and urlsplit(f"//{host}").hostname not in LOOPBACK:
+        raise HTTPException(
+            403, f"without tokens only {', '.join(LOOPBACK)} may be called, not {host[:100]!r}; use one of these names"
+        )
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc != host:
+        raise HTTPException(403, "a page of another site sent this")
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none") and request.method not in _SAFE:
+        raise HTTPException(403, "a page of another site sent this")
+
+
+def _local_path(path: str) -> str:
+    """A path of this service; anything that could lead elsewhere becomes the front page."""
+    parts = urlsplit(path)
+    plain = path.startswith("/") and not path.startswith("//") and "\\" not in path and path.isprintable()
+    return path if plain and not parts.scheme and not parts.netloc else "/"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.tokens import signing_key
 from rlhf_loop.recipe import Annotation, Recipe
+from rlhf_loop.run_dir import RunDir
+from rlhf_loop.server.limits import Limits
+
+if TYPE_CHECKING:
+    from rlhf_loop.server.policy_process import Policies
 
 
 @dataclass(kw_only=True)
@@ -17,8 +24,27 @@ class Service:
     recipe: Recipe | None = None  # of the run that is served; None: a bare store
     run_dir: Path | None = None
     open_access: bool = False  # only on loopback and only where no token was ever made: everybody is an admin
+    policies: Policies | None = None  # what answers chats; None: chat is off
+    chat_off: str = "this service was started without chat"  # why, and what to do about it
+    log_texts: bool = False
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def annotation(self) -> Annotation:
         """How people are asked."""
         return self.recipe.annotation if self.recipe is not None else Annotation()
+
+    @property
+    def round(self) -> int:
+        """The round that was begun last: what is said now is learned from in the next one."""
+        rounds = RunDir(self.run_dir).rounds() if self.run_dir is not None else []
+        return rounds[-1] if rounds else 0
+
+    @property
+    def session_key(self) -> bytes:
+        """What cookies and CSRF tokens are signed with; the same after a restart."""
+        if self._session_key is None:
+            self._session_key = signing_key(self.store, "session_key")
+        return self._session_key
+
+    _session_key: bytes | None = field(default=None, init=False, repr=False)
