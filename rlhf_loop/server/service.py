@@ -36,9 +36,15 @@ class Service:
 
     @property
     def round(self) -> int:
-        """The round that was begun last: what is said now is learned from in the next one."""
-        rounds = RunDir(self.run_dir).rounds() if self.run_dir is not None else []
-        return rounds[-1] if rounds else 0
+        """The last round whose snapshot is taken: what is said now is learned from in the next one.
+
+        A round that was begun but found too little feedback has no snapshot yet, and takes what is said now.
+        """
+        if self.run_dir is None:
+            return 0
+        run = RunDir(self.run_dir)
+        taken = [n for n in run.rounds() if (run.step(n, "snapshot") / "manifest.json").exists()]
+        return max(taken, default=0)
 
     @property
     def session_key(self) -> bytes:
