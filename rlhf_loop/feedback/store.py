@@ -86,7 +86,11 @@ class Store:
     def add_prompts(self, prompts: Iterable[Prompt]) -> int:
         """Adds prompts. One that differs only in the file it came from is the same prompt."""
         with self.database.write() as connection:
-            return self._add(connection, tables.prompts, Prompt, list(prompts), _prompt_row, _without_source)
+            return self.add_prompts_within(connection, prompts)
+
+    def add_prompts_within(self, connection: sa.Connection, prompts: Iterable[Prompt]) -> int:
+        """The same in a writing transaction of the caller's (`store.database.write()`), with what else is in it."""
+        return self._add(connection, tables.prompts, Prompt, list(prompts), _prompt_row, _without_source)
 
     def set_splits(self, prompts: Iterable[Prompt]) -> int:
         """Moves stored prompts to the split that these have; returns how many moved.
@@ -117,10 +121,14 @@ class Store:
 
     def add_completions(self, completions: Iterable[Completion]) -> int:
         """Adds completions; their prompts must be there, or are a `UserError`."""
-        records = list(completions)
         with self.database.write() as connection:
-            self._check_known(connection, tables.prompts, (c.prompt_id for c in records), "prompts", "completions")
-            return self._add(connection, tables.completions, Completion, records, _completion_row)
+            return self.add_completions_within(connection, completions)
+
+    def add_completions_within(self, connection: sa.Connection, completions: Iterable[Completion]) -> int:
+        """The same in a writing transaction of the caller's."""
+        records = list(completions)
+        self._check_known(connection, tables.prompts, (c.prompt_id for c in records), "prompts", "completions")
+        return self._add(connection, tables.completions, Completion, records, _completion_row)
 
     def add_feedback(self, feedback: Iterable[AnyFeedback]) -> int:
         """Adds feedback; a preference also answers the queued questions about its pair.
@@ -128,23 +136,25 @@ class Store:
         Records that differ only in the file they came from (`source`, and the annotator where it stands for the
         file) are the same. Prompts and completions that they name must be there, or are a `UserError`.
         """
-        records = list(feedback)
         with self.database.write() as connection:
-            self._check_known(connection, tables.prompts, (f.prompt_id for f in records), "prompts", "feedback")
-            named = (id for f in records for id in about(f))
-            self._check_known(connection, tables.completions, named, "completions", "feedback")
-            new = self._add(connection, tables.feedback, Feedback, records, _feedback_row, _without_file)
-            pairs = {
-                pair_key(f.a_id, f.b_id) for f in records if isinstance(f, (Preference, Skip)) and f.a_id and f.b_id
-            }
-            for chunk in _chunks(f.supersedes for f in records if f.supersedes):
-                column = tables.feedback.c
-                pairs.update(
-                    connection.scalars(sa.select(column.pair).where(column.id.in_(chunk), column.pair.is_not(None)))
-                )
-            if pairs:
-                queue.settle(connection, pairs)
-            return new
+            return self.add_feedback_within(connection, feedback)
+
+    def add_feedback_within(self, connection: sa.Connection, feedback: Iterable[AnyFeedback]) -> int:
+        """The same in a writing transaction of the caller's."""
+        records = list(feedback)
+        self._check_known(connection, tables.prompts, (f.prompt_id for f in records), "prompts", "feedback")
+        named = (id for f in records for id in about(f))
+        self._check_known(connection, tables.completions, named, "completions", "feedback")
+        new = self._add(connection, tables.feedback, Feedback, records, _feedback_row, _without_file)
+        pairs = {pair_key(f.a_id, f.b_id) for f in records if isinstance(f, (Preference, Skip)) and f.a_id and f.b_id}
+        for chunk in _chunks(f.supersedes for f in records if f.supersedes):
+            column = tables.feedback.c
+            pairs.update(
+                connection.scalars(sa.select(column.pair).where(column.id.in_(chunk), column.pair.is_not(None)))
+            )
+        if pairs:
+            queue.settle(connection, pairs)
+        return new
 
     def add_scores(self, scores: Iterable[Score]) -> int:
         """Adds scores, one for each completion and reward model; their completions must be there.
