@@ -7,7 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from rlhf_loop.feedback.store import AnyFeedback, pair_key
+import numpy as np
+
+from rlhf_loop.feedback.quality import coefficients
+from rlhf_loop.feedback.quality.votes import Votes, votes_of
+from rlhf_loop.feedback.store import AnyFeedback
 from rlhf_loop.records import Preference
 
 
@@ -29,44 +33,49 @@ class Agreement:
     comparisons: int  # of two annotators about one pair
     agreed: float | None  # share of the comparisons in which both said the same
     alpha: float | None  # Krippendorff's: 1 perfect, 0 as by chance, below 0 worse; None when it is not defined
+    alpha_low: float | None  # its 95% interval, from resampling pairs
+    alpha_high: float | None
 
 
 def agreement(preferences: Iterable[Preference]) -> Agreement:
-    """How far annotators agree; an annotator who judged a pair several times counts with the last verdict."""
-    verdicts: dict[str, dict[str, str]] = defaultdict(dict)
-    for preference in preferences:
-        verdicts[pair_key(preference.a_id, preference.b_id)][preference.annotator.id] = verdict(preference)
-    units = [list(by_annotator.values()) for by_annotator in verdicts.values() if len(by_annotator) > 1]
-    comparisons = sum(math.comb(len(unit), 2) for unit in units)
-    agreed = sum(math.comb(count, 2) for unit in units for count in Counter(unit).values())
+    """How far annotators agree; an annotator who judged a pair several times counts with the last verdict.
+
+    By chance either side of a pair wins as often, so the values that alpha compares are: one side, the other side, a
+    tie, both bad.
+    """
+    return agreement_of(votes_of(preferences))
+
+
+def agreement_of(votes: Votes) -> Agreement:
+    """`agreement` of preferences that are columns already."""
+    counts = coefficients.verdict_counts(votes)
+    counts = counts[counts.sum(1) > 1]
+    judges = counts.sum(1)
+    comparisons = int((judges * (judges - 1)).sum()) // 2
+    agreed = int((counts * (counts - 1)).sum()) // 2
+    alpha = coefficients.bootstrap(coefficients.krippendorff_alpha, counts)
     return Agreement(
-        pairs=len(units),
+        pairs=len(counts),
         comparisons=comparisons,
         agreed=agreed / comparisons if comparisons else None,
-        alpha=krippendorff_alpha(units),
+        alpha=alpha.value,
+        alpha_low=alpha.low,
+        alpha_high=alpha.high,
     )
 
 
 def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
     """Krippendorff's alpha for nominal values; each unit holds the values that it was given.
 
-    alpha = 1 - D_o / D_e with D_o = sum over units of (pairs of unlike values) / (m_u - 1) / n and
-    D_e = (pairs of unlike values among all n) / (n (n - 1)); K. Krippendorff, Computing Krippendorff's
-    Alpha-Reliability (2011), section C. None with fewer than two values to compare, or only one value in use.
+    See `quality.coefficients.krippendorff_alpha`. None with fewer than two values to compare, or only one in use.
     """
-    totals: Counter[Hashable] = Counter()
-    observed = 0.0
-    for unit in units:
-        if len(unit) < 2:
-            continue
-        counts = Counter(unit)
-        totals.update(counts)
-        observed += (len(unit) ** 2 - sum(count**2 for count in counts.values())) / (len(unit) - 1)
-    n = totals.total()
-    expected = n**2 - sum(count**2 for count in totals.values())
-    if expected == 0:
+    places: dict[Hashable, int] = {}
+    kept = [[places.setdefault(value, len(places)) for value in unit] for unit in units if len(unit) > 1]
+    if not kept:
         return None
-    return 1 - (n - 1) * observed / expected
+    counts = np.stack([np.bincount(unit, minlength=len(places)) for unit in kept])
+    alpha = float(coefficients.krippendorff_alpha(counts))
+    return None if math.isnan(alpha) else alpha
 
 
 def position_bias(preferences: Iterable[Preference]) -> Share:
@@ -110,14 +119,14 @@ def _lower(k: int, n: int, tail: float) -> float:
     low, high = 0.0, k / n
     for _ in range(60):
         middle = (low + high) / 2
-        if _upper_tail(k, n, middle) < tail:
+        if upper_tail(k, n, middle) < tail:
             low = middle
         else:
             high = middle
     return (low + high) / 2
 
 
-def _upper_tail(k: int, n: int, p: float) -> float:
+def upper_tail(k: int, n: int, p: float) -> float:
     """P(X >= k) for X ~ Binomial(n, p) with p <= k/n, where the terms only fall."""
     if p <= 0 or p >= 1:
         return float(p >= 1)
