@@ -32,8 +32,9 @@ def plain(hidden: Any, weight: Any, bias: Any, targets: Any, temperature: float,
 @pytest.mark.parametrize("kept", [1 << 27, 0], ids=["kept", "again"])
 @pytest.mark.parametrize("chunk", [1 << 24, 4 * VOCABULARY], ids=["whole", "chunks"])
 @pytest.mark.parametrize("of_entropy", [0.0, 0.3])
+@pytest.mark.parametrize("still", [0, 6], ids=["all", "some"])
 def test_values_and_gradients_are_those_of_a_log_softmax(
-    monkeypatch: pytest.MonkeyPatch, bias: bool, kept: int, chunk: int, of_entropy: float
+    monkeypatch: pytest.MonkeyPatch, bias: bool, kept: int, chunk: int, of_entropy: float, still: int
 ) -> None:
     monkeypatch.setattr(cpu_head, "_KEPT", kept)
     monkeypatch.setattr(cpu_head, "_CHUNK", chunk)
@@ -44,6 +45,7 @@ def test_values_and_gradients_are_those_of_a_log_softmax(
     torch.testing.assert_close(log_probs, expected)
     torch.testing.assert_close(entropy, expected_entropy)
     weights = torch.linspace(-1, 2, ROWS)
+    weights[3 : 3 + still] = 0  # no gradient: a whole chunk, and part of another
     loss = (log_probs * weights).sum() + (of_entropy * (entropy * weights).sum() if of_entropy else 0)
     loss.backward()
     ((expected * weights).sum() + of_entropy * (expected_entropy * weights).sum()).backward()
