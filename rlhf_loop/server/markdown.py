@@ -25,7 +25,7 @@ _TAGS = {
 _ATTRIBUTES = {"span": {"data-at"}, "a": {"href", "title"}, "ol": {"start"}}
 _SCHEMES = {"http", "https", "mailto"}
 
-_MOST_CHARACTERS = 100_000  # longer texts are shown as plain text: Markdown nests, and can be made to take its time
+_MOST_CHARACTERS = 20_000  # longer texts are shown as plain text: Markdown nests, and can be made to take its time
 
 
 def render(text: str) -> str:
