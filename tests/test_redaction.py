@@ -1,0 +1,208 @@
+"""Personal data and secrets leave a text; everything else stays as it was."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import time
+import types
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.redaction import IBAN_LENGTHS, iban_is_valid, luhn, make_redactor
+
+PATTERNS = make_redactor("patterns")
+assert PATTERNS is not None
+
+# Random characters, put together here so that nothing in this file has the form of a real credential.
+RANDOM = "aB3dE5gH7jK9mN1pQ4sT6vW8yZ0cF2iL" * 4
+JWT_HEAD = base64.urlsafe_b64encode(json.dumps({"alg": "HS256", "typ": "JWT"}).encode()).decode().rstrip("=")
+JWT_BODY = base64.urlsafe_b64encode(json.dumps({"sub": "1234567890"}).encode()).decode().rstrip("=")
+PEM = "-----BEGIN {0}PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0B/+aQ==\n" * 3
+
+FOUND = [
+    ("write to ann.lee+work@mail.example.co.uk, please", "write to [EMAIL], please"),
+    ("<a_b@x-y.io>", "<[EMAIL]>"),
+    ("müller@example.de", "[EMAIL]"),
+    ("Call +49 30 1234567.", "Call [PHONE]."),
+    ("+1 (212) 555-0123", "[PHONE]"),
+    ("+14155550123", "[PHONE]"),
+    ("dial 0049 30 1234 5678 now", "dial [PHONE] now"),
+    ("(212) 555-0123", "[PHONE]"),
+    ("212-555-0123", "[PHONE]"),
+    ("212.555.0123", "[PHONE]"),
+    ("06 12 34 56 78", "[PHONE]"),
+    ("020 7946 0958", "[PHONE]"),
+    ("0171/1234567", "[PHONE]"),
+    ("phone: 5550123456", "phone: [PHONE]"),
+    ("my number is 555 0123", "my number is [PHONE]"),
+    ("paid with 4111 1111 1111 1111 today", "paid with [CREDIT_CARD] today"),
+    ("4111111111111111,5555-5555-5555-4444", "[CREDIT_CARD],[CREDIT_CARD]"),
+    ("378282246310005 and 3782 822463 10005", "[CREDIT_CARD] and [CREDIT_CARD]"),
+    ("6011111111111117", "[CREDIT_CARD]"),
+    ("4111 1111 1111 1111 12/27", "[CREDIT_CARD] 12/27"),
+    ("IBAN DE89 3704 0044 0532 0130 00 IS MINE", "IBAN [IBAN] IS MINE"),
+    ("GB82WEST12345698765432", "[IBAN]"),
+    ("FR14 2004 1010 0505 0001 3M02 606", "[IBAN]"),
+    ("from 93.184.216.34:8080", "from [IP_ADDRESS]:8080"),
+    ("http://93.184.216.34/x", "http://[IP_ADDRESS]/x"),
+    ("at 2a00:1450:4001:81b::200e now", "at [IP_ADDRESS] now"),
+    ("SSN 078-05-1120", "SSN [US_SSN]"),
+    ("my social security number is 078051120", "my social security number is [US_SSN]"),
+    (f"OPENAI_API_KEY=sk-proj-{RANDOM}", "OPENAI_API_KEY=[SECRET]"),
+    (f"sk-ant-api03-{RANDOM}", "[SECRET]"),
+    (f"sk_live_{RANDOM[:24]}", "[SECRET]"),
+    (f"ghp_{RANDOM[:36]}", "[SECRET]"),
+    (f"github_pat_{RANDOM[:22]}_{RANDOM[:59]}", "[SECRET]"),
+    (f"glpat-{RANDOM[:20]}", "[SECRET]"),
+    ("AKIA" + "IOSFODNN7EXAMPL2", "[SECRET]"),
+    (f"AIza{RANDOM[:35]}", "[SECRET]"),
+    (f"xoxb-123456789012-{RANDOM[:24]}", "[SECRET]"),
+    ("hf_" + "abcdefghijklmnopqrstuvwxyzABCDEFGH", "[SECRET]"),
+    (f"npm_{RANDOM[:36]}", "[SECRET]"),
+    (f"123456789:AA{RANDOM[:33]}", "[SECRET]"),
+    (f"Bearer {JWT_HEAD}.{JWT_BODY}.{RANDOM[:43]}", "Bearer [SECRET]"),
+    (f'aws_secret_access_key = "{RANDOM[:40]}"', 'aws_secret_access_key = "[SECRET]"'),
+    (f"Authorization: Bearer {RANDOM[:32]}", "Authorization: Bearer [SECRET]"),
+    ("postgresql://ann:correct-horse@db.example.org/x", "postgresql://[SECRET]@db.example.org/x"),
+    (PEM.format("RSA ") + "-----END RSA PRIVATE KEY-----\nthat was it", "[PRIVATE_KEY]\nthat was it"),
+    ("key: " + PEM.format(""), "key: [PRIVATE_KEY]"),
+]  # fmt: skip
+
+KEPT = [
+    "In 2023 the company sold 135,000,000 units at $12.50 each.",
+    "pi is 3.14159265358979, e is 2.718281828459045",
+    "0.4111111111111111 is a decimal",
+    "4111 1111 1111 1112",  # the check digit is wrong
+    "0000 0000 0000 0000",
+    "1234567890123456",
+    "DE89 3704 0044 0532 0130 01",  # mod 97 is not 1
+    "2023-10-15 12:30:45, 15.10.2023, 10/15/2023 10:00",
+    "01.02.2023 10:00",
+    "2023-10-15 1234567",
+    "version 1.2.3.4 and Chrome/120.0.6099.109",
+    "127.0.0.1, 192.168.1.1, 10.0.0.1, 0.0.0.0, 255.255.255.0, 8.8.8.8, 192.0.2.7",
+    "std::vector<int> a::b; 12:34:56; 00:1a:2b:3c:4d:5e; ::1; fe80::1; 2001:db8::1",
+    "git@github.com:owner/name.git",
+    "icon@2x.png, @decorator, foo@bar, user@localhost, a @ b",
+    "ISBN 978-3-16-148410-0",
+    "order 10000000, id 9007199254740993, timestamp 1700000000000",
+    "3 + 4 = 7; 100 200 300 4000; 1-2-3-4-5-6-7-8",
+    "arXiv 2210.10760, RFC 9562, ISO 13616-1:2020",
+    "d41d8cd98f00b204e9800998ecf8427e da39a3ee5e6b4b0d3255bfef95601890afd80709",
+    "550e8400-e29b-41d4-a716-446655440000",
+    "sk-learn-is-a-name-that-people-write-often",
+    "ghp_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+    "token = get_the_next_token_from_the_stream_v2(reader)",
+    "api_key = your_api_key_goes_here_please",
+    "the password is a long story in the year 2023",
+    "A file starts with -----BEGIN PRIVATE KEY----- and ends with a similar line.",
+    "-----BEGIN PUBLIC KEY-----\nMIIEvQIBADANBgkqhkiG9w0B\n-----END PUBLIC KEY-----",
+    "eyJust.a-word.with-dots-in-it",
+    "000-12-3456 666-12-3456 900-12-3456 123-00-4567 123-45-0000",
+    "3.14.159.26535 x 10^8, 1e10, 0x1F4, 12.5%",
+    "https://docs.python.org/3/library/re.html#module-re",
+    "https://example.org:8080/a/b?c=1",
+    "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), FOUND, ids=[expected[:30] for _, expected in FOUND])
+def test_personal_data_and_secrets_are_replaced(text: str, expected: str) -> None:
+    redacted, counts = PATTERNS.redact(text)
+    assert redacted == expected
+    assert counts == {name: expected.count(f"[{name}]") for name in counts}
+    assert sum(counts.values()) == expected.count("[")
+
+
+@pytest.mark.parametrize("text", KEPT, ids=[text[:30] for text in KEPT])
+def test_what_only_looks_like_personal_data_stays(text: str) -> None:
+    assert PATTERNS.redact(text) == (text, {})
+
+
+PIECES = st.sampled_from(
+    [text for text, _ in FOUND] + KEPT + [" ", ",", "-", "+", "1", "12", "a", "@", ":", "//", "[", "]", "\n", "[EMAIL]"]
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(PIECES, max_size=6).map("".join) | st.text(alphabet="0123456789 -+()./@:ab.DE[]", max_size=60))
+def test_redacting_twice_is_redacting_once(text: str) -> None:
+    once, _ = PATTERNS.redact(text)
+    assert PATTERNS.redact(once) == (once, {})
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.text(alphabet="abcdefghijklmnopqrstuvwxyzABÄÖ.,;:!?'\"()", max_size=14), max_size=30).map(" ".join))
+def test_texts_without_digits_signs_or_long_words_are_untouched(text: str) -> None:
+    assert PATTERNS.redact(text) == (text, {})
+
+
+@given(st.text(alphabet="0123456789", min_size=1, max_size=18), st.integers(1, 9), st.integers(0, 17))
+def test_luhn_finds_every_wrong_digit(digits: str, change: int, place: int) -> None:
+    whole = next(digits + str(check) for check in range(10) if luhn(digits + str(check)))
+    place %= len(whole)
+    wrong = whole[:place] + str((int(whole[place]) + change) % 10) + whole[place + 1 :]
+    assert luhn(whole)
+    assert not luhn(wrong)
+
+
+@given(st.sampled_from(sorted(IBAN_LENGTHS)), st.data())
+def test_mod_97_is_that_of_the_standard(country: str, data: st.DataObject) -> None:
+    account = data.draw(st.text(alphabet="0123456789", min_size=1))
+    account = account.rjust(IBAN_LENGTHS[country] - 4, "0")[: IBAN_LENGTHS[country] - 4]
+    letters = "".join(str(ord(letter) - 55) for letter in country)
+    check = 98 - int(account + letters + "00") % 97  # how the check digits are made, ISO 13616
+    assert iban_is_valid(f"{country}{check:02d}{account}")
+    assert not iban_is_valid(f"{country}{(check + 1) % 97:02d}{account}")
+
+
+HOSTILE = [
+    "a", "1", "1 ", "a@", "sk-", "sk-a-", "eyJ", "DE12", "1.1.", "1:", "token=", "://a:", "+1", "phone ", "xoxa-",
+    "-----BEGIN PRIVATE KEY-----", "a.b-", "(0", "api key ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", HOSTILE)
+def test_hostile_texts_take_time_linear_in_their_length(part: str) -> None:
+    text = part * (200_000 // len(part)) + " 1@"
+    started = time.process_time()
+    PATTERNS.redact(text)
+    assert time.process_time() - started < 3  # a fraction of a second; quadratic time would be minutes
+
+
+def test_none_redacts_nothing_and_unknown_names_are_refused() -> None:
+    assert make_redactor("none") is None
+    with pytest.raises(UserError, match="patterns, presidio or none"):
+        make_redactor("magic")  # type: ignore[arg-type]
+
+
+def test_presidio_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    with pytest.raises(UserError, match=r"pip install 'rlhf-loop\[presidio\]'"):
+        make_redactor("presidio")
+
+
+def test_presidio_finds_names_beside_the_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Engine:
+        def analyze(self, text: str, entities: list[str], language: str) -> list[types.SimpleNamespace]:
+            assert language == "en"
+            assert "PERSON" in entities
+            spans = [("Ann Lee", "PERSON", 0.85), ("Ann", "PERSON", 0.6), ("EMAIL", "PERSON", 0.9)]
+            return [
+                types.SimpleNamespace(start=start, end=start + len(word), entity_type=kind, score=score)
+                for word, kind, score in spans
+                if (start := text.find(word)) >= 0
+            ]
+
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", types.SimpleNamespace(AnalyzerEngine=Engine))
+    redactor = make_redactor("presidio")
+    assert redactor is not None
+    redacted, counts = redactor.redact("Ann Lee writes from ann@example.org")
+    assert redacted == "[PERSON] writes from [EMAIL]"
+    assert counts == {"EMAIL": 1, "PERSON": 1}
+    assert redactor.redact(redacted) == (redacted, {})
