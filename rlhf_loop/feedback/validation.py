@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from rlhf_loop.feedback.agreement import verdict
 from rlhf_loop.feedback.store import AnyFeedback, about, pair_key
 from rlhf_loop.recipe import Validation
 from rlhf_loop.records import Completion, Critique, Edit, Implicit, Preference, Prompt, Rating, Skip, Split, Thumb
+
+N = TypeVar("N", bound=Hashable)
 
 CHECKS = {
     "unknown": "name a prompt or completion that is not there",
@@ -307,7 +309,7 @@ class _Checks:
         for record in decided:
             winner = verdict(record)
             beats[winner].append(record.b_id if winner == record.a_id else record.a_id)
-        part = _strong_parts(beats)
+        part = strong_parts(beats)
         for record in decided:
             if part[record.a_id] == part[record.b_id]:
                 self._count("cycle", f"{record.id}: on prompt {record.prompt_id}")
@@ -388,12 +390,12 @@ def _normal(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _strong_parts(edges: Mapping[str, Iterable[str]]) -> dict[str, int]:
+def strong_parts(edges: Mapping[N, Iterable[N]]) -> dict[N, int]:
     """Node -> number of its strongly connected component (Tarjan 1972, without recursion)."""
-    index: dict[str, int] = {}
-    low: dict[str, int] = {}
-    part: dict[str, int] = {}
-    stack: list[str] = []
+    index: dict[N, int] = {}
+    low: dict[N, int] = {}
+    part: dict[N, int] = {}
+    stack: list[N] = []
     for root in edges:
         if root in index:
             continue

@@ -123,7 +123,7 @@ def bootstrap_kappa(table: Counts, *, seed: int = 0, resamples: int = RESAMPLES)
     if not n:
         return Estimate(value=None, low=None, high=None, n=0)
     draws = np.random.default_rng(seed).multinomial(n, table.ravel() / n, size=resamples).reshape(-1, *table.shape)
-    return estimate(cohen_kappa(_symmetric(table)), cohen_kappa(_symmetric(draws)), n)
+    return estimate(cohen_kappa(symmetric(table)), cohen_kappa(symmetric(draws)), n)
 
 
 def estimate(value: Any, resampled: Floats, n: int) -> Estimate:
@@ -157,7 +157,8 @@ def comparisons(votes: Votes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return (np.concatenate(earlier), np.concatenate(later)) if earlier else (empty, empty)
 
 
-def _symmetric(table: NDArray[Any]) -> NDArray[Any]:
+def symmetric(table: NDArray[Any]) -> NDArray[Any]:
+    """Tables (..., 4, 4) of verdicts and, added to them, the same with the sides of each pair exchanged."""
     return table + table[..., SWAPPED, :][..., SWAPPED]
 
 

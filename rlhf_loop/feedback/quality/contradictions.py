@@ -1,0 +1,94 @@
+"""Verdicts that cannot all be right: of one annotator, between annotators, and in circles: a beats b beats c beats a."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_loop.feedback.agreement import share
+from rlhf_loop.feedback.quality.votes import FIRST, SECOND, Votes
+from rlhf_loop.feedback.validation import strong_parts
+
+Ints = NDArray[np.int64]
+EXAMPLES = 3
+
+
+def contradictions(votes: Votes) -> dict[str, Any]:
+    """Shares with exact intervals: `own`, of the pairs that one annotator judged again, those judged both ways;
+    `between`, of the pairs that several annotators decided, those decided both ways; `circles`, of the pairs with a
+    majority, those on a circle. With examples of each."""
+    own, again = repeated(votes)
+    last = votes.last_of_each()
+    decided = np.stack([np.bincount(last.unit[last.verdict == v], minlength=votes.units) for v in (FIRST, SECOND)], 1)
+    several, both = decided.sum(1) > 1, (decided > 0).all(1)
+    winner, loser, units = majority(votes, decided)
+    on_circle = in_circles(winner, loser)
+    prompts = np.unique(votes.prompt[units[on_circle]])
+    return {
+        "own": {
+            **asdict(share(len(own), len(again))),
+            "examples": [f"{votes.annotators[a]} on {_pair(votes, u)}" for u, a in own[:EXAMPLES]],
+        },
+        "between": {
+            **asdict(share(int(both.sum()), int(several.sum()))),
+            "examples": [
+                f"{_pair(votes, u)}: {decided[u, 0]} to {decided[u, 1]}" for u in np.flatnonzero(both)[:EXAMPLES]
+            ],
+        },
+        "circles": {
+            **asdict(share(int(on_circle.sum()), len(units))),
+            "prompts": len(prompts),
+            "examples": [f"prompt {votes.prompts[p]}" for p in prompts[:EXAMPLES]],
+        },
+    }
+
+
+def repeated(votes: Votes) -> tuple[Ints, Ints]:
+    """(R, 2), (S, 2) unit and annotator: those that were decided both ways, and all that were decided again."""
+    rows = votes.take(votes.decided)
+    key, number, counts = np.unique(
+        rows.unit * max(1, len(votes.annotators)) + rows.annotator, return_inverse=True, return_counts=True
+    )
+    seconds = np.bincount(number, rows.verdict == SECOND, minlength=len(key))
+    again, both = counts > 1, (seconds > 0) & (seconds < counts)
+    pairs = np.stack(np.divmod(key, max(1, len(votes.annotators))), axis=1)
+    return pairs[both], pairs[again]
+
+
+def majority(votes: Votes, decided: Ints) -> tuple[Ints, Ints, Ints]:
+    """Winner, loser and number of each pair in which one side has more of the `decided` (U, 2) votes."""
+    units = np.flatnonzero(decided[:, 0] != decided[:, 1])
+    first_won = decided[units, 0] > decided[units, 1]
+    first, second = votes.first[units], votes.second[units]
+    return np.where(first_won, first, second), np.where(first_won, second, first), units
+
+
+def in_circles(winner: Ints, loser: Ints) -> NDArray[np.bool_]:
+    """(E,) whether each victory is on a circle of victories.
+
+    Answers that nobody beats, or that beat nobody, are on none: they are taken away until none is left, which for
+    most feedback leaves little for the search for strongly connected parts.
+    """
+    left = np.arange(len(winner))
+    nodes = int(max(winner.max(initial=-1), loser.max(initial=-1))) + 1
+    while len(left):
+        wins, losses = np.bincount(winner[left], minlength=nodes), np.bincount(loser[left], minlength=nodes)
+        kept = left[(losses[winner[left]] > 0) & (wins[loser[left]] > 0)]
+        if len(kept) == len(left):
+            break
+        left = kept
+    victories = list(zip(winner[left].tolist(), loser[left].tolist(), strict=True))
+    beats: dict[int, list[int]] = {}
+    for better, worse in victories:
+        beats.setdefault(better, []).append(worse)
+    part = strong_parts(beats)
+    found = np.zeros(len(winner), dtype=bool)
+    found[left] = [part[better] == part[worse] for better, worse in victories]
+    return found
+
+
+def _pair(votes: Votes, unit: int) -> str:
+    return f"{votes.completions[votes.first[unit]]} | {votes.completions[votes.second[unit]]}"
