@@ -268,6 +268,10 @@ class Store:
         with self.database.read() as connection:
             return _read(connection, tables.prompts, Prompt, _prompt, ids, *where)
 
+    def prompts_within(self, connection: sa.Connection, ids: Iterable[str]) -> list[Prompt]:
+        """Prompts with these ids, in a transaction of the caller's."""
+        return _read(connection, tables.prompts, Prompt, _prompt, ids)
+
     def completions(
         self,
         *,
@@ -287,6 +291,10 @@ class Store:
             where.append(sa.not_(scored.exists()))
         with self.database.read() as connection:
             return _read(connection, tables.completions, Completion, _completion, ids, *where)
+
+    def completions_within(self, connection: sa.Connection, ids: Iterable[str]) -> list[Completion]:
+        """Completions with these ids, in a transaction of the caller's."""
+        return _read(connection, tables.completions, Completion, _completion, ids)
 
     def feedback(
         self,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
+import sqlalchemy as sa
 from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from rlhf_loop import __version__
 from rlhf_loop.errors import UserError
-from rlhf_loop.server import access, annotation, dashboard
+from rlhf_loop.feedback import tables
+from rlhf_loop.server import access, annotation, chat, dashboard, feedback_api
 from rlhf_loop.server.limits import BodyLimit
+from rlhf_loop.server.logs import Observed
 from rlhf_loop.server.service import Service
 
 SECURITY_HEADERS = {
@@ -28,12 +34,52 @@ SECURITY_HEADERS = {
 """On every answer. Pages have their scripts and styles in files of their own: nothing inline runs."""
 
 
+class Error(BaseModel):
+    """What went wrong, as OpenAI's clients read it."""
+
+    message: str
+    type: str
+    code: int
+    param: str | None = None  # the field of the request
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is no success."""
+
+    error: Error
+
+
+_STATUS = {
+    400: "The request cannot be read",
+    401: "A token is needed",
+    403: "Another role is needed",
+    404: "What is named is not there",
+    409: "The idempotency key was used for another request",
+    413: "The body is too long",
+    422: "A field is wrong; `error.param` names it",
+    429: "Too many requests; `Retry-After` says when to come again",
+    503: "There is no policy to answer now; `Retry-After` says when to come again",
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text} for status, text in _STATUS.items()
+}
+
+
 def create_app(service: Service) -> FastAPI:
-    """The application that serves `service`; `uvicorn.run(create_app(service))` runs it."""
+    """The application that serves `service`; `uvicorn.run(create_app(service))` runs it.
+
+    When it ends, answers that are being written are written and stored first.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if service.policies is not None:
+            service.policies.begin()
         yield
+        if service.answers:
+            await asyncio.wait(service.answers)
+        if service.policies is not None:
+            await service.policies.close()
 
     app = FastAPI(
         title="rlhf-loop",
@@ -44,18 +90,55 @@ def create_app(service: Service) -> FastAPI:
         openapi_url=None,  # below, for callers that are known
     )
     app.state.service = service
+    app.include_router(chat.router, responses=_ERRORS)
+    app.include_router(feedback_api.router, responses=_ERRORS)
     app.include_router(access.router)
     app.include_router(annotation.router)
     app.include_router(dashboard.router)
+    _add_own_routes(app, service)
     app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(UserError, _wrong)
     app.add_middleware(BodyLimit, limits=service.limits)
+    app.add_middleware(Observed, metrics=service.metrics, headers=SECURITY_HEADERS)
+    return app
 
-    @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(access.require("app", "annotator"))])
+
+def _add_own_routes(app: FastAPI, service: Service) -> None:
+    known = [Depends(access.require("app", "annotator"))]
+
+    @app.get("/openapi.json", include_in_schema=False, dependencies=known)
     def openapi() -> dict[str, Any]:
         return app.openapi()
 
-    return app
+    @app.get("/metrics", include_in_schema=False, dependencies=[Depends(access.require("app"))])
+    def metrics() -> Response:
+        with service.store.database.read() as connection:
+            questions = connection.scalar(sa.select(sa.func.count()).where(sa.not_(tables.questions.c.answered)))
+        text = service.metrics.text(
+            open_questions=questions or 0,
+            writing=len(service.answers),
+            ready=service.policies is not None and service.policies.ready,
+            restarts=service.policies.restarts if service.policies is not None else 0,
+        )
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/healthz", include_in_schema=False)
+    def live() -> dict[str, Any]:
+        """Whether the process answers at all."""
+        return {"live": True}
+
+    @app.get("/healthz/ready", include_in_schema=False)
+    def ready() -> JSONResponse:
+        """Whether it can do its work: 503 while the store or the policy cannot."""
+        try:
+            with service.store.database.read() as connection:
+                store = connection.scalar(sa.select(1)) == 1
+        except UserError:
+            store = False
+        chat = "off" if service.policies is None else "ready" if service.policies.ready else "starting"
+        good = store and chat != "starting"
+        return JSONResponse({"ready": good, "store": store, "chat": chat}, 200 if good else 503)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -64,12 +147,19 @@ async def _refused(request: Request, error: Exception) -> Response:
     wants_page = request.method == "GET" and "text/html" in request.headers.get("Accept", "")
     if error.status_code == 401 and wants_page:
         return RedirectResponse(f"/login?next={quote(request.url.path)}", 303)
-    return JSONResponse(
-        {"error": {"message": error.detail, "type": "error", "code": error.status_code}},
-        error.status_code,
-        error.headers,
-    )
+    detail: Any = error.detail
+    said = detail if isinstance(detail, dict) else {"message": detail, "type": "error"}
+    return _answer(error.status_code, said, dict(error.headers or {}))
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _answer(422, feedback_api.field_error(error.errors()[0]))
 
 
 async def _wrong(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": {"message": str(error), "type": "error", "code": 400}}, 400)
+    return _answer(400, {"message": str(error), "type": "error"})
+
+
+def _answer(status: int, said: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"param": None, **said, "code": status}}, status, headers)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf_loop.feedback.redaction import Redactor, make_redactor
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.tokens import signing_key
-from rlhf_loop.recipe import Annotation, Recipe
+from rlhf_loop.recipe import Annotation, Generation, Recipe
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.server.limits import Limits
+from rlhf_loop.server.metrics import Metrics
 
 if TYPE_CHECKING:
     from rlhf_loop.server.policy_process import Policies
@@ -28,6 +32,8 @@ class Service:
     chat_off: str = "this service was started without chat"  # why, and what to do about it
     log_texts: bool = False
     limits: Limits = field(default_factory=Limits)
+    metrics: Metrics = field(default_factory=Metrics)
+    answers: set[asyncio.Task[None]] = field(default_factory=set)  # that are being written
 
     @property
     def annotation(self) -> Annotation:
@@ -47,10 +53,19 @@ class Service:
         return max(taken, default=0)
 
     @property
+    def sampling(self) -> Generation:
+        """How answers are sampled where a request does not say: as the rounds sample candidates."""
+        return self.recipe.generation if self.recipe is not None else Generation(max_new_tokens=512)
+
+    @cached_property
     def session_key(self) -> bytes:
         """What cookies and CSRF tokens are signed with; the same after a restart."""
-        if self._session_key is None:
-            self._session_key = signing_key(self.store, "session_key")
-        return self._session_key
+        return signing_key(self.store, "session_key")
 
-    _session_key: bytes | None = field(default=None, init=False, repr=False)
+    def redact(self, text: str) -> str:
+        """The text as it is stored: without what the recipe's redactor finds."""
+        return self._redactor.redact(text)[0] if self._redactor is not None else text
+
+    @cached_property
+    def _redactor(self) -> Redactor | None:
+        return make_redactor(self.annotation.redact)

@@ -1,0 +1,182 @@
+"""`/v1/feedback`: what an application's users say of answers, under the response's id.
+
+A request is one transaction: all of it is stored or nothing. With an `Idempotency-Key` a retry gets the first answer
+again, and stores nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from typing import Annotated, Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rlhf_loop.feedback import deletion, tables
+from rlhf_loop.server.access import Caller, require
+from rlhf_loop.server.said import Item, Refused, What, records_of, store_said
+from rlhf_loop.server.service import Service
+
+router = APIRouter(prefix="/v1", tags=["feedback"])
+
+MOST_ITEMS = 1000
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$", description="names the request, for retries of it"),
+]
+DryRun = Annotated[bool, Query(description="only check: store nothing")]
+
+
+class Record(BaseModel):
+    """A piece of feedback that was stored; without an id in a dry run."""
+
+    id: str | None
+    kind: str
+
+
+class Answer(BaseModel):
+    """What one item became."""
+
+    response_id: str
+    records: list[Record]
+    dry_run: bool
+
+
+class Result(BaseModel):
+    """What became of one item of several."""
+
+    index: int
+    status: int
+    records: list[Record] = []
+    error: dict[str, Any] | None = None
+
+
+class Bulk(BaseModel):
+    """Several items; each is checked on its own."""
+
+    model_config = ConfigDict(extra="forbid")
+    items: list[dict[str, Any]] = Field(
+        min_length=1, max_length=MOST_ITEMS, description="as the body of /v1/feedback, each"
+    )
+
+
+class BulkAnswer(BaseModel):
+    """What became of the items."""
+
+    accepted: int
+    refused: int
+    results: list[Result]
+    dry_run: bool
+
+
+@router.post("/feedback", response_model=Answer)
+def feedback(
+    request: Request,
+    item: Item,
+    caller: Annotated[Caller, Depends(require("app"))],
+    idempotency_key: IdempotencyKey = None,
+    dry_run: DryRun = False,
+) -> Response:
+    """Stores what a user says of an answer. 404: an answer it names is not there; 422: what is wrong, and where."""
+
+    def store(connection: sa.Connection) -> dict[str, Any]:
+        service: Service = request.app.state.service
+        said = records_of(service, connection, item)
+        if not dry_run:
+            store_said(service, connection, [said])
+        return {"response_id": item.response_id, "records": said.summary(dry_run), "dry_run": dry_run}
+
+    return _once(request, caller, idempotency_key, item.model_dump(mode="json"), dry_run, store)
+
+
+@router.post("/feedback/bulk", response_model=BulkAnswer)
+def bulk(
+    request: Request,
+    body: Bulk,
+    caller: Annotated[Caller, Depends(require("app"))],
+    idempotency_key: IdempotencyKey = None,
+    dry_run: DryRun = False,
+) -> Response:
+    """Stores up to 1000 items, those that are right; the answer says of each what became of it."""
+
+    def store(connection: sa.Connection) -> dict[str, Any]:
+        service: Service = request.app.state.service
+        results: list[dict[str, Any]] = []
+        waiting: list[What] = []
+        named: set[str] = set()  # by the items that wait
+        for index, values in enumerate(body.items):
+            try:
+                item = Item.model_validate(values)
+                about = {item.response_id, item.preference.other_id if item.preference else item.response_id}
+                if named & about:  # what the one before said must be there, to be superseded
+                    store_said(service, connection, waiting)
+                    waiting, named = [], set()
+                said = records_of(service, connection, item)
+                results.append({"index": index, "status": 200, "records": said.summary(dry_run)})
+                if not dry_run:
+                    waiting.append(said)
+                    named |= about
+            except ValidationError as error:
+                results.append({"index": index, "status": 422, "error": field_error(error.errors()[0])})
+            except Refused as error:
+                results.append({"index": index, "status": error.status, "error": error.body()})
+        if waiting:
+            store_said(service, connection, waiting)
+        accepted = sum(result["status"] == 200 for result in results)
+        counts = {"accepted": accepted, "refused": len(results) - accepted}
+        return {**counts, "results": results, "dry_run": dry_run}
+
+    return _once(request, caller, idempotency_key, body.model_dump(mode="json"), dry_run, store)
+
+
+@router.delete("/users/{user}", response_model=None, dependencies=[Depends(require("admin"))])
+def forget(request: Request, user: Annotated[str, Path(min_length=1, max_length=200)]) -> Any:
+    """Deletes all texts by and to a user of the applications, and says which models had learned from them."""
+    service: Service = request.app.state.service
+    return deletion.delete_user(service.store, user, [service.run_dir] if service.run_dir is not None else [])
+
+
+def field_error(error: Any) -> dict[str, Any]:
+    """One of pydantic's errors in the words of OpenAI's API: `param` is the field."""
+    place = [str(part) for part in error["loc"] if part != "body"]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    param = ".".join(place) or None
+    return {"message": f"{param}: {message}" if param else message, "type": "invalid_request", "param": param}
+
+
+def _once(
+    request: Request, caller: Caller, key: str | None, body: dict[str, Any], dry_run: bool, store: Any
+) -> Response:
+    """Runs `store` in a transaction; with a key, at most once, and gives a repetition the first answer."""
+    service: Service = request.app.state.service
+    answers = tables.answered_requests
+    hash = hashlib.sha256(json.dumps([request.url.path, dry_run, body], sort_keys=True).encode()).hexdigest()
+    place = sa.and_(answers.c.token_id == caller.token_id, answers.c.key == key)
+    try:
+        with service.store.database.write() if not dry_run else service.store.database.read() as connection:
+            earlier = connection.execute(sa.select(answers).where(place)).first() if key is not None else None
+            if earlier is None:
+                text = json.dumps(store(connection), ensure_ascii=False)
+                if key is not None and not dry_run:
+                    row = {"token_id": caller.token_id, "key": key, "request_hash": hash, "status": 200, "body": text}
+                    connection.execute(answers.insert().values(answered_at=time.time(), **row))
+    except Refused as error:
+        raise HTTPException(error.status, error.body()) from None
+    if earlier is None:
+        return Response(text, media_type="application/json")
+    if earlier.request_hash != hash:
+        raise HTTPException(
+            409,
+            {
+                "message": f"Idempotency-Key {key} was used for another request; use a new key for each request",
+                "type": "idempotency_error",
+                "param": "Idempotency-Key",
+            },
+        )
+    return Response(
+        earlier.body, earlier.status, media_type="application/json", headers={"Idempotency-Replayed": "true"}
+    )

@@ -1,0 +1,141 @@
+"""Starting the service: what it serves, whether it may listen where it is told to, and what to open in a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback import tokens
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.policies import open_loop
+from rlhf_loop.records import Artifact
+from rlhf_loop.server.app import create_app
+from rlhf_loop.server.logs import to_stderr
+from rlhf_loop.server.policy_process import Engine, OwnProcess, Policies
+from rlhf_loop.server.service import Service
+from rlhf_loop.server.upstream import KEY_VARIABLE, Upstream
+
+GRACE_SECONDS = 30
+"""How long requests may take to end after the service was told to."""
+
+
+def start(
+    run: Path | None,
+    *,
+    store: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    chat: bool = True,
+    upstream: str | None = None,
+    log_texts: bool = False,
+) -> None:
+    """Serves a run, or a store alone, until it is told to stop. Raises `UserError` where it may not or cannot."""
+    loop = open_loop(run) if run is not None else None
+    url = loop.store_url if loop is not None else str(store)
+    with Store.open(url, create=loop is not None or "://" in url) as opened:
+        local = is_loopback(host)
+        any_token = tokens.any_made(opened)
+        if not local and not any_token:
+            raise UserError(
+                f"{host} can be reached from other machines, and no token was made: make one first with `rlhf-loop "
+                f"token create admin YOUR_NAME --store {run or store}`, or leave out --host"
+            )
+        service = Service(
+            store=opened,
+            recipe=loop.recipe if loop is not None else None,
+            run_dir=run,
+            open_access=local and not any_token,
+            log_texts=log_texts,
+        )
+        if chat:
+            set_up_chat(service, upstream)
+        else:
+            service.chat_off = "this service was started with --no-chat"
+        listener = _listen(host, port)
+        to_stderr()
+        print("\n".join(greeting(service, host, port)), flush=True)
+        config = uvicorn.Config(
+            create_app(service),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def set_up_chat(service: Service, upstream: str | None) -> None:
+    """Gives the service its policies, or the reason why it has none."""
+    store, recipe, run_dir = service.store, service.recipe, service.run_dir
+
+    async def promoted() -> Artifact | None:
+        found = await asyncio.to_thread(store.promoted_policy)
+        if found is None and upstream is not None:
+            return Artifact(id="upstream", kind="policy", path=upstream, round=0)
+        return found
+
+    if upstream is not None:
+        url, key = upstream, os.environ.get(KEY_VARIABLE)
+        service.policies = Policies(promoted, lambda policy: Upstream(url, policy.id, key))
+        return
+    if recipe is None or run_dir is None:
+        service.chat_off = "a store alone has no policy to serve; serve a run, or give --upstream URL"
+        return
+    if store.promoted_policy() is None:
+        service.chat_off = "the run has no policy yet; `rlhf-loop run` makes its first round, then start this again"
+        return
+    loop = open_loop(run_dir)
+
+    def make(policy: Artifact) -> Engine:
+        settings = recipe.policy.model_dump(mode="json")
+        return OwnProcess(policy.id, loop.weights(policy), settings, recipe.generation.batch_tokens)
+
+    service.policies = Policies(promoted, make)
+
+
+def greeting(service: Service, host: str, port: int) -> list[str]:
+    """What to open, and who may."""
+    shown = "localhost" if host in ("127.0.0.1", "::1", "localhost") else host
+    base = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    where = service.run_dir.name if service.run_dir is not None else service.store.database.name
+    chat = f"{base}/v1 (OpenAI-compatible; model `promoted`)" if service.policies is not None else service.chat_off
+    access = (
+        "open to everybody on this machine, for no token was made (rlhf-loop token create)"
+        if service.open_access
+        else "by token (rlhf-loop token list)"
+    )
+    return [
+        f"serving {where}. Ctrl-C stops it.",
+        f"  annotate   {base}/annotate",
+        f"  dashboard  {base}/",
+        f"  chat       {chat}",
+        f"  access     {access}",
+    ]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can only be reached from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Takes the port now, so that a port in use is told before anything else."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from None
+    return listener
