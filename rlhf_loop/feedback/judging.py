@@ -120,6 +120,12 @@ def extend(store: Store, who: str, question_id: str, seconds: float) -> bool:
         return queue.extend(connection, who, question_id, seconds)
 
 
+def release(store: Store, who: str, question_id: str) -> bool:
+    """Gives a card back unjudged; False when it was not held."""
+    with store.database.write(exclusive=False) as connection:
+        return queue.release(connection, who, [question_id]) > 0
+
+
 def submit(store: Store, who: str, judgement: Judgement, round: int) -> Kept:
     """Stores what `who` says of a card; a second time the same submission changes nothing.
 
