@@ -39,7 +39,7 @@ def main() -> None:
     if "ukp" in arguments.parts:
         from feedback_ukp import compare
 
-        result["ukp"] = compare(arguments.data, folder, arguments.seeds)
+        result["ukp"] = compare(arguments.data, folder)
     if arguments.out:
         before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
         arguments.out.write_text(json.dumps({**before, **result}, indent=2) + "\n")
@@ -52,7 +52,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--records", type=int, default=RECORDS)
     parser.add_argument("--shape", choices=["votes", "pairs"], default="votes")
     parser.add_argument("--data", type=Path, help="folder of the UKP files")
-    parser.add_argument("--seeds", type=int, default=5, help="of the splits that the penalty is chosen on")
     parser.add_argument("--work", type=Path, help="keep the store and the features here")
     parser.add_argument("--out", type=Path, help="JSON file for the result; what it holds of other parts stays")
     return parser.parse_args()
@@ -70,7 +69,7 @@ def speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "near_duplicates": [sys.executable, "-m", "rlhf_loop", "feedback", "check", str(store)],
         "snapshot": [sys.executable, "-c", SNAPSHOT, str(store), str(folder / "snapshot")],
     }
-    wanted = [name for name in commands if name in arguments.parts or "check" in arguments.parts and name != "snapshot"]
+    wanted = [name for name in commands if ("snapshot" if name == "snapshot" else "check") in arguments.parts]
     measured = {}
     for name in wanted:
         seconds, gib = machine.run_measured(commands[name])
@@ -87,8 +86,9 @@ from rlhf_loop.recipe import Recipe
 from rlhf_loop.steps.snapshot import snapshot
 folder = Path(sys.argv[2])
 folder.mkdir(exist_ok=True)
+recipe = Recipe.load(Path("recipes/own_pairs.yaml"), ["feedback.imports.0.path=README.md"])
 with Store.open(sys.argv[1], create=False) as store:
-    snapshot(store, Recipe(name="speed", policy={"model": "none"}, reward={"model": "none"}), 1, folder)
+    snapshot(store, recipe, 1, folder)
 """
 
 

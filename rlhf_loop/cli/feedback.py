@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlhf_loop.cli.shared import AsJson, StoreOption, store_url, validation_settings
+from rlhf_loop.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf_loop.feedback.store import Store
+    from rlhf_loop.recipe import Validation
 
 app = typer.Typer(help="Bring feedback in and out, check it, count it.", no_args_is_help=True)
 
@@ -52,27 +57,51 @@ def feedback_export(
 
 
 @app.command("check")
-def feedback_check(store: StoreOption, as_json: AsJson = False) -> None:
-    """What validation says of the feedback, and what is in quarantine and why."""
+def feedback_check(
+    place: Annotated[
+        str | None, typer.Argument(metavar="[STORE_OR_RUN]", help="A URL, an SQLite file, or a run's folder.")
+    ] = None,
+    store: Annotated[str | None, typer.Option("--store", metavar="STORE", help="The same.", hidden=True)] = None,
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option(help="Write the findings as one offline HTML file.")] = None,
+    near_duplicates: Annotated[bool, typer.Option(help="Look for texts that are almost the same.")] = True,
+) -> None:
+    """What may train and what not, and how good the feedback is: agreement, reliability, biases, drift."""
+    from rlhf_loop.feedback.quality.check import check
+    from rlhf_loop.feedback.quality.summary import lines
     from rlhf_loop.feedback.store import Store
-    from rlhf_loop.feedback.validation import validate
-    from rlhf_loop.recipe import Validation
 
-    with Store.open(store_url(store), create=False) as opened:
-        settings = validation_settings(store) or Validation()
-        feedback = opened.feedback()
-        completions = {c.id: c for c in opened.completions()}
-        result = validate(feedback, completions, {p.id: p for p in opened.prompts()}, settings)
+    named = place or store
+    if named is None or (place and store):
+        raise UserError("name one store to check: rlhf-loop feedback check STORE_OR_RUN")
+    with Store.open(store_url(named), create=False) as opened:
+        validation, said = _validated(opened, validation_settings(named))
+        quality = check(opened, duplicates=near_duplicates)
         quarantined = opened.quarantined()
+    if html is not None:
+        from rlhf_loop.feedback.quality.page import write_page
+
+        write_page(html, named, validation, quality)
     if as_json:
-        print(json.dumps({**result.to_dict(), "quarantine": len(quarantined)}, indent=2))
+        print(json.dumps({**validation, "quality": quality, "quarantine": len(quarantined)}, indent=2))
         return
-    for line in result.lines():
-        print(line)
+    print("\n".join([*said, "", *lines(quality)]))
     for row in quarantined[:20]:
         print(f"quarantined {row.file}:{row.line}: {row.reason}")
     if len(quarantined) > 20:
         print(f"... and {len(quarantined) - 20} more")
+    if html is not None:
+        print(f"written to {html}")
+
+
+def _validated(store: Store, settings: Validation | None) -> tuple[dict[str, Any], list[str]]:
+    """What validation says; the records that it reads are let go of here, before the next measures need memory."""
+    from rlhf_loop.feedback.validation import validate
+    from rlhf_loop.recipe import Validation
+
+    completions = {c.id: c for c in store.completions()}
+    result = validate(store.feedback(), completions, {p.id: p for p in store.prompts()}, settings or Validation())
+    return result.to_dict(), result.lines()
 
 
 @app.command("stats")

@@ -84,8 +84,10 @@ def over_rounds(
     note: str = "",
     level: float | None = None,
     limits: tuple[float, float] | None = None,
+    axis: str = "round",
 ) -> Chart | None:
-    """Lines over rounds, with bars for intervals and a dashed line at `level`; None when there is nothing to draw."""
+    """Lines over rounds (or what `axis` names), with bars for intervals and a dashed line at `level`; None when there
+    is nothing to draw."""
     series = [line for line in series if line.points]
     if not series:
         return None
@@ -100,13 +102,13 @@ def over_rounds(
         axes.set_xlim(rounds[0] - 0.4, rounds[-1] + 0.4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.set_xlabel("round")
+        axes.set_xlabel(axis)
         if limits is not None:
             axes.set_ylim(*limits)
         else:
             _breathe(axes, level)
         said = "; ".join(
-            f"{line.label}: " + ", ".join(f"round {point[0]} {point[1]:.3g}" for point in line.points)
+            f"{line.label}: " + ", ".join(f"{axis} {point[0]} {point[1]:.3g}" for point in line.points)
             for line in series
         )
         svg = _svg(figure, f"{title}. {said}")
@@ -134,6 +136,27 @@ def reliability(title: str, bins: Sequence[Mapping[str, Any]], *, note: str = ""
         svg = _svg(figure, f"{title}. {said}")
     legend = [("pairs; a larger point holds more", "blue"), ("perfectly calibrated", "muted")]
     return Chart(title=title, note=note, svg=svg, legend=legend)
+
+
+def intervals(
+    title: str, rows: Sequence[tuple[str, float, float, float]], *, note: str = "", limits: tuple[float, float] = (0, 1)
+) -> Chart | None:
+    """A point with its interval for each row `(name, value, low, high)`, the first on top; None without rows."""
+    if not rows:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(6.2, 0.75 + 0.2 * len(rows))
+        for place, (_, value, low, high) in enumerate(rows):
+            axes.plot([low, high], [place, place], color=COLOURS["blue"], linewidth=1.4, solid_capstyle="butt")
+            axes.plot([value], [place], "o", markersize=4.5, color=COLOURS["blue"])
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.set_yticks(range(len(rows)), [_shortened(name) for name, *_ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(*limits)
+        said = ", ".join(f"{name} {value:.2f}" for name, value, *_ in rows)
+        svg = _svg(figure, f"{title}. {said}")
+    return Chart(title=title, note=note, svg=svg, legend=[("with 95% interval", "blue")])
 
 
 def timings(title: str, rounds: Mapping[int, Mapping[str, float]], groups: Mapping[str, str]) -> Chart | None:
@@ -179,6 +202,10 @@ def seconds(value: float) -> str:
         return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
     minutes, rest = divmod(round(value), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _shortened(name: str, most: int = 24) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

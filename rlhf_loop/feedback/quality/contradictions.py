@@ -1,4 +1,4 @@
-"""Verdicts that cannot all be right: of one annotator, between annotators, and in circles: a beats b beats c beats a."""
+"""Verdicts that cannot all be right: of one annotator, between annotators, in circles (a beats b beats c beats a)."""
 
 from __future__ import annotations
 
