@@ -77,7 +77,7 @@ async function next(quiet = false) {
 }
 
 function showProgress(progress) {
-  page.progress.textContent = `${progress.today} today · ${progress.open} in the queue`;
+  page.progress.textContent = `${progress.today} today · ${progress.open} waiting`;
   page.progress.hidden = false;
   page.undo.disabled = progress.total === 0;
   byId("undo-empty").hidden = progress.total === 0;
@@ -104,7 +104,7 @@ function showCard(found) {
   work = restored(found.question) ?? blank();
   page.empty.hidden = true;
   const conversation = byId("conversation");
-  conversation.replaceChildren(...found.messages.map(turn));
+  conversation.replaceChildren(...found.messages.map((message) => turn(message, found.messages.length === 1)));
   found.answers.forEach((answer, n) => {
     byId(`cut-${n}`).hidden = !answer.cut;
     listSentences(n);
@@ -127,12 +127,12 @@ function showCard(found) {
   scrollTo(0, 0);
 }
 
-function turn(message) {
+function turn(message, alone) {
   const names = { user: "Person", assistant: "Assistant", system: "Instructions", developer: "Instructions", tool: "Tool" };
   const element = document.createElement("div");
   element.className = `turn ${message.role === "assistant" ? "by-assistant" : "by-person"}`;
   const who = document.createElement("h2");
-  who.textContent = names[message.role] ?? message.role;
+  who.textContent = alone ? "Prompt" : names[message.role] ?? message.role;
   const text = document.createElement("div");
   text.className = "markdown";
   text.innerHTML = message.html; // made safe by the service
@@ -465,9 +465,13 @@ async function extendLease() {
 
 // -- words to the person ---------------------------------------------------------------------------------------------
 
+let hush = null;
+
 function say(text, wrong = false) {
+  clearTimeout(hush);
   page.status.textContent = text;
   page.status.classList.toggle("wrong", wrong);
+  if (!wrong) hush = setTimeout(() => { page.status.textContent = ""; }, 6000);
 }
 
 // -- keys and clicks -------------------------------------------------------------------------------------------------
