@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlhf_loop.feedback.deletion import remember, user_key
-from rlhf_loop.records import Completion, Message, Prompt, event_id, stable_id
+import sqlalchemy as sa
+
+from rlhf_loop.feedback import tables
+from rlhf_loop.feedback.deletion import remember
+from rlhf_loop.records import Completion, Message, Prompt, stable_id
 from rlhf_loop.server.service import Service
 
 SOURCE = "chat"
@@ -48,7 +51,7 @@ def prompt_of(service: Service, said: Conversation) -> tuple[Prompt, str | None]
     The same conversation up to the same turn, of the same user, is the same prompt: its answers can be compared. A
     conversation is one group, which is never split.
     """
-    key = user_key(service.store, said.user) if said.user else None
+    key = service.user_key(said.user) if said.user else None
     messages = tuple(Message(role=m["role"], content=service.redact(m["content"])) for m in said.messages)
     begins = next((i for i, m in enumerate(messages) if m["role"] == "user"), 0)
     about: Any = said.name if said.name is not None else messages[: begins + 1]
@@ -73,7 +76,7 @@ def save_answer(
     store, round = service.store, service.round
     with store.database.write() as connection:
         stored = {p.id: p for p in store.prompts_within(connection, [prompt.id])}
-        if prompt.id in stored and stored[prompt.id].messages != prompt.messages:  # its texts were deleted since
+        if store.deleted_within(connection, "prompt", [prompt.id]):  # the user was deleted, and asks the same again
             prompt = replace(prompt, id=stable_id(SOURCE, prompt.id, event_id()))
         if prompt.id not in stored:
             store.add_prompts_within(connection, [prompt])

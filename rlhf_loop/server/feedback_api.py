@@ -83,9 +83,11 @@ def feedback(
 ) -> Response:
     """Stores what a user says of an answer. 404: an answer it names is not there; 422: what is wrong, and where."""
 
+    service: Service = request.app.state.service
+    user = service.user_key(item.user) if item.user is not None else None
+
     def store(connection: sa.Connection) -> dict[str, Any]:
-        service: Service = request.app.state.service
-        said = records_of(service, connection, item)
+        said = records_of(service, connection, item, user)
         if not dry_run:
             store_said(service, connection, [said])
         return {"response_id": item.response_id, "records": said.summary(dry_run), "dry_run": dry_run}
@@ -103,25 +105,27 @@ def bulk(
 ) -> Response:
     """Stores up to 1000 items, those that are right; the answer says of each what became of it."""
 
+    service: Service = request.app.state.service
+    checked = [_checked(service, values) for values in body.items]
+
     def store(connection: sa.Connection) -> dict[str, Any]:
-        service: Service = request.app.state.service
         results: list[dict[str, Any]] = []
         waiting: list[What] = []
         named: set[str] = set()  # by the items that wait
-        for index, values in enumerate(body.items):
+        for index, (item, user, wrong) in enumerate(checked):
+            if item is None:
+                results.append({"index": index, "status": 422, "error": wrong})
+                continue
             try:
-                item = Item.model_validate(values)
                 about = {item.response_id, item.preference.other_id if item.preference else item.response_id}
                 if named & about:  # what the one before said must be there, to be superseded
                     store_said(service, connection, waiting)
                     waiting, named = [], set()
-                said = records_of(service, connection, item)
+                said = records_of(service, connection, item, user)
                 results.append({"index": index, "status": 200, "records": said.summary(dry_run)})
                 if not dry_run:
                     waiting.append(said)
                     named |= about
-            except ValidationError as error:
-                results.append({"index": index, "status": 422, "error": field_error(error.errors()[0])})
             except Refused as error:
                 results.append({"index": index, "status": error.status, "error": error.body()})
         if waiting:
@@ -138,6 +142,15 @@ def forget(request: Request, user: Annotated[str, Path(min_length=1, max_length=
     """Deletes all texts by and to a user of the applications, and says which models had learned from them."""
     service: Service = request.app.state.service
     return deletion.delete_user(service.store, user, [service.run_dir] if service.run_dir is not None else [])
+
+
+def _checked(service: Service, values: dict[str, Any]) -> tuple[Item | None, str | None, dict[str, Any]]:
+    """An item of several and the key of its user, or None and what is wrong with it."""
+    try:
+        item = Item.model_validate(values)
+    except ValidationError as error:
+        return None, None, field_error(error.errors()[0])
+    return item, service.user_key(item.user) if item.user is not None else None, {}
 
 
 def field_error(error: Any) -> dict[str, Any]:

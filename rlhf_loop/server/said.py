@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from rlhf_loop.feedback import tables
-from rlhf_loop.feedback.deletion import remember, user_key
+from rlhf_loop.feedback.deletion import remember
 from rlhf_loop.feedback.store import AnyFeedback, pair_key
 from rlhf_loop.records import (
     Annotator,
@@ -115,10 +115,13 @@ class What:
         return [{"id": None if dry_run else record.id, "kind": record.kind} for record in self.records]
 
 
-def records_of(service: Service, connection: sa.Connection, item: Item) -> What:
-    """The feedback that an item is. Raises `Refused` where an answer is not there, or two answer different prompts."""
+def records_of(service: Service, connection: sa.Connection, item: Item, user: str | None) -> What:
+    """The feedback that an item is, by the user with this key (None: who asked).
+
+    Raises `Refused` where an answer is not there, or two answer different prompts.
+    """
     completion = _completion(service, connection, item.response_id, item.choice, "response_id")
-    user = user_key(service.store, item.user) if item.user is not None else _user_of(connection, completion.id)
+    user = user or _user_of(connection, completion.id)
     who = user or f"anonymous-{stable_id(completion.prompt_id)[:12]}"
     common: dict[str, Any] = {
         "prompt_id": completion.prompt_id,

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf_loop.feedback.deletion import user_key
 from rlhf_loop.feedback.redaction import Redactor, make_redactor
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.tokens import signing_key
@@ -33,6 +34,7 @@ class Service:
     log_texts: bool = False
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
+    _user_keys: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     answers: set[asyncio.Task[None]] = field(default_factory=set)  # that are being written
 
     @property
@@ -61,6 +63,14 @@ class Service:
     def session_key(self) -> bytes:
         """What cookies and CSRF tokens are signed with; the same after a restart."""
         return signing_key(self.store, "session_key")
+
+    def user_key(self, user: str) -> str:
+        """The pseudonym of an application's user. Not to be called within a transaction: it may need one of its own."""
+        if user not in self._user_keys:
+            if len(self._user_keys) >= 10_000:
+                self._user_keys.clear()
+            self._user_keys[user] = user_key(self.store, user)
+        return self._user_keys[user]
 
     def redact(self, text: str) -> str:
         """The text as it is stored: without what the recipe's redactor finds."""
