@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from rlhf_loop import launch
 from rlhf_loop.algorithms import ALGORITHMS, ROWS, AlgorithmName
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.deletion_files import is_redacted
 from rlhf_loop.feedback.importers import read as read_feedback
 from rlhf_loop.feedback.importers import save as save_feedback
 from rlhf_loop.feedback.prompts import assign_splits, read_prompts
@@ -285,7 +286,7 @@ class _Run:
         pairs = hash_file(frozen / "pairs.parquet")
         for earlier in range(1, n):
             same = self.files.step(earlier, "snapshot") / "pairs.parquet"
-            if same.exists() and hash_file(same) == pairs:
+            if same.exists() and hash_file(same) == pairs and not is_redacted(same.parent):
                 self.progress.note("reward", f"no new pairs: the reward model of round {earlier} stays")
                 return self.files.step(earlier, "reward")
         folder = self._stage(

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_loop.cli import feedback, policy, serve, tokens
+from rlhf_loop.cli import feedback, policy, privacy, serve, tokens
 from rlhf_loop.cli.shared import AsJson, RunFolder, existing_run, shortest
 from rlhf_loop.errors import UserError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.add_typer(feedback.app, name="feedback")
 app.add_typer(policy.app, name="policy")
 app.add_typer(tokens.app, name="token")
+app.add_typer(privacy.app, name="user")
 app.command()(serve.serve)
 
 

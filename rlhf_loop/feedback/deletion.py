@@ -1,30 +1,281 @@
-"""Users of applications: their pseudonyms, and what is kept of them, so that it can be deleted."""
+"""Users of applications: their pseudonyms, what is kept of them, and its deletion.
+
+The name that an application has for its user is never stored, only a keyed hash of it. What a user said and was
+answered is noted under that hash (`user_records`), so that all of it can go. A deletion leaves tombstones: ids and
+when, no text. What has a tombstone is not taken again, wherever it comes from.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
-from rlhf_loop.feedback import tables
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback import queue, tables
+from rlhf_loop.feedback.deletion_files import Gone, redact_run
+from rlhf_loop.feedback.store import CHUNK, Store
 from rlhf_loop.feedback.tokens import signing_key
+from rlhf_loop.run_dir import RunDir
 
 
 def user_key(store: Store, user: str) -> str:
-    """The pseudonym of an application's user: a keyed hash of the application's name for them."""
-    digest = hmac.new(signing_key(store, "user_key"), user.encode("utf-8", "replace"), hashlib.sha256)
-    return f"user-{digest.hexdigest()[:24]}"
+    """The pseudonym of an application's user: a keyed hash (HMAC-SHA256) of the application's name for them."""
+    name = user.encode("utf-8", "replace")
+    return "user-" + hmac.new(signing_key(store, "user_key"), name, hashlib.sha256).hexdigest()[:24]
 
 
 def remember(connection: sa.Connection, user: str, kind: str, ids: Iterable[str]) -> None:
-    """Notes that these records are of the user with this pseudonym, in a writing transaction of the caller's."""
-    table = tables.user_records
+    """Notes that these records (`kind`: prompt, completion, feedback) are of the user with this pseudonym.
+
+    In a writing transaction of the caller's, so that no record is ever there without it.
+    """
+    column = tables.user_records.c
     wanted = list(dict.fromkeys(ids))
-    mine = sa.and_(table.c.user == user, table.c.kind == kind, table.c.record_id.in_(wanted))
-    known = set(connection.scalars(sa.select(table.c.record_id).where(mine)))
+    mine = [column.user == user, column.kind == kind]
+    known = {id for chunk in _chunks(wanted) for id in _column(connection, column.record_id, chunk, *mine)}
     rows = [{"user": user, "kind": kind, "record_id": id} for id in wanted if id not in known]
     if rows:
-        connection.execute(table.insert(), rows)
+        connection.execute(tables.user_records.insert(), rows)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeletionReport:
+    """What a deletion took out, and which models had learned from it."""
+
+    user: str  # the pseudonym
+    deleted: dict[str, int]  # rows of the store: prompt, completion, feedback, score, question, quarantine
+    runs: dict[str, dict[str, int]]  # for each run: file -> rows taken out
+    models: list[dict[str, Any]] = field(default_factory=list)
+    """`{id, kind, round, path, promoted, learned}`; learned: `directly`, or `through ID` for what was made with or from
+    a model that did. The models themselves stay: train new ones, or roll back, where they must go too."""
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        taken = ", ".join(f"{count} {name}" for name, count in self.deleted.items() if count)
+        lines = [f"{self.user}: deleted from the store: {taken or 'nothing (nothing was there)'}"]
+        for run, files in self.runs.items():
+            lines.append(f"{run}: {sum(files.values())} rows in {len(files)} files")
+        for model in self.models:
+            promoted = " (promoted)" if model["promoted"] else ""
+            lines.append(f"  {model['kind']} {model['id']} of round {model['round']}{promoted} learned from it "
+                         f"{model['learned']}")  # fmt: skip
+        if self.models:
+            lines.append("these models stay as they are; rounds from now on learn without it")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+
+def delete_user(store: Store, user: str, run_dirs: Sequence[Path]) -> DeletionReport:
+    """Deletes what a user of an application (or an annotator of this name) asked, was answered and said.
+
+    Gone are the prompts, all answers to them, all feedback about either, and the user's own feedback on other things;
+    from the store, its quarantine, and the files of the runs. A prompt that another user asked in the same words stays.
+    Steps and rounds that are complete stay so: the manifest of a step whose files changed says `inputs redacted`.
+    Doing it again, with the same runs or others, finishes what was interrupted.
+
+    Raises `UserError` when one of the runs is in use: nothing was deleted then.
+    """
+    key = user_key(store, user)
+    with ExitStack() as locks:
+        for folder in run_dirs:
+            locks.enter_context(RunDir(folder).locked())
+        with store.database.read() as connection:
+            gone = _collect(connection, key, user)
+        # The files first: after an interruption the store still knows what is to go.
+        runs = {str(folder): redact_run(RunDir(folder), gone) for folder in run_dirs}
+        with store.database.write() as connection:
+            if store.database.is_sqlite:
+                connection.exec_driver_sql("PRAGMA secure_delete = ON")  # overwrites what it frees
+            gone = _collect(connection, key, user)  # with what was said in the meantime
+            models = _models(connection, gone, runs)
+            deleted = _delete(connection, gone, key)
+        if store.database.path is not None:
+            _empty_log(store)
+        for folder in run_dirs:
+            if runs[str(folder)] and (folder / "report.html").exists():
+                from rlhf_loop.report import write_report  # the report shows answers
+
+                write_report(RunDir(folder))
+    return DeletionReport(user=key, deleted=deleted, runs=runs, models=models)
+
+
+def _collect(connection: sa.Connection, key: str, user: str) -> Gone:
+    """All ids that go, with those of earlier deletions of this user, and the texts of those that are still there."""
+    column = tables.user_records.c
+    other = tables.user_records.alias()
+    shared = sa.exists().where(other.c.kind == column.kind, other.c.record_id == column.record_id, other.c.user != key)
+    mine = connection.execute(sa.select(column.kind, column.record_id).where(column.user == key, sa.not_(shared)))
+    buried = connection.execute(
+        sa.select(tables.tombstones.c.kind, tables.tombstones.c.record_id).where(tables.tombstones.c.user == key)
+    )
+    ids: dict[str, set[str]] = {"prompt": set(), "completion": set(), "feedback": set()}
+    for kind, id in [*mine, *buried]:
+        ids[kind].add(id)
+    prompts, completions, feedback = ids["prompt"], ids["completion"], ids["feedback"]
+    answer, said = tables.completions.c, tables.feedback.c
+    completions |= _ids_where(connection, answer.id, answer.prompt_id, prompts)
+    fresh = completions
+    while fresh := _ids_where(connection, answer.id, answer.parent, fresh) - completions:  # revisions repeat the text
+        completions |= fresh
+    feedback |= _ids_where(connection, said.id, said.annotator, {key, user})
+    feedback |= _ids_where(connection, said.id, said.prompt_id, prompts)
+    for place in (said.completion_id, said.a_id, said.b_id):
+        feedback |= _ids_where(connection, said.id, place, completions)
+    texts: set[str] = set()
+    comments: set[str] = set()
+    for body in _bodies(connection, tables.prompts, prompts):
+        texts |= {message["content"] for message in body["messages"] if message["role"] != "system"}
+    for body in _bodies(connection, tables.feedback, feedback):
+        spans = [span["comment"] for span in body.get("spans") or []]
+        comments |= {text for text in (body.get("comment"), body.get("edited_completion"), *spans) if text}
+    for chunk in _chunks(completions):
+        texts |= {text for text in _column(connection, answer.text, chunk, key=answer.id) if text}
+    return Gone(
+        prompts=prompts, completions=completions, feedback=feedback, texts=texts | comments, comments=comments,
+        annotators={key, user},
+    )  # fmt: skip
+
+
+def _delete(connection: sa.Connection, gone: Gone, key: str) -> dict[str, int]:
+    """Deletes the rows, those that point to others first, and leaves tombstones."""
+    counts: Counter[str] = Counter(dict.fromkeys(("prompt", "completion", "feedback", "score", "question"), 0))
+    asked, said = tables.questions.c, tables.feedback.c
+    pairs = {pair for chunk in _chunks(gone.feedback) for pair in _column(connection, said.pair, chunk, key=said.id)}
+    questions = set()
+    for column, ids in (
+        (asked.prompt_id, gone.prompts),
+        (asked.a_id, gone.completions),
+        (asked.b_id, gone.completions),
+    ):
+        questions |= _ids_where(connection, asked.id, column, ids)
+    _delete_where(connection, tables.leases.c.question_id, questions)
+    counts["question"] = _delete_where(connection, asked.id, questions)
+    counts["score"] = _delete_where(connection, tables.scores.c.completion_id, gone.completions)
+    counts["feedback"] = _delete_where(connection, said.id, gone.feedback)
+    counts["completion"] = _delete_where(connection, tables.completions.c.id, gone.completions)
+    counts["prompt"] = _delete_where(connection, tables.prompts.c.id, gone.prompts)
+    _forget_critiques(connection, gone)
+    counts["quarantine"] = _delete_quarantined(connection, gone)
+    _blank_answers(connection, gone)
+    connection.execute(tables.user_records.delete().where(tables.user_records.c.user == key))
+    now, stone = time.time(), tables.tombstones.c
+    for kind, ids in (("prompt", gone.prompts), ("completion", gone.completions), ("feedback", gone.feedback)):
+        for chunk in _chunks(ids):
+            owned = tables.user_records.c
+            connection.execute(tables.user_records.delete().where(owned.kind == kind, owned.record_id.in_(chunk)))
+            known = set(_column(connection, stone.record_id, chunk, stone.kind == kind))
+            rows = [{"kind": kind, "record_id": id, "user": key, "deleted_at": now} for id in chunk if id not in known]
+            if rows:
+                connection.execute(tables.tombstones.insert(), rows)
+    queue.settle(connection, sorted(pair for pair in pairs if pair))  # what only they had judged is open again
+    return dict(counts)
+
+
+def _forget_critiques(connection: sa.Connection, gone: Gone) -> None:
+    """A revision that stays carries the critique it answers to: not when that critique goes."""
+    answer = tables.completions.c
+    for id, body in connection.execute(sa.select(answer.id, answer.body).where(answer.parent.is_not(None))).all():
+        values = json.loads(body)
+        if values.get("critique") in gone.comments:
+            emptied = json.dumps({**values, "critique": None}, ensure_ascii=False)
+            connection.execute(tables.completions.update().where(answer.id == id).values(body=emptied))
+
+
+def _delete_quarantined(connection: sa.Connection, gone: Gone) -> int:
+    """Refused rows that name what goes, or repeat its text."""
+    column = tables.quarantine.c
+    rows = connection.execute(sa.select(column.number, column.raw, column.reason)).all()
+    hold = [row.number for row in rows if gone.named_in(row.raw) or gone.repeated_in(f"{row.raw} {row.reason}")]
+    return _delete_where(connection, column.number, hold)
+
+
+def _blank_answers(connection: sa.Connection, gone: Gone) -> None:
+    """Answers kept for repeated requests stay, so that a repetition stores nothing, but without the texts."""
+    column = tables.answered_requests.c
+    for row in connection.execute(sa.select(column.token_id, column.key, column.body)).all():
+        if gone.repeated_in(row.body):
+            this = sa.and_(column.token_id == row.token_id, column.key == row.key)
+            connection.execute(tables.answered_requests.update().where(this).values(body="{}"))
+
+
+def _models(connection: sa.Connection, gone: Gone, runs: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
+    """Every artifact that learned from what goes: by its feedback, its training rows, its reward model, its parent."""
+    link, stored = tables.artifact_feedback.c, tables.artifacts
+    learned = dict.fromkeys(_ids_where(connection, link.artifact_id, link.feedback_id, gone.feedback), "directly")
+    rows = connection.execute(sa.select(stored).order_by(stored.c.number)).all()
+    promoted = connection.scalar(
+        sa.select(tables.promotions.c.artifact_id).order_by(tables.promotions.c.number.desc()).limit(1)
+    )
+    path = {row.id: json.loads(row.body)["path"] for row in rows}
+    trained = [f"{Path(run).name}/{Path(file).parts[0]}/" for run, files in runs.items() for file in files
+               if file.endswith("assemble/training_data.parquet")]  # fmt: skip
+    for row in rows:
+        if row.kind == "policy" and any(place in path[row.id] for place in trained):
+            learned.setdefault(row.id, "directly")
+    rewards = {row.round: row.id for row in rows if row.kind == "reward_model" and row.id in learned}
+    for row in rows:  # in the order they were made, so parents come first
+        if row.kind == "policy" and row.id not in learned and (row.round in rewards or row.parent in learned):
+            learned[row.id] = f"through {rewards.get(row.round, row.parent)}"
+    return [
+        {"id": row.id, "kind": row.kind, "round": row.round, "path": path[row.id], "promoted": row.id == promoted,
+         "learned": learned[row.id]}
+        for row in rows if row.id in learned
+    ]  # fmt: skip
+
+
+def _empty_log(store: Store) -> None:
+    """Brings SQLite's write-ahead log, where old pages still stand, into the file and empties it."""
+    raw = store.database.engine.raw_connection()
+    try:
+        raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        raw.close()
+
+
+def _bodies(connection: sa.Connection, table: sa.Table, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for chunk in _chunks(ids):
+        for body in _column(connection, table.c.body, chunk, key=table.c.id):
+            yield json.loads(body)
+
+
+def _ids_where(
+    connection: sa.Connection, wanted: sa.ColumnElement[Any], column: sa.ColumnElement[Any], values: Iterable[str]
+) -> set[str]:
+    """`wanted` of the rows whose `column` is among `values`."""
+    return {id for chunk in _chunks(values) for id in _column(connection, wanted, chunk, key=column)}
+
+
+def _delete_where(connection: sa.Connection, column: sa.Column[Any], values: Iterable[Any]) -> int:
+    return sum(
+        connection.execute(column.table.delete().where(column.in_(chunk))).rowcount  # type: ignore[attr-defined]
+        for chunk in _chunks(values)
+    )
+
+
+def _column(
+    connection: sa.Connection,
+    wanted: sa.ColumnElement[Any],
+    values: Sequence[Any],
+    *where: sa.ColumnElement[bool],
+    key: sa.ColumnElement[Any] | None = None,
+) -> list[Any]:
+    among = (wanted if key is None else key).in_(values)
+    return list(connection.scalars(sa.select(wanted).where(among, *where)))
+
+
+def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
+    listed = list(values)
+    for start in range(0, len(listed), CHUNK):
+        yield listed[start : start + CHUNK]

@@ -15,6 +15,8 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +92,17 @@ class Store:
 
     def add_prompts_within(self, connection: sa.Connection, prompts: Iterable[Prompt]) -> int:
         """The same in a writing transaction of the caller's (`store.database.write()`), with what else is in it."""
-        return self._add(connection, tables.prompts, Prompt, list(prompts), _prompt_row, _without_source)
+        records = self._not_deleted(connection, prompts, lambda p: [("prompt", p.id)])
+        return self._add(connection, tables.prompts, Prompt, records, _prompt_row, _without_source)
+
+    def deleted_within(self, connection: sa.Connection, kind: str, ids: Iterable[str]) -> set[str]:
+        """Those of the ids (`kind`: prompt, completion, feedback) whose records were deleted on request."""
+        stone, found = tables.tombstones.c, set[str]()
+        for chunk in _chunks(ids):
+            found.update(
+                connection.scalars(sa.select(stone.record_id).where(stone.kind == kind, stone.record_id.in_(chunk)))
+            )
+        return found
 
     def set_splits(self, prompts: Iterable[Prompt]) -> int:
         """Moves stored prompts to the split that these have; returns how many moved.
@@ -126,7 +138,7 @@ class Store:
 
     def add_completions_within(self, connection: sa.Connection, completions: Iterable[Completion]) -> int:
         """The same in a writing transaction of the caller's."""
-        records = list(completions)
+        records = self._not_deleted(connection, completions, lambda c: [("completion", c.id), ("prompt", c.prompt_id)])
         self._check_known(connection, tables.prompts, (c.prompt_id for c in records), "prompts", "completions")
         return self._add(connection, tables.completions, Completion, records, _completion_row)
 
@@ -141,7 +153,11 @@ class Store:
 
     def add_feedback_within(self, connection: sa.Connection, feedback: Iterable[AnyFeedback]) -> int:
         """The same in a writing transaction of the caller's."""
-        records = list(feedback)
+        records = self._not_deleted(
+            connection,
+            feedback,
+            lambda f: [("feedback", f.id), ("prompt", f.prompt_id), *(("completion", id) for id in about(f))],
+        )
         self._check_known(connection, tables.prompts, (f.prompt_id for f in records), "prompts", "feedback")
         named = (id for f in records for id in about(f))
         self._check_known(connection, tables.completions, named, "completions", "feedback")
@@ -170,6 +186,7 @@ class Store:
                     f"{score.value}; check the reward model, training may have diverged (lower its learning rate)"
                 )
         with self.database.write() as connection:
+            records = self._not_deleted(connection, records, lambda s: [("completion", s.completion_id)])
             known = (s.completion_id for s in records)
             self._check_known(connection, tables.completions, known, "completions", "scores")
             return _add_scores(connection, records)
@@ -180,8 +197,8 @@ class Store:
         with self.database.write() as connection:
             stored = _artifacts(connection, tables.artifacts.c.id == artifact.id)
             if stored:
-                same = replace(artifact, path="", metrics={}, promoted=False)
-                if replace(stored[0], path="", metrics={}, promoted=False) != same:
+                gone = self.deleted_within(connection, "feedback", [*stored[0].trained_on, *artifact.trained_on])
+                if _made_from(stored[0], gone) != _made_from(artifact, gone):
                     raise _conflict("artifact", artifact.id, stored[0], artifact)
                 update = tables.artifacts.update().where(tables.artifacts.c.id == artifact.id)
                 connection.execute(update.values(body=_artifact_row(artifact)["body"]))
@@ -218,8 +235,12 @@ class Store:
 
     def add_questions(self, questions: Iterable[Question]) -> int:
         """Queues pairs to be judged; one whose pair `overlap` people have already judged counts as answered."""
-        records = list(questions)
         with self.database.write() as connection:
+            records = self._not_deleted(
+                connection,
+                questions,
+                lambda q: [("prompt", q.prompt_id), ("completion", q.a_id), ("completion", q.b_id)],
+            )
             self._check_known(connection, tables.prompts, (q.prompt_id for q in records), "prompts", "questions")
             named = (id for q in records for id in (q.a_id, q.b_id))
             self._check_known(connection, tables.completions, named, "completions", "questions")
@@ -447,6 +468,29 @@ class Store:
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
+    def _not_deleted(
+        self, connection: sa.Connection, records: Iterable[T], names: Callable[[T], list[tuple[str, str]]]
+    ) -> list[T]:
+        """Without the records that name (kind, id) something deleted on request: it is not taken again."""
+        listed = list(records)
+        if connection.scalar(sa.select(tables.tombstones.c.number).limit(1)) is None:
+            return listed
+        wanted: dict[str, set[str]] = defaultdict(set)
+        for record in listed:
+            for kind, id in names(record):
+                wanted[kind].add(id)
+        gone = {(kind, id) for kind, ids in wanted.items() for id in self.deleted_within(connection, kind, ids)}
+        if not gone:
+            return listed
+        kept = [record for record in listed if gone.isdisjoint(names(record))]
+        if len(kept) < len(listed):
+            warnings.warn(
+                f"{self.database.name}: {len(listed) - len(kept)} of {len(listed)} records are not taken, because "
+                "they, or what they are about, were deleted on request",
+                stacklevel=4,
+            )
+        return kept
+
     def _add(
         self,
         connection: sa.Connection,
@@ -591,6 +635,12 @@ def _completion(row: Any) -> dict[str, Any]:
 
 
 _READERS: dict[str, Callable[[Any], dict[str, Any]]] = {"completions": _completion}
+
+
+def _made_from(artifact: Artifact, deleted: set[str]) -> Artifact:
+    """What must not change of an artifact: what it was made from, as far as that is still there."""
+    trained_on = tuple(id for id in artifact.trained_on if id not in deleted)
+    return replace(artifact, path="", metrics={}, promoted=False, trained_on=trained_on)
 
 
 def _without_source(prompt: Prompt) -> Prompt:

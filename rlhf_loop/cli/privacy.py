@@ -1,0 +1,34 @@
+"""`rlhf-loop user ...`: what is kept of the users of applications."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhf_loop.cli.shared import AsJson, StoreOption, existing_run, store_url
+
+app = typer.Typer(help="What is kept of the users of applications: delete it.", no_args_is_help=True)
+
+
+@app.command("delete")
+def user_delete(
+    user: Annotated[str, typer.Argument(help="The application's name for the user, or an annotator's name.")],
+    store: StoreOption,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of a run whose files hold it too (may be repeated; that of --store is one)."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete what a user asked, was answered and said, in the store and the runs; list the models that learned it."""
+    from rlhf_loop.feedback.deletion import delete_user
+    from rlhf_loop.feedback.store import Store
+
+    named = [Path(store)] if Path(store).is_dir() else []
+    runs = list(dict.fromkeys(existing_run(folder) for folder in [*named, *(run or [])]))
+    with Store.open(store_url(store), create=False) as opened:
+        report = delete_user(opened, user, runs)
+    print(json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines()))

@@ -1,0 +1,208 @@
+"""Taking deleted records out of the files of a run.
+
+Rows go from every Parquet file, and what quotes them from the JSON files. A step's manifest keeps the hashes of its
+files as they were made (`files`: what the steps after it stand on, so nothing is made again), and gains
+
+    "state": "inputs redacted"
+    "redacted": {"at": 1760000000.0, "files": {"pairs.parquet": "SHA-256 of the file as it is now"}}
+
+The state alone marks the other steps of the round: they can no longer be made again from their inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlhf_loop.run_dir import RunDir, hash_file, read_json, read_manifest, write_json
+
+REDACTED = "inputs redacted"
+"""The `state` of a manifest."""
+
+_PROMPT_IDS = ("id", "prompt_id")
+_COMPLETION_IDS = ("id", "completion_id", "a_id", "b_id", "chosen_id", "rejected_id", "parent")
+_KNOWN = {"id", "prompt_id", "completion_id", "feedback_ids"}
+_QUOTED = 16  # characters: shorter texts are everybody's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gone:
+    """What is to leave: ids by kind, and texts."""
+
+    prompts: set[str]
+    completions: set[str]
+    feedback: set[str]
+    texts: set[str]
+    comments: set[str]  # those of the texts that were said about answers
+    annotators: set[str]
+
+    def named_in(self, text: str) -> bool:
+        """Whether `text` is one of the ids, or holds one that is long enough not to be a word."""
+        words = re.findall(r"[\w.:-]{8,}", text)
+        return self._is_id(text) or any(self._is_id(word) or self._is_id(word.rstrip(".:")) for word in words)
+
+    def repeated_in(self, text: str) -> bool:
+        """Whether `text`, plain or as JSON, holds one of the texts that are long enough to be somebody's own."""
+        return any(
+            len(mine) >= _QUOTED and (mine in text or json.dumps(mine, ensure_ascii=False)[1:-1] in text)
+            for mine in self.texts
+        )
+
+    def _is_id(self, word: str) -> bool:
+        return word in self.feedback or word in self.completions or word in self.prompts
+
+
+def redact_run(run: RunDir, gone: Gone) -> dict[str, int]:
+    """Takes them out of all files of a run that the caller holds the lock of; gives rows or entries taken out by file.
+
+    What an interrupted step left (`.partial`) goes whole where its round held any of it: the step begins anew.
+    """
+    changed: dict[str, int] = {}
+    for number in run.rounds():
+        folder = run.round(number)
+        taken: dict[str, int] = {}
+        for path in sorted(folder.rglob("*.parquet")):
+            if count := _redact_table(path, gone):
+                taken[str(path.relative_to(run.path))] = count
+        for path in sorted(folder.rglob("*.json")):
+            ours = path.name == "manifest.json" or path.name.endswith(".arguments.json")  # no texts in them
+            if not ours and (count := _redact_json(path, gone)):
+                taken[str(path.relative_to(run.path))] = count
+        if taken:
+            for partial in [*folder.glob("*.partial"), *folder.glob("*.old")]:
+                shutil.rmtree(partial)
+        _mark(folder)
+        changed.update(taken)
+    return changed
+
+
+def is_redacted(folder: Path) -> bool:
+    """Whether a step's files, or those it was made from, are no longer what they were."""
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest.get("state") == REDACTED
+
+
+def _mark(round_folder: Path) -> None:
+    """Brings the manifests up to date with the files; after an interruption too, which may have left some behind."""
+    found = {folder: read_manifest(folder) for folder in sorted(round_folder.iterdir()) if folder.is_dir()}
+    manifests = {folder: manifest for folder, manifest in found.items() if manifest is not None}
+    any_changed = False
+    for folder, manifest in manifests.items():
+        files = {
+            name: now
+            for name, made in manifest["files"].items()
+            if name.endswith((".parquet", ".json")) and (now := hash_file(folder / name)) != made
+        }
+        any_changed |= bool(files)
+        if files != manifest.get("redacted", {}).get("files", {}):
+            manifest["redacted"] = {"at": time.time(), "files": files}
+            write_json(folder / "manifest.json", {**manifest, "state": REDACTED})
+    if not any_changed:
+        return
+    for folder, manifest in manifests.items():
+        if manifest.get("state") != REDACTED:
+            write_json(folder / "manifest.json", {**manifest, "state": REDACTED})
+    whole = round_folder / "manifest.json"
+    if whole.exists():
+        write_json(whole, {**read_json(whole), "state": REDACTED})
+
+
+def _redact_table(path: Path, gone: Gone) -> int:
+    """Rewrites a Parquet file without the rows that go; gives how many went or changed."""
+    table = pq.read_table(path)
+    nested = set(json.loads((table.schema.metadata or {}).get(b"nested", b"[]")))
+    kept, count = [], 0
+    for row in table.to_pylist():
+        new = _redacted_row(row, nested, gone) if _KNOWN & row.keys() else _without_texts(row, gone)
+        count += new != row
+        if new is not None:
+            kept.append(new)
+    if count:
+        partial = path.with_name(path.name + ".partial")
+        pq.write_table(pa.Table.from_pylist(kept, schema=table.schema), partial)
+        partial.replace(path)
+    return count
+
+
+def _redacted_row(row: dict[str, Any], nested: set[str], gone: Gone) -> dict[str, Any] | None:
+    """The row without what goes, or None when it goes."""
+    if any(row.get(name) in gone.prompts for name in _PROMPT_IDS):
+        return None
+    if any(row.get(name) in gone.completions for name in _COMPLETION_IDS) or row.get("id") in gone.feedback:
+        return None
+    new = dict(row)
+    if isinstance(row.get("feedback_ids"), str) and "feedback_ids" in nested:
+        before: list[str] = json.loads(row["feedback_ids"])
+        after = [id for id in before if id not in gone.feedback]
+        if before and not after:
+            return None
+        if after != before:
+            new["feedback_ids"] = json.dumps(after, ensure_ascii=False)
+    if isinstance(row.get("critiques"), str) and "critiques" in nested:
+        said: list[str] = json.loads(row["critiques"])
+        left = [text for text in said if text not in gone.comments]
+        if left != said:
+            new["critiques"] = json.dumps(left, ensure_ascii=False)
+    if row.get("critique") in gone.comments:
+        new["critique"] = None
+    return new
+
+
+def _without_texts(row: dict[str, Any], gone: Gone) -> dict[str, Any] | None:
+    """Of a file that is not ours, such as a trainer's log of completions: None where the row repeats a text."""
+    cells = [cell if isinstance(cell, str) else json.dumps(cell, default=str) for cell in row.values()]
+    return None if gone.repeated_in("\n".join(cells)) else row
+
+
+def _redact_json(path: Path, gone: Gone) -> int:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return 0  # not ours to judge: the step that reads it says so
+    new, count = _redacted_value(value, gone)
+    if count:
+        write_json(path, new)
+    return count
+
+
+def _redacted_value(value: Any, gone: Gone) -> tuple[Any, int]:
+    """A JSON value without entries about what goes, and how many went.
+
+    Refusals of validation keep their id, and lose the reason, which may quote; the counts stay.
+    """
+    if isinstance(value, list):
+        parts, count = [], 0
+        for part in value:
+            names = isinstance(part, dict) and any(gone.named_in(v) for v in part.values() if isinstance(v, str))
+            quotes = isinstance(part, str) and gone.named_in(part)
+            if names and "reason" in part and part["reason"] != "deleted":
+                parts.append({**part, "reason": "deleted"})
+            elif not names and not quotes:
+                new, inner = _redacted_value(part, gone)
+                parts.append(new)
+                count += inner
+                continue
+            elif names and "reason" in part:
+                parts.append(part)
+                continue
+            count += 1
+        return parts, count
+    if isinstance(value, dict):
+        kept, count = {}, 0
+        for name, part in value.items():
+            if name == "per_annotator" and isinstance(part, dict):
+                kept[name] = {who: numbers for who, numbers in part.items() if who not in gone.annotators}
+                count += kept[name] != part
+                continue
+            kept[name], inner = _redacted_value(part, gone)
+            count += inner
+        return kept, count
+    return value, 0
