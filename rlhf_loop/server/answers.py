@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import sqlalchemy as sa
-
-from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.deletion import remember
 from rlhf_loop.records import Completion, Message, Prompt, stable_id
 from rlhf_loop.server.service import Service
@@ -75,10 +72,9 @@ def save_answer(
     """Stores an answer of all its choices, in one transaction."""
     store, round = service.store, service.round
     with store.database.write() as connection:
-        stored = {p.id: p for p in store.prompts_within(connection, [prompt.id])}
-        if store.deleted_within(connection, "prompt", [prompt.id]):  # the user was deleted, and asks the same again
-            prompt = replace(prompt, id=stable_id(SOURCE, prompt.id, event_id()))
-        if prompt.id not in stored:
+        while store.deleted_within(connection, "prompt", [prompt.id]):  # the user was deleted, and asks the same again
+            prompt = replace(prompt, id=stable_id(SOURCE, prompt.id))
+        if not store.prompts_within(connection, [prompt.id]):
             store.add_prompts_within(connection, [prompt])
         completions = [
             Completion(
