@@ -14,7 +14,7 @@ it learns from differ:
 
 The head is that of `rewards/head.py` (the same loss and penalty, chosen by the same cross-validation), with weighted
 pairs. Labels are made from the votes of training debates alone. Differences to `raw` and `majority` are paired: on the
-same held-out pairs, whole debates being resampled.
+same held-out pairs, groups (sides of a debate) being resampled.
 """
 
 from __future__ import annotations
@@ -51,14 +51,19 @@ Labels = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # prefer
 
 
 def compare(data: Path, folder: Path) -> dict[str, Any]:
-    """The comparison on the held-out debates of `ukp_pairs_valid`, and over all debates in turn."""
+    """The comparison on the held-out pairs of `ukp_pairs_valid`, and on the pairs of all debates in turn."""
     preferences, texts = read_votes(data)
     votes = votes_of(preferences)
     group = np.array([name.partition("|")[0] for name in votes.prompts])  # a side of a debate
-    debate = np.array([name.partition("_")[0] for name in group])[votes.prompt]  # (U,)
+    group = group[votes.prompt]  # (U,)
     features = cached_features(votes, texts, folder / "ukp_features.npy")
     words = np.array([len(texts[id].split()) for id in votes.completions])
-    held_out = {topic(pair) for pair in read_pairs(data / "ukp_pairs_valid.jsonl.gz")}
+    valid = read_pairs(data / "ukp_pairs_valid.jsonl.gz")
+    held_out = {topic(pair) for pair in valid}
+    clear = {frozenset((pair.chosen[0]["content"], pair.rejected[0]["content"])) for pair in valid}
+    sides = [texts[id] for id in votes.completions]
+    asked = zip(votes.first.tolist(), votes.second.tolist(), strict=True)
+    in_file = np.array([frozenset((sides[one], sides[other])) in clear for one, other in asked])
     alpha = bootstrap(krippendorff_alpha, verdict_counts(votes))
     result: dict[str, Any] = {
         "votes": len(votes),
@@ -66,7 +71,7 @@ def compare(data: Path, folder: Path) -> dict[str, Any]:
         "workers": len(votes.annotators),
         "alpha": [alpha.value, alpha.low, alpha.high],
     }
-    names = sorted(set(debate))
+    names = sorted({name.partition("_")[0] for name in group})
     order = np.random.default_rng(0).permutation(len(names))
     folds = [set(np.array(names)[part]) for part in np.array_split(order, FOLDS)]
     for spam in SPAM:
@@ -74,8 +79,8 @@ def compare(data: Path, folder: Path) -> dict[str, Any]:
         seen = spammed(votes, spam)
         key = f"spam_{spam:g}"
         result[key] = {
-            "held_out_debates": measure(seen, votes, debate, [held_out], features, words),
-            "all_debates_in_turn": measure(seen, votes, debate, folds, features, words),
+            "held_out_debates": measure(seen, votes, group, [held_out], features, words, in_file),
+            "all_debates_in_turn": measure(seen, votes, group, folds, features, words, np.ones(votes.units, bool)),
             "seconds": round(time.perf_counter() - started, 1),
         }
         show(key, result[key])
@@ -188,12 +193,17 @@ def _plain(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def measure(
     seen: Votes,
     truth: Votes,
-    debate: NDArray[Any],
+    group: NDArray[Any],
     held_out: list[set[str]],
     features: torch.Tensor,
     words: NDArray[np.int64],
+    among: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """Trains on the votes `seen` of all debates but the held-out ones, in turn; measures on the `truth` of those."""
+    """Trains on the votes `seen` of all debates but the held-out ones, in turn; measures on the `truth` of those.
+
+    Measured are pairs (U,) `among` which one side has more votes.
+    """
+    debate = np.array([name.partition("_")[0] for name in group])
     counts = verdict_counts(truth)
     margins: dict[str, NDArray[np.float64]] = {}
     tested = np.zeros(truth.units, dtype=bool)
@@ -205,7 +215,7 @@ def measure(
             rewards = train(features, columns, seen)
             whole = margins.setdefault(name, np.zeros(truth.units))
             whole[inside] = (rewards[truth.first] - rewards[truth.second])[inside]
-    uneven = tested & (counts[:, FIRST] != counts[:, SECOND])
+    uneven = tested & among & (counts[:, FIRST] != counts[:, SECOND])
     rows = np.flatnonzero(uneven)
     better = np.where(counts[rows, FIRST] > counts[rows, SECOND], 1.0, -1.0)
     longer = better * (words[truth.first] - words[truth.second])[rows]
@@ -217,7 +227,7 @@ def measure(
         with_votes = np.where(signed > 0, agreeing[:, 0], agreeing[:, 1]) / n
         loss = (agreeing * np.logaddexp(0, np.stack([-signed, signed], 1))).sum(1) / n
         scores[name] = {"right": right, "votes": with_votes, "loss": loss}
-    return summary(scores, debate[rows], longer)
+    return summary(scores, group[rows], longer)
 
 
 def train(features: torch.Tensor, labels: Labels, votes: Votes) -> NDArray[np.float64]:
@@ -268,7 +278,7 @@ def fit(
 
 
 def summary(scores: dict[str, dict[str, Any]], clusters: NDArray[Any], longer: NDArray[Any]) -> dict[str, Any]:
-    """Each way's measures, and its differences to `raw` and `majority`, with intervals from resampling debates."""
+    """Each way's measures, and its differences to `raw` and `majority`; intervals are from resampling groups."""
     names, number = np.unique(clusters, return_inverse=True)
     draw = np.random.default_rng(0)
     rows = [np.flatnonzero(number == k) for k in range(len(names))]
@@ -280,7 +290,7 @@ def summary(scores: dict[str, dict[str, Any]], clusters: NDArray[Any], longer: N
         "agreement_with_votes": lambda s, at: float(s["votes"][at].mean()),
         "log_loss_of_votes": lambda s, at: float(s["loss"][at].mean()),
     }
-    result: dict[str, Any] = {"pairs": len(clusters), "debates": len(names)}
+    result: dict[str, Any] = {"pairs": len(clusters), "groups": len(names)}
     for measure_name, value in measures.items():
         drawn = {name: np.array([value(s, at) for at in samples]) for name, s in scores.items()}
         whole = {name: value(s, everything) for name, s in scores.items()}
@@ -303,7 +313,7 @@ def show(key: str, result: dict[str, Any]) -> None:
     """The differences, on a terminal."""
     for where in ("held_out_debates", "all_debates_in_turn"):
         found = result[where]
-        print(f"{key}, {where}: {found['pairs']} pairs of {found['debates']} debates ({result['seconds']} s)")
+        print(f"{key}, {where}: {found['pairs']} pairs of {found['groups']} groups ({result['seconds']} s)")
         for name, row in found["accuracy"].items():
             against = [
                 f"less {base} {row[f'less_{base}'][0]:+.4f} "
