@@ -64,7 +64,7 @@ def annotator_rows(votes: Votes, people: DawidSkene, words: Ints, calibration: A
     crowd = agreed.sum() / max(1, agreed_n.sum())
     rows = []
     for a in order[total[order] > 0].tolist():
-        shares = {
+        shares: dict[str, dict[str, Any]] = {
             name: {
                 "share": float(k[a] / n[a]) if n[a] else None,
                 "low": float(bounds[name][0][a]),
@@ -73,15 +73,15 @@ def annotator_rows(votes: Votes, people: DawidSkene, words: Ints, calibration: A
             }
             for name, (k, n) in columns.items()
         }
-        if shares["accuracy"]["n"]:
-            shares["accuracy"]["share"] = float(people.accuracy[a])
-            shares["accuracy"]["low"] = min(shares["accuracy"]["low"], shares["accuracy"]["share"])
-            shares["accuracy"]["high"] = max(shares["accuracy"]["high"], shares["accuracy"]["share"])
+        if true_n[a]:
+            accuracy, fitted = shares["accuracy"], float(people.accuracy[a])
+            low, high = min(accuracy["low"], fitted), max(accuracy["high"], fitted)
+            accuracy |= {"share": fitted, "low": low, "high": high}
         flags = []
         towards = sign_test(int(first[a]), int(first_n[a]))
         if towards is not None and towards < chance:
             flags.append(f"prefers the {'first' if 2 * first[a] > first_n[a] else 'second'} answer shown")
-        if shares["agreement"]["n"] >= 30 and shares["agreement"]["high"] < crowd and (kappa[a] or 0) < 0.1:
+        if agreed_n[a] >= 30 and shares["agreement"]["high"] < crowd and (kappa[a] or 0) < 0.1:
             flags.append("agrees with others little more than by chance")
         if shares["contradicts_self"]["low"] > 0.25:
             flags.append("contradicts what they said before")
@@ -117,7 +117,8 @@ def annotator_pairs(votes: Votes, most: int) -> list[tuple[int, int, NDArray[np.
     for place in best.tolist():
         rows = np.flatnonzero(number == place)
         table = np.bincount(said[rows], minlength=16).reshape(4, 4)
-        found.append((*(int(x) for x in divmod(int(names[place]), len(votes.annotators))), table))
+        first, second = divmod(int(names[place]), len(votes.annotators))
+        found.append((first, second, table))
     return found
 
 

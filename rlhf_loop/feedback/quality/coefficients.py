@@ -159,7 +159,7 @@ def comparisons(votes: Votes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def symmetric(table: NDArray[Any]) -> NDArray[Any]:
     """Tables (..., 4, 4) of verdicts and, added to them, the same with the sides of each pair exchanged."""
-    return table + table[..., SWAPPED, :][..., SWAPPED]
+    return np.asarray(table + table[..., SWAPPED, :][..., SWAPPED])
 
 
 def _ratio(above: Any, below: Any) -> Any:

@@ -50,7 +50,7 @@ def consensus(votes: Votes, people: DawidSkene | None = None, penalty: float = P
 
     def summed(*verdicts: int) -> Floats:
         said = np.isin(votes.verdict, verdicts)
-        return np.bincount(votes.unit[said], weight[said], minlength=votes.units)
+        return np.bincount(votes.unit[said], weight[said], minlength=votes.units).astype(np.float64)
 
     wins, losses, ties = summed(FIRST), summed(SECOND), summed(TIE, BOTH_BAD)
     answers = len(votes.completions)

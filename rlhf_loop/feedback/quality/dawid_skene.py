@@ -11,6 +11,7 @@ unit has one true value; given it, annotators answer independently, each by a co
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,14 +124,13 @@ def dawid_skene(
     )
 
 
-def _turned(counts: Floats, swapped: Ints | None) -> Floats:
+def _turned(counts: NDArray[Any], swapped: Ints | None) -> Floats:
     """The mean of counts (..., K, K) and of the same counts with every unit turned around."""
-    if swapped is None:
-        return counts
-    return (counts + counts[..., swapped, :][..., swapped]) / 2
+    turned = counts if swapped is None else (counts + counts[..., swapped, :][..., swapped]) / 2
+    return np.asarray(turned, dtype=np.float64)
 
 
-def _rows(counts: Floats) -> Floats:
+def _rows(counts: NDArray[Any]) -> Floats:
     """Rows that sum to 1; one without counts is uniform."""
     total = counts.sum(-1, keepdims=True)
     return np.where(total > 0, counts / np.where(total > 0, total, 1), 1 / counts.shape[-1])

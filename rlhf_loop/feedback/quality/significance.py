@@ -69,7 +69,8 @@ def kolmogorov_tail(x: float) -> float:
     """P(K > x) of Kolmogorov's distribution: 2 sum over j >= 1 of (-1)^(j-1) exp(-2 j^2 x^2)."""
     if x < 0.2:
         return 1.0  # to twelve digits
-    return min(1.0, max(0.0, 2 * sum((-1) ** (j - 1) * math.exp(-2 * (j * x) ** 2) for j in range(1, 60))))
+    series = math.fsum((1 if j % 2 else -1) * math.exp(-2 * (j * x) ** 2) for j in range(1, 60))
+    return min(1.0, max(0.0, 2 * series))
 
 
 def logistic_regression(x: NDArray[Any], y: NDArray[Any], clusters: NDArray[np.int64]) -> tuple[Floats, Floats] | None:
