@@ -131,6 +131,7 @@ class BarChart:
     bars: list[Bar]
     xs: list[Tick]
     top: int  # the largest count
+    total: int
 
 
 def counts_over_time(title: str, counts: Sequence[tuple[str, int]], every: int) -> BarChart:
@@ -151,4 +152,6 @@ def counts_over_time(title: str, counts: Sequence[tuple[str, int]], every: int) 
     named = [place for place in range(len(counts)) if (len(counts) - 1 - place) % every == 0]
     xs = [Tick(at=_LEFT + (place + 0.5) * room, label=counts[place][0]) for place in named]
     total = sum(count for _, count in counts)
-    return BarChart(title=title, said=f"{title}: {total:,} in all, at most {most:,}", bars=bars, xs=xs, top=most)
+    return BarChart(
+        title=title, said=f"{title}: {total:,} in all, at most {most:,}", bars=bars, xs=xs, top=most, total=total
+    )
