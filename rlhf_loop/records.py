@@ -283,8 +283,12 @@ class Artifact:
 
 def stable_id(*parts: object) -> str:
     """24 hexadecimal digits that depend on `parts` alone (SHA-256 of their JSON)."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    texts = [_quote(part) if type(part) is str else "null" if part is None else _canonical(part) for part in parts]
+    return hashlib.sha256(f"[{', '.join(texts)}]".encode()).hexdigest()[:24]
+
+
+_quote = json.encoder.encode_basestring
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
 
 
 def event_id() -> str:

@@ -1,7 +1,8 @@
 """Rows of a file that people made: JSON Lines, JSON, CSV or Parquet, plain or gzipped, whatever has happened to it.
 
 A row that cannot be read is refused with its line and the reason, and the others are kept. What cannot be read at all
-is a `UserError`.
+is a `UserError`. Rows come one by one: a file of any length takes the memory of its longest row, and a row is refused
+when it is longer than `MAX_ROW`. Folders and data sets of a hub are read by `data_sets.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import sys
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,6 +22,10 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.records import to_dict
 
 RAW_LENGTH = 10_000  # characters of a refused row that are kept
+BATCH = 1000  # rows of a Parquet file that are held at once
+MAX_ROW = 32 * 2**20  # bytes of a line, or characters of an element of a JSON list
+LISTS = ("data", "items", "rows", "records", "traces", "results")
+"""Where a JSON file that is one object may hold its rows: what an API answers is often saved as it came."""
 
 
 class Refused(NamedTuple):
@@ -35,29 +41,39 @@ class Refused(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row that could be read; `line` counts from 1 (in Parquet: the row)."""
+    """A row that could be read; `line` counts from 1 (in Parquet and in a JSON list: the row)."""
 
     line: int
     values: dict[str, Any]
-    raw: str
+    text: str | None = None  # as it stood in the file; None where that was no text
+    file: str = ""  # where it stands, when that is not the file that was asked for
+
+    @property
+    def raw(self) -> str:
+        """The row as text, for the quarantine."""
+        return raw_text(self.values) if self.text is None else self.text[:RAW_LENGTH]
 
 
 class RowError(ValueError):
     """What is wrong with a row; it becomes the reason of a `Refused`."""
 
 
-def read_rows(path: Path) -> Iterator[Row | Refused]:
+def read_rows(path: str | Path) -> Iterator[Row | Refused]:
     """The rows of a file, in order, each read or refused.
 
     The kind of file is told by its name (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, each also `.gz`; JSON Lines
-    otherwise), gzip by its first bytes. Raises `UserError` when the file cannot be opened.
+    otherwise), gzip by its first bytes. A folder of a data set and `hf:OWNER/NAME` are read as `data_sets.py` says.
+    Raises `UserError` when the file cannot be opened.
     """
+    from rlhf_loop.feedback import data_sets
+
+    if data_sets.is_data_set(path):
+        yield from data_sets.read_data_set(path)
+        return
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give one of the files in it")
     try:
         if path.suffix == ".parquet":
-            yield from _parquet(path)
+            yield from parquet_rows(path)
             return
         with path.open("rb") as start:
             magic = start.read(4)
@@ -105,11 +121,19 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str] | Refused]:
     while True:
         number += 1
         try:
-            line = file.readline()
+            line = file.readline(MAX_ROW + 1)
+            too_long = len(line) > MAX_ROW and not line.endswith(b"\n")
+            if too_long:
+                start = line[:RAW_LENGTH].decode("utf-8", "replace")
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(MAX_ROW)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             reason = f"the gzip file is cut off or damaged from here on ({error}); fetch it again"
             yield Refused(str(path), number, reason, "")
             return
+        if too_long:
+            yield Refused(str(path), number, f"the line is longer than {MAX_ROW >> 20} MiB", start)
+            continue
         if not line:
             return
         if number == 1:
@@ -141,9 +165,12 @@ def _jsonl(path: Path, lines: Iterator[tuple[int, str] | Refused]) -> Iterator[R
         yield Refused(str(path), 1, "the file is empty", "")
 
 
+_decode = json.JSONDecoder().decode
+
+
 def _loads(path: Path, number: int, text: str) -> Row | Refused:
     try:
-        values = json.loads(text)
+        values = _decode(text)
     except json.JSONDecodeError as error:
         return Refused(str(path), number, f"not valid JSON: {error.msg} at column {error.colno}", text[:RAW_LENGTH])
     except RecursionError:
@@ -156,24 +183,160 @@ def _loads(path: Path, number: int, text: str) -> Row | Refused:
 
 
 def _json(path: Path, lines: Iterator[tuple[int, str] | Refused]) -> Iterator[Row | Refused]:
-    """A file that is one JSON list of objects; JSON Lines under the name .json are read as such."""
-    held = list(lines)
-    refused = [item for item in held if isinstance(item, Refused)]
-    text = "".join(item[1] for item in held if not isinstance(item, Refused))
+    """One JSON list of objects, or an object that holds one; JSON Lines under the name .json are read as such."""
+    held: list[tuple[int, str] | Refused] = []
+    first = ""
+    for item in lines:
+        held.append(item)
+        if isinstance(item, Refused):
+            break
+        first = item[1].strip()
+        if first:
+            break
+    if not first.startswith("["):
+        try:
+            json_lines = isinstance(_decode(first), dict) and _decode(first).keys().isdisjoint(LISTS)
+        except (ValueError, RecursionError):
+            json_lines = first != "{" and not first.startswith('{"')
+        if json_lines or not first:
+            yield from _jsonl(path, chain(held, lines))
+            return
+    broken: list[Refused] = []
+
+    def texts() -> Iterator[str]:
+        for item in chain(held, lines):
+            if isinstance(item, Refused):
+                broken.append(item)
+                return
+            yield item[1]
+
+    elements = _Elements(texts())
+    if not first.startswith("["):
+        yield from _wrapped(path, elements)
+    else:
+        yield from _list(path, elements)
+    yield from broken
+
+
+def _list(path: Path, elements: _Elements) -> Iterator[Row | Refused]:
+    number = 0
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        values = None
-    if refused or not isinstance(values, list):
-        yield from _jsonl(path, iter(held))
+        for number, values in enumerate(elements, 1):
+            yield _object(path, number, values)
+    except (ValueError, RecursionError) as error:
+        yield Refused(str(path), number + 1, f"not valid JSON from here on: {_said(error)}", elements.rest())
+
+
+def _wrapped(path: Path, elements: _Elements) -> Iterator[Row | Refused]:
+    """The rows of one object: those of the list that it holds, or itself."""
+    try:
+        values = elements.whole()
+    except (ValueError, RecursionError) as error:
+        yield Refused(str(path), 1, f"not valid JSON: {_said(error)}", elements.rest())
         return
-    for number, row in enumerate(values, 1):
-        if isinstance(row, dict):
-            yield Row(number, row, raw_text(row))
-        else:
-            yield Refused(
-                str(path), number, f"a row must be a JSON object, this is {_name(row)}", str(row)[:RAW_LENGTH]
-            )
+    name = next((name for name in LISTS if isinstance(values.get(name), list)), None)
+    for number, row in enumerate(values[name] if name else [values], 1):
+        yield _object(path, number, row)
+
+
+def _object(path: Path, number: int, values: Any) -> Row | Refused:
+    if isinstance(values, dict):
+        return Row(number, values)
+    reason = f"a row must be a JSON object, this is {_name(values)}"
+    return Refused(str(path), number, reason, str(values)[:RAW_LENGTH])
+
+
+class _Elements:
+    """The elements of a JSON list that comes in pieces of text, one by one."""
+
+    def __init__(self, texts: Iterator[str]):
+        self.texts = texts
+        self.held = ""
+        self.at = 0
+        self.ended = False
+
+    def __iter__(self) -> Iterator[Any]:
+        self._next_is("[")
+        if self._peek() == "]":
+            return
+        while True:
+            yield self._element()
+            if self._peek() == "]":
+                self.at += 1
+                if self._peek():
+                    raise ValueError("there is text after the end of the list")
+                return
+            self._next_is(",")
+
+    def whole(self) -> dict[str, Any]:
+        """All of it as one object."""
+        while not self.ended:
+            self._more(MAX_ROW)
+            if len(self.held) > 8 * MAX_ROW:
+                raise ValueError(f"an object of more than {8 * MAX_ROW >> 20} MiB; write it as JSON Lines")
+        values = _decode(self.held)
+        if not isinstance(values, dict):
+            raise ValueError(f"this is {_name(values)}")
+        return values
+
+    def rest(self) -> str:
+        """The text where reading stopped, for the quarantine."""
+        return self.held[self.at : self.at + RAW_LENGTH]
+
+    def _element(self) -> Any:
+        self._peek()
+        piece = 1 << 16
+        while True:
+            try:
+                value, end = _scan(self.held, self.at)
+                if end < len(self.held) or self.ended:  # else a number might go on
+                    self.at = end
+                    return value
+            except (json.JSONDecodeError, StopIteration):
+                if self.ended:
+                    raise
+            if len(self.held) - self.at > MAX_ROW:
+                raise ValueError(f"an element of more than {MAX_ROW >> 20} MiB")
+            self._more(piece)
+            piece *= 2
+
+    def _peek(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while True:
+            while self.at < len(self.held):
+                if not self.held[self.at].isspace():
+                    return self.held[self.at]
+                self.at += 1
+            if self.ended:
+                return ""
+            self._more(1 << 16)
+
+    def _next_is(self, wanted: str) -> None:
+        found = self._peek()
+        if found != wanted:
+            raise ValueError(f"`{wanted}` is missing" + (f" before `{found}`" if found else " at the end of the file"))
+        self.at += 1
+
+    def _more(self, characters: int) -> None:
+        pieces = [self.held[self.at :]]
+        self.at = 0
+        while characters > 0:
+            text = next(self.texts, None)
+            if text is None:
+                self.ended = True
+                break
+            pieces.append(text)
+            characters -= len(text)
+        self.held = "".join(pieces)
+
+
+_scan = json.JSONDecoder().raw_decode
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _csv(path: Path, lines: Iterator[tuple[int, str] | Refused], delimiter: str) -> Iterator[Row | Refused]:
@@ -209,7 +372,7 @@ def _csv(path: Path, lines: Iterator[tuple[int, str] | Refused], delimiter: str)
             yield Refused(str(path), reader.line_num, reason, delimiter.join(cells)[:RAW_LENGTH])
         else:
             row = {name: cell for name, cell in zip(header, map(_cell, cells), strict=True) if cell is not None}
-            yield Row(reader.line_num, row, raw_text(row))
+            yield Row(reader.line_num, row)
     yield from refused
     if header is None:
         yield Refused(str(path), 1, "the file is empty", "")
@@ -225,7 +388,8 @@ def _cell(text: str) -> Any:
     return text or None
 
 
-def _parquet(path: Path) -> Iterator[Row | Refused]:
+def parquet_rows(path: Path) -> Iterator[Row | Refused]:
+    """The rows of a Parquet file; keys that are null are left out."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -235,11 +399,11 @@ def _parquet(path: Path) -> Iterator[Row | Refused]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(batch_size=BATCH):
                 for values in batch.to_pylist():
                     number += 1
                     row = {key: value for key, value in values.items() if value is not None}
-                    yield Row(number, row, raw_text(row))
+                    yield Row(number, row)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, (FileNotFoundError, PermissionError)):
             raise

@@ -1,32 +1,25 @@
 """Feedback that was collected elsewhere.
 
 A format is one file here that has three things: `RECOGNISES`, what a row of it looks like, in words; `recognises(row)`;
-and `parse(row, place)`, which gives the row's records or raises `RowError` with what is wrong. `FORMATS` names them.
+and `parse(row, place)`, which gives the row's records or raises `RowError` with what is wrong. `formats.FORMATS` names
+them. `read` and `save` hold a whole file in memory; `rlhf_loop.feedback.bulk.import_file` streams one of any size.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from pydantic import ValidationError
-
-from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.importers import native, pairs, trl
-from rlhf_loop.feedback.importers.fields import Note, Place
-from rlhf_loop.feedback.rows import Refused, Row, RowError, line_of, read_rows
+from rlhf_loop.feedback.importers.formats import FORMATS
+from rlhf_loop.feedback.importers.reading import Parsed, open_rows
+from rlhf_loop.feedback.rows import Refused, RowError, line_of
 from rlhf_loop.feedback.store import AnyFeedback, Store, about
-from rlhf_loop.records import FEEDBACK_KINDS, Annotator, Artifact, Completion, Prompt, Question, Score
+from rlhf_loop.records import Artifact, Completion, Prompt, Question, Score
 
-FORMATS: dict[str, ModuleType] = {"native": native, "pairs": pairs, "trl": trl}
-"""Name of a format -> the file that reads it, in the order in which `auto` tries them."""
-
-_SAMPLE = 100  # rows that `auto` looks at
+__all__ = ["FORMATS", "ImportResult", "read", "save"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,36 +63,24 @@ def read(path: str | Path, format: str = "auto", annotator: str | None = None) -
     Rows that cannot be used are in `refused`, each with file, line and reason. Raises `UserError` when the file cannot
     be read at all or its format is not known.
     """
-    path = Path(path)
-    if format != "auto" and format not in FORMATS:
-        close = difflib.get_close_matches(format, [*FORMATS, "auto"], n=1, cutoff=0.3)
-        nearest = f"; did you mean `{close[0]}`?" if close else ""
-        raise UserError(
-            f"there is no format `{format}`{nearest} Known: auto, {', '.join(FORMATS)}".replace("` K", "`. K")
-        )
-    read_or_refused = list(read_rows(path))
-    rows = [item for item in read_or_refused if isinstance(item, Row)]
-    refused = [item for item in read_or_refused if isinstance(item, Refused)]
-    if not rows and refused and refused[0].reason != "the file is empty":
-        raise UserError(f"no row of {path} can be read. The first problem: {refused[0]}. Formats: {_formats()}")
-    name = format if format != "auto" or not rows else _detect(path, rows[:_SAMPLE])
-    if not rows:
-        return ImportResult(format=name, refused=refused)
-    stem = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
-    default = Annotator(id=annotator) if annotator else Annotator(id=f"import:{stem}")
+    reading = open_rows(path, format, annotator)
+    refused: list[Refused] = []
     collected = _Collected()
-    for row in rows:
-        place = Place(file=str(path), line=row.line, annotator=default)
+    rows = 0
+    for item in reading.rows:
+        rows += 1
+        if isinstance(item, Refused):
+            refused.append(item)
+            continue
         try:
-            collected.add(FORMATS[name].parse(row.values, place), path, row.line)
+            collected.add(item)
         except RowError as error:
-            refused.append(Refused(str(path), row.line, str(error), row.raw[:10_000]))
-        except ValidationError as error:
-            refused.append(Refused(str(path), row.line, _explain(error), row.raw[:10_000]))
+            refused.append(Refused(item.place.file, item.row.line, str(error), item.row.raw))
     refused.sort(key=lambda item: item.line)
+    empty = [item.reason for item in refused] == ["the file is empty"]
     return ImportResult(
-        format=name,
-        rows=len(read_or_refused),
+        format=reading.format,
+        rows=0 if empty else rows,
         refused=refused,
         repeated=collected.repeated,
         notes=dict(collected.notes),
@@ -143,14 +124,10 @@ class _Collected:
         self.notes: Counter[str] = Counter()
         self.repeated = 0
 
-    def add(self, records: Iterable[Any], path: Path, line: int) -> None:
+    def add(self, parsed: Parsed) -> None:
         """Takes the records of one row, or none of them when one contradicts an earlier row under the same id."""
         ready = []
-        notes: list[str] = []
-        for record in records:
-            if isinstance(record, Note):
-                notes.append(record.text)
-                continue
+        for record in parsed.records:
             name, key = _table_and_key(record)
             earlier = self.records[name].get(key)
             if earlier is not None and _plain(earlier) != _plain(record):
@@ -161,7 +138,7 @@ class _Collected:
                 self.repeated += name not in ("prompts", "completions")
             else:
                 self.records[name][key] = record
-        self.notes.update(notes)
+        self.notes.update(parsed.notes)
 
 
 def _table_and_key(record: Any) -> tuple[str, Any]:
@@ -174,39 +151,6 @@ def _table_and_key(record: Any) -> tuple[str, Any]:
 def _plain(record: Any) -> dict[str, Any]:
     """The record without the place it was read from."""
     return {name: getattr(record, name) for name in record.__dataclass_fields__ if name != "source"}
-
-
-def _detect(path: Path, rows: Sequence[Row]) -> str:
-    votes = Counter(
-        next((name for name, module in FORMATS.items() if module.recognises(row.values)), "") for row in rows
-    )
-    known = [(name, count) for name, count in votes.most_common() if name]
-    if known:
-        return known[0][0]
-    keys = ", ".join(list(rows[0].values)[:8])
-    raise UserError(
-        f"{path}: the format is not known. Row {rows[0].line} has the keys {keys}; {_nearest(rows[0].values)}. "
-        f"Formats: {_formats()}. Name one with --format"
-    )
-
-
-def _nearest(row: dict[str, Any]) -> str:
-    """Which format lacks the fewest keys, and which these are."""
-    lacking = {
-        name: [key for key in keys if key not in row] for name, module in FORMATS.items() for keys in module.REQUIRED
-    }
-    name = min(lacking, key=lambda n: len(lacking[n]))
-    return f"the nearest format is `{name}`, which also needs {', '.join(lacking[name]) or 'other values'}"
-
-
-def _formats() -> str:
-    return "; ".join(f"{name}: {module.RECOGNISES}" for name, module in FORMATS.items())
-
-
-def _explain(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"] if part not in FEEDBACK_KINDS)
-    return f"`{key}`: {problem['msg']}" if key else str(problem["msg"])
 
 
 def _keep_splits(store: Store, prompts: Sequence[Prompt]) -> list[Prompt]:

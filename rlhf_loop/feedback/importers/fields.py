@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from rlhf_loop.feedback.rows import RowError
@@ -93,12 +94,25 @@ def answer_of(value: Any, name: str, prompt: Sequence[Message] = ()) -> str:
     return turns[0]["content"]
 
 
+def optional_time(row: Mapping[str, Any], name: str) -> float:
+    """Seconds since the epoch: from a number (seconds, or milliseconds), or an ISO 8601 text; 0 where it is absent."""
+    value = row.get(name)
+    if isinstance(value, str) and not value.replace(".", "", 1).isdigit():
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise RowError(f"`{name}` must be a time such as 2026-01-31T12:00:00Z, got {_shown(value)}") from None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    number = optional_number(row, name) or 0.0
+    return number / 1000 if number > 1e11 else number
+
+
 def annotator_of(row: Mapping[str, Any], place: Place) -> Annotator:
     """Who gave the feedback: `annotator` as an id or `{"id", "kind"}`; by default the file's."""
     value = row.get("annotator")
     if value is None or value == "":
         return place.annotator
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         kind = value.get("kind", "HUMAN")
         if kind not in ("HUMAN", "LLM", "CODE"):
             raise RowError(f"`annotator.kind` must be HUMAN, LLM or CODE, got {_shown(kind)}")
@@ -114,7 +128,7 @@ def made_of(row: Mapping[str, Any], place: Place, *parts: Any) -> dict[str, Any]
     return {
         "id": stable_id("import", external_id, named, *parts),
         "annotator": annotator,
-        "created_at": optional_number(row, "created_at") or 0.0,
+        "created_at": optional_number(row, "created_at") or 0.0 if "created_at" in row else 0.0,
         "source": place.source,
         "external_id": external_id,
     }
@@ -130,6 +144,40 @@ def completion_of(prompt: Prompt, text: str) -> Completion:
     """An imported answer; the same text for the same prompt is the same completion."""
     id = stable_id("import", prompt.id, text)
     return Completion(id=id, prompt_id=prompt.id, text=text, policy="import", round=0)
+
+
+def mapping_of(value: Any, name: str) -> Mapping[str, Any]:
+    """`value` when it is an object; otherwise a `RowError`."""
+    if not isinstance(value, Mapping):
+        raise RowError(f"`{name}` must be an object" + ("" if value is None else f", got {_shown(value)}"))
+    return value
+
+
+def list_of(value: Any, name: str) -> list[Any]:
+    """`value` when it is a list; otherwise a `RowError`."""
+    if not isinstance(value, list):
+        raise RowError(f"`{name}` must be a list" + ("" if value is None else f", got {_shown(value)}"))
+    return value
+
+
+def said_by(place: Place, who: Any, *parts: Any, kind: str = "HUMAN", **given: Any) -> dict[str, Any]:
+    """The fields that feedback of a tool's export has: its id is made of `who` said it and of `parts`.
+
+    `who`: the tool's name or number for the person; None or empty: the annotator of the file.
+    """
+    name = None if who is None or who == "" else text_of(who if isinstance(who, str) else str(who), "annotator")
+    if name is None and not place.annotator.id.startswith("import:"):
+        name = place.annotator.id
+    annotator = Annotator(id=name, kind=kind) if name else place.annotator  # type: ignore[arg-type]
+    id = stable_id("import", given.get("external_id"), name, *parts)
+    return {"id": id, "annotator": annotator, "source": place.source, **given}
+
+
+def prompt_before(turns: Sequence[Message], name: str) -> tuple[tuple[Message, ...], str]:
+    """A conversation that ends with the assistant's turn, as the prompt and that answer."""
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise RowError(f"`{name}` must end with an answer of the assistant after a prompt")
+    return tuple(turns[:-1]), turns[-1]["content"]
 
 
 def _message(turn: Any, name: str) -> Message:

@@ -1,0 +1,44 @@
+"""Rows without personal data: every text of a row is redacted before records, and their ids, are made of it.
+
+Who said something must stay told apart: a name that would be redacted becomes a pseudonym of its own instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from typing import Any
+
+from rlhf_loop.feedback.redaction import Redactor
+
+WHO = ("annotator", "completed_by", "judge", "email", "author")
+"""Keys of names. Those that end in `id`, as ids and references do, are taken as names too."""
+
+
+def redact_row(values: dict[str, Any], redactor: Redactor) -> tuple[dict[str, Any], Counter[str]]:
+    """The row with its texts redacted, however deep they are, and how often what was found."""
+    found: Counter[str] = Counter()
+    return _redact(values, "", redactor, found), found
+
+
+def _redact(value: Any, key: str, redactor: Redactor, found: Counter[str]) -> Any:
+    if isinstance(value, str):
+        text, counts = redactor.redact(value)
+        if not counts:
+            return value
+        found.update(counts)
+        return pseudonym(value) if _is_name(key) else text
+    if isinstance(value, dict):
+        return {name: _redact(inner, str(name), redactor, found) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_redact(inner, key, redactor, found) for inner in value]
+    return value
+
+
+def pseudonym(name: str) -> str:
+    """One that is always the same for a name. Who knows the name can find the pseudonym, not the other way round."""
+    return "person-" + hashlib.sha256(f"rlhf-loop {name}".encode("utf-8", "replace")).hexdigest()[:12]
+
+
+def _is_name(key: str) -> bool:
+    return key in WHO or key.lower().endswith("id")
