@@ -74,6 +74,11 @@ class RunDir:
         """Numbers of the rounds that are complete."""
         return [n for n in self.rounds() if (self.round(n) / "manifest.json").exists()]
 
+    def used_by(self) -> str | None:
+        """Which process works on this run now, in words; None when none does."""
+        owner = _read_lock(self.path / "lock")
+        return None if owner is None or _is_dead(owner) else f"process {owner['pid']} on {owner['host']}"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps a second process from working on this run; a lock of a dead process is taken over."""

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_loop.cli import feedback, policy, privacy, serve, tokens
+from rlhf_loop.cli import feedback, policy, privacy, serve, tokens, watch
 from rlhf_loop.cli.shared import AsJson, RunFolder, existing_run, shortest
 from rlhf_loop.errors import UserError
 
@@ -30,6 +30,7 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(tokens.app, name="token")
 app.add_typer(privacy.app, name="user")
 app.command()(serve.serve)
+app.command()(watch.watch)
 
 
 def main() -> None:

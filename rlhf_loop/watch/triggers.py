@@ -1,0 +1,156 @@
+"""Whether it is time for a round: what is new in the store, against the recipe's `watch:` block.
+
+Everything is read from the store and the run's files, so a watcher that starts again decides as the one before it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from rlhf_loop.algorithms import ALGORITHMS
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.agreement import agreement
+from rlhf_loop.feedback.store import AnyFeedback, Store, about
+from rlhf_loop.feedback.validation import validate
+from rlhf_loop.recipe import Recipe, Watch
+from rlhf_loop.records import Implicit, Preference
+from rlhf_loop.run_dir import RunDir, read_json, read_manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class News:
+    """The feedback that the next round would learn from and the last one did not."""
+
+    next_round: int
+    count: int  # valid pieces
+    oldest: float | None  # seconds since the epoch; None when there are none
+    per_tag: dict[str, int]  # valid pieces by the tags of their prompts
+    preferences: list[Preference]  # the new ones, with those that others outvoted
+    missing_pairs: int  # how many more pairs the round needs (`feedback.validation.min_pairs`)
+    refused: dict[str, int] = field(default_factory=dict)  # new pieces that are not valid, by kind
+
+
+def news(store: Store, recipe: Recipe, run: RunDir) -> News:
+    """What is new since the snapshot of the last complete round. Takes as long as validation does."""
+    complete = run.complete_rounds()
+    last = complete[-1] if complete else 0
+    next_round = last + 1
+    seen, refused_then, frozen_at = _snapshot(run, last)
+    prompts = {prompt.id: prompt for prompt in store.prompts()}
+    feedback = [record for record in store.feedback() if record.round < next_round]
+    completions = {c.id: c for c in store.completions(ids={id for record in feedback for id in about(record)})}
+    report = validate(feedback, completions, prompts, recipe.feedback.validation)
+    usable = [r for r in report.usable if r.id not in seen and _counts(r, recipe)]
+    tags = Counter(tag for record in usable for tag in prompts[record.prompt_id].tags)
+    refused: Counter[str] = Counter(
+        r.kind for r, _ in report.quarantined if r.id not in seen and r.id not in refused_then
+    )
+    preferences = [
+        record
+        for record in feedback
+        if isinstance(record, Preference)
+        and record.id not in seen
+        and record.id not in refused_then
+        and not (record.winner in ("tie", "both_bad") and record.created_at < frozen_at)  # no snapshot lists these
+    ]
+    needs_pairs = recipe.reward is not None or ALGORITHMS[recipe.update.algorithm].consumes == "pairs"
+    return News(
+        next_round=next_round,
+        count=len(usable),
+        oldest=min((record.created_at for record in usable), default=None),
+        per_tag=dict(tags),
+        preferences=preferences,
+        missing_pairs=(report.needed or 0) if needs_pairs else 0,
+        refused=dict(refused),
+    )
+
+
+def obstacles(found: News, settings: Watch, *, now: float, last_end: float | None) -> list[str]:
+    """Why no round starts now, in words; empty: one does.
+
+    `now` and `last_end` (when the last round ended; None: none has): seconds since the epoch.
+    """
+    waits: list[str] = []
+    if is_quiet(settings.quiet_hours, now):
+        waits.append(f"quiet hours, {settings.quiet_hours}")
+    since = None if last_end is None else (now - last_end) / 60
+    if since is not None and 0 <= since < settings.cool_down_minutes:  # below 0 the clock was set back
+        waits.append(f"cooling down for {settings.cool_down_minutes - since:.1f} more minutes")
+    age = 0.0 if found.oldest is None else (now - found.oldest) / 3600
+    is_old = found.count > 0 and settings.max_age_hours is not None and age > settings.max_age_hours
+    if found.count < settings.min_new and not is_old:
+        refused = f" ({sum(found.refused.values())} more are not valid)" if found.refused else ""
+        waits.append(f"{found.count} of {settings.min_new} new pieces of feedback{refused}")
+    for tag, wanted in settings.min_per_tag.items():
+        if (there := found.per_tag.get(tag, 0)) < wanted:
+            waits.append(f"{there} of {wanted} new pieces on `{tag}`")
+    if found.missing_pairs:
+        waits.append(f"{found.missing_pairs} more pairs are needed (feedback.validation.min_pairs)")
+    if not waits and settings.min_agreement is not None:
+        waits += _disagreement(found.preferences, settings.min_agreement)
+    return waits
+
+
+def is_quiet(hours: str | None, now: float) -> bool:
+    """Whether `now` (seconds since the epoch) lies in the window `HH:MM-HH:MM` of local time, the end not included.
+
+    A window may go over midnight. Raises `UserError` for times that no clock shows.
+    """
+    if hours is None:
+        return False
+    start, end = (_minutes(part, hours) for part in hours.split("-"))
+    local = time.localtime(now)
+    minute = 60 * local.tm_hour + local.tm_min
+    return start <= minute < end if start <= end else minute >= start or minute < end
+
+
+def last_end(run: RunDir) -> float | None:
+    """When the last step of the last complete round ended, in seconds since the epoch; None before there is one."""
+    complete = run.complete_rounds()
+    if not complete:
+        return None
+    manifests = [read_manifest(folder) for folder in run.round(complete[-1]).iterdir() if folder.is_dir()]
+    ends = [m["started"] + m["seconds"] for m in manifests if m is not None]
+    return max(ends, default=None)
+
+
+def _snapshot(run: RunDir, last: int) -> tuple[set[str], set[str], float]:
+    """Ids that the last snapshot took, ids that it refused, and when it was made. Round 0 learns from none."""
+    folder = run.step(last, "snapshot")
+    manifest = read_manifest(folder)
+    if last == 0 or manifest is None:
+        return set(), set(), 0.0
+    table = pq.read_table(folder / "feedback.parquet")
+    seen = set(table.column("id").to_pylist()) if "id" in table.column_names else set()
+    report: dict[str, Any] = read_json(folder / "validation.json")
+    return seen, {entry["id"] for entry in report["quarantined"]}, float(manifest["started"])
+
+
+def _counts(record: AnyFeedback, recipe: Recipe) -> bool:
+    """What users did rather than said counts only where the recipe makes it a thumb."""
+    return not isinstance(record, Implicit) or record.action in recipe.feedback.implicit
+
+
+def _disagreement(preferences: Sequence[Preference], wanted: float) -> list[str]:
+    found = agreement(preferences)
+    if found.alpha is None:
+        return [
+            f"agreement of the new preferences cannot be measured, {wanted:g} is asked for: have pairs judged twice "
+            "(annotation.overlap: 2), or leave watch.min_agreement out"
+        ]
+    if found.alpha < wanted:
+        return [f"agreement of the new preferences is {found.alpha:.2f} over {found.pairs} pairs, below {wanted:g}"]
+    return []
+
+
+def _minutes(text: str, hours: str) -> int:
+    hour, minute = (int(part) for part in text.split(":"))
+    if hour > 23 or minute > 59:
+        raise UserError(f"watch.quiet_hours: `{hours}` has no such time as {text}; give HH:MM-HH:MM, as 22:00-07:00")
+    return 60 * hour + minute
