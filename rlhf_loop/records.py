@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -228,7 +229,7 @@ class LabelledCompletion:
     label: bool
     finished: bool = True  # False: cut off at the length limit, so no end token may be trained after it
     completion_id: str
-    origin: Literal["human", "simulated", "llm", "code"]
+    origin: Literal["human", "simulated", "llm", "code", "implicit"]
     feedback_ids: tuple[str, ...] = ()
     round: int = 0
 
@@ -326,16 +327,19 @@ def write_records(path: Path, records: Sequence[Any]) -> None:
     rows = [to_dict(record) for record in records]
     columns: dict[str, list[Any]] = {}
     nested: list[str] = []
-    for name in dict.fromkeys(key for row in rows for key in row):
+    for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(name) for row in rows]
-        if any(isinstance(value, (list, dict)) for value in values):
-            values = [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
+        if not {list, dict}.isdisjoint(map(type, values)):
+            values = [None if value is None else _nested(value) for value in values]
             nested.append(name)
         columns[name] = values
     table = pa.table(columns).replace_schema_metadata({"nested": json.dumps(nested)})
     partial = path.with_name(path.name + ".partial")
     pq.write_table(table, partial)
     partial.replace(path)
+
+
+_nested = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def read_records(path: Path, record_type: Any) -> list[Any]:

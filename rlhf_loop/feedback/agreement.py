@@ -101,7 +101,8 @@ def per_annotator(feedback: Iterable[AnyFeedback]) -> dict[str, dict[str, int]]:
 
 def verdict(preference: Preference) -> str:
     """The verdict however the pair was shown: the winner's id, `tie` or `both_bad`."""
-    return {"a": preference.a_id, "b": preference.b_id}.get(preference.winner, preference.winner)
+    winner = preference.winner
+    return preference.a_id if winner == "a" else preference.b_id if winner == "b" else winner
 
 
 def share(k: int, n: int, confidence: float = 0.95) -> Share:

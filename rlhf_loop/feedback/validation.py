@@ -180,7 +180,7 @@ class _Checks:
 
     def answers(self) -> None:
         """Takes out what is about empty, identical or over-long answers."""
-        plain = {id: " ".join(self._text(id).split()) for record in self.remaining for id in about(record)}
+        plain = {id: " ".join(self._text(id).split()) for id in self._mentioned()}
         words = {id: text.count(" ") + 1 for id, text in plain.items()}
 
         def empty(record: AnyFeedback) -> str | None:
@@ -221,7 +221,7 @@ class _Checks:
             for prompt in self.prompts.values()
             if prompt.split == "train" and (split := held_prompts.get(_normal(_prompt_text(prompt)))) is not None
         }
-        normal = {id: _normal(self._text(id)) for record in self.remaining for id in about(record)}
+        normal = {id: _normal(self._text(id)) for id in self._mentioned()}
 
         def reason(record: AnyFeedback) -> str | None:
             if self.prompts[record.prompt_id].split != "train":
@@ -261,11 +261,12 @@ class _Checks:
 
     def contradictions(self) -> None:
         """Settles pairs that were judged both ways."""
-        votes: dict[str, Counter[str]] = defaultdict(Counter)
+        votes: dict[str, dict[str, int]] = defaultdict(dict)
         for record in self.remaining:
             if isinstance(record, Preference):
-                votes[pair_key(record.a_id, record.b_id)][verdict(record)] += 1
-        disputed = {pair: counts.most_common() for pair, counts in votes.items() if len(counts) > 1}
+                counts, winner = votes[pair_key(record.a_id, record.b_id)], verdict(record)
+                counts[winner] = counts.get(winner, 0) + 1
+        disputed = {pair: Counter(counts).most_common() for pair, counts in votes.items() if len(counts) > 1}
 
         def reason(record: AnyFeedback) -> str | None:
             pair = pair_key(record.a_id, record.b_id) if isinstance(record, Preference) else ""
@@ -279,7 +280,7 @@ class _Checks:
             return f"outvoted {most} to {fewest}" if verdict(record) != winner else None
 
         self._quarantine("contradiction", reason)
-        for number, record in enumerate(self.remaining):
+        for number, record in enumerate(self.remaining if disputed else ()):
             if isinstance(record, Preference) and (pair := pair_key(record.a_id, record.b_id)) in disputed:
                 (_, most), (_, fewest) = disputed[pair]
                 self.remaining[number] = replace(record, strength=(most - fewest) / (most + fewest))
@@ -360,6 +361,10 @@ class _Checks:
         self.counts[check] += 1
         if len(self.examples[check]) < EXAMPLES:
             self.examples[check].append(example)
+
+    def _mentioned(self) -> set[str]:
+        """The completions that the feedback which is still in is about."""
+        return {id for record in self.remaining for id in about(record)}
 
     def _text(self, completion_id: str) -> str:
         return self.completions[completion_id].text
