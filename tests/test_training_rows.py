@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.records import Annotator, Completion, Edit, Preference, Prompt, Score, Thumb
+from rlhf_loop.records import Annotator, Completion, Edit, Implicit, Preference, Prompt, Score, Thumb
 from rlhf_loop.training_rows import best_of_n, demonstrations, labels_from_feedback
 
 
@@ -58,6 +58,47 @@ def test_thumbs_that_contradict_each_other_are_settled_or_counted() -> None:
     rows, dropped = labels_from_feedback(thumbs, COMPLETIONS, PROMPTS, "drop")
     assert (rows, dropped["contradictory_thumbs"]) == ([], 1)
     rows, dropped = labels_from_feedback(thumbs[1:], COMPLETIONS, PROMPTS)
+    assert (rows, dropped["contradictory_thumbs"]) == ([], 1)
+
+
+def act(id: str, action: str, about: str = "a", round: int = 0) -> Implicit:
+    who = Annotator(id=id)
+    return Implicit(id=id, prompt_id="p", annotator=who, completion_id=about, action=action, round=round)
+
+
+def test_what_users_do_is_no_label_unless_the_recipe_says_so() -> None:
+    acts = [act("1", "copy"), act("2", "regenerate", "b"), act("3", "copy", round=2)]
+    rows, dropped = labels_from_feedback(acts, COMPLETIONS, PROMPTS)
+    assert rows == []
+    assert dropped == {"implicit_without_meaning": 3}
+    rows, dropped = labels_from_feedback(acts, COMPLETIONS, PROMPTS, implicit={"copy": True})
+    assert [(row.completion_id, row.label, row.origin, row.feedback_ids, row.round) for row in rows] == [
+        ("a", True, "implicit", ("1", "3"), 2)
+    ]
+    assert dropped == {"implicit_without_meaning": 1}
+    rows, _ = labels_from_feedback(acts, COMPLETIONS, PROMPTS, implicit={"copy": True, "regenerate": False})
+    assert [(row.completion_id, row.label) for row in rows] == [("a", True), ("b", False)]
+
+
+def test_a_thumb_about_an_answer_silences_what_users_did_with_it() -> None:
+    said = [act("1", "copy"), act("2", "copy"), thumb("3", "a", False), act("4", "copy", "c")]
+    rows, dropped = labels_from_feedback(said, COMPLETIONS, PROMPTS, implicit={"copy": True})
+    assert [(row.completion_id, row.label, row.origin, row.feedback_ids) for row in rows] == [
+        ("a", False, "human", ("3",)),
+        ("c", True, "implicit", ("4",)),
+    ]
+    assert dropped == {"implicit_beside_a_thumb": 2}
+    both = [thumb("1", "a", True), thumb("2", "a", False), act("3", "copy")]
+    rows, dropped = labels_from_feedback(both, COMPLETIONS, PROMPTS, implicit={"copy": True})
+    assert (rows, dropped["contradictory_thumbs"]) == ([], 1)
+
+
+def test_acts_that_contradict_each_other_are_settled_as_thumbs_are() -> None:
+    acts = [act("1", "copy"), act("2", "regenerate"), act("3", "regenerate")]
+    meaning = {"copy": True, "regenerate": False}
+    rows, _ = labels_from_feedback(acts, COMPLETIONS, PROMPTS, implicit=meaning)
+    assert [(row.label, row.feedback_ids) for row in rows] == [(False, ("2", "3"))]
+    rows, dropped = labels_from_feedback(acts[:2], COMPLETIONS, PROMPTS, implicit=meaning)
     assert (rows, dropped["contradictory_thumbs"]) == ([], 1)
 
 

@@ -58,7 +58,10 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> Validati
         )
     training = {prompt.id: prompt for prompt in prompts.values() if prompt.split == "train"}
     sound = [record for record in [*report.usable, *report.set_aside] if record.prompt_id in training]
-    labels, unlabelled = labels_from_feedback(sound, completions, training, recipe.feedback.validation.contradictions)
+    settings = recipe.feedback
+    labels, unlabelled = labels_from_feedback(
+        sound, completions, training, settings.validation.contradictions, settings.implicit
+    )
     promoted = store.promoted_policy()
     write_records(folder / "feedback.parquet", report.usable)
     write_records(folder / "pairs.parquet", by_split["train"])
