@@ -43,6 +43,8 @@ class Database:
         self.path = _sqlite_path(self.url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._memory_lock = threading.RLock() if self.is_sqlite and self.path is None else None
+        # SQLite makes whoever finds it locked sleep for up to 100 ms; threads of one process need not.
+        self._write_lock = threading.RLock() if self.path is not None else None
         if self.path is not None:
             _check_file(self.path, create)
         self.engine = self._make_engine(busy_seconds)
@@ -81,7 +83,7 @@ class Database:
 
     @contextmanager
     def _transaction(self, write: bool) -> Iterator[sa.Connection]:
-        with self._memory_lock or nullcontext():
+        with self._memory_lock or (self._write_lock if write else None) or nullcontext():
             try:
                 with self.engine.connect() as connection:
                     connection = connection.execution_options(write=write)

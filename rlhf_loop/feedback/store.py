@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
+from pydantic_core import from_json
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import queue, tables
@@ -52,6 +53,8 @@ from rlhf_loop.records import (
 
 T = TypeVar("T")
 AnyFeedback = Preference | Rating | Thumb | Critique | Edit | Skip | Implicit | Retraction
+
+ONE_ANSWER = (Rating, Thumb, Critique, Edit, Implicit)  # what answers no question about a pair
 
 CHUNK = 5000  # ids in one IN list: SQLite takes 32,766 values in a statement, PostgreSQL 65,535
 
@@ -162,15 +165,27 @@ class Store:
         named = (id for f in records for id in about(f))
         self._check_known(connection, tables.completions, named, "completions", "feedback")
         new = self._add(connection, tables.feedback, Feedback, records, _feedback_row, _without_file)
+        self._settle(connection, records)
+        return new
+
+    def add_new_feedback_within(self, connection: sa.Connection, feedback: Iterable[AnyFeedback]) -> int:
+        """The same for feedback that the caller has just made: with new ids, about answers read in this transaction."""
+        records = list(feedback)
+        new = _insert(connection, tables.feedback, [_feedback_row(record) for record in records])
+        self._settle(connection, records)
+        return new
+
+    def _settle(self, connection: sa.Connection, records: Sequence[AnyFeedback]) -> None:
+        """Brings the questions up to date that feedback answers, or answered until it was superseded."""
         pairs = {pair_key(f.a_id, f.b_id) for f in records if isinstance(f, (Preference, Skip)) and f.a_id and f.b_id}
-        for chunk in _chunks(f.supersedes for f in records if f.supersedes):
+        superseded = [f.supersedes for f in records if f.supersedes and not isinstance(f, ONE_ANSWER)]
+        for chunk in _chunks(superseded):
             column = tables.feedback.c
             pairs.update(
                 connection.scalars(sa.select(column.pair).where(column.id.in_(chunk), column.pair.is_not(None)))
             )
         if pairs:
             queue.settle(connection, pairs)
-        return new
 
     def add_scores(self, scores: Iterable[Score]) -> int:
         """Adds scores, one for each completion and reward model; their completions must be there.
@@ -556,7 +571,7 @@ def about(feedback: AnyFeedback) -> list[str]:
 
 def pair_key(a_id: str, b_id: str) -> str:
     """One name for a pair of completions, in whatever order they were shown."""
-    return "|".join(sorted((a_id, b_id)))
+    return f"{a_id}|{b_id}" if a_id <= b_id else f"{b_id}|{a_id}"
 
 
 def _prompt_row(prompt: Prompt) -> dict[str, Any]:
@@ -623,15 +638,14 @@ def _question_row(question: Question) -> dict[str, Any]:
 
 
 def _body(row: Any) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(row.body)
-    return body
+    return load_body(row.body)
 
 
 _prompt = _body
 
 
 def _completion(row: Any) -> dict[str, Any]:
-    return {"text": row.text, **json.loads(row.body)}
+    return {"text": row.text, **load_body(row.body)}
 
 
 _READERS: dict[str, Callable[[Any], dict[str, Any]]] = {"completions": _completion}
@@ -704,9 +718,10 @@ def _read(
     key: sa.ColumnElement[Any] | None = None,
 ) -> list[Any]:
     """Records that meet `where` and, when `ids` are given, whose `key` (default: id) is among them."""
-    query = sa.select(table).where(*where).order_by(table.c.number)
+    columns = [column for column in table.c if column.name in ("number", "body", "text")]  # what readers look at
+    query = sa.select(*columns).where(*where).order_by(table.c.number)
     if ids is None:
-        rows: Iterable[Any] = connection.execute(query)
+        rows: Iterable[Any] = connection.execute(query.execution_options(yield_per=CHUNK))
     else:
         column = table.c.id if key is None else key
         found = [row for chunk in _chunks(ids) for row in connection.execute(query.where(column.in_(chunk)))]
@@ -757,6 +772,15 @@ def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
     unique = list(dict.fromkeys(ids))
     for start in range(0, len(unique), CHUNK):
         yield unique[start : start + CHUNK]
+
+
+def load_body(text: str) -> dict[str, Any]:
+    """A row's record, which was written as JSON."""
+    try:
+        values: dict[str, Any] = from_json(text)  # twice as fast as json, but it refuses halves of surrogate pairs
+    except ValueError:
+        values = json.loads(text)
+    return values
 
 
 def _dump(values: Mapping[str, Any]) -> str:

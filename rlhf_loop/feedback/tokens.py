@@ -24,6 +24,7 @@ Role = Literal["app", "annotator", "admin"]
 """app: chat and feedback of an application. annotator: the annotation page. admin: everything."""
 
 PREFIX = "rlhf-"
+_WITH_HASH = sa.select(tables.tokens).where(tables.tokens.c.hash == sa.bindparam("hash"))
 _NAME = re.compile(r"[\w .@-]{1,64}")
 
 
@@ -85,7 +86,7 @@ def find(store: Store, secret: str) -> Token | None:
     """The token with this secret, or None where there is none or it was revoked."""
     wanted = _hash(secret)
     with store.database.read() as connection:
-        row = connection.execute(sa.select(tables.tokens).where(tables.tokens.c.hash == wanted)).first()
+        row = connection.execute(_WITH_HASH, {"hash": wanted}).first()
     if row is None or not hmac.compare_digest(row.hash, wanted) or row.revoked_at is not None:
         return None
     return _token(row)

@@ -161,22 +161,28 @@ def field_error(error: Any) -> dict[str, Any]:
     return {"message": f"{param}: {message}" if param else message, "type": "invalid_request", "param": param}
 
 
+_ANSWERED = sa.select(tables.answered_requests).where(
+    tables.answered_requests.c.token_id == sa.bindparam("token_id"),
+    tables.answered_requests.c.key == sa.bindparam("key"),
+)
+_NOTE_ANSWER = tables.answered_requests.insert()
+
+
 def _once(
     request: Request, caller: Caller, key: str | None, body: dict[str, Any], dry_run: bool, store: Any
 ) -> Response:
     """Runs `store` in a transaction; with a key, at most once, and gives a repetition the first answer."""
     service: Service = request.app.state.service
-    answers = tables.answered_requests
     hash = hashlib.sha256(json.dumps([request.url.path, dry_run, body], sort_keys=True).encode()).hexdigest()
-    place = sa.and_(answers.c.token_id == caller.token_id, answers.c.key == key)
+    place = {"token_id": caller.token_id, "key": key}
     try:
         with service.store.database.write() if not dry_run else service.store.database.read() as connection:
-            earlier = connection.execute(sa.select(answers).where(place)).first() if key is not None else None
+            earlier = connection.execute(_ANSWERED, place).first() if key is not None else None
             if earlier is None:
                 text = json.dumps(store(connection), ensure_ascii=False)
                 if key is not None and not dry_run:
-                    row = {"token_id": caller.token_id, "key": key, "request_hash": hash, "status": 200, "body": text}
-                    connection.execute(answers.insert().values(answered_at=time.time(), **row))
+                    row = {**place, "request_hash": hash, "status": 200, "body": text, "answered_at": time.time()}
+                    connection.execute(_NOTE_ANSWER, row)
     except Refused as error:
         raise HTTPException(error.status, error.body()) from None
     if earlier is None:

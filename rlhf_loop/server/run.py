@@ -15,6 +15,7 @@ from rlhf_loop.feedback import tokens
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.policies import open_loop
 from rlhf_loop.records import Artifact
+from rlhf_loop.server.annotation import prepare
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.logs import to_stderr
 from rlhf_loop.server.policy_process import Engine, OwnProcess, Policies
@@ -59,7 +60,7 @@ def start(
             service.chat_off = "this service was started with --no-chat"
         listener = _listen(host, port)
         to_stderr()
-        print("\n".join(greeting(service, host, port)), flush=True)
+        print("\n".join([*prepare(service), *greeting(service, host, port)]), flush=True)
         config = uvicorn.Config(
             create_app(service),
             log_config=None,

@@ -11,11 +11,9 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from rlhf_loop.feedback import tables
-from rlhf_loop.feedback.deletion import remember
 from rlhf_loop.feedback.store import AnyFeedback, pair_key
 from rlhf_loop.records import (
     Annotator,
-    Completion,
     Critique,
     Edit,
     Implicit,
@@ -120,18 +118,18 @@ def records_of(service: Service, connection: sa.Connection, item: Item, user: st
 
     Raises `Refused` where an answer is not there, or two answer different prompts.
     """
-    completion = _completion(service, connection, item.response_id, item.choice, "response_id")
-    user = user or _user_of(connection, completion.id)
-    who = user or f"anonymous-{stable_id(completion.prompt_id)[:12]}"
+    answer = _answer(connection, item.response_id, item.choice, "response_id")
+    user = user or connection.scalar(_WHOSE, {"id": answer.id})
+    who = user or f"anonymous-{stable_id(answer.prompt_id)[:12]}"
     common: dict[str, Any] = {
-        "prompt_id": completion.prompt_id,
+        "prompt_id": answer.prompt_id,
         "annotator": Annotator(id=who),
         "created_at": time.time(),
         "round": service.round,
         "lead_time": item.lead_time,
         "source": "app",
     }
-    about: dict[str, Any] = {"completion_id": completion.id}
+    about: dict[str, Any] = {"completion_id": answer.id}
     comment = service.redact(item.comment) if item.comment is not None else None
     records: list[AnyFeedback] = []
 
@@ -144,13 +142,13 @@ def records_of(service: Service, connection: sa.Connection, item: Item, user: st
 
     if item.preference is not None:
         given = item.preference
-        other = _completion(service, connection, given.other_id, given.other_choice, "preference.other_id")
-        if other.id == completion.id:
+        other = _answer(connection, given.other_id, given.other_choice, "preference.other_id")
+        if other.id == answer.id:
             raise Refused(422, "preference.other_id", "an answer cannot be compared with itself")
-        if other.prompt_id != completion.prompt_id:
+        if other.prompt_id != answer.prompt_id:
             raise Refused(422, "preference.other_id", "the two answers are not to the same conversation")
         winner = {"this": "a", "other": "b"}.get(given.winner, given.winner)
-        pair = {"a_id": completion.id, "b_id": other.id}
+        pair = {"a_id": answer.id, "b_id": other.id}
         add(Preference, **pair, winner=winner, strength=given.strength, blind=False)
     if item.thumb is not None and item.thumb != "none":
         add(Thumb, label=item.thumb == "up", **about)
@@ -159,7 +157,7 @@ def records_of(service: Service, connection: sa.Connection, item: Item, user: st
     if item.rating is not None:
         add(Rating, score=item.rating.score, scale=item.rating.scale, **about)
     if item.tags is not None:
-        whole = tuple(Span(start=0, end=len(completion.text), label=service.redact(tag)) for tag in item.tags)
+        whole = tuple(Span(start=0, end=len(answer.text), label=service.redact(tag)) for tag in item.tags)
         add(Critique, spans=whole, **about)
     if item.edit is not None:
         add(Edit, edited_completion=service.redact(item.edit), **about)
@@ -173,28 +171,27 @@ def records_of(service: Service, connection: sa.Connection, item: Item, user: st
 def store_said(service: Service, connection: sa.Connection, said: Sequence[What]) -> None:
     """Stores feedback, and whose it is, in a writing transaction of the caller's."""
     records = [record for what in said for record in what.records]
-    service.store.add_feedback_within(connection, records)
-    for what in said:
-        if what.user is not None:
-            remember(connection, what.user, "feedback", [record.id for record in what.records])
+    service.store.add_new_feedback_within(connection, records)
+    theirs = [
+        {"user": what.user, "kind": "feedback", "record_id": record.id}
+        for what in said
+        if what.user is not None
+        for record in what.records
+    ]
+    if theirs:
+        connection.execute(_REMEMBER, theirs)
     service.metrics.said(record.kind for record in records)
 
 
-def _completion(service: Service, connection: sa.Connection, response_id: str, choice: int, param: str) -> Completion:
+def _answer(connection: sa.Connection, response_id: str, choice: int, param: str) -> Any:
+    """The row of an answer: its id, prompt and text."""
     id = choice_id(response_id, choice)
-    found = service.store.completions_within(connection, [id]) if "\0" not in id else []  # PostgreSQL knows no NUL
-    if not found:
+    row = connection.execute(_ANSWER, {"id": id}).first() if "\0" not in id else None  # PostgreSQL knows no NUL
+    if row is None:
         which = f" has no choice {choice}, or" if choice else ""
         said = f"the response `{response_id[:100]}`{which} is not there; give the `id` of an answer"
         raise Refused(404, param, said)
-    return found[0]
-
-
-def _user_of(connection: sa.Connection, completion_id: str) -> str | None:
-    """The key of the user to whom an answer was given."""
-    column = tables.user_records.c
-    mine = sa.and_(column.record_id == completion_id, column.kind == "completion")
-    return connection.scalar(sa.select(column.user).where(mine).limit(1))
+    return row
 
 
 def _earlier(connection: sa.Connection, who: str, kind: Any, values: dict[str, Any]) -> str | None:
@@ -204,16 +201,31 @@ def _earlier(connection: sa.Connection, who: str, kind: Any, values: dict[str, A
     """
     if kind in (Critique, Implicit):
         return None
-    column, later = tables.feedback.c, tables.feedback.alias()
-    if kind is Preference:
-        same = column.pair == pair_key(values["a_id"], values["b_id"])
-    else:
-        same = column.completion_id == values["completion_id"]
-    superseded = sa.select(later.c.number).where(later.c.supersedes == column.id).exists()
     name = kind.__dataclass_fields__["kind"].default
-    return connection.scalar(
-        sa.select(column.id)
-        .where(same, column.kind == name, column.annotator == who, sa.not_(superseded))
-        .order_by(column.number.desc())
-        .limit(1)
-    )
+    if kind is Preference:
+        about = pair_key(values["a_id"], values["b_id"])
+        return connection.scalar(_SAID_OF_PAIR, {"about": about, "kind": name, "who": who})
+    return connection.scalar(_SAID_OF_ANSWER, {"about": values["completion_id"], "kind": name, "who": who})
+
+
+def _said_of(column: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """The last thing that a person said in one way of what `column` names, where nothing superseded it."""
+    feedback, later = tables.feedback.c, tables.feedback.alias("later")
+    superseded = sa.select(later.c.number).where(later.c.supersedes == feedback.id).exists()
+    same = (column == sa.bindparam("about"), feedback.kind == sa.bindparam("kind"))
+    by = feedback.annotator == sa.bindparam("who")
+    return sa.select(feedback.id).where(*same, by, sa.not_(superseded)).order_by(feedback.number.desc()).limit(1)
+
+
+# Made once: making a statement takes longer than running it.
+_ANSWER = sa.select(tables.completions.c.id, tables.completions.c.prompt_id, tables.completions.c.text).where(
+    tables.completions.c.id == sa.bindparam("id")
+)
+_WHOSE = (
+    sa.select(tables.user_records.c.user)
+    .where(tables.user_records.c.record_id == sa.bindparam("id"), tables.user_records.c.kind == "completion")
+    .limit(1)
+)
+_SAID_OF_ANSWER = _said_of(tables.feedback.c.completion_id)
+_SAID_OF_PAIR = _said_of(tables.feedback.c.pair)
+_REMEMBER = tables.user_records.insert()
