@@ -11,7 +11,7 @@ import statistics
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -19,8 +19,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlhf_loop.feedback import tables
-from rlhf_loop.feedback.agreement import Share, krippendorff_alpha, share
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.agreement import Agreement, Share, agreement, share, verdict
+from rlhf_loop.feedback.store import Store, pair_key
+from rlhf_loop.records import Feedback, Preference, from_dict
 
 SAMPLE = 5000
 """How many of the newest preferences agreement and position are measured on."""
@@ -64,10 +65,7 @@ class Activity:
     annotators: list[AnnotatorRow]
     more_annotators: int  # that are not listed
     sample: int  # preferences that the rest is measured on
-    pairs: int = 0  # of them, judged by two people or more
-    comparisons: int = 0  # of two people about one pair
-    agreed: float | None = None  # share of the comparisons in which both said the same
-    alpha: float | None = None  # Krippendorff's
+    agreement: Agreement | None = None
     first_shown_wins: Share | None = None
     verdicts: dict[str, int] = field(default_factory=dict)
 
@@ -102,7 +100,7 @@ class ActivityReader:
                 more_annotators=max(0, len(listed) - MOST_ANNOTATORS),
                 sample=len(self._sample),
             )
-            _measure(found, self._sample.values())
+            _measure(found, list(self._sample.values()))
             _calibration(connection, found.annotators)
         return found
 
@@ -112,7 +110,7 @@ class ActivityReader:
         self._corrected: Counter[str] = Counter()  # kind -> pieces that a later one replaced or took back
         self._annotators: dict[str, AnnotatorRow] = {}
         self._hours: Counter[int] = Counter()  # hour since the epoch -> pieces
-        self._sample: dict[str, _Said] = {}  # by id, oldest first
+        self._sample: dict[str, Preference] = {}  # by id, oldest first
 
     def _count_on(self, connection: sa.Connection) -> None:
         column = tables.feedback.c
@@ -127,7 +125,7 @@ class ActivityReader:
             sa.select(column.annotator, column.kind, hour, sa.func.count(), sa.func.max(column.created_at))
             .where(fresh)
             .group_by(column.annotator, column.kind, hour)
-        ):
+        ).all():
             self._kinds[kind] += count
             if kind != "retraction":
                 self._hours[at] += count
@@ -135,12 +133,12 @@ class ActivityReader:
                 row.kinds[kind] = row.kinds.get(kind, 0) + count
                 row.last = max(row.last, last)
         preferences = connection.execute(
-            sa.select(column.id, column.annotator, column.pair, column.body)
+            sa.select(column.id, column.body)
             .where(column.kind == "preference", fresh)
             .order_by(column.number.desc())
             .limit(SAMPLE)
         ).all()
-        self._sample.update({row.id: _said(row.annotator, row.pair, row.body) for row in reversed(preferences)})
+        self._sample.update({row.id: from_dict(Feedback, json.loads(row.body)) for row in reversed(preferences)})
         self._take_corrected_out(connection, fresh)
         for id in list(self._sample)[:-SAMPLE]:
             del self._sample[id]
@@ -166,23 +164,6 @@ class ActivityReader:
         return [((first + place) * seconds, counts[first + place]) for place in range(n)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """What is needed of a preference."""
-
-    who: str
-    pair: str
-    verdict: str
-    winner: str
-    shown: str | None
-    seconds: float | None
-
-
-def _said(who: str, pair: str, body: str) -> _Said:
-    row = json.loads(body)
-    return _Said(who, pair, _verdict(row, row["winner"]), row["winner"], row.get("shown_order"), row.get("lead_time"))
-
-
 def _queue(connection: sa.Connection, now: float) -> dict[str, Any]:
     question, lease = tables.questions.c, tables.leases.c
     counted = sa.select(question.answered, sa.func.count()).where(question.overlap > 0).group_by(question.answered)
@@ -199,29 +180,26 @@ def _queue(connection: sa.Connection, now: float) -> dict[str, Any]:
     }
 
 
-def _measure(found: Activity, sample: Iterable[_Said]) -> None:
+def _measure(found: Activity, sample: Sequence[Preference]) -> None:
     """Agreement, position and pace, of all and of each annotator."""
     by_pair: dict[str, dict[str, str]] = defaultdict(dict)
     shown: Counter[str] = Counter()
     first_won: Counter[str] = Counter()
     seconds: dict[str, list[float]] = defaultdict(list)
     verdicts: Counter[str] = Counter()
-    for said in sample:
-        verdicts[said.winner] += 1
-        by_pair[said.pair][said.who] = said.verdict
-        if said.shown is not None and said.winner in ("a", "b"):
-            shown[said.who] += 1
-            first_won[said.who] += said.winner == said.shown[0]
-        if said.seconds is not None:
-            seconds[said.who].append(said.seconds)
-    agreed, compared = _agreements(by_pair)
-    units = [list(verdict.values()) for verdict in by_pair.values() if len(verdict) > 1]
-    found.pairs = len(units)
-    found.comparisons = compared.total() // 2
-    found.agreed = agreed.total() / compared.total() if compared else None
-    found.alpha = krippendorff_alpha(units)
+    for preference in sample:
+        who = preference.annotator.id
+        verdicts[preference.winner] += 1
+        by_pair[pair_key(preference.a_id, preference.b_id)][who] = verdict(preference)
+        if preference.shown_order is not None and preference.winner in ("a", "b"):
+            shown[who] += 1
+            first_won[who] += preference.winner == preference.shown_order[0]
+        if preference.lead_time is not None:
+            seconds[who].append(preference.lead_time)
+    found.agreement = agreement(sample)
     found.first_shown_wins = _share(first_won.total(), shown.total()) if shown else None
     found.verdicts = dict(verdicts.most_common())
+    agreed, compared = _agreements(by_pair)
     for annotator in found.annotators:
         name = annotator.name
         annotator.first_shown_wins = _share(first_won[name], shown[name]) if shown[name] else None
@@ -256,7 +234,7 @@ def _calibration(connection: sa.Connection, annotators: Iterable[AnnotatorRow]) 
     right_answers = {}
     for pair, text in connection.execute(known):
         body = json.loads(text)
-        right_answers[pair] = _verdict(body, body["known"])
+        right_answers[pair] = _winner_id(body, body["known"])
     if not right_answers:
         return
     wanted = {annotator.name: annotator for annotator in annotators}
@@ -267,9 +245,9 @@ def _calibration(connection: sa.Connection, annotators: Iterable[AnnotatorRow]) 
         if name in wanted:
             body = json.loads(text)
             right, total = wanted[name].calibration or (0, 0)
-            hit = _verdict(body, body["winner"]) == right_answers[pair]
+            hit = _winner_id(body, body["winner"]) == right_answers[pair]
             wanted[name].calibration = (right + hit, total + 1)
 
 
-def _verdict(pair: Mapping[str, Any], winner: str) -> str:
+def _winner_id(pair: Mapping[str, Any], winner: str) -> str:
     return {"a": str(pair["a_id"]), "b": str(pair["b_id"])}.get(winner, winner)

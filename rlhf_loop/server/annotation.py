@@ -21,6 +21,7 @@ from rlhf_loop.feedback.more_questions import queue_more
 from rlhf_loop.feedback.redaction import Redactor, make_redactor
 from rlhf_loop.records import Question, Span
 from rlhf_loop.server.access import Caller, require
+from rlhf_loop.server.dashboard import figures
 from rlhf_loop.server.markdown import render, sentences
 from rlhf_loop.server.pages import page
 from rlhf_loop.server.service import Service
@@ -40,7 +41,7 @@ _Text = Annotated[str, Field(max_length=20_000)]
 
 
 def prepare(service: Service) -> list[str]:
-    """What is done once, before people come: cards with known answers, and some to judge where the queue is empty.
+    """What is done once, before people come: cards with known answers, some to judge where the queue is empty, figures.
 
     Returns what was done, in words. Raises `UserError` when the recipe's `annotation.calibration` cannot be read.
     """
@@ -52,6 +53,7 @@ def prepare(service: Service) -> list[str]:
         added = queue_more(service.store, recipe, CARDS_AT_START)
         if added:
             lines.append(f"the queue was empty: {added} cards from the newest answers were added, for the next round")
+    figures(service)  # read whole once, so that the dashboard answers at once
     return lines
 
 

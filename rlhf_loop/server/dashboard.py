@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -73,22 +74,22 @@ def figures(service: Service) -> dict[str, Any]:
 class _Kept:
     """The last figures of a service."""
 
-    service: Service
     reader: ActivityReader
     at: float = -1e9
     figures: dict[str, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-_services: dict[int, _Kept] = {}
+_services: dict[int, _Kept] = {}  # by the identity of the service, which takes its figures with it when it goes
 _services_lock = threading.Lock()
 
 
 def _kept(service: Service) -> _Kept:
     with _services_lock:
         found = _services.get(id(service))
-        if found is None or found.service is not service:
-            found = _services[id(service)] = _Kept(service=service, reader=ActivityReader(service.store))
+        if found is None:
+            found = _services[id(service)] = _Kept(reader=ActivityReader(service.store))
+            weakref.finalize(service, _services.pop, id(service), None)
         return found
 
 
