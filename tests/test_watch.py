@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -383,6 +385,67 @@ def test_a_signal_ends_a_watcher_cleanly(tmp_path: Path) -> None:
     assert process.returncode == 0, output
     assert "stopped watching" in output
     assert "Traceback" not in output
+
+
+CLUSTER = ROOT / "recipes" / "cluster"
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of each `rlhf-loop watch` in a file."""
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return [m.group(1).split() for line in lines for m in re.finditer(r"rlhf-loop watch ([^&>\n]*)", line)]
+
+
+def test_the_service_file_is_one_that_systemd_reads() -> None:
+    text = (CLUSTER / "watch.service").read_text()
+    unit = configparser.ConfigParser(strict=False, interpolation=None, delimiters="=")
+    unit.optionxform = str  # type: ignore[method-assign, assignment]
+    unit.read_string(text)
+    assert unit.sections() == ["Unit", "Service", "Install"]
+    known = {
+        "Unit": {"Description", "After", "Wants"},
+        "Service": {"Type", "WorkingDirectory", "ExecStart", "EnvironmentFile", "Environment", "Restart", "RestartSec",
+                    "KillSignal", "KillMode", "TimeoutStopSec", "NoNewPrivileges", "PrivateTmp"},
+        "Install": {"WantedBy"},
+    }  # fmt: skip
+    for section, keys in known.items():
+        assert set(unit[section]) <= keys
+    assert unit["Service"]["ExecStart"].startswith("%h/")  # systemd wants an absolute path
+    assert unit["Service"]["KillMode"] == "mixed"  # the watcher alone is asked to end, and ends its round itself
+    verify = shutil.which("systemd-analyze")
+    if verify:
+        done = subprocess.run([verify, "verify", "--user", CLUSTER / "watch.service"], capture_output=True, text=True)
+        assert "Unknown" not in done.stderr
+
+
+def test_the_cron_line_has_five_times_and_looks_once() -> None:
+    lines = [line for line in (CLUSTER / "watch.cron").read_text().splitlines() if not line.startswith("#")]
+    (line,) = lines
+    times, command = line.split()[:5], line.split(maxsplit=5)[5]
+    assert all(re.fullmatch(r"\*|\*/\d+|[\d,-]+", part) for part in times)
+    assert "%" not in command  # cron would read a new line there
+    assert commands(line)[0][-1] == "--once"
+
+
+def test_the_slurm_job_is_valid_and_queues_itself(tmp_path: Path) -> None:
+    script = CLUSTER / "watch.slurm.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    for name in ("sbatch", "rlhf-loop"):
+        tool = tmp_path / name
+        tool.write_text(f'#!/bin/bash\necho {name} "$@" >> {tmp_path}/called\n')
+        tool.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", script, "r.yaml", "watch.min_new=3"], env=environment, check=True, timeout=30)
+    assert (tmp_path / "called").read_text().splitlines() == [
+        "sbatch --begin=now+1hour recipes/cluster/watch.slurm.sh r.yaml watch.min_new=3",
+        "rlhf-loop watch r.yaml watch.min_new=3 --once",
+    ]
+
+
+@pytest.mark.parametrize("name", ["watch.service", "watch.cron"])
+def test_the_examples_name_a_recipe_that_can_be_watched(name: str) -> None:
+    for arguments in commands((CLUSTER / name).read_text()):
+        assert Recipe.load(ROOT / arguments[0]).watch.min_new > 0
 
 
 @pytest.mark.slow
