@@ -176,6 +176,33 @@ def test_the_page_shows_the_guideline_tags_and_shortcuts_of_the_recipe(store: St
     assert page.headers["cache-control"] == "no-store"
 
 
+def test_an_admin_is_told_how_the_next_round_starts(store: Store, tmp_path: Path) -> None:
+    service = Service(store=store, run_dir=tmp_path / "run")
+    command = f"rlhf-loop run {tmp_path / 'run' / 'recipe.yaml'} --run-dir {tmp_path / 'run'} --rounds 1"
+    assert command in Person(service, "boss", "admin").page.text
+    assert "rlhf-loop run" not in Person(service, "ann").page.text
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'{"day_start": 1e999}', b"\xff\xfe", b'{"day_start": "x"}', b"null", b"[" * 100_000]
+)
+def test_requests_that_are_no_json_or_the_wrong_json_are_refused(store: Store, body: bytes) -> None:
+    ann = Person(Service(store=store), "ann")
+    for what in ("next", "submit", "extend", "release"):
+        answer = ann.client.post(
+            f"/annotate/api/{what}", content=body, headers={**ann.headers, "Content-Type": "application/json"}
+        )
+        assert answer.status_code in (400, 422), (what, answer.status_code)
+
+
+def test_texts_of_any_kind_are_stored_as_they_were_typed(store: Store) -> None:
+    fill_queue(store, 1)
+    ann = Person(Service(store=store), "ann")
+    comment = "日本 🙂 \u202e <b>&amp;</b> ' \" \\ ; DROP TABLE feedback; --\n\ttab"
+    assert ann.submit(ann.card(), "tie", answers=[{"comment": comment}, {}]).status_code == 200
+    assert [record.comment for record in store.feedback(kinds=["critique"])] == [comment]
+
+
 def test_what_the_pages_load_is_there_and_nothing_else(store: Store) -> None:
     ann = Person(Service(store=store), "ann")
     for part in ann.page.text.split('="/static/')[1:]:

@@ -70,6 +70,8 @@ def annotate(request: Request, caller: Person) -> Response:
         tags=settings.tags,
         lease_seconds=settings.lease_minutes * 60,
         more=CARDS_AT_START if caller.role == "admin" else 0,
+        next_round=service.round + 1,
+        command=_next_command(service) if caller.role == "admin" else "",
     )
 
 
@@ -177,6 +179,14 @@ def more(request: Request, caller: Admin) -> dict[str, int]:
     """Queues some more cards from the newest answers."""
     service = _service(request)
     return {"added": queue_more(service.store, service.recipe, CARDS_AT_START)}
+
+
+def _next_command(service: Service) -> str:
+    """What starts the next round of the run; nothing where there is no run."""
+    if service.run_dir is None:
+        return ""
+    run = service.run_dir
+    return f"rlhf-loop run {run / 'recipe.yaml'} --run-dir {run} --rounds {service.round + 1}"
 
 
 def _service(request: Request) -> Service:

@@ -471,7 +471,7 @@ function say(text, wrong = false) {
   clearTimeout(hush);
   page.status.textContent = text;
   page.status.classList.toggle("wrong", wrong);
-  if (!wrong) hush = setTimeout(() => { page.status.textContent = ""; }, 6000);
+  if (!wrong) hush = setTimeout(() => { page.status.textContent = ""; }, 4000);
 }
 
 // -- keys and clicks -------------------------------------------------------------------------------------------------
