@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import http.server
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -198,3 +199,10 @@ def test_telling_takes_no_time_from_the_watcher(tmp_path: Path) -> None:
     outbox.change(event())
     assert time.monotonic() - started < 0.4
     outbox.stop(5)
+
+
+def test_the_python_of_the_pages_runs() -> None:
+    for name in ("watch.md", "privacy.md"):
+        page = (Path(__file__).parent.parent / "docs" / name).read_text()
+        for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+            exec(code, {})
