@@ -6,10 +6,9 @@ Which side an answer is on means nothing, so measures that compare verdicts trea
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from rlhf_loop.feedback import tables
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.store import Store, load_body
 from rlhf_loop.records import Preference
 
 Ints = NDArray[np.int64]
@@ -127,7 +126,7 @@ def stored_texts(store: Store) -> Iterator[tuple[str, str]]:
     with store.database.read() as connection:
         for row in connection.execution_options(yield_per=ROWS).execute(query):
             # a text that the database cannot hold stands in the record itself
-            yield row.id, json.loads(row.body).get("text", row.text) if '"text"' in row.body else row.text
+            yield row.id, load_body(row.body).get("text", row.text) if '"text"' in row.body else row.text
 
 
 def _stored(store: Store) -> Iterator[Row]:
@@ -141,7 +140,7 @@ def _stored(store: Store) -> Iterator[Row]:
     )
     with store.database.read() as connection:
         for id, prompt, a_id, b_id, created_at, text in connection.execution_options(yield_per=ROWS).execute(query):
-            body: Mapping[str, Any] = json.loads(text)
+            body = load_body(text)
             who = body["annotator"]["id"]
             shown, seconds = body.get("shown_order"), body.get("lead_time")
             yield Row(id, prompt, a_id, b_id, body["winner"], shown, who, created_at, seconds)
