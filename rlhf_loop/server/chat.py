@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, model_validator
 
 from rlhf_loop.records import Message, event_id
 from rlhf_loop.server.access import require
@@ -33,6 +33,9 @@ PROMOTED = "promoted"
 MOST_WAITING = 64
 """Answers that are being written or wait for it; more are told to come again."""
 
+Whole = Annotated[int, Strict()]  # true is no number, and neither is "1"
+Number = Annotated[float, Strict()]
+Yes = Annotated[bool, Strict()]
 Text = Annotated[str, StringConstraints(max_length=200_000)]
 
 
@@ -62,7 +65,7 @@ class StreamOptions(BaseModel):
     """How to stream."""
 
     model_config = ConfigDict(extra="forbid")
-    include_usage: bool = False
+    include_usage: Yes = False
 
 
 class ChatRequest(BaseModel):
@@ -73,27 +76,27 @@ class ChatRequest(BaseModel):
         PROMOTED, description="`promoted`, or the id of the policy that is promoted"
     )
     messages: list[Turn] = Field(min_length=1, max_length=500)
-    n: int = Field(1, ge=1, le=8, description="how many answers")
-    stream: bool = False
+    n: Whole = Field(1, ge=1, le=8, description="how many answers")
+    stream: Yes = False
     stream_options: StreamOptions | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    max_tokens: int | None = Field(None, ge=1, le=32768)
-    max_completion_tokens: int | None = Field(None, ge=1, le=32768)
+    temperature: Number | None = Field(None, ge=0, le=2)
+    top_p: Number | None = Field(None, gt=0, le=1)
+    max_tokens: Whole | None = Field(None, ge=1, le=32768)
+    max_completion_tokens: Whole | None = Field(None, ge=1, le=32768)
     stop: (
         Annotated[str, StringConstraints(min_length=1, max_length=100)]
         | list[Annotated[str, StringConstraints(min_length=1, max_length=100)]]
         | None
     ) = Field(None, max_length=4)
-    seed: int | None = Field(None, ge=0, lt=2**31)
+    seed: Whole | None = Field(None, ge=0, lt=2**31)
     user: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
         None, description="the application's name for its user; kept as a keyed hash"
     )
     metadata: dict[str, Any] | None = Field(
         None, max_length=16, description="`conversation_id` and `tags` (words with commas) are used"
     )
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = Field(None, description="only 0")
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = Field(None, description="only 0")
+    frequency_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(None, description="only 0")
+    presence_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(None, description="only 0")
 
     @model_validator(mode="after")
     def _ends_with_a_question(self) -> ChatRequest:
@@ -127,7 +130,10 @@ def models(request: Request) -> dict[str, Any]:
     }
 
 
-@router.post("/chat/completions", response_model=None)
+_AS_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}, "application/json": {"schema": {"type": "object"}}}
+
+
+@router.post("/chat/completions", response_model=None, responses={200: {"content": _AS_EVENTS}})
 async def chat(request: Request, body: ChatRequest) -> StreamingResponse | dict[str, Any]:
     """An answer to a conversation, by the promoted policy, whole or as a stream of server-sent events."""
     service: Service = request.app.state.service

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, model_validator
 
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.store import AnyFeedback, pair_key
@@ -28,6 +28,8 @@ from rlhf_loop.records import (
 from rlhf_loop.server.answers import choice_id
 from rlhf_loop.server.service import Service
 
+Whole = Annotated[int, Strict()]  # true is no number, and neither is "1"
+Number = Annotated[float, Strict()]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
 Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
@@ -39,8 +41,8 @@ class RatingGiven(BaseModel):
     """A score on a scale."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    score: float
-    scale: tuple[float, float] = (1.0, 5.0)
+    score: Number
+    scale: tuple[Number, Number] = (1.0, 5.0)
 
     @model_validator(mode="after")
     def _on_the_scale(self) -> RatingGiven:
@@ -57,9 +59,9 @@ class PreferenceGiven(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     other_id: Id = Field(description="the response that this one is compared with; the same for two of its choices")
-    other_choice: int = Field(0, ge=0, le=7)
+    other_choice: Whole = Field(0, ge=0, le=7)
     winner: Literal["this", "other", "tie", "both_bad"] = "this"
-    strength: float | None = Field(None, ge=0, le=1, description="how clearly")
+    strength: Number | None = Field(None, ge=0, le=1, description="how clearly")
 
 
 class Item(BaseModel):
@@ -67,7 +69,7 @@ class Item(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     response_id: Id = Field(description="the `id` of a chat completion")
-    choice: int = Field(0, ge=0, le=7, description="which of its choices")
+    choice: Whole = Field(0, ge=0, le=7, description="which of its choices")
     thumb: Literal["up", "down", "none"] | None = Field(None, description="`none` takes an earlier one back")
     rating: RatingGiven | None = None
     preference: PreferenceGiven | None = None
@@ -80,7 +82,7 @@ class Item(BaseModel):
     user: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
         None, description="the application's name for its user; whose conversation it was, where it is left out"
     )
-    lead_time: float | None = Field(None, ge=0, le=86400, description="seconds that the user took")
+    lead_time: Number | None = Field(None, ge=0, le=86400, description="seconds that the user took")
 
     @model_validator(mode="after")
     def _says_something(self) -> Item:
