@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,24 +21,35 @@ app = typer.Typer(help="Bring feedback in and out, check it, count it.", no_args
 
 @app.command("import")
 def feedback_import(
-    path: Annotated[Path, typer.Argument(help="File of feedback: JSONL, CSV or Parquet.")],
+    path: Annotated[str, typer.Argument(help="A file, a folder of a data set, or hf:OWNER/NAME[:SPLIT].")],
     store: StoreOption,
-    format: Annotated[str, typer.Option(help="A format's name, or auto.")] = "auto",
+    format: Annotated[str, typer.Option(help="A format's name, or auto (docs/feedback_formats.md).")] = "auto",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="Columns under other names: prompt=question,chosen=better.", metavar="NAME=COLUMN"),
+    ] = None,
     annotator: Annotated[str | None, typer.Option(help="Who gave feedback that names nobody (a pseudonym).")] = None,
+    redact: Annotated[
+        str, typer.Option(help="What takes personal data and secrets out of texts: patterns, presidio or none.")
+    ] = "patterns",
     as_json: AsJson = False,
 ) -> None:
     """Bring feedback into a store; rows that cannot be used are quarantined with file and line."""
-    from rlhf_loop.feedback.importers import read, save
+    from rlhf_loop.feedback.bulk import ImportSummary, column_map, import_file, redactor_name
     from rlhf_loop.feedback.store import Store
 
-    result = read(path, format, annotator)
+    def progress(summary: ImportSummary) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{summary.rows:,} rows, {summary.rows / summary.seconds:,.0f} a second", end="", file=sys.stderr)
+
+    kind, named = redactor_name(redact), column_map(columns or [])
     with Store.open(store_url(store)) as opened:
-        new = save(opened, result)
-    if as_json:
-        print(json.dumps({**new, "refused": len(result.refused)}))
-        return
-    print("\n".join(result.lines()))
-    print("new: " + (", ".join(f"{count} {name}" for name, count in new.items() if count) or "nothing"))
+        summary = import_file(
+            opened, path, format, annotator=annotator, columns=named, redact=kind, progress=progress
+        )
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+    print(json.dumps(summary.to_dict()) if as_json else "\n".join(summary.lines()))
 
 
 @app.command("export")

@@ -15,12 +15,13 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
+from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.bulk_rows import Batch
 from rlhf_loop.feedback.bulk_write import BatchWriter
 from rlhf_loop.feedback.importers.reading import Parsed, Reading, open_rows
@@ -54,8 +55,9 @@ class ImportSummary:
     def lines(self) -> list[str]:
         """A table for people."""
         width = max(len(f"{self.rows:,}"), 1)
+        brought = ", ".join(f"{count:,} {name}" for name, count in self.new.items() if count and name != "quarantined")
         table = [
-            ("accepted", self.accepted, ", ".join(f"{count:,} {name}" for name, count in self.new.items() if count)),
+            ("accepted", self.accepted, brought),
             ("duplicate", self.duplicate, "nothing new in them"),
             ("contradictory", self.contradictory, "accepted, against an earlier verdict of the same person"),
             ("redacted", self.redacted, ", ".join(f"{count:,} {name}" for name, count in self.redactions.items())),
@@ -113,6 +115,24 @@ def import_file(
     finally:
         if cycles:
             gc.enable()
+
+
+def column_map(given: Iterable[str]) -> dict[str, str]:
+    """`["prompt=question,chosen=better", "group=topic"]` as names of columns; a `UserError` where that is none."""
+    columns: dict[str, str] = {}
+    for part in (part.strip() for text in given for part in text.split(",")):
+        name, equals, own = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and own) or name in columns:
+            raise UserError(f"--map {part}: give NAME=COLUMN, each name once, such as prompt=question,chosen=better")
+        columns[name] = own
+    return columns
+
+
+def redactor_name(given: str) -> RedactorName:
+    """A redactor's name, checked; a `UserError` for another."""
+    if given not in get_args(RedactorName):
+        raise UserError(f"--redact {given}: there is no such redactor; known: {', '.join(get_args(RedactorName))}")
+    return cast(RedactorName, given)
 
 
 def _import(

@@ -161,8 +161,8 @@ def _completion_json(record: Completion, leave_out_text: bool) -> str:
     text = "" if leave_out_text else f'"text": {_quote(record.text)}, '
     return (
         f'{{"id": {_quote(record.id)}, "prompt_id": {_quote(record.prompt_id)}, {text}'
-        f'"policy": {_quote(record.policy)}, "round": {record.round}, "sample": {record.sample}, "seed": {record.seed}, '
-        f'"sampling": {_encode(record.sampling) if record.sampling else "{}"}, '
+        f'"policy": {_quote(record.policy)}, "round": {record.round}, "sample": {record.sample}, '
+        f'"seed": {record.seed}, "sampling": {_encode(to_dict(record)["sampling"]) if record.sampling else "{}"}, '
         f'"finish_reason": {_quote(record.finish_reason)}, "tokens": {record.tokens}, '
         f'"parent": {_text(record.parent)}, "critique": {_text(record.critique)}}}'
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 VALUES = 32_766  # that SQLite takes in a statement
 CACHE_KIB = 128 * 1024  # of SQLite, while an import runs: its indexes are written in random order
 NOWHERE = "which is neither before it in the file nor in the store"
+DELETED = "was deleted at a person's wish and is not taken again"
 EXAMPLES = 20  # rejected rows that a summary names
 REASONS = 100  # different reasons that it counts
 
@@ -143,7 +144,7 @@ class BatchWriter:
             if stored is not None and stored != row and not _same(name, stored, row):
                 return f"the id {id} stands for something else in the store; ids must be unique"
             if self._gone and (name, id) in self._gone:
-                return f"its {_singular(name)} {id} was deleted at a person's wish and is not taken again"
+                return f"its {_singular(name)} {id} {DELETED}"
             for table, other in named_in(name, row):
                 known = other in new[table] or other in there[table]
                 if not known and (table, other) not in {(own, own_id) for own, own_id, _ in prepared.rows}:
@@ -187,12 +188,12 @@ class BatchWriter:
         there: dict[str, dict[str, Any]] = {name: {} for name in COLUMNS}
         for name, ids in named.items():
             there[name].update((row[0], None) for row in self._rows(name, ("id",), "id", ids))
-        for name, ids in batch.rows.items():
-            there[name].update((row[0], tuple(row)) for row in self._rows(name, COLUMNS[name], "id", ids))
+        for name, own in batch.rows.items():
+            there[name].update((row[0], tuple(row)) for row in self._rows(name, COLUMNS[name], "id", own))
         self._gone: set[tuple[str, str]] = set()
-        for name, ids in batch.rows.items() if self._deleted else ():
-            rows = self._rows("tombstones", ("record_id", "kind"), "record_id", ids)
-            self._gone.update((name, row[0]) for row in rows if row[1] == _singular(name))
+        for name, own in batch.rows.items() if self._deleted else ():
+            gone = self._rows("tombstones", ("record_id", "kind"), "record_id", own)
+            self._gone.update((name, row[0]) for row in gone if row[1] == _singular(name))
         return there
 
     def _rows(self, table: str, columns: Sequence[str], key: str, ids: Iterable[str]) -> Iterator[Any]:
@@ -320,7 +321,7 @@ def _meaning(name: str, row: tuple[Any, ...]) -> dict[str, Any]:
     """A row without what depends on the file that it was read from, nor a prompt's split, which may have moved."""
     values: dict[str, Any] = json.loads(row[-1])
     if name == "completions":
-        return {"text": row[5], **values}
+        return {"text": row[5], **values, "critique": None}  # whose critique it answers to may have been deleted since
     values.pop("source", None)
     if name == "prompts":
         values.pop("split", None)
@@ -360,7 +361,8 @@ def _key(record: Any) -> Any:
 
 
 def _refused(prepared: Prepared, reason: str) -> Refused:
-    return Refused(prepared.parsed.place.file, prepared.parsed.row.line, reason, prepared.parsed.row.raw)
+    raw = "" if reason.endswith(DELETED) else prepared.parsed.row.raw  # what was deleted is not kept as refused either
+    return Refused(prepared.parsed.place.file, prepared.parsed.row.line, reason, raw)
 
 
 def _singular(table: str) -> str:

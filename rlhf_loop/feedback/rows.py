@@ -89,7 +89,12 @@ def read_rows(path: str | Path) -> Iterator[Row | Refused]:
 
 def raw_text(row: dict[str, Any]) -> str:
     """A row as JSON text, for the quarantine."""
-    return json.dumps(row, ensure_ascii=False, default=str)[:RAW_LENGTH]
+    return sound(json.dumps(row, ensure_ascii=False, default=str)[:RAW_LENGTH])
+
+
+def sound(text: str) -> str:
+    """Text without halves of surrogate pairs, which can be neither stored nor printed."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def line_of(record: Any) -> str:
@@ -243,7 +248,7 @@ def _object(path: Path, number: int, values: Any) -> Row | Refused:
     if isinstance(values, dict):
         return Row(number, values)
     reason = f"a row must be a JSON object, this is {_name(values)}"
-    return Refused(str(path), number, reason, str(values)[:RAW_LENGTH])
+    return Refused(str(path), number, reason, sound(str(values)[:RAW_LENGTH]))
 
 
 class _Elements:
@@ -281,7 +286,7 @@ class _Elements:
 
     def rest(self) -> str:
         """The text where reading stopped, for the quarantine."""
-        return self.held[self.at : self.at + RAW_LENGTH]
+        return sound(self.held[self.at : self.at + RAW_LENGTH])
 
     def _element(self) -> Any:
         self._peek()

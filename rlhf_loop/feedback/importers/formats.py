@@ -1,10 +1,38 @@
-"""The formats of feedback that can be read, in the order in which `auto` tries them."""
+"""The formats of feedback that can be read, in the order in which `auto` tries them: the more particular first."""
 
 from __future__ import annotations
 
 from types import ModuleType
 
-from rlhf_loop.feedback.importers import native, pairs, trl
+from rlhf_loop.feedback.importers import (
+    arena,
+    argilla,
+    chat,
+    hh_rlhf,
+    label_studio,
+    langfuse,
+    mlflow,
+    native,
+    open_webui,
+    pairs,
+    trl,
+    tutorial,
+    ultrafeedback,
+)
 
-FORMATS: dict[str, ModuleType] = {"native": native, "pairs": pairs, "trl": trl}
+FORMATS: dict[str, ModuleType] = {
+    "native": native,
+    "hh-rlhf": hh_rlhf,
+    "ultrafeedback": ultrafeedback,
+    "arena": arena,
+    "argilla": argilla,
+    "label-studio": label_studio,
+    "open-webui": open_webui,
+    "mlflow": mlflow,
+    "langfuse": langfuse,
+    "pairs": pairs,
+    "tutorial": tutorial,
+    "chat": chat,
+    "trl": trl,
+}
 """Name of a format -> the file that reads it."""

@@ -16,7 +16,7 @@ from rlhf_loop.feedback.importers.fields import Note, Place
 from rlhf_loop.feedback.importers.formats import FORMATS
 from rlhf_loop.feedback.importers.redacting import redact_row
 from rlhf_loop.feedback.redaction import Redactor
-from rlhf_loop.feedback.rows import Refused, Row, RowError, raw_text, read_rows
+from rlhf_loop.feedback.rows import Refused, Row, RowError, raw_text, read_rows, sound
 from rlhf_loop.records import FEEDBACK_KINDS, Annotator
 
 SAMPLE = 100  # rows that `auto` looks at
@@ -73,8 +73,9 @@ def open_rows(
     values = [_renamed(row.values, columns) if columns else row.values for row in rows]
     name = format if format != "auto" or not rows else _detect(path, rows[0].line, values)
     default = Annotator(id=annotator or f"import:{_stem(path)}")
-    return Reading(name, _parsed(str(path), chain(start, found), FORMATS[name].parse, default, columns, redactor)
-                   if name in FORMATS else iter(start))  # fmt: skip
+    if name not in FORMATS:  # nothing but refused rows, and nobody named a format
+        return Reading(name, (item for item in start if isinstance(item, Refused)))
+    return Reading(name, _parsed(str(path), chain(start, found), FORMATS[name].parse, default, columns, redactor))
 
 
 def _parsed(
@@ -105,14 +106,14 @@ def _parsed(
         else:
             notes: tuple[str, ...] = ()
             if any(type(record) is Note for record in records):
-                notes = tuple(record.text for record in records if isinstance(record, Note))
+                notes = tuple(sound(record.text) for record in records if isinstance(record, Note))
                 records = [record for record in records if not isinstance(record, Note)]
             yield Parsed(
                 item if not redacted else item._replace(values=values, text=None), place, records, notes, redacted
             )
             continue
         raw = item.raw if redactor is None else _redacted_raw(values, item, redactor)
-        yield Refused(place.file, item.line, reason if redactor is None else redactor.redact(reason)[0], raw)
+        yield Refused(place.file, item.line, sound(reason if redactor is None else redactor.redact(reason)[0]), raw)
 
 
 def explain(error: ValidationError) -> str:

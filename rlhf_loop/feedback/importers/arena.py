@@ -1,0 +1,105 @@
+"""Chatbot Arena: `{"question_id", "model_a", "model_b", "winner", "conversation_a", "conversation_b"}`.
+
+`winner` is `model_a`, `model_b`, `tie` or `tie (bothbad)`. Later releases write `both_bad`, and contents as lists of
+parts; the one of Kaggle has `prompt`, `response_a`, `response_b` as lists in JSON and three columns of `winner_...`.
+Both conversations must share everything before the answers that were compared: where both models had answered before,
+there is no common prompt, and the row is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf_loop.feedback.importers.fields import (
+    Place,
+    completion_of,
+    messages_of,
+    optional_text,
+    optional_time,
+    prompt_before,
+    prompt_of,
+    said_by,
+)
+from rlhf_loop.feedback.importers.words import Winner, winner_of
+from rlhf_loop.feedback.rows import RowError
+from rlhf_loop.records import Message, Preference
+
+RECOGNISES = 'Chatbot Arena: rows of {"model_a", "model_b", "winner", "conversation_a", "conversation_b"}'
+REQUIRED = [
+    ("model_a", "model_b", "winner", "conversation_a", "conversation_b"),
+    ("model_a", "model_b", "response_a", "response_b", "winner_model_a"),
+]
+
+
+def recognises(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of this format."""
+    return any(all(key in row for key in keys) for keys in REQUIRED)
+
+
+def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
+    """The prompt, both completions and the preference of a row."""
+    first, second = _conversation(row, "a"), _conversation(row, "b")
+    messages, answer = prompt_before(first, "conversation_a")
+    others, other = prompt_before(second, "conversation_b")
+    if messages != others:
+        raise RowError(
+            "the conversations differ before the last answers (both models had answered before), so these have no "
+            "common prompt"
+        )
+    winner = _winner(row)
+    prompt = prompt_of(messages, place)
+    a, b = completion_of(prompt, answer), completion_of(prompt, other)
+    external = optional_text(row, "question_id") or optional_text(row, "id")
+    who = optional_text(row, "judge") or optional_text(row, "judge_hash") or optional_text(row, "evaluation_session_id")
+    kind = "LLM" if who is not None and who.startswith("gpt") else "HUMAN"
+    common = said_by(
+        place, who, "preference", prompt.id, a.id, b.id, winner, kind=kind, external_id=external,
+        created_at=optional_time(row, "tstamp"),
+    )  # fmt: skip
+    shown: Any = "ab"
+    return [
+        prompt, a, b,
+        Preference(prompt_id=prompt.id, a_id=a.id, b_id=b.id, winner=winner, shown_order=shown, blind=True, **common),
+    ]  # fmt: skip
+
+
+def _conversation(row: Mapping[str, Any], side: str) -> tuple[Message, ...]:
+    value = row.get(f"conversation_{side}")
+    if value is not None:
+        return messages_of(_loaded(value, f"conversation_{side}"), f"conversation_{side}")
+    prompts, answers = _loaded(row.get("prompt"), "prompt"), _loaded(row.get(f"response_{side}"), f"response_{side}")
+    if not isinstance(prompts, list) or not isinstance(answers, list) or len(prompts) != len(answers):
+        raise RowError(f"`prompt` and `response_{side}` must be lists of texts, as many of each")
+    turns = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return messages_of(turns, f"response_{side}")
+
+
+def _loaded(value: Any, name: str) -> Any:
+    """A list as it is, or out of its JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise RowError(f"`{name}` must be a conversation, or one in JSON") from None
+    if not isinstance(value, list):
+        raise RowError(f"`{name}` must be a conversation" if value is not None else f"`{name}` is missing")
+    return value
+
+
+def _winner(row: Mapping[str, Any]) -> Winner:
+    if "winner" in row:
+        winner = winner_of(row["winner"])
+    else:
+        won = [
+            name
+            for name in ("model_a", "model_b", "tie")
+            if str(row.get(f"winner_{name}")).strip().lower() in ("1", "1.0", "true")
+        ]
+        winner = winner_of(won[0]) if len(won) == 1 else None
+    if winner is None:
+        raise RowError(f"`winner` must be model_a, model_b, tie or tie (bothbad), got {str(row.get('winner'))[:60]!r}")
+    return winner

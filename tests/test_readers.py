@@ -1,0 +1,243 @@
+"""Every format that is read has a file in the form its tool writes, in `data/feedback_formats`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.importers import FORMATS, ImportResult, read
+from rlhf_loop.records import Critique, Edit, Preference, Rating, Skip, Thumb
+
+FIXTURES = Path(__file__).parent / "data" / "feedback_formats"
+
+
+def fixture(name: str, format: str) -> ImportResult:
+    """A file that is recognised as that format."""
+    result = read(FIXTURES / name)
+    assert result.format == format
+    return result
+
+
+def winners(result: ImportResult) -> list[tuple[str, str, str]]:
+    """Verdict, first and second answer of every preference."""
+    texts = {c.id: c.text for c in result.completions}
+    return [(f.winner, texts[f.a_id], texts[f.b_id]) for f in result.feedback if isinstance(f, Preference)]
+
+
+def of_kind(result: ImportResult, kind: type) -> list[Any]:
+    return [f for f in result.feedback if isinstance(f, kind)]
+
+
+def test_hh_rlhf_dialogues_are_split_into_turns() -> None:
+    result = fixture("hh_rlhf.jsonl", "hh-rlhf")
+    assert result.refused == []
+    assert [m["role"] for m in result.prompts[0].messages] == ["user", "assistant", "user"]
+    assert winners(result)[0] == ("a", "Then Ash would suit it.", "Cat.")
+    assert winners(result)[1][1] == "Air scatters blue light the most.\n\nIt is called Rayleigh scattering."
+
+
+def test_hh_rlhf_dialogues_that_differ_earlier_are_refused(tmp_path: Path) -> None:
+    row = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: x\n\nAssistant: c"}
+    (tmp_path / "f.jsonl").write_text(json.dumps(row))
+    assert "no common prompt" in read(tmp_path / "f.jsonl").refused[0].reason
+
+
+def test_arena_votes_are_preferences_with_ties_and_both_bad() -> None:
+    result = fixture("chatbot_arena.jsonl", "arena")
+    assert [w for w, _, _ in winners(result)] == ["b", "both_bad"]
+    assert [(r.line, "no common prompt" in r.reason) for r in result.refused] == [(3, True)]
+    first = result.feedback[0]
+    assert (first.annotator.id, first.external_id) == ("arena_user_973", "58210e39b3fd4441a2bd4a518bb44c2d")
+    assert first.created_at == 1682351591.1322
+    kaggle = fixture("chatbot_arena_kaggle.csv", "arena")
+    assert winners(kaggle) == [("a", "It depends.", "No."), ("tie", "Knock knock.", "Why did it cross?")]
+
+
+def test_argilla_records_of_both_versions() -> None:
+    result = fixture("argilla_v2.json", "argilla")
+    assert winners(result) == [
+        ("a", "Air scatters blue light.", "It is not."),
+        ("tie", "Air scatters blue light.", "It is not."),
+    ]
+    first, second = of_kind(result, Preference)
+    assert (first.comment, second.comment) == ("It names the cause.", None)
+    assert first.annotator.id == "6ae2bc2e-24a5-4f4c-b0b4-2b1c6e4f0a11"
+    (rating,) = of_kind(result, Rating)
+    (edit,) = of_kind(result, Edit)
+    assert (rating.score, rating.scale, edit.edited_completion) == (2.0, (1.0, 5.0), "Blue")
+    assert result.notes == {"a record has no response yet": 1}
+    old = fixture("argilla_v1.jsonl", "argilla")
+    assert winners(old) == [("a", "Air scatters blue light.", "It is not.")]
+    assert len(of_kind(old, Skip)) == 1
+    (thumb,) = of_kind(old, Thumb)
+    assert (thumb.label, thumb.comment, thumb.external_id) == (True, "Short and right.", "e2")
+
+
+def test_label_studio_annotations() -> None:
+    result = fixture("label_studio.json", "label-studio")
+    assert result.refused == []
+    assert winners(result) == [("b", "Because air", "Air scatters blue light the most.")]
+    (preference,) = of_kind(result, Preference)
+    assert (preference.comment, preference.annotator.id) == ("The left one stops half way.", "3")
+    assert (preference.lead_time, preference.created_at) == (14.288, 1710022568.728353)
+    (skip,) = of_kind(result, Skip)
+    assert skip.annotator.id == "4"
+    assert [r.score for r in of_kind(result, Rating)] == [4.0]
+    assert [t.label for t in of_kind(result, Thumb)] == [True]
+
+
+def test_open_webui_ratings_find_their_texts_in_the_snapshot() -> None:
+    result = fixture("open_webui.json", "open-webui")
+    (thumb,) = of_kind(result, Thumb)
+    assert (thumb.label, thumb.annotator.id, thumb.created_at) == (True, "u-1", 1729600100.0)
+    assert thumb.comment == "accurate_information; Exactly.; Science"
+    assert [(r.score, r.scale) for r in of_kind(result, Rating)] == [(9.0, (1.0, 10.0))]
+    assert winners(result) == [("b", "Blue.", "Oak.")]
+    assert [r.line for r in result.refused] == [3]
+    assert "holds no chat" in result.refused[0].reason
+
+
+def test_langfuse_traces_with_scores() -> None:
+    result = fixture("langfuse_traces.json", "langfuse")
+    assert [(t.label, t.annotator.kind, t.comment) for t in of_kind(result, Thumb)] == [
+        (True, "HUMAN", "Just right."),
+        (False, "HUMAN", None),
+    ]
+    (rating,) = of_kind(result, Rating)
+    assert (rating.score, rating.scale, rating.annotator.kind) == (0.75, (0.0, 1.0), "LLM")
+    assert result.notes == {"the score tone is neither good or bad nor from 0 to 1": 1}
+
+
+def test_langfuse_scores_without_their_trace_are_refused_with_the_remedy() -> None:
+    result = fixture("langfuse_scores.jsonl", "langfuse")
+    assert "about trace t-9, whose texts are not in the file; export the traces" in result.refused[0].reason
+    assert [t.label for t in of_kind(result, Thumb)] == [False]
+
+
+def test_mlflow_assessments_are_about_the_root_span() -> None:
+    result = fixture("mlflow_traces.jsonl", "mlflow")
+    assert result.prompts[0].messages == ({"role": "user", "content": "Why is the sky blue?"},)
+    assert result.completions[0].text == "Air."
+    (thumb,), (rating,), (edit,) = of_kind(result, Thumb), of_kind(result, Rating), of_kind(result, Edit)
+    assert (thumb.label, thumb.comment, thumb.annotator.id) == (True, "Clear.", "ann")
+    assert (rating.score, rating.scale, rating.annotator.kind) == (0.9, (0.0, 1.0), "LLM")
+    assert edit.edited_completion == "Air scatters blue light the most."
+    assert result.notes == {"an assessment holds an error in place of a value": 1}
+
+
+def test_ultrafeedback_answers_are_rated_by_their_judge() -> None:
+    result = fixture("ultrafeedback.jsonl", "ultrafeedback")
+    assert [(r.score, r.scale, r.comment) for r in of_kind(result, Rating)] == [
+        (2.5, (1.0, 5.0), "The answer gives no reason."),
+        (5.0, (1.0, 5.0), "Right and brief."),
+    ]
+    assert {r.annotator.kind for r in of_kind(result, Rating)} == {"LLM"}
+
+
+def test_chat_logs_with_and_without_feedback() -> None:
+    result = fixture("openai_chat.jsonl", "chat")
+    assert result.refused == []
+    assert [m["role"] for m in result.prompts[0].messages] == ["system", "user"]
+    thumb = of_kind(result, Thumb)[0]
+    assert (thumb.label, thumb.comment, thumb.annotator.id) == (True, "Brief indeed.", "u-1")
+    (rating,), (edit,) = of_kind(result, Rating), of_kind(result, Edit)
+    assert (rating.score, rating.comment, edit.edited_completion) == (1.0, "That is a colour.", "An oak.")
+    assert winners(result) == [("a", "Blue.", "Oak.")]
+    assert result.notes == {"an answer has no feedback; it is kept without": 1}
+
+
+def test_the_feedback_text_of_a_tutorial_becomes_a_critique() -> None:
+    result = fixture("tutorial.jsonl", "tutorial")
+    (critique,) = of_kind(result, Critique)
+    assert critique.comment == "The answer gives no reason; name the scattering of light."
+    assert [t.label for t in of_kind(result, Thumb)] == [True]
+    assert [r.score for r in of_kind(result, Rating)] == [4.0]
+
+
+def test_trl_data_sets_of_every_kind() -> None:
+    assert winners(fixture("trl_implicit_prompt.jsonl", "trl")) == [("a", "Air scatters blue light.", "It just is.")]
+    answers = fixture("trl_prompt_completion.jsonl", "trl").prompts
+    assert [prompt.reference for prompt in answers] == ["Oak.", "Elm."]
+    assert answers[0].group == answers[1].group
+    steps = fixture("trl_stepwise.jsonl", "trl")
+    (thumb,), (critique,) = of_kind(steps, Thumb), of_kind(steps, Critique)
+    assert not thumb.label
+    marked = [steps.completions[0].text[span.start : span.end] for span in critique.spans]
+    assert marked == ["0.11 is greater than 0.8.", "Hence 9.11 is larger."]
+
+
+def test_trl_prompts_alone_are_taken_and_plain_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Why?"}\n')
+    assert len(read(tmp_path / "p.jsonl").prompts) == 1
+    (tmp_path / "t.jsonl").write_text('{"text": "The sky is blue."}\n')
+    assert "no prompt and no answer" in read(tmp_path / "t.jsonl").refused[0].reason
+
+
+def test_every_format_has_a_fixture_and_recognises_it() -> None:
+    found = {read(path).format for path in FIXTURES.iterdir()}
+    assert found | {"native", "pairs"} == set(FORMATS)
+
+
+def data_set(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """A folder as `datasets.Dataset.save_to_disk` writes it."""
+    folder.mkdir(parents=True)
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file:
+        with pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+ROWS = [{"prompt": f"Why {i}?", "chosen": "Light.", "rejected": "No."} for i in range(5)]
+
+
+def test_a_folder_that_datasets_saved_is_read(tmp_path: Path) -> None:
+    result = read(data_set(tmp_path / "d", ROWS))
+    assert (result.format, len(result.feedback)) == ("pairs", 5)
+    assert result.feedback[4].source.endswith("data-00000-of-00001.arrow:5")
+
+
+def test_datasets_itself_writes_what_is_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "d")
+    assert len(read(tmp_path / "d").feedback) == 5
+
+
+def test_the_training_split_is_read_or_the_one_that_is_named(tmp_path: Path) -> None:
+    for split, rows in {"train": ROWS, "test": ROWS[:2]}.items():
+        data_set(tmp_path / "d" / split, rows)
+    (tmp_path / "d" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    assert len(read(tmp_path / "d").feedback) == 5
+    assert len(read(tmp_path / "d" / "test").feedback) == 2
+    (tmp_path / "d" / "dataset_dict.json").write_text(json.dumps({"splits": ["dev", "test"]}))
+    with pytest.raises(UserError, match="has the splits dev, test; name one of them"):
+        read(tmp_path / "d")
+
+
+def test_a_folder_of_parquet_files_is_one_data_set(tmp_path: Path) -> None:
+    for number in (1, 2):
+        pq.write_table(pa.Table.from_pylist(ROWS[number : number + 2]), tmp_path / f"{number}.parquet")
+    result = read(tmp_path)
+    assert (len(result.feedback), result.repeated) == (3, 1)
+
+
+def test_names_of_files_do_not_lead_out_of_a_data_sets_folder(tmp_path: Path) -> None:
+    folder = data_set(tmp_path / "d", ROWS)
+    (tmp_path / "secret.arrow").write_bytes((folder / "data-00000-of-00001.arrow").read_bytes())
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../secret.arrow"}]}))
+    with pytest.raises(UserError, match=r"cannot be read as Arrow"):
+        read(folder)
+
+
+def test_a_data_set_of_the_hub_that_cannot_be_had_is_an_error_with_remedies() -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(UserError, match=r"hf:nobody/nothing cannot be read from the hub: .* Check its name"):
+        read("hf:nobody/nothing")
