@@ -6,6 +6,7 @@ import hashlib
 import json
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,27 @@ def test_what_was_deleted_is_not_taken_again(store: Store) -> None:
     assert everything(store) == before
     rm = Artifact(id="rm", kind="reward_model", trained_on=(), round=1, path="x")
     assert store.add_artifact(rm) == 0  # as a round that goes on finds it in its redacted files
+
+
+def test_an_import_of_what_was_deleted_keeps_nothing_of_it(store: Store, tmp_path: Path) -> None:
+    from rlhf_loop.feedback.bulk import import_file
+    from rlhf_loop.feedback.export import export
+
+    talk(store)
+    export(store, tmp_path / "before.jsonl", "native")
+    assert SECRET in (tmp_path / "before.jsonl").read_text()
+    delete_user(store, "ann@example.org", [])
+    counts = store.counts()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        summary = import_file(store, tmp_path / "before.jsonl")
+    assert summary.rejected >= 7
+    assert any("deleted at a person's wish" in reason for reason in summary.reasons)
+    now = store.counts()
+    assert {name: now[name] for name in now if name != "quarantine"} == {
+        name: counts[name] for name in counts if name != "quarantine"
+    }
+    assert not [text for text in TEXTS[:4] if text in everything(store)]
 
 
 def test_a_prompt_that_another_user_shares_stays(store: Store) -> None:

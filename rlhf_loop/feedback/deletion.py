@@ -188,7 +188,7 @@ def _forget_critiques(connection: sa.Connection, gone: Gone) -> None:
     answer = tables.completions.c
     for id, body in connection.execute(sa.select(answer.id, answer.body).where(answer.parent.is_not(None))).all():
         values = json.loads(body)
-        if values.get("critique") in gone.comments:
+        if gone.is_critique(values.get("critique")):
             emptied = json.dumps({**values, "critique": None}, ensure_ascii=False)
             connection.execute(tables.completions.update().where(answer.id == id).values(body=emptied))
 

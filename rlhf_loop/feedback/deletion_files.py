@@ -16,6 +16,7 @@ import re
 import shutil
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,17 @@ class Gone:
 
     def repeated_in(self, text: str) -> bool:
         """Whether `text`, plain or as JSON, holds one of the texts that are long enough to be somebody's own."""
-        return any(
-            len(mine) >= _QUOTED and (mine in text or json.dumps(mine, ensure_ascii=False)[1:-1] in text)
-            for mine in self.texts
-        )
+        return any(mine in text for mine in self._quotable)
+
+    def is_critique(self, text: object) -> bool:
+        """Whether a revision that carries this critique answers to one that goes; short ones are everybody's."""
+        return isinstance(text, str) and len(text) >= _QUOTED and text in self.comments
+
+    @cached_property
+    def _quotable(self) -> set[str]:
+        """The texts that are long enough, as they are and as they stand in JSON."""
+        long = {text for text in self.texts if len(text) >= _QUOTED}
+        return long | {json.dumps(text, ensure_ascii=ascii)[1:-1] for text in long for ascii in (False, True)}
 
     def _is_id(self, word: str) -> bool:
         return word in self.feedback or word in self.completions or word in self.prompts
@@ -146,12 +154,10 @@ def _redacted_row(row: dict[str, Any], nested: set[str], gone: Gone) -> dict[str
             return None
         if after != before:
             new["feedback_ids"] = json.dumps(after, ensure_ascii=False)
-    if isinstance(row.get("critiques"), str) and "critiques" in nested:
-        said: list[str] = json.loads(row["critiques"])
-        left = [text for text in said if text not in gone.comments]
-        if left != said:
-            new["critiques"] = json.dumps(left, ensure_ascii=False)
-    if row.get("critique") in gone.comments:
+            if isinstance(row.get("critiques"), str):
+                left = [text for text in json.loads(row["critiques"]) if text not in gone.comments]
+                new["critiques"] = json.dumps(left, ensure_ascii=False)
+    if gone.is_critique(row.get("critique")):
         new["critique"] = None
     return new
 
