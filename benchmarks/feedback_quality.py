@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import resource
 import sys
 import tempfile
 import time
@@ -72,9 +74,21 @@ def speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     wanted = [name for name in commands if ("snapshot" if name == "snapshot" else "check") in arguments.parts]
     measured = {}
     for name in wanted:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds, gib = machine.run_measured(commands[name])
-        measured[name] = {"seconds": round(seconds, 1), "peak_memory_gib": round(gib, 2)}
-        print(f"{arguments.shape}, {arguments.records} records: {name} {seconds:.1f} s, {gib:.2f} GiB", flush=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        measured[name] = {
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(cpu, 1),  # what it would take on a core of its own, if others are busy
+            "peak_memory_gib": round(gib, 2),
+            "load_average": os.getloadavg()[0],
+        }
+        print(
+            f"{arguments.shape}, {arguments.records} records: {name} {seconds:.1f} s ({cpu:.1f} s of processor), "
+            f"{gib:.2f} GiB",
+            flush=True,
+        )
     return {f"{arguments.shape}_{arguments.records}": measured}
 
 

@@ -13,8 +13,9 @@ import secrets
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from itertools import chain
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -324,22 +325,27 @@ def write_records(path: Path, records: Sequence[Any]) -> None:
 
     Plain fields become columns of their own type; nested fields become JSON text, so the file opens in any tool.
     """
-    rows = [to_dict(record) for record in records]
+    kinds = list(dict.fromkeys(map(type, records)))
     columns: dict[str, list[Any]] = {}
     nested: list[str] = []
-    for name in dict.fromkeys(chain.from_iterable(rows)):
-        values = [row.get(name) for row in rows]
-        if not {list, dict}.isdisjoint(map(type, values)):
-            values = [None if value is None else _nested(value) for value in values]
+    for name in dict.fromkeys(f.name for kind in kinds for f in fields(kind)):
+        read = attrgetter(name) if len(kinds) == 1 else partial(_get, name)
+        values = list(map(read, records))
+        if any(issubclass(kind, (tuple, list, dict)) or is_dataclass(kind) for kind in set(map(type, values))):
+            values = [None if value is None else _encode(value) for value in values]
             nested.append(name)
         columns[name] = values
     table = pa.table(columns).replace_schema_metadata({"nested": json.dumps(nested)})
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial)
-    partial.replace(path)
+    unfinished = path.with_name(path.name + ".partial")
+    pq.write_table(table, unfinished)
+    unfinished.replace(path)
 
 
-_nested = json.JSONEncoder(ensure_ascii=False).encode
+_encode = json.JSONEncoder(ensure_ascii=False, default=to_dict).encode
+
+
+def _get(name: str, record: Any) -> Any:
+    return getattr(record, name, None)
 
 
 def read_records(path: Path, record_type: Any) -> list[Any]:

@@ -180,18 +180,19 @@ class _Checks:
 
     def answers(self) -> None:
         """Takes out what is about empty, identical or over-long answers."""
-        plain = {id: " ".join(self._text(id).split()) for id in self._mentioned()}
-        words = {id: text.count(" ") + 1 for id, text in plain.items()}
+        words = {id: len(self._text(id).split()) for id in self._mentioned()}
 
         def empty(record: AnyFeedback) -> str | None:
             if isinstance(record, Edit) and not record.edited_completion.strip():
                 return "the edited answer is empty"
-            return next((f"completion {id} is empty" for id in about(record) if not plain[id]), None)
+            return next((f"completion {id} is empty" for id in about(record) if not words[id]), None)
 
         def identical(record: AnyFeedback) -> str | None:
             ids = about(record)
-            same = isinstance(record, Preference) and plain[ids[0]] == plain[ids[1]]
-            return f"both answers are {plain[ids[0]][:60]!r}" if same else None
+            if not isinstance(record, Preference) or words[ids[0]] != words[ids[1]]:
+                return None
+            plain, other = (" ".join(self._text(id).split()) for id in ids)
+            return f"both answers are {plain[:60]!r}" if plain == other else None
 
         def overlong(record: AnyFeedback) -> str | None:
             limit = self.settings.max_words
@@ -307,6 +308,11 @@ class _Checks:
         """Counts the preferences inside a circle: both completions in one strongly connected part of their prompt."""
         beats: dict[str, list[str]] = defaultdict(list)
         decided = [record for record in self.remaining if isinstance(record, Preference)]
+        for _ in range(3):  # an answer that never loses, or never wins, is on no circle: most go, and the rest is quick
+            winners = {verdict(record) for record in decided}
+            losers = {record.b_id if record.winner == "a" else record.a_id for record in decided}
+            both = winners & losers
+            decided = [record for record in decided if record.a_id in both and record.b_id in both]
         for record in decided:
             winner = verdict(record)
             beats[winner].append(record.b_id if winner == record.a_id else record.a_id)

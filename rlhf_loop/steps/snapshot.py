@@ -26,6 +26,9 @@ from rlhf_loop.run_dir import write_json
 from rlhf_loop.training_rows import demonstrations, labels_from_feedback
 
 
+MANY = 50_000  # completions: to read more than these one by one takes longer than to read all there are
+
+
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """Pauses the search for cyclic garbage: there is none in millions of records, which it would walk over and over."""
@@ -48,7 +51,8 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> Validati
     prompts = {prompt.id: prompt for prompt in store.prompts()}
     feedback = [record for record in store.feedback() if record.round < max(round, 1)]
     about = {c for record in feedback for c in _completion_ids(record)}
-    completions = {c.id: c for c in store.completions(ids=sorted(about))} if about else {}
+    ids = sorted(about) if len(about) < MANY else None
+    completions = {c.id: c for c in store.completions(ids=ids) if c.id in about} if about else {}
     report = validate(feedback, completions, prompts, recipe.feedback.validation)
     store.quarantine_feedback([(record, reason, round) for record, reason in report.quarantined])
     preferences = [record for record in report.usable if record.kind == "preference"]
