@@ -72,12 +72,15 @@ def run(
     place = shortest(result.run_dir)
     if result.waiting_for_labels:
         progress.say(
-            f"\nwaiting for labels: {result.waiting_for_labels} questions are open. To answer them:\n"
-            f"  rlhf-loop feedback export questions.jsonl --format questions --store {place}\n"
-            f"  (fill in each `winner`: a, b, tie or both_bad)\n"
-            f"  rlhf-loop feedback import questions.jsonl --store {place}\n"
+            f"\nwaiting for labels: {result.waiting_for_labels} questions are open. To answer them on a page:\n"
+            f"  {_command()} serve {place}\n"
+            "or in a file, where you fill in each `winner` (a, b, tie or both_bad):\n"
+            f"  {_command()} feedback export questions.jsonl --format questions --store {place}\n"
+            f"  {_command()} feedback import questions.jsonl --store {place}\n"
             "then type the same command again."
         )
+    elif result.complete_rounds:
+        progress.say(f"\nTo chat with the policy and judge its answers yourself: {_command()} serve {place}")
     progress.say(f"\n{result.complete_rounds} rounds complete. Report: {shortest(result.report)}")
     own = recipe.parent / "own_pairs.yaml"
     if own.exists() and own != recipe:
