@@ -322,7 +322,7 @@ def rlhf_loop(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProc
 
 def test_the_token_commands_make_list_and_revoke(tmp_path: Path) -> None:
     store = tmp_path / "feedback.db"
-    secret = rlhf_loop("token", "create", "app", "shop", "--store", store).stdout.strip()
+    secret = rlhf_loop("token", "create", "shop", "--role", "app", "--store", store).stdout.strip()
     (row,) = json.loads(rlhf_loop("token", "list", "--store", store, "--json").stdout)
     assert (row["role"], row["name"], row["revoked_at"]) == ("app", "shop", None)
     assert secret not in rlhf_loop("token", "list", "--store", store).stdout

@@ -16,9 +16,9 @@ app = typer.Typer(help="Who may call the service: make, list and revoke tokens."
 
 @app.command("create")
 def token_create(
-    role: Annotated[str, typer.Argument(help="app, annotator or admin.")],
     name: Annotated[str, typer.Argument(help="Whose it is; of an annotator, the name in their feedback.")],
     store: StoreOption,
+    role: Annotated[str, typer.Option(help="app, annotator or admin.")] = "app",
 ) -> None:
     """Make a token. It is shown this once, and kept as a hash."""
     import sys

@@ -45,7 +45,7 @@ def start(
         if not local and not any_token:
             raise UserError(
                 f"{host} can be reached from other machines, and no token was made: make one first with `rlhf-loop "
-                f"token create admin YOUR_NAME --store {run or store}`, or leave out --host"
+                f"token create YOUR_NAME --role admin --store {run or store}`, or leave out --host"
             )
         service = Service(
             store=opened,

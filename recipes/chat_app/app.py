@@ -1,0 +1,69 @@
+"""A chat in the terminal whose thumbs train the policy.
+
+    rlhf-loop serve runs/chat_thumbs
+    python recipes/chat_app/app.py
+
+After an answer: + or - is a thumb, `+ because ...` one with a comment, `= TEXT` the answer as it should have been,
+`r` writes another one. Anything else is the next message.
+"""
+
+import os
+import uuid
+
+import httpx
+import openai
+
+URL = os.environ.get("CHAT_URL", "http://localhost:8000/v1")
+TOKEN = os.environ.get("CHAT_TOKEN", "none")  # from `rlhf-loop token create my-app --role app --store runs/chat_thumbs`
+USER = os.environ.get("USER", "me")
+
+chat = openai.OpenAI(base_url=URL, api_key=TOKEN)
+feedback = httpx.Client(base_url=URL, headers={"Authorization": f"Bearer {TOKEN}"})
+
+
+def answer(messages: list, conversation: str) -> tuple[str, str]:
+    """The response's id and text, shown while it is written."""
+    stream = chat.chat.completions.create(
+        model="promoted", messages=messages, stream=True, user=USER, metadata={"conversation_id": conversation}
+    )
+    id, text = "", ""
+    for chunk in stream:
+        id = chunk.id
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            print(choice.delta.content or "", end="", flush=True)
+    print()
+    return id, text
+
+
+def say(id: str, **what: object) -> None:
+    """Feedback on an answer; sent twice under one key, it is stored once."""
+    sent = feedback.post(
+        "/feedback", json={"response_id": id, "user": USER, **what}, headers={"Idempotency-Key": uuid.uuid4().hex}
+    )
+    print("thank you" if sent.is_success else sent.json()["error"]["message"])
+
+
+def main() -> None:
+    """Talks until the input ends."""
+    conversation, messages, id = uuid.uuid4().hex, [], ""
+    while line := input("> ").strip():
+        if messages and line[0] in "+-":
+            say(id, thumb="up" if line[0] == "+" else "down", comment=line[1:].strip() or None)
+        elif messages and line[0] == "=":
+            say(id, edit=line[1:].strip())
+        else:
+            if messages and line == "r":
+                say(id, event="regenerate")
+                messages.pop()
+            else:
+                messages.append({"role": "user", "content": line})
+            id, text = answer(messages, conversation)
+            messages.append({"role": "assistant", "content": text})
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (EOFError, KeyboardInterrupt):
+        print()
