@@ -18,19 +18,20 @@ def stats(store: Store) -> dict[str, Any]:
     Plain JSON types. Only feedback that no correction supersedes is counted.
     """
     feedback = store.feedback()
+    counts = store.counts()
     preferences = [record for record in feedback if isinstance(record, Preference)]
     splits = {prompt.id: prompt.split for prompt in store.prompts()}
     completions = store.completions()
     words = {completion.id: len(completion.text.split()) for completion in completions}
     return {
-        "counts": store.counts(),
+        "counts": counts,
         "prompts_by_split": _count(splits.values()),
         "completions_by_round": _count(completion.round for completion in completions),
         "feedback_by_kind": _count(record.kind for record in feedback),
         "feedback_by_round": _count(record.round for record in feedback),
         "feedback_by_split": _count(splits[record.prompt_id] for record in feedback),
         "feedback_by_annotator": per_annotator(feedback),
-        "superseded": len(store.feedback(effective=False)) - len(feedback),
+        "superseded": counts["feedback"] - len(feedback),
         "verdicts": _count(preference.winner for preference in preferences),
         "with_critique": sum(bool(record.comment) for record in feedback),
         "agreement": asdict(agreement(preferences)),
@@ -63,6 +64,8 @@ def lines(stats: dict[str, Any]) -> list[str]:
             text.append(f"  annotator   and {len(by_annotator) - 10} more")
     if together["comparisons"]:
         alpha = "not defined" if together["alpha"] is None else f"{together['alpha']:.2f}"
+        if together["alpha_low"] is not None:
+            alpha += f" [{together['alpha_low']:.2f}, {together['alpha_high']:.2f}]"
         text.append(
             f"agreement     {together['agreed']:.0%} over {together['pairs']} pairs that several people judged; "
             f"Krippendorff's alpha {alpha} (1 perfect, 0 chance)"

@@ -25,7 +25,6 @@ from rlhf_loop.records import PreferencePair, Prompt, write_records
 from rlhf_loop.run_dir import write_json
 from rlhf_loop.training_rows import demonstrations, labels_from_feedback
 
-
 MANY = 50_000  # completions: to read more than these one by one takes longer than to read all there are
 
 
