@@ -165,10 +165,14 @@ def _once(text: str, found: Counter[str]) -> str:
     if _COUNTRY(text):
         text = _IBAN.sub(partial(_put_iban, found), text)
     if _SEVEN_DIGITS(text):
-        text = _CARD.sub(partial(_put, found, "CREDIT_CARD", _is_card), text)
-        text = _SSN.sub(partial(_put, found, "US_SSN", None), text)
-        for pattern in (_PHONE, _NAMED_PHONE):
-            text = pattern.sub(partial(_put, found, "PHONE", _is_phone), text)
+        if _FOURTEEN_DIGITS(text):
+            text = _CARD.sub(partial(_put, found, "CREDIT_CARD", _is_card), text)
+        lower = text.lower()
+        if _HYPHENS(text) or "ssn" in lower or "social security" in lower:
+            text = _SSN.sub(partial(_put, found, "US_SSN", None), text)
+        text = _PHONE.sub(partial(_put, found, "PHONE", _is_phone), text)
+        if any(word in lower for word in _PHONE_WORDS):
+            text = _NAMED_PHONE.sub(partial(_put, found, "PHONE", _is_phone), text)
     return text
 
 
@@ -257,6 +261,8 @@ _LONG_WORD = re.compile(r"[^\s]{16}").search
 _DOTTED = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]").search
 _COUNTRY = re.compile(r"[A-Z]{2}[0-9]{2}").search
 _SEVEN_DIGITS = re.compile(r"[0-9](?:[ \u00a0.\-\u2011/()]{0,2}[0-9]){6}").search
+_FOURTEEN_DIGITS = re.compile(r"[0-9](?:[ -]?[0-9]){13}").search
+_HYPHENS = re.compile(r"[0-9]-[0-9]{2}-[0-9]").search
 _NAME_OF_SECRET = re.compile(r"[kstabp](?:ey|ecret|oken|uth|earer|assw)", re.IGNORECASE).search
 _PREFIXES = (
     "sk-", "k_live_", "k_test_", "whsec_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "glrt-",
@@ -344,6 +350,19 @@ _NAMED_PHONE = re.compile(
     r"|reach me)\b[^0-9+\n]{0,20})"
     r"(?P<number>\+?\(?[0-9](?:[ \u00a0.\-\u2011/()]{0,2}[0-9]){6,14})(?![\w]|[.,/-][0-9])",
     re.IGNORECASE,
+)
+_PHONE_WORDS = (
+    "phone",
+    "tel",
+    "mobile",
+    "cell",
+    "handy",
+    "fax",
+    "whatsapp",
+    "my number",
+    "call me",
+    "text me",
+    "reach me",
 )
 _DATE = re.compile(
     r"^(?:19|20)[0-9]{2}[ ./-][01]?[0-9][ ./-][0-3]?[0-9]\b|^[0-3]?[0-9][ ./-][0-3]?[0-9][ ./-](?:19|20)[0-9]{2}\b"
