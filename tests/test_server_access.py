@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tokens
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.server import access
 from rlhf_loop.server.access import COOKIE, Caller, csrf_token, require
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.limits import Limits
@@ -53,7 +54,10 @@ def bearer(secret: str) -> dict[str, str]:
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_is_kept_as_a_hash_and_works_until_it_is_revoked(served: Service) -> None:
+def test_a_token_is_kept_as_a_hash_and_works_until_it_is_revoked(
+    served: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "TOKEN_SECONDS", 0.1)
     made, secret = tokens.create(served.store, "app", "shop")
     file = served.store.database.path
     assert file is not None
@@ -62,6 +66,7 @@ def test_a_token_is_kept_as_a_hash_and_works_until_it_is_revoked(served: Service
     with client(served, secret) as http:
         assert http.get("/v1/models").status_code == 200
         tokens.revoke(served.store, made.id)
+        time.sleep(0.2)
         answer = http.get("/v1/models")
     assert answer.status_code == 401
     assert "revoked" in answer.json()["error"]["message"]

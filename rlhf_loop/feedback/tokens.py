@@ -13,6 +13,7 @@ import secrets
 import time
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
@@ -107,6 +108,9 @@ def any_made(store: Store) -> bool:
 
 def signing_key(store: Store, name: str) -> bytes:
     """The store's secret key of this name, 32 random bytes made when first asked for."""
+    known = _signing_keys.setdefault(store, {})
+    if name in known:
+        return known[name]
     column = tables.settings.c
     with store.database.read() as connection:
         kept = connection.scalar(sa.select(column.value).where(column.name == name))
@@ -116,7 +120,12 @@ def signing_key(store: Store, name: str) -> bytes:
             if kept is None:
                 kept = secrets.token_hex(32)
                 connection.execute(tables.settings.insert().values(name=name, value=kept))
-    return bytes.fromhex(kept)
+    known[name] = bytes.fromhex(kept)
+    return known[name]
+
+
+_signing_keys: WeakKeyDictionary[Store, dict[str, bytes]] = WeakKeyDictionary()
+"""They never change."""
 
 
 def _hash(secret: str) -> str:

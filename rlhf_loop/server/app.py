@@ -73,6 +73,7 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(service.user_key, "")  # makes the store's key for users now, not within a request
         if service.policies is not None:
             service.policies.begin()
         yield
@@ -80,6 +81,7 @@ def create_app(service: Service) -> FastAPI:
             await asyncio.wait(service.answers)
         if service.policies is not None:
             await service.policies.close()
+        await asyncio.to_thread(service.writer.close)
 
     app = FastAPI(
         title="rlhf-loop",

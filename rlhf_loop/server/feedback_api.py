@@ -6,13 +6,16 @@ again, and stores nothing twice.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlhf_loop.feedback import deletion, tables
@@ -74,7 +77,7 @@ class BulkAnswer(BaseModel):
 
 
 @router.post("/feedback", response_model=Answer)
-def feedback(
+async def feedback(
     request: Request,
     item: Item,
     caller: Annotated[Caller, Depends(require("app"))],
@@ -92,11 +95,11 @@ def feedback(
             store_said(service, connection, [said])
         return {"response_id": item.response_id, "records": said.summary(dry_run), "dry_run": dry_run}
 
-    return _once(request, caller, idempotency_key, item.model_dump(mode="json"), dry_run, store)
+    return await _once(request, caller, idempotency_key, item.model_dump(mode="json"), dry_run, store)
 
 
 @router.post("/feedback/bulk", response_model=BulkAnswer)
-def bulk(
+async def bulk(
     request: Request,
     body: Bulk,
     caller: Annotated[Caller, Depends(require("app"))],
@@ -106,7 +109,7 @@ def bulk(
     """Stores up to 1000 items, those that are right; the answer says of each what became of it."""
 
     service: Service = request.app.state.service
-    checked = [_checked(service, values) for values in body.items]
+    checked = await run_in_threadpool(lambda: [_checked(service, values) for values in body.items])
 
     def store(connection: sa.Connection) -> dict[str, Any]:
         results: list[dict[str, Any]] = []
@@ -134,7 +137,7 @@ def bulk(
         counts = {"accepted": accepted, "refused": len(results) - accepted}
         return {**counts, "results": results, "dry_run": dry_run}
 
-    return _once(request, caller, idempotency_key, body.model_dump(mode="json"), dry_run, store)
+    return await _once(request, caller, idempotency_key, body.model_dump(mode="json"), dry_run, store)
 
 
 @router.delete("/users/{user}", response_model=None, dependencies=[Depends(require("admin"))])
@@ -168,21 +171,33 @@ _ANSWERED = sa.select(tables.answered_requests).where(
 _NOTE_ANSWER = tables.answered_requests.insert()
 
 
-def _once(
-    request: Request, caller: Caller, key: str | None, body: dict[str, Any], dry_run: bool, store: Any
+async def _once(
+    request: Request,
+    caller: Caller,
+    key: str | None,
+    body: dict[str, Any],
+    dry_run: bool,
+    store: Callable[[sa.Connection], dict[str, Any]],
 ) -> Response:
     """Runs `store` in a transaction; with a key, at most once, and gives a repetition the first answer."""
     service: Service = request.app.state.service
     hash = hashlib.sha256(json.dumps([request.url.path, dry_run, body], sort_keys=True).encode()).hexdigest()
     place = {"token_id": caller.token_id, "key": key}
+
+    def work(connection: sa.Connection) -> tuple[Any, str]:
+        earlier = connection.execute(_ANSWERED, place).first() if key is not None else None
+        text = json.dumps(store(connection), ensure_ascii=False) if earlier is None else ""
+        if earlier is None and key is not None and not dry_run:
+            row = {**place, "request_hash": hash, "status": 200, "body": text, "answered_at": time.time()}
+            connection.execute(_NOTE_ANSWER, row)
+        return earlier, text
+
+    def look() -> tuple[Any, str]:
+        with service.store.database.read() as connection:
+            return work(connection)
+
     try:
-        with service.store.database.write() if not dry_run else service.store.database.read() as connection:
-            earlier = connection.execute(_ANSWERED, place).first() if key is not None else None
-            if earlier is None:
-                text = json.dumps(store(connection), ensure_ascii=False)
-                if key is not None and not dry_run:
-                    row = {**place, "request_hash": hash, "status": 200, "body": text, "answered_at": time.time()}
-                    connection.execute(_NOTE_ANSWER, row)
+        earlier, text = await (run_in_threadpool(look) if dry_run else asyncio.wrap_future(service.writer.submit(work)))
     except Refused as error:
         raise HTTPException(error.status, error.body()) from None
     if earlier is None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from rlhf_loop.feedback.deletion import user_key
 from rlhf_loop.feedback.redaction import Redactor, make_redactor
 from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.tokens import signing_key
+from rlhf_loop.feedback.tokens import Token, signing_key
 from rlhf_loop.recipe import Annotation, Generation, Recipe
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.server.limits import Limits
 from rlhf_loop.server.metrics import Metrics
+from rlhf_loop.server.writer import Writer
 
 if TYPE_CHECKING:
     from rlhf_loop.server.policy_process import Policies
@@ -34,6 +35,7 @@ class Service:
     log_texts: bool = False
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
+    seen_tokens: dict[str, tuple[Token, float]] = field(default_factory=dict, init=False, repr=False)
     _user_keys: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     answers: set[asyncio.Task[None]] = field(default_factory=set)  # that are being written
 
@@ -58,6 +60,11 @@ class Service:
     def sampling(self) -> Generation:
         """How answers are sampled where a request does not say: as the rounds sample candidates."""
         return self.recipe.generation if self.recipe is not None else Generation(max_new_tokens=512)
+
+    @cached_property
+    def writer(self) -> Writer:
+        """What writes feedback for all requests."""
+        return Writer(self.store.database)
 
     @cached_property
     def session_key(self) -> bytes:
