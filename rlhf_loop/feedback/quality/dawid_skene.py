@@ -89,7 +89,8 @@ def dawid_skene(
     judged = posterior.sum(1, keepdims=True)
     posterior = np.where(judged > 0, posterior / np.maximum(judged, 1), 1 / values)
     pooled = np.stack([np.bincount(value, posterior[unit, k], minlength=values) for k in range(values)])
-    pooled = pooled + np.eye(values) * (pooled.sum(1, keepdims=True) == 0)  # nobody has erred on a value that nobody gave
+    unseen = pooled.sum(1, keepdims=True) == 0
+    pooled = pooled + np.eye(values) * unseen  # nobody has erred on a value that nobody gave
     prior = pseudo_votes * _rows(_turned(pooled, swapped))  # (K, K)
     objective: list[float] = []
     for _ in range(most_iterations):
