@@ -54,9 +54,9 @@ def feedback_import(
 
 @app.command("export")
 def feedback_export(
-    path: Annotated[Path, typer.Argument(help="File to write.")],
+    path: Annotated[Path, typer.Argument(help="File to write (parquet: the folder).")],
     store: StoreOption,
-    format: Annotated[str, typer.Option(help="native, trl, trl-unpaired or questions.")] = "native",
+    format: Annotated[str, typer.Option(help="native, trl, trl-unpaired, questions, argilla or parquet.")] = "native",
     as_json: AsJson = False,
 ) -> None:
     """Write feedback to a file that other tools read."""

@@ -1,20 +1,29 @@
-"""What leaves the store: everything in our own format, TRL data sets, or open questions for people to answer."""
+"""What leaves the store: everything in our own format, data sets for other tools, or open questions to be answered.
+
+Everything is written page by page, whole or not at all.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback import tables
+from rlhf_loop.feedback.exporters import argilla, trl
+from rlhf_loop.feedback.exporters.pages import PAGE, pages
+from rlhf_loop.feedback.exporters.table import write_table
 from rlhf_loop.feedback.rows import line_of
 from rlhf_loop.feedback.store import Store
-from rlhf_loop.records import Completion, Preference, Prompt, Thumb
+from rlhf_loop.records import Prompt
 from rlhf_loop.run_dir import explain_os_error
 
 
@@ -29,13 +38,19 @@ def export(store: Store, path: str | Path, format: str = "native") -> dict[str, 
     - `trl`: `prompt, chosen, rejected` (conversations) and `margin`, the strength of the preference.
     - `trl-unpaired`: `prompt, completion, label`, from thumbs and from pairs of which both are bad.
     - `questions`: open questions with both answers and an empty `winner`; fill it in and import the file.
-    The name decides how: `.parquet` (TRL formats), `.jsonl`, `.jsonl.gz`.
+    - `argilla`: one record a judged pair, as a JSON list that Argilla's `records.from_json` reads.
+    - `parquet`: all effective feedback with its texts, and a data card; `path` is the folder for both.
+    The name decides how: `.parquet` (TRL formats), `.jsonl`, `.jsonl.gz`; `.json` (Argilla).
     Raises `UserError` for an unknown format or a place that cannot be written.
     """
     path = Path(path)
-    if format not in FORMATS:
-        raise UserError(f"there is no export format `{format}`; known: {', '.join(FORMATS)}")
+    if format not in (*FORMATS, "parquet"):
+        raise UserError(f"there is no export format `{format}`; known: {', '.join(FORMATS)}, parquet")
+    if format == "parquet":
+        return _export_table(store, path)
     parquet = path.suffix == ".parquet"
+    if format == "argilla" and path.suffix != ".json":
+        raise UserError(f"argilla is written as one JSON list; name the file {path.with_suffix('.json')}")
     if parquet and not format.startswith("trl"):
         raise UserError(f"{format} is written as JSON Lines; name the file {path.with_suffix('.jsonl')}")
     left_out: Counter[str] = Counter()
@@ -43,7 +58,12 @@ def export(store: Store, path: str | Path, format: str = "native") -> dict[str, 
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        count = _write_parquet(partial, rows, format) if parquet else _write_lines(partial, rows, path.suffix == ".gz")
+        if parquet:
+            count = _write_parquet(partial, rows, format)
+        elif format == "argilla":
+            count = _write_list(partial, rows)
+        else:
+            count = _write_lines(partial, rows, path.suffix == ".gz")
         partial.replace(path)
     except OSError as error:
         raise explain_os_error(error, path) from error
@@ -53,16 +73,35 @@ def export(store: Store, path: str | Path, format: str = "native") -> dict[str, 
     return {"rows": count, **left_out}
 
 
+def _export_table(store: Store, folder: Path) -> dict[str, int]:
+    """Table and data card, in a folder that takes its place when both are written."""
+    if folder.suffix:
+        raise UserError(f"a table with its data card is written to a folder; name one such as {folder.with_suffix('')}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already; name a folder that is not, or an empty one")
+    left_out: Counter[str] = Counter()
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        count = write_table(store, partial, left_out)
+        partial.replace(folder)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return {"rows": count, **left_out}
+
+
 def _native(store: Store, left_out: Counter[str]) -> Iterator[str]:
-    for records in (
-        store.prompts(),
-        store.completions(),
-        store.artifacts(),
-        store.scores(),
-        sorted(store.questions(), key=lambda question: question.id),
-        store.feedback(effective=False),
-    ):
-        yield from map(line_of, records)
+    for table in (tables.prompts, tables.completions):
+        for page in pages(store, table):
+            yield from map(line_of, page)
+    yield from map(line_of, store.artifacts())
+    for page in pages(store, tables.scores):
+        yield from map(line_of, page)
+    yield from map(line_of, sorted(store.questions(), key=lambda question: question.id))
+    for page in pages(store, tables.feedback):
+        yield from map(line_of, page)
 
 
 def _questions(store: Store, left_out: Counter[str]) -> Iterator[str]:
@@ -80,61 +119,13 @@ def _questions(store: Store, left_out: Counter[str]) -> Iterator[str]:
         yield json.dumps(json.loads(line_of(question)) | texts, ensure_ascii=False)
 
 
-def _trl_preference(store: Store, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
-    prompts, completions = _lookup(store)
-    for record in _effective(store, left_out):
-        if not isinstance(record, Preference) or record.winner not in ("a", "b"):
-            what = record.winner if isinstance(record, Preference) else record.kind
-            left_out[f"{what} left out (no pair)"] += 1
-            continue
-        chosen, rejected = record.a_id, record.b_id
-        if record.winner == "b":
-            chosen, rejected = rejected, chosen
-        yield {
-            "prompt": list(prompts[record.prompt_id].messages),
-            "chosen": [{"role": "assistant", "content": completions[chosen].text}],
-            "rejected": [{"role": "assistant", "content": completions[rejected].text}],
-            "margin": record.strength or 0.0,  # TRL looks at the first row only to see whether there are margins
-        }
-
-
-def _trl_unpaired(store: Store, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
-    prompts, completions = _lookup(store)
-    for record in _effective(store, left_out):
-        if isinstance(record, Thumb):
-            labelled = [(record.completion_id, record.label)]
-        elif isinstance(record, Preference) and record.winner == "both_bad":
-            labelled = [(record.a_id, False), (record.b_id, False)]
-        else:
-            what = record.winner if isinstance(record, Preference) and record.winner == "tie" else record.kind
-            left_out[f"{what} left out (of no single answer it says good or bad)"] += 1
-            continue
-        for completion_id, label in labelled:
-            yield {
-                "prompt": list(prompts[record.prompt_id].messages),
-                "completion": [{"role": "assistant", "content": completions[completion_id].text}],
-                "label": label,
-            }
-
-
 FORMATS: dict[str, Callable[[Store, Counter[str]], Iterator[Any]]] = {
     "native": _native,
-    "trl": _trl_preference,
-    "trl-unpaired": _trl_unpaired,
+    "trl": trl.preferences,
+    "trl-unpaired": trl.unpaired,
     "questions": _questions,
+    "argilla": argilla.records,
 }
-
-
-def _lookup(store: Store) -> tuple[dict[str, Prompt], dict[str, Completion]]:
-    return {p.id: p for p in store.prompts()}, {c.id: c for c in store.completions()}
-
-
-def _effective(store: Store, left_out: Counter[str]) -> list[Any]:
-    effective = store.feedback()
-    superseded = len(store.feedback(effective=False)) - len(effective)
-    if superseded:
-        left_out["superseded left out (a correction stands in for each)"] += superseded
-    return list(effective)
 
 
 def _conversation(prompt: Prompt) -> str:
@@ -153,6 +144,17 @@ def _write_lines(path: Path, rows: Iterator[Any], compress: bool) -> int:
     return count
 
 
+def _write_list(path: Path, rows: Iterator[Any]) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for row in rows:
+            file.write(("," if count else "") + "\n" + json.dumps(row, ensure_ascii=False))
+            count += 1
+        file.write("\n]\n")
+    return count
+
+
 def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], format: str) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -161,6 +163,10 @@ def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], format: str) -> i
     fields = {"prompt": turns, "chosen": turns, "rejected": turns, "margin": pa.float64()}
     if format == "trl-unpaired":
         fields = {"prompt": turns, "completion": turns, "label": pa.bool_()}
-    table = pa.Table.from_pylist(list(rows), schema=pa.schema(list(fields.items())))
-    pq.write_table(table, path)
-    return int(table.num_rows)
+    schema = pa.schema(list(fields.items()))
+    count = 0
+    with pq.ParquetWriter(path, schema) as writer:
+        while page := list(islice(rows, PAGE)):
+            writer.write_table(pa.Table.from_pylist(page, schema=schema))
+            count += len(page)
+    return count

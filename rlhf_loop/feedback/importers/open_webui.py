@@ -73,7 +73,7 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     score = optional_number(details, "rating") if isinstance(details, Mapping) else None
     if score is not None:
         common = said_by(place, who, "rating", completion.id, score, **{**given, "comment": None})
-        of_one = {"prompt_id": prompt.id, "completion_id": completion.id}
+        of_one: dict[str, Any] = {"prompt_id": prompt.id, "completion_id": completion.id}
         records.append(Rating(score=score, scale=(1.0, 10.0), **of_one, **common))
     return records
 

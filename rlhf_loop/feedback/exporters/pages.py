@@ -1,0 +1,59 @@
+"""Records of a store page by page, so that an export of a million takes the memory of a few thousand.
+
+Every page is a transaction of its own. The store only grows, so what was there at the start is all in it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
+
+from rlhf_loop.feedback import tables
+from rlhf_loop.feedback.store import AnyFeedback, Store, about, load_body
+from rlhf_loop.records import Completion, Feedback, Prompt, Score, from_dict
+
+PAGE = 5000
+
+_TYPES: dict[str, Any] = {"prompts": Prompt, "completions": Completion, "scores": Score, "feedback": Feedback}
+
+
+def pages(store: Store, table: sa.Table, *where: sa.ColumnElement[bool]) -> Iterator[list[Any]]:
+    """All records of a table in the order in which they were added, some thousands at a time."""
+    last = -1
+    while True:
+        query = sa.select(table).where(table.c.number > last, *where).order_by(table.c.number).limit(PAGE)
+        with store.database.read() as connection:
+            rows = connection.execute(query).all()
+        if not rows:
+            return
+        last = rows[-1].number
+        yield [from_dict(_TYPES[table.name], _values(row, table.name)) for row in rows]
+
+
+def effective_feedback(store: Store, left_out: Counter[str]) -> Iterator[list[AnyFeedback]]:
+    """Feedback that no later record supersedes; how many others there are is counted in `left_out`."""
+    column = tables.feedback.c
+    later = tables.feedback.alias("later")
+    corrected = sa.select(later.c.number).where(later.c.supersedes == column.id)
+    condition = sa.and_(sa.not_(corrected.exists()), column.kind != "retraction")
+    with store.database.read() as connection:
+        count = sa.select(sa.func.count()).select_from(tables.feedback)
+        superseded = (connection.scalar(count) or 0) - (connection.scalar(count.where(condition)) or 0)
+    if superseded:
+        left_out["superseded left out (a correction stands in for each)"] += superseded
+    yield from pages(store, tables.feedback, condition)
+
+
+def texts_of(store: Store, feedback: list[AnyFeedback]) -> tuple[dict[str, Prompt], dict[str, Completion]]:
+    """The prompts and completions that a page of feedback is about, by id."""
+    prompts = {prompt.id: prompt for prompt in store.prompts(ids={record.prompt_id for record in feedback})}
+    ids = {id for record in feedback for id in about(record)}
+    return prompts, {completion.id: completion for completion in store.completions(ids=ids)}
+
+
+def _values(row: Any, table: str) -> dict[str, Any]:
+    values = load_body(row.body)
+    return {"text": row.text, **values} if table == "completions" else values
