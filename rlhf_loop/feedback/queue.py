@@ -92,8 +92,8 @@ def settle(connection: sa.Connection, pairs: Iterable[str]) -> None:
             tables.feedback.c.pair.in_(
                 sa.select(question.pair).where(question.id == lease.question_id).correlate(tables.leases)
             ),
-            tables.feedback.c.annotator == lease.annotator,
-            tables.feedback.c.kind.in_(("preference", "skip")),
+            _plain(tables.feedback.c.annotator) == lease.annotator,
+            _plain(tables.feedback.c.kind).in_(("preference", "skip")),
             *_effective(tables.feedback),
         )
         connection.execute(tables.leases.delete().where(lease.question_id.in_(ids), spoken.exists()))
@@ -107,8 +107,8 @@ def _free_for(who: str, now: float) -> list[sa.ColumnElement[bool]]:
     said = tables.feedback.alias("said")
     spoken = sa.select(sa.literal(1)).where(
         said.c.pair == question.pair,
-        said.c.annotator == who,
-        said.c.kind.in_(("preference", "skip")),
+        _plain(said.c.annotator) == who,
+        _plain(said.c.kind).in_(("preference", "skip")),
         *_effective(said),
     )
     mine = sa.select(sa.literal(1)).where(live, lease.annotator == who)
@@ -124,9 +124,15 @@ def _judges(pair: sa.ColumnElement[str]) -> Any:
     judged = tables.feedback.alias("judged")
     return (
         sa.select(sa.func.count(sa.distinct(judged.c.annotator)))
-        .where(judged.c.pair == pair, judged.c.kind == "preference", *_effective(judged))
+        .where(judged.c.pair == pair, _plain(judged.c.kind) == "preference", *_effective(judged))
         .scalar_subquery()
     )
+
+
+def _plain(column: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+    """The column without its index: SQLite, which counts nothing by itself, would take that of the kind, which finds
+    nearly all feedback, before that of the pair."""
+    return sa.func.coalesce(column, "")
 
 
 def _effective(feedback: Any) -> list[sa.ColumnElement[bool]]:
