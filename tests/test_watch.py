@@ -27,7 +27,7 @@ from rlhf_loop.records import Annotator, Implicit, Thumb, write_records
 from rlhf_loop.run_dir import RunDir, step_folder, write_json
 from rlhf_loop.watch import triggers
 from rlhf_loop.watch.events import SECRET_VARIABLE
-from rlhf_loop.watch.triggers import News, is_quiet, last_end, news, obstacles
+from rlhf_loop.watch.triggers import News, arrivals, is_quiet, last_end, news, obstacles
 from rlhf_loop.watch.watcher import Watcher
 
 ROOT = Path(__file__).parent.parent
@@ -232,7 +232,7 @@ def test_rounds_are_started_and_their_ends_are_told(tmp_path: Path) -> None:
     assert watcher.watch(once=True).outcome == "ran"  # the first candidates
     step = watcher.watch(once=True)
     assert step.outcome == "waits"
-    assert step.reasons == ["1 of 2 new pieces of feedback", "1 more pairs are needed (feedback.validation.min_pairs)"]
+    assert step.reasons == ["1 of 2 new pieces of feedback"]
     watcher.watch(once=True)  # the same again: nothing more is told
     with Store.open(run.path / "feedback.db") as store:
         store.add_feedback([preference("more", "a", "c")])
@@ -339,18 +339,32 @@ def test_a_second_watcher_is_refused_and_from_cron_says_so(tmp_path: Path) -> No
     assert "one is enough" in said[0]
 
 
-def test_the_store_is_validated_again_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_is_validated_only_when_there_may_be_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
     monkeypatch.setattr(triggers, "validate", lambda *a, _f=triggers.validate: (counted.append(1), _f(*a))[1])
-    watcher, _, _, _ = watching(tmp_path, lambda number: None, min_new=50)
+    watcher, _, _, _ = watching(tmp_path, lambda number: None, min_new=2, min_per_tag={"sea": 9})
     with Store.open(tmp_path / "run" / "feedback.db") as store:
         fill(store, watcher.run, last=0)
-        for _ in range(3):
-            watcher.watch(once=True)
-        assert len(counted) == 1
+        watcher.watch(once=True)
+        assert len(counted) == 0  # one piece has arrived: too few, valid or not
         store.add_feedback([preference("more", "a", "c")])
+        for _ in range(3):
+            assert watcher.watch(once=True).reasons == ["0 of 9 new pieces on `sea`"]
+        assert len(counted) == 1
+        store.add_feedback([preference("next", "b", "c")])
     watcher.watch(once=True)
     assert len(counted) == 2
+
+
+def test_ties_and_skips_of_the_last_round_have_not_arrived_since(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    with Store.open(":memory:") as store:
+        fill(store, run, last=0)
+        store.add_feedback([preference("tie", "a", "c", "tie"), preference("kept", "b", "c")])
+        complete(run, 1, [r for r in store.feedback() if r.id != "tie"])
+        assert arrivals(store, run).fresh == set()
+        store.add_feedback([preference("new tie", "a", "b", "tie", round=1), preference("late", "b", "a")])
+        assert arrivals(store, run).fresh == {"new tie", "late"}
 
 
 def test_webhooks_need_a_secret_and_a_url_that_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow.parquet as pq
+import sqlalchemy as sa
 
 from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.agreement import agreement
 from rlhf_loop.feedback.store import AnyFeedback, Store, about
 from rlhf_loop.feedback.validation import validate
@@ -36,39 +37,63 @@ class News:
     refused: dict[str, int] = field(default_factory=dict)  # new pieces that are not valid, by kind
 
 
-def news(store: Store, recipe: Recipe, run: RunDir) -> News:
-    """What is new since the snapshot of the last complete round. Takes as long as validation does."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arrivals:
+    """What has arrived since the last snapshot, valid or not: quick to count."""
+
+    next_round: int
+    seen: set[str]  # ids that the last snapshot took
+    fresh: set[str]  # ids that it had not looked at
+    oldest: float | None  # when the first of the fresh ones was made, in seconds since the epoch
+
+
+def arrivals(store: Store, run: RunDir) -> Arrivals:
+    """The feedback for the next round that the snapshot of the last complete round had not looked at."""
     complete = run.complete_rounds()
     last = complete[-1] if complete else 0
-    next_round = last + 1
-    seen, refused_then, frozen_at = _snapshot(run, last)
+    seen, refused = _snapshot(run, last)
+    column = tables.feedback.c
+    columns = sa.select(column.id, column.number, column.round, column.created_at)
+    with store.database.read() as connection:
+        rows = connection.execute(columns.where(column.round < last + 1, column.kind != "retraction")).all()
+    known = seen | refused
+    mark = max((row.number for row in rows if row.id in known), default=0)  # the last that it looked at, for sure
+    fresh = {
+        row.id: row.created_at
+        for row in rows
+        if row.id not in known and not (row.number < mark and row.round < last)  # such as ties, which it does not list
+    }
+    return Arrivals(next_round=last + 1, seen=seen, fresh=set(fresh), oldest=min(fresh.values(), default=None))
+
+
+def news(store: Store, recipe: Recipe, run: RunDir) -> News:
+    """What is new since the snapshot of the last complete round. Takes as long as validation does."""
+    there = arrivals(store, run)
     prompts = {prompt.id: prompt for prompt in store.prompts()}
-    feedback = [record for record in store.feedback() if record.round < next_round]
+    feedback = [record for record in store.feedback() if record.round < there.next_round]
     completions = {c.id: c for c in store.completions(ids={id for record in feedback for id in about(record)})}
     report = validate(feedback, completions, prompts, recipe.feedback.validation)
-    usable = [r for r in report.usable if r.id not in seen and _counts(r, recipe)]
+    usable = [r for r in report.usable if r.id not in there.seen and _counts(r, recipe)]
     tags = Counter(tag for record in usable for tag in prompts[record.prompt_id].tags)
-    refused: Counter[str] = Counter(
-        r.kind for r, _ in report.quarantined if r.id not in seen and r.id not in refused_then
-    )
-    preferences = [
-        record
-        for record in feedback
-        if isinstance(record, Preference)
-        and record.id not in seen
-        and record.id not in refused_then
-        and not (record.winner in ("tie", "both_bad") and record.created_at < frozen_at)  # no snapshot lists these
-    ]
+    refused: Counter[str] = Counter(record.kind for record, _ in report.quarantined if record.id in there.fresh)
     needs_pairs = recipe.reward is not None or ALGORITHMS[recipe.update.algorithm].consumes == "pairs"
     return News(
-        next_round=next_round,
+        next_round=there.next_round,
         count=len(usable),
         oldest=min((record.created_at for record in usable), default=None),
         per_tag=dict(tags),
-        preferences=preferences,
+        preferences=[r for r in feedback if isinstance(r, Preference) and r.id in there.fresh],
         missing_pairs=(report.needed or 0) if needs_pairs else 0,
         refused=dict(refused),
     )
+
+
+def early_obstacles(there: Arrivals, settings: Watch, *, now: float, last_end: float | None) -> list[str]:
+    """The obstacles that can be told without validation: the time of day, and fewer arrivals than are needed."""
+    waits = _times(settings, now, last_end)
+    if _too_few(len(there.fresh), there.oldest, settings, now):
+        waits.append(f"{len(there.fresh)} of {settings.min_new} new pieces of feedback")
+    return waits
 
 
 def obstacles(found: News, settings: Watch, *, now: float, last_end: float | None) -> list[str]:
@@ -76,15 +101,8 @@ def obstacles(found: News, settings: Watch, *, now: float, last_end: float | Non
 
     `now` and `last_end` (when the last round ended; None: none has): seconds since the epoch.
     """
-    waits: list[str] = []
-    if is_quiet(settings.quiet_hours, now):
-        waits.append(f"quiet hours, {settings.quiet_hours}")
-    since = None if last_end is None else (now - last_end) / 60
-    if since is not None and 0 <= since < settings.cool_down_minutes:  # below 0 the clock was set back
-        waits.append(f"cooling down for {settings.cool_down_minutes - since:.1f} more minutes")
-    age = 0.0 if found.oldest is None else (now - found.oldest) / 3600
-    is_old = found.count > 0 and settings.max_age_hours is not None and age > settings.max_age_hours
-    if found.count < settings.min_new and not is_old:
+    waits = _times(settings, now, last_end)
+    if _too_few(found.count, found.oldest, settings, now):
         refused = f" ({sum(found.refused.values())} more are not valid)" if found.refused else ""
         waits.append(f"{found.count} of {settings.min_new} new pieces of feedback{refused}")
     for tag, wanted in settings.min_per_tag.items():
@@ -120,16 +138,28 @@ def last_end(run: RunDir) -> float | None:
     return max(ends, default=None)
 
 
-def _snapshot(run: RunDir, last: int) -> tuple[set[str], set[str], float]:
-    """Ids that the last snapshot took, ids that it refused, and when it was made. Round 0 learns from none."""
+def _snapshot(run: RunDir, last: int) -> tuple[set[str], set[str]]:
+    """Ids that the last snapshot took, and ids that it refused. Round 0 learns from none."""
     folder = run.step(last, "snapshot")
-    manifest = read_manifest(folder)
-    if last == 0 or manifest is None:
-        return set(), set(), 0.0
+    if last == 0 or read_manifest(folder) is None:
+        return set(), set()
     table = pq.read_table(folder / "feedback.parquet")
     seen = set(table.column("id").to_pylist()) if "id" in table.column_names else set()
-    report: dict[str, Any] = read_json(folder / "validation.json")
-    return seen, {entry["id"] for entry in report["quarantined"]}, float(manifest["started"])
+    return seen, {entry["id"] for entry in read_json(folder / "validation.json")["quarantined"]}
+
+
+def _times(settings: Watch, now: float, last_end: float | None) -> list[str]:
+    waits = [f"quiet hours, {settings.quiet_hours}"] if is_quiet(settings.quiet_hours, now) else []
+    since = None if last_end is None else (now - last_end) / 60
+    if since is not None and 0 <= since < settings.cool_down_minutes:  # below 0 the clock was set back
+        waits.append(f"cooling down for {settings.cool_down_minutes - since:.1f} more minutes")
+    return waits
+
+
+def _too_few(count: int, oldest: float | None, settings: Watch, now: float) -> bool:
+    age = 0.0 if oldest is None else (now - oldest) / 3600
+    is_old = count > 0 and settings.max_age_hours is not None and age > settings.max_age_hours
+    return count < settings.min_new and not is_old
 
 
 def _counts(record: AnyFeedback, recipe: Recipe) -> bool:

@@ -30,7 +30,7 @@ from rlhf_loop.records import stable_id
 from rlhf_loop.run_dir import read_json
 from rlhf_loop.watch.events import SECRET_VARIABLE, Event, Kind, check_url
 from rlhf_loop.watch.outbox import COMMAND, Outbox
-from rlhf_loop.watch.triggers import News, is_quiet, last_end, news, obstacles
+from rlhf_loop.watch.triggers import News, arrivals, early_obstacles, is_quiet, last_end, news, obstacles
 
 RETRY_FIRST = 60.0  # seconds until a round that failed is tried again; twice as long after each further failure
 RETRY_LONGEST = 6 * 3600.0
@@ -130,19 +130,23 @@ class Watcher:
         if number == 0 or number in self.run.rounds():  # the first candidates; or a round that was stopped goes on
             quiet = self.recipe.watch.quiet_hours
             return number, [f"quiet hours, {quiet}"] if is_quiet(quiet, now) else []
-        return number, obstacles(self._news(), self.recipe.watch, now=now, last_end=last_end(self.run))
-
-    def _news(self) -> News:
-        """What is new; counted again only when something was written to the store or a round was completed."""
+        ended = last_end(self.run)
         with Store.open(self.loop.store_url) as store:
-            with store.database.read() as connection:
-                state = [
-                    connection.execute(sa.select(sa.func.max(table.c.number), sa.func.count()).select_from(table)).one()
-                    for table in (tables.feedback, tables.prompts, tables.tombstones)
-                ]
-            key = ([tuple(row) for row in state], self.run.complete_rounds())
-            if self._looked_at is None or self._looked_at[0] != key:
-                self._looked_at = (key, news(store, self.recipe, self.run))
+            waits = early_obstacles(arrivals(store, self.run), self.recipe.watch, now=now, last_end=ended)
+            if waits:
+                return number, waits
+            return number, obstacles(self._news(store), self.recipe.watch, now=now, last_end=ended)
+
+    def _news(self, store: Store) -> News:
+        """What is new; validated again only when something was written to the store or a round was completed."""
+        with store.database.read() as connection:
+            state = [
+                tuple(connection.execute(sa.select(sa.func.max(t.c.number), sa.func.count()).select_from(t)).one())
+                for t in (tables.feedback, tables.prompts, tables.tombstones)
+            ]
+        key = (state, self.run.complete_rounds())
+        if self._looked_at is None or self._looked_at[0] != key:
+            self._looked_at = (key, news(store, self.recipe, self.run))
         return self._looked_at[1]
 
     def _make(self, number: int) -> Step:
