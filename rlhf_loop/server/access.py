@@ -55,7 +55,9 @@ def require(*roles: Role) -> Callable[[Request], Awaitable[Caller]]:
     """
 
     async def caller(request: Request) -> Caller:
-        found = _just_seen(request) or await run_in_threadpool(identify, request)
+        found = _just_seen(request)
+        if found is None:
+            found = await run_in_threadpool(identify, request)
         if found.role not in (*roles, "admin"):
             raise HTTPException(403, f"this needs a token of the role {' or '.join(roles)}; yours is {found.role}")
         return found

@@ -130,7 +130,7 @@ def models(request: Request) -> dict[str, Any]:
     }
 
 
-_AS_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}, "application/json": {"schema": {"type": "object"}}}
+_AS_EVENTS = {"text/event-stream": {"schema": {}}, "application/json": {"schema": {"type": "object"}}}
 
 
 @router.post("/chat/completions", response_model=None, responses={200: {"content": _AS_EVENTS}})

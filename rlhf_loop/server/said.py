@@ -205,9 +205,11 @@ def _earlier(connection: sa.Connection, who: str, kind: Any, values: dict[str, A
         return None
     name = kind.__dataclass_fields__["kind"].default
     if kind is Preference:
-        about = pair_key(values["a_id"], values["b_id"])
-        return connection.scalar(_SAID_OF_PAIR, {"about": about, "kind": name, "who": who})
-    return connection.scalar(_SAID_OF_ANSWER, {"about": values["completion_id"], "kind": name, "who": who})
+        statement, about = _SAID_OF_PAIR, pair_key(values["a_id"], values["b_id"])
+    else:
+        statement, about = _SAID_OF_ANSWER, values["completion_id"]
+    earlier: str | None = connection.scalar(statement, {"about": about, "kind": name, "who": who})
+    return earlier
 
 
 def _said_of(column: sa.ColumnElement[Any]) -> sa.Select[Any]:
