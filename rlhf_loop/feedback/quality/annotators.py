@@ -17,6 +17,7 @@ from rlhf_loop.feedback.quality.votes import BOTH_BAD, TIE, Votes
 
 Ints = NDArray[np.int64]
 CONFIDENCE = 0.05  # of a flag, over all annotators together (Bonferroni)
+SLIGHT = 0.2  # kappa below it is "slight" agreement (Landis and Koch 1977)
 
 
 def annotator_rows(votes: Votes, people: DawidSkene, words: Ints, calibration: Answers) -> list[dict[str, Any]]:
@@ -81,7 +82,7 @@ def annotator_rows(votes: Votes, people: DawidSkene, words: Ints, calibration: A
         towards = sign_test(int(first[a]), int(first_n[a]))
         if towards is not None and towards < chance:
             flags.append(f"prefers the {'first' if 2 * first[a] > first_n[a] else 'second'} answer shown")
-        if agreed_n[a] >= 30 and shares["agreement"]["high"] < crowd and (kappa[a] or 0) < 0.1:
+        if agreed_n[a] >= 30 and shares["agreement"]["high"] < crowd and (kappa[a] or 0) < SLIGHT:
             flags.append("agrees with others little more than by chance")
         if shares["contradicts_self"]["low"] > 0.25:
             flags.append("contradicts what they said before")
