@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.server.service import Service
 from tests.feedback_samples import needs_postgres, postgres_schema
@@ -250,3 +253,53 @@ def test_any_body_is_stored_whole_or_refused_with_nothing_stored(http: TestClien
         assert answer.status_code in (400, 404, 422), answer.text
         assert answer.json()["error"]["message"]
         assert after == before
+
+
+def test_a_user_is_deleted_with_what_they_asked_and_said(http: TestClient, served: Service) -> None:
+    give(http, ask(http, user="ann"), thumb="up", comment="mine")
+    kept = ask(http, user="bob")
+    report = http.delete("/v1/users/ann")
+    assert report.status_code == 200, report.text
+    assert [completion.id for completion in served.store.completions()] == [kept]
+    assert served.store.feedback() == []
+    again = ask(http, user="ann")  # what is asked again is new, and stored
+    assert {completion.id for completion in served.store.completions()} == {kept, again}
+
+
+def test_work_that_fails_is_undone_alone_and_the_rest_is_written(served: Service) -> None:
+    def write(name: str, fail: bool = False) -> Any:
+        def work(connection: sa.Connection) -> str:
+            connection.execute(tables.settings.insert().values(name=name, value="x"))
+            if fail:
+                raise ValueError(name)
+            return name
+
+        return served.writer.submit(work)
+
+    with served.store.database.write():  # so that all of them wait
+        futures = [write("a"), write("b", fail=True), write("c")]
+    assert (futures[0].result(10), futures[2].result(10)) == ("a", "c")
+    with pytest.raises(ValueError, match="b"):
+        futures[1].result(10)
+    with pytest.raises(sa.exc.IntegrityError):
+        write("a").result(10)  # the name is taken
+    served.writer.close()
+    assert write("d").result(10) == "d"
+    with served.store.database.read() as connection:
+        assert {"a", "c", "d"} <= set(connection.scalars(sa.select(tables.settings.c.name)))
+
+
+def test_posts_at_the_same_time_under_one_key_are_stored_once(http: TestClient, served: Service) -> None:
+    id, answers = ask(http), []
+
+    def post() -> None:
+        answers.append(give(http, id, headers={"Idempotency-Key": "k"}, thumb="up"))
+
+    threads = [threading.Thread(target=post) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 8
+    assert all(answer == answers[0] for answer in answers)
+    assert len(served.store.feedback(effective=False)) == 1

@@ -101,6 +101,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(UserError, _wrong)
+    app.add_exception_handler(Exception, _failed)
     app.add_middleware(BodyLimit, limits=service.limits)
     app.add_middleware(Observed, metrics=service.metrics, headers=SECURITY_HEADERS)
     return app
@@ -161,6 +162,11 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _wrong(request: Request, error: Exception) -> Response:
     return _answer(400, {"message": str(error), "type": "error"})
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A mistake of ours; the traceback goes to the log."""
+    return _answer(500, {"message": "something went wrong here; the service's log says what", "type": "error"})
 
 
 def _answer(status: int, said: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
