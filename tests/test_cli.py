@@ -177,7 +177,7 @@ def test_malformed_feedback_is_quarantined_with_file_and_line(run: Path, tmp_pat
     file.write_text(json.dumps(good) + "\n{broken\n" + json.dumps({**good, "id": "2", "chosen": 5}) + "\n")
     store = tmp_path / "feedback.db"
     said = rlhf_loop("feedback", "import", file, "--store", store).stdout
-    assert "2 rows refused" in said
+    assert "rejected      2  kept in the quarantine" in said
     assert "pairs.jsonl:2" in said
     assert "pairs.jsonl:3" in said
     assert "pairs.jsonl:2" in rlhf_loop("feedback", "check", "--store", store).stdout
