@@ -20,8 +20,7 @@ from typing import Any
 import machine
 
 RESULTS = Path(__file__).parent / "results" / "feedback_import.json"
-WORDS = ("the", "answer", "because", "light", "short", "reason", "people", "water", "table", "might", "every", "sky",
-         "blue", "question", "time", "give", "most", "other", "which", "under", "kind", "part", "work", "first")  # fmt: skip
+WORDS = ("answer", "because", "light", "reason", "people", "water", "every", "sky", "blue", "question", "time", "other")
 
 CHILD = """
 import json, resource, sys, time
