@@ -44,7 +44,9 @@ def main() -> None:
         result["ukp"] = compare(arguments.data, folder)
     if arguments.out:
         before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-        arguments.out.write_text(json.dumps({**before, **result}, indent=2) + "\n")
+        for name, value in result.items():  # what was measured of other parts, or of the same store before, stays
+            before[name] = {**before.get(name, {}), **value}
+        arguments.out.write_text(json.dumps(before, indent=2) + "\n")
         print(f"written to {arguments.out}")
 
 
