@@ -44,9 +44,7 @@ def feedback_import(
 
     kind, named = redactor_name(redact), column_map(columns or [])
     with Store.open(store_url(store)) as opened:
-        summary = import_file(
-            opened, path, format, annotator=annotator, columns=named, redact=kind, progress=progress
-        )
+        summary = import_file(opened, path, format, annotator=annotator, columns=named, redact=kind, progress=progress)
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
     print(json.dumps(summary.to_dict()) if as_json else "\n".join(summary.lines()))

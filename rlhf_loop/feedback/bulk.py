@@ -31,7 +31,7 @@ from rlhf_loop.feedback.store import Store
 
 BATCH_ROWS = 5000
 BATCH_CHARACTERS = 16 * 2**20  # of what is written, whichever comes first
-TRANSACTION_SECONDS = 2.0  # others wait for so long at most; SQLite sorts more rows into its indexes the longer it is
+TRANSACTION_SECONDS = 5.0  # others wait for so long at most; the longer, the less is written twice to the indexes
 
 
 @dataclass(kw_only=True, slots=True)
