@@ -194,6 +194,8 @@ def leases(url: str, folder: Path, arguments: argparse.Namespace) -> dict[str, A
     port = free_port()
     parts = [secrets[n::5] for n in range(5)]
     logs = [folder / f"confirmed{n}.jsonl" for n in range(5)]
+    for log in logs:
+        log.touch()
     given = [
         {"port": port, "secrets": part, "first": n, "log": str(log), "every": 5}
         for n, (part, log) in enumerate(zip(parts, logs, strict=True))
@@ -204,7 +206,7 @@ def leases(url: str, folder: Path, arguments: argparse.Namespace) -> dict[str, A
     people = [start("annotators", values) for values in given]
     until = time.monotonic() + arguments.seconds
     while time.monotonic() < until:
-        time.sleep(4)
+        time.sleep(6)
         if rng.random() < 0.3:
             server.kill()
             server.begin()
