@@ -25,10 +25,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 ROOT = Path(__file__).parent.parent.parent
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "browser: drives a real browser; skipped where there is none")
-
-
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Chromium; the tests are skipped where it is not installed."""
