@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from fastapi import APIRouter, Depends, Request
 from fastapi.testclient import TestClient
+from server_samples import HERE, client, file_store, service, token, with_chat
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tokens
@@ -22,7 +23,6 @@ from rlhf_loop.server.app import create_app
 from rlhf_loop.server.limits import Limits
 from rlhf_loop.server.logs import JsonLines
 from rlhf_loop.server.service import Service
-from tests.server_samples import HERE, client, file_store, service, token, with_chat
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from pathlib import Path
 import openai
 import pytest
 from fastapi.testclient import TestClient
+from server_samples import client, file_store, service, with_chat
 
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.records import Artifact
 from rlhf_loop.server.service import Service
-from tests.server_samples import client, file_store, service, with_chat
 
 ASK = {"model": "promoted", "messages": [{"role": "user", "content": "red green blue"}]}
 

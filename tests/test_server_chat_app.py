@@ -10,9 +10,9 @@ import threading
 from pathlib import Path
 
 import uvicorn
+from server_samples import file_store, service, token, with_chat
 
 from rlhf_loop.server.app import create_app
-from tests.server_samples import file_store, service, token, with_chat
 
 APP = Path(__file__).parent.parent / "recipes" / "chat_app" / "app.py"
 

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
+from feedback_samples import needs_postgres, postgres_schema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from server_samples import client, service, token, with_chat
 
+from rlhf_loop.errors import StoreUnavailable
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.server.service import Service
-from tests.feedback_samples import needs_postgres, postgres_schema
-from tests.server_samples import client, service, token, with_chat
 
 HI = [{"role": "user", "content": "red green"}]
 
@@ -303,3 +304,20 @@ def test_posts_at_the_same_time_under_one_key_are_stored_once(http: TestClient, 
     assert len(answers) == 8
     assert all(answer == answers[0] for answer in answers)
     assert len(served.store.feedback(effective=False)) == 1
+
+
+def test_a_store_that_cannot_be_used_is_not_the_callers_mistake(
+    http: TestClient, served: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = ask(http)
+
+    def locked(*_: Any, **__: Any) -> Any:
+        raise StoreUnavailable("/secret/place/feedback.db is locked by another process")
+
+    monkeypatch.setattr(served.store.database, "write", locked)
+    answer = http.post("/v1/feedback", json={"response_id": id, "thumb": "up"})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert "/secret/place" not in answer.text
+    monkeypatch.undo()
+    give(http, id, thumb="up")
+    assert [record.kind for record in served.store.feedback()] == ["thumb"]

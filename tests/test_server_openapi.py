@@ -15,11 +15,11 @@ from schemathesis.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from server_samples import HERE, service, with_chat
 
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.limits import Limits
-from tests.server_samples import HERE, service, with_chat
 
 SERVED = service(Store.open(":memory:"), limits=Limits(rates={**Limits().rates, "admin": (1e9, 10**9)}))
 with_chat(SERVED)

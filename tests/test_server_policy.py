@@ -13,11 +13,11 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
+from server_samples import client, file_store, service
 
 from rlhf_loop.records import Artifact, Message
 from rlhf_loop.server.policy_process import Ask, OwnProcess, Policies, PolicyLost, PolicyRefused, Said, Started
 from rlhf_loop.server.upstream import Upstream
-from tests.server_samples import client, file_store, service
 
 HI = (Message(role="user", content="Name a colour."),)
 

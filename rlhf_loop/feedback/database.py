@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import StaticPool
 
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.tables import SCHEMA, VERSION_TABLE, metadata
 
 NETWORK_FILE_SYSTEMS = {
@@ -179,34 +179,36 @@ class Database:
         text = str(error.orig).strip()
         if not self.is_sqlite:
             if isinstance(error, sa.exc.OperationalError):
-                return UserError(
+                return StoreUnavailable(
                     f"the PostgreSQL server of {self.name} cannot be reached or refused: {text.splitlines()[0]}. Check "
                     "that it runs and that host, port, user, password and database in the URL are right"
                 )
             if "permission denied" in text:
-                return UserError(f"{self.name}: {text}. The user in the URL needs the right to create and fill tables")
-            return UserError(f"{self.name}: {text}")
+                return StoreUnavailable(
+                    f"{self.name}: {text}. The user in the URL needs the right to create and fill tables"
+                )
+            return StoreUnavailable(f"{self.name}: {text}")
         if "locked" in text or "busy" in text:
-            return UserError(
+            return StoreUnavailable(
                 f"{self.name} is locked by another process{_holders(self.path)}, and stayed so for "
                 f"{self._busy_seconds:g} seconds. Wait until it is done or stop it, then type the same command again; "
                 "for many writers at once use PostgreSQL (`store: postgresql://...`)"
             )
         if "not a database" in text or "malformed" in text:
-            return UserError(
+            return StoreUnavailable(
                 f"{self.name} is damaged or not a SQLite database ({text}). Move it away and restore a copy, or make a "
                 f"new store and import an export into it; `sqlite3 {self.name} .recover` may save what is left"
             )
         if "readonly" in text or "unable to open" in text:
-            return UserError(
+            return StoreUnavailable(
                 f"{self.name} cannot be written ({text}); check the permissions of the file and its folder"
             )
         if "full" in text:
-            return UserError(
+            return StoreUnavailable(
                 f"the disk is full while writing {self.name}. What was saved before is safe: free some space and type "
                 "the same command again"
             )
-        return UserError(f"{self.name}: {text}")
+        return StoreUnavailable(f"{self.name}: {text}")
 
 
 def parse_url(url: str | Path) -> URL:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,12 +17,14 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from rlhf_loop import __version__
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback import tables
 from rlhf_loop.server import access, annotation, chat, dashboard, feedback_api
 from rlhf_loop.server.limits import BodyLimit
 from rlhf_loop.server.logs import Observed
 from rlhf_loop.server.service import Service
+
+logger = logging.getLogger("rlhf_loop.server")
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
@@ -100,6 +103,7 @@ def create_app(service: Service) -> FastAPI:
     _add_own_routes(app, service)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(StoreUnavailable, _no_store)
     app.add_exception_handler(UserError, _wrong)
     app.add_exception_handler(Exception, _failed)
     app.add_middleware(BodyLimit, limits=service.limits)
@@ -162,6 +166,13 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _wrong(request: Request, error: Exception) -> Response:
     return _answer(400, {"message": str(error), "type": "error"})
+
+
+async def _no_store(request: Request, error: Exception) -> Response:
+    """Nothing was stored; the log says why, the caller need not know where the store is."""
+    logger.error("the store cannot be used: %s", error)
+    said = "the store cannot be used now, and nothing was stored; try again, or see the service's log"
+    return _answer(503, {"message": said, "type": "error"}, {"Retry-After": "5"})
 
 
 async def _failed(request: Request, error: Exception) -> Response:
