@@ -238,3 +238,14 @@ def test_a_run_without_cards_gets_some_at_the_start_and_more_when_asked(store: S
     assert judge_all() in (5, 6)
     assert ann.post("more").json() == {"added": 3}
     assert all(question.round == 1 for question in store.questions(status="open"))
+
+
+def test_a_run_that_people_annotate_gets_no_cards_that_it_would_wait_for(store: Store) -> None:
+    fill_queue(store, 8)
+    store.add_completions([replace(c, id=f"new {c.id}", round=1, text=f"new {c.text}") for c in store.completions()])
+    service = Service(store=store, recipe=Recipe.load(ROOT / "recipes" / "smoke.yaml", ["feedback.annotator=null"]))
+    ann = Person(service, "ann")
+    while card := ann.card():
+        ann.submit(card, submission=f"about-{card['question']}")
+    assert prepare(service) == []
+    assert store.questions(status="open") == []
