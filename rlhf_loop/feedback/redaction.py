@@ -271,10 +271,10 @@ _PREFIXES = (
     "dapi", "shp", "lin_api_", "ntn_", "hvs.", "hvb.", "AGE-", ":AA", "eyJ",
 )  # fmt: skip
 
-_KEY_BLOCK = re.compile(
+_KEY_BLOCK = re.compile(  # no possessive quantifiers of groups: the first releases of Python 3.11 get them wrong
     r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
-    r"(?:[^-]*+(?:-(?!----)[^-]*+)*+-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
-    r"|(?:\s|\\n)*+(?:[A-Za-z0-9+/=]{16,}+(?:\s|\\n)*+)+)"  # cut off before its end
+    r"(?:[^-]*(?:-(?!----)[^-]*)*-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
+    r"|(?:(?:\s|\\n)+[A-Za-z0-9+/=]{16,})+(?:\s|\\n)*)"  # cut off before its end
 )
 
 _SECRET = re.compile(

@@ -25,9 +25,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium; the tests are skipped where it is not installed."""
+    """Chromium; the tests are skipped where it is not installed. Its driver holds an event loop in this thread, so it
+    is ended before tests that need one of their own."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'rlhf-loop[dev]'")
     if CHROMIUM is None:
         pytest.skip("no Chromium to drive: apt-get install chromium")
