@@ -53,13 +53,14 @@ WINNERS = ("a", "b", "tie", "both_bad", "skip")
 
 def recognises(row: Mapping[str, Any]) -> bool:
     """Whether a row is of this format."""
-    return row.get("record") in RECORDS
+    name = row.get("record")
+    return isinstance(name, str) and name in RECORDS
 
 
 def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     """The record of a row."""
     name = row.get("record")
-    if name not in RECORDS:
+    if not isinstance(name, str) or name not in RECORDS:
         raise RowError(f"`record` must be one of {', '.join(RECORDS)}, got {name!r}")
     if name == "question":  # its prompt and answers are there to be read only; they may be anything a model writes
         _check_texts({key: row[key] for key in ("winner", "comment") if key in row})
