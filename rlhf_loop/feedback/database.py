@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ NETWORK_FILE_SYSTEMS = {
     "fuse.rclone", "fuse.juicefs",
 }  # fmt: skip
 """Where SQLite's write-ahead log is unsafe: it needs memory shared among all users of the file."""
+
+CHUNK = 5000
+"""Ids in one IN list: SQLite takes 32,766 values in a statement, PostgreSQL 65,535."""
 
 _WRITE_LOCK = 0x524C4846  # an arbitrary number that all users of the store share
 
@@ -209,6 +212,13 @@ class Database:
                 "the same command again"
             )
         return StoreUnavailable(f"{self.name}: {text}")
+
+
+def chunks(ids: Iterable[str]) -> Iterator[list[str]]:
+    """Different ids, in order, as many at a time as go into one IN list."""
+    unique = list(dict.fromkeys(ids))
+    for start in range(0, len(unique), CHUNK):
+        yield unique[start : start + CHUNK]
 
 
 def parse_url(url: str | Path) -> URL:

@@ -21,8 +21,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlhf_loop.feedback import queue, tables
+from rlhf_loop.feedback.database import chunks
 from rlhf_loop.feedback.deletion_files import Gone, redact_run
-from rlhf_loop.feedback.store import CHUNK, Store
+from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.tokens import signing_key
 from rlhf_loop.run_dir import RunDir
 
@@ -41,7 +42,7 @@ def remember(connection: sa.Connection, user: str, kind: str, ids: Iterable[str]
     column = tables.user_records.c
     wanted = list(dict.fromkeys(ids))
     mine = [column.user == user, column.kind == kind]
-    known = {id for chunk in _chunks(wanted) for id in _column(connection, column.record_id, chunk, *mine)}
+    known = {id for chunk in chunks(wanted) for id in _column(connection, column.record_id, chunk, *mine)}
     rows = [{"user": user, "kind": kind, "record_id": id} for id in wanted if id not in known]
     if rows:
         connection.execute(tables.user_records.insert(), rows)
@@ -140,7 +141,7 @@ def _collect(connection: sa.Connection, key: str, user: str) -> Gone:
     for body in _bodies(connection, tables.feedback, feedback):
         spans = [span["comment"] for span in body.get("spans") or []]
         comments |= {text for text in (body.get("comment"), body.get("edited_completion"), *spans) if text}
-    for chunk in _chunks(completions):
+    for chunk in chunks(completions):
         texts |= {text for text in _column(connection, answer.text, chunk, key=answer.id) if text}
     return Gone(
         prompts=prompts, completions=completions, feedback=feedback, texts=texts | comments, comments=comments,
@@ -152,7 +153,7 @@ def _delete(connection: sa.Connection, gone: Gone, key: str) -> dict[str, int]:
     """Deletes the rows, those that point to others first, and leaves tombstones."""
     counts: Counter[str] = Counter(dict.fromkeys(("prompt", "completion", "feedback", "score", "question"), 0))
     asked, said = tables.questions.c, tables.feedback.c
-    pairs = {pair for chunk in _chunks(gone.feedback) for pair in _column(connection, said.pair, chunk, key=said.id)}
+    pairs = {pair for chunk in chunks(gone.feedback) for pair in _column(connection, said.pair, chunk, key=said.id)}
     questions = set()
     for column, ids in (
         (asked.prompt_id, gone.prompts),
@@ -172,7 +173,7 @@ def _delete(connection: sa.Connection, gone: Gone, key: str) -> dict[str, int]:
     connection.execute(tables.user_records.delete().where(tables.user_records.c.user == key))
     now, stone = time.time(), tables.tombstones.c
     for kind, ids in (("prompt", gone.prompts), ("completion", gone.completions), ("feedback", gone.feedback)):
-        for chunk in _chunks(ids):
+        for chunk in chunks(ids):
             owned = tables.user_records.c
             connection.execute(tables.user_records.delete().where(owned.kind == kind, owned.record_id.in_(chunk)))
             known = set(_column(connection, stone.record_id, chunk, stone.kind == kind))
@@ -245,7 +246,7 @@ def _empty_log(store: Store) -> None:
 
 
 def _bodies(connection: sa.Connection, table: sa.Table, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         for body in _column(connection, table.c.body, chunk, key=table.c.id):
             yield json.loads(body)
 
@@ -254,13 +255,13 @@ def _ids_where(
     connection: sa.Connection, wanted: sa.ColumnElement[Any], column: sa.ColumnElement[Any], values: Iterable[str]
 ) -> set[str]:
     """`wanted` of the rows whose `column` is among `values`."""
-    return {id for chunk in _chunks(values) for id in _column(connection, wanted, chunk, key=column)}
+    return {id for chunk in chunks(values) for id in _column(connection, wanted, chunk, key=column)}
 
 
 def _delete_where(connection: sa.Connection, column: sa.Column[Any], values: Iterable[Any]) -> int:
     return sum(
         connection.execute(column.table.delete().where(column.in_(chunk))).rowcount  # type: ignore[attr-defined]
-        for chunk in _chunks(values)
+        for chunk in chunks(values)
     )
 
 
@@ -273,9 +274,3 @@ def _column(
 ) -> list[Any]:
     among = (wanted if key is None else key).in_(values)
     return list(connection.scalars(sa.select(wanted).where(among, *where)))
-
-
-def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
-    listed = list(values)
-    for start in range(0, len(listed), CHUNK):
-        yield listed[start : start + CHUNK]

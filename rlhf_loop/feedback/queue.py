@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
 
 from rlhf_loop.feedback import tables
+from rlhf_loop.feedback.database import chunks
 from rlhf_loop.records import Question, from_dict
-
-_CHUNK = 5000
 
 
 def claim(connection: sa.Connection, who: str, n: int, seconds: float) -> list[Question]:
@@ -83,7 +82,7 @@ def release(connection: sa.Connection, who: str, question_ids: Iterable[str] | N
 def settle(connection: sa.Connection, pairs: Iterable[str]) -> None:
     """Brings `answered` up to date for the questions about these pairs, and ends leases that were answered."""
     question, lease = tables.questions.c, tables.leases.c
-    for chunk in _chunks(pairs):
+    for chunk in chunks(pairs):
         about = question.pair.in_(chunk)
         full = _judges(question.pair) >= question.overlap
         connection.execute(tables.questions.update().where(about).values(answered=full))
@@ -138,9 +137,3 @@ def _plain(column: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
 def _effective(feedback: Any) -> list[sa.ColumnElement[bool]]:
     later = tables.feedback.alias()
     return [sa.not_(sa.select(later.c.number).where(later.c.supersedes == feedback.c.id).exists())]
-
-
-def _chunks(values: Iterable[str]) -> Iterator[list[str]]:
-    unique = list(dict.fromkeys(values))
-    for start in range(0, len(unique), _CHUNK):
-        yield unique[start : start + _CHUNK]

@@ -17,7 +17,7 @@ import math
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,7 +27,7 @@ from pydantic_core import from_json
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import queue, tables
-from rlhf_loop.feedback.database import Database
+from rlhf_loop.feedback.database import CHUNK, Database, chunks
 from rlhf_loop.feedback.lineage import lineage
 from rlhf_loop.feedback.rows import Refused, line_of
 from rlhf_loop.records import (
@@ -55,8 +55,6 @@ T = TypeVar("T")
 AnyFeedback = Preference | Rating | Thumb | Critique | Edit | Skip | Implicit | Retraction
 
 ONE_ANSWER = (Rating, Thumb, Critique, Edit, Implicit)  # what answers no question about a pair
-
-CHUNK = 5000  # ids in one IN list: SQLite takes 32,766 values in a statement, PostgreSQL 65,535
 
 
 class Store:
@@ -101,7 +99,7 @@ class Store:
     def deleted_within(self, connection: sa.Connection, kind: str, ids: Iterable[str]) -> set[str]:
         """Those of the ids (`kind`: prompt, completion, feedback) whose records were deleted on request."""
         stone, found = tables.tombstones.c, set[str]()
-        for chunk in _chunks(ids):
+        for chunk in chunks(ids):
             found.update(
                 connection.scalars(sa.select(stone.record_id).where(stone.kind == kind, stone.record_id.in_(chunk)))
             )
@@ -122,7 +120,7 @@ class Store:
             used = sa.select(tables.feedback.c.prompt_id).join(
                 tables.artifact_feedback, tables.artifact_feedback.c.feedback_id == tables.feedback.c.id
             )
-            for chunk in _chunks(leaving):
+            for chunk in chunks(leaving):
                 trained = connection.scalar(used.where(tables.feedback.c.prompt_id.in_(chunk)).limit(1))
                 if trained is not None:
                     raise UserError(
@@ -179,7 +177,7 @@ class Store:
         """Brings the questions up to date that feedback answers, or answered until it was superseded."""
         pairs = {pair_key(f.a_id, f.b_id) for f in records if isinstance(f, (Preference, Skip)) and f.a_id and f.b_id}
         superseded = [f.supersedes for f in records if f.supersedes and not isinstance(f, ONE_ANSWER)]
-        for chunk in _chunks(superseded):
+        for chunk in chunks(superseded):
             column = tables.feedback.c
             pairs.update(
                 connection.scalars(sa.select(column.pair).where(column.id.in_(chunk), column.pair.is_not(None)))
@@ -724,14 +722,14 @@ def _read(
         rows: Iterable[Any] = connection.execute(query.execution_options(yield_per=CHUNK))
     else:
         column = table.c.id if key is None else key
-        found = [row for chunk in _chunks(ids) for row in connection.execute(query.where(column.in_(chunk)))]
+        found = [row for chunk in chunks(ids) for row in connection.execute(query.where(column.in_(chunk)))]
         rows = sorted(found, key=lambda row: row.number)
     return [from_dict(record_type, to_values(row)) for row in rows]
 
 
 def _known(connection: sa.Connection, table: sa.Table, ids: Iterable[str]) -> set[str]:
     known: set[str] = set()
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         known.update(connection.scalars(sa.select(table.c.id).where(table.c.id.in_(chunk))))
     return known
 
@@ -766,12 +764,6 @@ def _conflict(what: str, id: str, old: Any, new: Any) -> UserError:
 
 def _equal(wanted: Mapping[Any, Any]) -> list[sa.ColumnElement[bool]]:
     return [column == value for column, value in wanted.items() if value is not None]
-
-
-def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
-    unique = list(dict.fromkeys(ids))
-    for start in range(0, len(unique), CHUNK):
-        yield unique[start : start + CHUNK]
 
 
 def load_body(text: str) -> dict[str, Any]:

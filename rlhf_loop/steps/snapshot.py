@@ -9,14 +9,13 @@ the meantime.
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.collector import collector_paused
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.validation import ValidationReport, validate
 from rlhf_loop.pairing import pairs_from_feedback
@@ -26,18 +25,6 @@ from rlhf_loop.run_dir import write_json
 from rlhf_loop.training_rows import demonstrations, labels_from_feedback
 
 MANY = 50_000  # completions: to read more than these one by one takes longer than to read all there are
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pauses the search for cyclic garbage: there is none in millions of records, which it would walk over and over."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @collector_paused()
