@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from rlhf_loop.feedback.database import Database
 
@@ -20,20 +21,23 @@ MOST_AT_ONCE = 64
 
 Work = Callable[[sa.Connection], Any]
 
+_Piece = tuple[Work, Future[Any]]
+
 
 class Writer:
     """Writes to a database from a thread of its own, which begins with the first piece of work."""
 
     def __init__(self, database: Database):
         self._database = database
-        self._waiting: queue.SimpleQueue[tuple[Work, Future[Any]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def submit(self, work: Work) -> Future[Any]:
         """Runs `work` in a writing transaction; the future has its result once that is committed, or its error.
 
-        An error of one piece undoes that piece alone.
+        An error of one piece undoes that piece alone. `work` may be called more than once: where the database fails
+        in another piece of the same transaction, all of it is undone and begun again.
         """
         future: Future[Any] = Future()
         with self._lock:
@@ -61,21 +65,39 @@ class Writer:
             if batch[-1] is None:
                 return
 
-    def _write(self, pieces: list[tuple[Work, Future[Any]]]) -> None:
-        done: list[tuple[Future[Any], Any, Exception | None]] = []
-        try:
-            if pieces:
+    def _write(self, pieces: list[_Piece]) -> None:
+        """All pieces in one transaction. One in which the database fails is left out, and the others begin anew:
+        SQLite may have undone all of the transaction by then (a full disk), and would commit what comes after piece by
+        piece, so what went before must not count as done."""
+        pieces = [piece for piece in pieces if piece[1].set_running_or_notify_cancel()]
+        while pieces:
+            done: list[tuple[Future[Any], Any, Exception | None]] = []
+            current: _Piece | None = None
+            try:
                 with self._database.write() as connection:
-                    for work, future in pieces:
-                        try:
-                            with connection.begin_nested():
-                                done.append((future, work(connection), None))
-                        except Exception as error:
-                            done.append((future, None, error))
-        except Exception as error:  # nothing was committed
-            done = [(future, None, error) for _, future in pieces]
-        for future, result, failure in done:
-            if failure is None:
-                future.set_result(result)
-            else:
-                future.set_exception(failure)
+                    for current in pieces:
+                        done.append((current[1], *_within(connection, current[0])))
+                    current = None
+            except Exception as error:  # nothing was committed
+                failed = pieces if current is None else [current]
+                done = [(future, None, error) for _, future in failed]
+            for future, result, failure in done:
+                if failure is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(failure)
+            pieces = pieces[:0] if current is None else [piece for piece in pieces if piece is not current]
+
+
+def _within(connection: sa.Connection, work: Work) -> tuple[Any, Exception | None]:
+    """What a piece of work gives, or its error, which undoes it alone. Raises where it is the database that fails."""
+    savepoint = connection.begin_nested()
+    try:
+        result = work(connection)
+    except DBAPIError:
+        raise
+    except Exception as error:
+        savepoint.rollback()
+        return None, error
+    savepoint.commit()
+    return result, None
