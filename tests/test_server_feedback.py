@@ -121,6 +121,45 @@ def test_what_is_wrong_is_refused_with_its_field(
     assert served.store.feedback() == []
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "field"),
+    [("?dry_run=maybe", {}, "dry_run"), ("", {"Idempotency-Key": "a b"}, "idempotency-key")],
+)
+def test_what_is_wrong_beside_the_body_is_named_too(http: TestClient, path: str, headers: dict, field: str) -> None:
+    answer = http.post(f"/v1/feedback{path}", json={"response_id": "x", "thumb": "up"}, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, field)
+
+
+def test_a_body_that_is_no_json_says_where(http: TestClient) -> None:
+    answer = http.post("/v1/feedback", content='{"a', headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["param"] is None
+    assert "not JSON" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_an_item_of_whatever_depth_is_refused(http: TestClient, served: Service, depth: int) -> None:
+    id = ask(http)
+    deep = '{"response_id": "x", "mood": ' + "[" * depth + "]" * depth + "}"
+    body = f'{{"items": [{deep}, {{"response_id": "{id}", "thumb": "up"}}]}}'
+    answer = http.post("/v1/feedback/bulk", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (200, 400, 422)
+    if answer.status_code == 200:
+        assert [result["status"] for result in answer.json()["results"]] == [422, 200]
+    assert len(served.store.feedback()) == (answer.status_code == 200)
+
+
+def test_feedback_that_was_not_stored_is_not_counted(http: TestClient, served: Service) -> None:
+    id = ask(http)
+    with served.store.database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE answered_requests RENAME TO away")
+    give(http, id, code=503, headers={"Idempotency-Key": "k"}, thumb="up")
+    assert served.store.feedback() == []
+    assert "rlhf_loop_feedback_total{" not in http.get("/metrics").text
+    give(http, id, thumb="up")
+    assert 'rlhf_loop_feedback_total{kind="thumb"} 1.0' in http.get("/metrics").text
+
+
 def test_answers_to_different_conversations_cannot_be_compared(http: TestClient, served: Service) -> None:
     id = ask(http)
     other = ask(http, messages=[{"role": "user", "content": "blue"}])

@@ -153,7 +153,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     wants_page = request.method == "GET" and "text/html" in request.headers.get("Accept", "")
     if error.status_code == 401 and wants_page:
-        return RedirectResponse(f"/login?next={quote(request.url.path)}", 303)
+        return RedirectResponse(f"/login?next={quote(request.scope['path'])}", 303)
     detail: Any = error.detail
     said = detail if isinstance(detail, dict) else {"message": detail, "type": "error"}
     return _answer(error.status_code, said, dict(error.headers or {}))
@@ -161,7 +161,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _answer(422, feedback_api.field_error(error.errors()[0]))
+    first = error.errors()[0]
+    return _answer(422, feedback_api.field_error({**first, "loc": first["loc"][1:]}))  # without body, query, header
 
 
 async def _wrong(request: Request, error: Exception) -> Response:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import sqlalchemy as sa
@@ -32,6 +34,34 @@ IdempotencyKey = Annotated[
     Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$", description="names the request, for retries of it"),
 ]
 DryRun = Annotated[bool, Query(description="only check: store nothing")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sent:
+    """A request with feedback: whose it is, its idempotency key, and whether it only asks for a check."""
+
+    request: Request
+    caller: Caller
+    key: str | None
+    dry_run: bool
+
+    @property
+    def service(self) -> Service:
+        """What the request was sent to."""
+        service: Service = self.request.app.state.service
+        return service
+
+
+async def _sent(
+    request: Request,
+    caller: Annotated[Caller, Depends(require("app"))],
+    idempotency_key: IdempotencyKey = None,
+    dry_run: DryRun = False,
+) -> Sent:
+    return Sent(request=request, caller=caller, key=idempotency_key, dry_run=dry_run)
+
+
+FromApp = Annotated[Sent, Depends(_sent)]
 
 
 class Record(BaseModel):
@@ -77,16 +107,9 @@ class BulkAnswer(BaseModel):
 
 
 @router.post("/feedback", response_model=Answer)
-async def feedback(
-    request: Request,
-    item: Item,
-    caller: Annotated[Caller, Depends(require("app"))],
-    idempotency_key: IdempotencyKey = None,
-    dry_run: DryRun = False,
-) -> Response:
+async def feedback(item: Item, sent: FromApp) -> Response:
     """Stores what a user says of an answer. 404: an answer it names is not there; 422: what is wrong, and where."""
-
-    service: Service = request.app.state.service
+    service, dry_run = sent.service, sent.dry_run
     user = service.user_key(item.user) if item.user is not None else None
 
     def store(connection: sa.Connection) -> dict[str, Any]:
@@ -95,20 +118,13 @@ async def feedback(
             store_said(service, connection, [said])
         return {"response_id": item.response_id, "records": said.summary(dry_run), "dry_run": dry_run}
 
-    return await _once(request, caller, idempotency_key, item.model_dump(mode="json"), dry_run, store)
+    return await _once(sent, item.model_dump(mode="json"), store)
 
 
 @router.post("/feedback/bulk", response_model=BulkAnswer)
-async def bulk(
-    request: Request,
-    body: Bulk,
-    caller: Annotated[Caller, Depends(require("app"))],
-    idempotency_key: IdempotencyKey = None,
-    dry_run: DryRun = False,
-) -> Response:
+async def bulk(body: Bulk, sent: FromApp) -> Response:
     """Stores up to 1000 items, those that are right; the answer says of each what became of it."""
-
-    service: Service = request.app.state.service
+    service, dry_run = sent.service, sent.dry_run
     checked = await run_in_threadpool(lambda: [_checked(service, values) for values in body.items])
 
     def store(connection: sa.Connection) -> dict[str, Any]:
@@ -137,10 +153,10 @@ async def bulk(
         counts = {"accepted": accepted, "refused": len(results) - accepted}
         return {**counts, "results": results, "dry_run": dry_run}
 
-    return await _once(request, caller, idempotency_key, body.model_dump(mode="json"), dry_run, store)
+    return await _once(sent, {"items": body.items}, store)
 
 
-@router.delete("/users/{user}", response_model=None, dependencies=[Depends(require("admin"))])
+@router.delete("/users/{user:path}", response_model=None, dependencies=[Depends(require("admin"))])
 def forget(request: Request, user: Annotated[str, Path(min_length=1, max_length=200)]) -> Any:
     """Deletes all texts by and to a user of the applications, and says which models had learned from them."""
     service: Service = request.app.state.service
@@ -158,11 +174,18 @@ def _checked(service: Service, values: dict[str, Any]) -> tuple[Item | None, str
 
 def field_error(error: Any) -> dict[str, Any]:
     """One of pydantic's errors in the words of OpenAI's API: `param` is the field."""
-    place = [str(part) for part in error["loc"] if part != "body"]
+    if error["type"] == "json_invalid":
+        message = f"the body is not JSON: {error['ctx']['error']}, at character {error['loc'][-1]}"
+        return {"message": message, "type": "invalid_request", "param": None}
+    place = [str(part) for part in error["loc"]]
+    if error["type"] != "extra_forbidden":  # then the caller's own words, otherwise fields, and names of types
+        place = [part for part in place if _FIELD.fullmatch(part)]
     message = str(error["msg"]).removeprefix("Value error, ")
     param = ".".join(place) or None
     return {"message": f"{param}: {message}" if param else message, "type": "invalid_request", "param": param}
 
+
+_FIELD = re.compile(r"\w+|idempotency-key")
 
 _ANSWERED = sa.select(tables.answered_requests).where(
     tables.answered_requests.c.token_id == sa.bindparam("token_id"),
@@ -171,36 +194,37 @@ _ANSWERED = sa.select(tables.answered_requests).where(
 _NOTE_ANSWER = tables.answered_requests.insert()
 
 
-async def _once(
-    request: Request,
-    caller: Caller,
-    key: str | None,
-    body: dict[str, Any],
-    dry_run: bool,
-    store: Callable[[sa.Connection], dict[str, Any]],
-) -> Response:
+async def _once(sent: Sent, body: dict[str, Any], store: Callable[[sa.Connection], dict[str, Any]]) -> Response:
     """Runs `store` in a transaction; with a key, at most once, and gives a repetition the first answer."""
-    service: Service = request.app.state.service
-    hash = hashlib.sha256(json.dumps([request.url.path, dry_run, body], sort_keys=True).encode()).hexdigest()
-    place = {"token_id": caller.token_id, "key": key}
+    service, key, dry_run = sent.service, sent.key, sent.dry_run
+    try:
+        text = json.dumps([sent.request.scope["path"], dry_run, body], sort_keys=True)
+    except RecursionError:
+        raise HTTPException(422, "the body is nested too deep; nothing that is understood is") from None
+    hash = hashlib.sha256(text.encode()).hexdigest()
+    place = {"token_id": sent.caller.token_id, "key": key}
 
-    def work(connection: sa.Connection) -> tuple[Any, str]:
+    def work(connection: sa.Connection) -> tuple[Any, str, list[str]]:
         earlier = connection.execute(_ANSWERED, place).first() if key is not None else None
-        text = json.dumps(store(connection), ensure_ascii=False) if earlier is None else ""
+        answer = store(connection) if earlier is None else {}
+        text = json.dumps(answer, ensure_ascii=False)
         if earlier is None and key is not None and not dry_run:
             row = {**place, "request_hash": hash, "status": 200, "body": text, "answered_at": time.time()}
             connection.execute(_NOTE_ANSWER, row)
-        return earlier, text
+        stored = answer.get("results", [answer])
+        return earlier, text, [record["kind"] for one in stored for record in one.get("records", ())]
 
-    def look() -> tuple[Any, str]:
+    def look() -> tuple[Any, str, list[str]]:
         with service.store.database.read() as connection:
             return work(connection)
 
     try:
-        earlier, text = await (run_in_threadpool(look) if dry_run else asyncio.wrap_future(service.writer.submit(work)))
+        waiting = run_in_threadpool(look) if dry_run else asyncio.wrap_future(service.writer.submit(work))
+        earlier, text, kinds = await waiting
     except Refused as error:
         raise HTTPException(error.status, error.body()) from None
     if earlier is None:
+        service.metrics.said(() if dry_run else kinds)
         return Response(text, media_type="application/json")
     if earlier.request_hash != hash:
         raise HTTPException(

@@ -182,7 +182,6 @@ def store_said(service: Service, connection: sa.Connection, said: Sequence[What]
     ]
     if theirs:
         connection.execute(_REMEMBER, theirs)
-    service.metrics.said(record.kind for record in records)
 
 
 def _answer(connection: sa.Connection, response_id: str, choice: int, param: str) -> Any:

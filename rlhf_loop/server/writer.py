@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from rlhf_loop.feedback.database import Database
 
@@ -94,9 +94,9 @@ def _within(connection: sa.Connection, work: Work) -> tuple[Any, Exception | Non
     savepoint = connection.begin_nested()
     try:
         result = work(connection)
-    except DBAPIError:
-        raise
     except Exception as error:
+        if isinstance(error, DBAPIError) and not isinstance(error, (IntegrityError, DataError)):
+            raise
         savepoint.rollback()
         return None, error
     savepoint.commit()
