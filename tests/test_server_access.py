@@ -224,6 +224,43 @@ def test_the_first_token_ends_open_access_while_the_service_runs(tmp_path: Path)
         assert http.get("/v1/models").status_code == 401
 
 
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP"])
+def test_without_tokens_what_a_proxy_passes_on_is_refused(tmp_path: Path, header: str) -> None:
+    store = file_store(tmp_path)
+    with client(service(store)) as http:
+        assert http.get("/v1/models").status_code == 200
+        refused = http.get("/v1/models", headers={header: "203.0.113.9"})
+        assert refused.status_code == 403
+        assert "token create" in refused.text
+        secret = token(store, "app")
+        assert http.get("/v1/models", headers={header: "203.0.113.9", **bearer(secret)}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"Host": "["}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": HERE, "X-CSRF-Token": b"\xe9"}, 403),
+        ({"Authorization": b"Bearer \xff"}, 200),
+    ],
+)
+def test_headers_that_make_no_sense_are_refused_and_no_mistake_of_ours(
+    tmp_path: Path, headers: dict, code: int
+) -> None:
+    with client(service(file_store(tmp_path)), raise_server_exceptions=False) as http:
+        assert http.post("/annotate/api/next", json={}, headers=headers).status_code == code
+
+
+def test_a_login_that_should_lead_to_no_address_leads_to_the_front_page(served: Service) -> None:
+    secret = token(served.store, "admin")
+    with client(served, raise_server_exceptions=False) as http:
+        answer = http.post("/login", data={"token": secret, "next": "//["}, follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        lost = http.get("/", headers={"Host": "[", "Accept": "text/html", "Cookie": ""}, follow_redirects=False)
+        assert lost.headers["location"] == "/login?next=/"
+
+
 # -- limits, logs, health ----------------------------------------------------------------------------------------------
 
 
@@ -294,6 +331,30 @@ def test_logs_are_lines_of_json_without_texts_unless_asked(
     assert requests[0]["status"] == 200
     assert ("my secret" in json.dumps(lines)) is texts
     assert "ann" not in json.dumps(requests)
+
+
+def test_errors_of_the_store_are_logged_without_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    served = service(file_store(tmp_path))
+    with_chat(served)
+    with served.store.database.write() as connection:
+        fails = "CREATE TRIGGER fails BEFORE INSERT ON completions BEGIN SELECT raise(ABORT, 'disk I/O error'); END"
+        connection.exec_driver_sql(fails)
+    logging.getLogger("rlhf_loop.server").propagate = True
+    with caplog.at_level(logging.INFO, "rlhf_loop.server"), client(served) as http:
+        answer = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "my secret"}]})
+    assert answer.status_code == 503
+    lines = [JsonLines().format(record) for record in caplog.records if record.name == "rlhf_loop.server"]
+    assert any("disk I/O error" in line and "INSERT INTO completions" in line for line in lines)
+    assert "my secret" not in "".join(lines)
+
+
+def test_made_up_methods_do_not_fill_the_memory(tmp_path: Path) -> None:
+    with client(service(file_store(tmp_path))) as http:
+        for n in range(5):
+            http.request(f"GET{n}", "/v1/models")
+        text = http.get("/metrics").text
+    assert 'method="other"' in text
+    assert 'method="GET1"' not in text
 
 
 def test_metrics_count_requests_answers_and_feedback(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ a key of the store: it is worth nothing without that store, ends after `SESSION_
 is revoked. Whatever changes something and comes from a page must carry `X-CSRF-Token: csrf_token(request)`.
 
 Without any token, and on loopback only, access is open and everybody is an admin. Another page in the same browser
-could then send requests too; these are told by their `Host`, `Origin` and `Sec-Fetch-Site` headers and refused.
+could then send requests too; these are told by their `Host`, `Origin` and `Sec-Fetch-Site` headers and refused. So is
+what a proxy says that it passes on: it may come from anywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hmac
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import APIRouter, Form, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
@@ -34,6 +35,7 @@ TOKEN_SECONDS = 1.0
 """How long a program's token is believed before it is looked up again: it works so much longer when it is revoked."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SAFE = ("GET", "HEAD", "OPTIONS")
+_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +89,7 @@ def identify(request: Request) -> Caller:
     request.state.caller = found
     if by_page and request.method not in _SAFE:
         _check_same_site(request)
-        if not hmac.compare_digest(request.headers.get(CSRF_HEADER, ""), csrf_token(request)):
+        if not hmac.compare_digest(request.headers.get(CSRF_HEADER, "").encode(), csrf_token(request).encode()):
             raise HTTPException(403, f"the page is out of date ({CSRF_HEADER} does not match); load it again")
     service.limits.check(found.token_id, found.role)
     return found
@@ -201,12 +203,17 @@ def _check_same_site(request: Request) -> None:
     """
     service: Service = request.app.state.service
     host = request.headers.get("Host", "")
-    if service.open_access and urlsplit(f"//{host}").hostname not in LOOPBACK:
+    if service.open_access and _parts(f"//{host}").hostname not in LOOPBACK:
         raise HTTPException(
             403, f"without tokens only {', '.join(LOOPBACK)} may be called, not {host[:100]!r}; use one of these names"
         )
+    if service.open_access and any(name in request.headers for name in _FORWARDED):
+        raise HTTPException(
+            403, "a proxy passes this on, perhaps from another machine, and no token was made: make one first with "
+            "`rlhf-loop token create`"
+        )  # fmt: skip
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and _parts(origin).netloc != host:
         raise HTTPException(403, "a page of another site sent this")
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none") and request.method not in _SAFE:
         raise HTTPException(403, "a page of another site sent this")
@@ -214,6 +221,14 @@ def _check_same_site(request: Request) -> None:
 
 def _local_path(path: str) -> str:
     """A path of this service; anything that could lead elsewhere becomes the front page."""
-    parts = urlsplit(path)
+    parts = _parts(path)
     plain = path.startswith("/") and not path.startswith("//") and "\\" not in path and path.isprintable()
     return path if plain and not parts.scheme and not parts.netloc else "/"
+
+
+def _parts(url: str) -> SplitResult:
+    """Of a URL; of one that is none, all are empty."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
