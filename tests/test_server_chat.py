@@ -81,6 +81,8 @@ def test_the_openai_client_works_whole_and_streamed(served: Service) -> None:
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
         ({"stop": ["a"] * 9}, "stop"),
+        ({"metadata": {"tags": [{}]}}, "metadata.tags"),
+        ({"metadata": {"conversation_id": []}}, "metadata.conversation_id"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_its_field(served: Service, change: dict, field: str) -> None:
@@ -90,6 +92,15 @@ def test_what_cannot_be_done_is_refused_with_its_field(served: Service, change: 
     assert answer.status_code == 422
     assert (answer.json()["error"]["param"] or answer.json()["error"]["message"]).startswith(field)
     assert served.store.completions() == []
+
+
+def test_names_that_no_database_takes_are_stored_all_the_same(served: Service) -> None:
+    with_chat(served)
+    with client(served) as http:
+        body = json.dumps({**ASK, "metadata": {"conversation_id": "\ud800", "tags": "\ud800, law"}})
+        answer = http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 200
+    assert served.store.prompts()[0].tags == ("?", "law")
 
 
 def test_without_a_policy_chat_says_what_to_do(served: Service) -> None:

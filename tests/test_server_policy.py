@@ -181,6 +181,32 @@ def test_a_promotion_under_load_and_a_crash_drop_no_answer(tiny_policy: Path, tm
     assert policy_of == dict(answers)
 
 
+def test_a_conversation_that_waits_for_room_is_read_once(tiny_policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlhf_loop.models import load_policy
+    from rlhf_loop.recipe import Policy
+    from rlhf_loop.serving import worker
+
+    read: list[str] = []
+    encode = worker.encode_prompts
+
+    def counted(tokenizer: object, conversations: list) -> list[list[int]]:
+        read.append(conversations[0][0]["content"])
+        return encode(tokenizer, conversations)
+
+    monkeypatch.setattr(worker, "encode_prompts", counted)
+    model, tokenizer = load_policy(tiny_policy, Policy(model=str(tiny_policy), dtype="float32"), merged=True)
+    said: list[dict] = []
+    busy = worker.Worker(model, tokenizer, 1, said.append)
+    for name in ("first", "second"):
+        values = {"n": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 8, "stop": [], "seed": 1}
+        messages = [{"role": "user", "content": name}]
+        busy.take({"id": name, "messages": messages, **values, "round": 0, "key": name})
+    while not busy.idle:
+        busy.work()
+    assert [message["id"] for message in said if "finish" in message] == ["first", "second"]
+    assert read == ["first", "second"]
+
+
 # -- another server ----------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +249,27 @@ def test_another_server_answers_as_the_policy_only_where_it_serves_it(models: li
         assert said == f"hello {policy.removeprefix('upstream:')}"
 
     asyncio.run(run())
+
+
+def test_what_another_server_refuses_is_refused_before_anything_is_said(tmp_path: Path) -> None:
+    app = FastAPI()
+    app.get("/v1/models")(lambda: {"data": [{"id": "x"}]})
+
+    @app.post("/v1/chat/completions", status_code=400)
+    def chat() -> dict[str, str]:
+        return {"error": "too long"}
+
+    async def promoted() -> Artifact:
+        return Artifact(id="base", kind="policy", path="base", round=0)
+
+    served = service(file_store(tmp_path))
+    make = lambda policy: Upstream("http://other/v1", policy.id, transport=httpx.ASGITransport(app=app))  # noqa: E731
+    served.policies = Policies(promoted, make, poll_seconds=0.05, wait_seconds=5)
+    with client(served) as http:
+        for stream in (False, True):
+            answer = http.post("/v1/chat/completions", json={"messages": list(HI), "stream": stream})
+            assert answer.status_code == 400
+            assert "too long" in answer.json()["error"]["message"]
 
 
 def test_another_server_that_is_away_is_a_lost_policy() -> None:

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, model_validator
 
+from rlhf_loop.errors import StoreUnavailable
 from rlhf_loop.records import Message, event_id
 from rlhf_loop.server.access import require
 from rlhf_loop.server.answers import Choice, Conversation, prompt_of, response, save_answer, usage
@@ -104,18 +105,28 @@ class ChatRequest(BaseModel):
             raise ValueError("messages: the last one is the assistant's; it must be the one to answer")
         return self
 
+    @model_validator(mode="after")
+    def _is_tagged_in_words(self) -> ChatRequest:
+        tags, name = self._metadata("tags"), self._metadata("conversation_id")
+        if tags is not None and not all(isinstance(word, str) for word in (tags if isinstance(tags, list) else [tags])):
+            raise ValueError("metadata.tags: give words with commas, or a list of words")
+        if name is not None and not isinstance(name, str | int | float):
+            raise ValueError("metadata.conversation_id: give a text or a number")
+        return self
+
     def conversation(self) -> Conversation:
         """What of it the store keeps."""
-        metadata = self.metadata or {}
-        tags = metadata.get("tags", "")
-        words = tags if isinstance(tags, list) else str(tags).split(",")
-        name = metadata.get("conversation_id")
+        tags, name = self._metadata("tags"), self._metadata("conversation_id")
+        words = tags if isinstance(tags, list) else (tags or "").split(",")
         return Conversation(
             messages=tuple(turn.message() for turn in self.messages),
             user=self.user,
-            name=None if name is None else str(name),
-            tags=tuple(word for part in words[:20] if (word := str(part).strip()[:100])),
+            name=None if name is None else _storable(str(name)),
+            tags=tuple(_storable(word) for part in words[:20] if (word := part.strip()[:100])),
         )
+
+    def _metadata(self, name: str) -> Any:
+        return (self.metadata or {}).get(name)
 
 
 @router.get("/models")
@@ -265,6 +276,11 @@ class Answer:
         return _event({**self._head(), "choices": [choice]})
 
 
+def _storable(text: str) -> str:
+    """Without halves of surrogate pairs, which JSON may hold and no database takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _event(values: dict[str, Any]) -> str:
     return f"data: {json.dumps(values)}\n\n"
 
@@ -274,6 +290,9 @@ def _failure(error: Exception) -> dict[str, Any]:
         return {"message": str(error), "type": "error", "code": 400}
     if isinstance(error, PolicyLost):
         return {"message": f"{error}; try again", "type": "error", "code": 503}
+    if isinstance(error, StoreUnavailable):
+        said = "the store cannot be used now, and the answer was not stored; try again, or see the service's log"
+        return {"message": said, "type": "error", "code": 503}
     return {"message": "the answer could not be written; the service's log says why", "type": "error", "code": 500}
 
 

@@ -49,7 +49,6 @@ class Upstream:
         """The answer bit by bit."""
         await self._list()
         model = self.policy_id if self.policy_id in self._models else self._models[0]
-        yield Started(policy_id=model if model == self.policy_id else f"upstream:{model}", prompt_tokens=0)
         tokens = [0] * ask.n
         ended = [False] * ask.n
         try:
@@ -59,6 +58,8 @@ class Upstream:
                     if answer.status_code in (400, 404, 413, 422):
                         raise PolicyRefused(f"{self.url} refuses: {said}")
                     raise PolicyLost(f"{self.url} answers {answer.status_code}: {said}")
+                named = model if model == self.policy_id else f"upstream:{model}"
+                yield Started(policy_id=named, prompt_tokens=0)
                 async for line in answer.aiter_lines():
                     if not line.startswith("data:") or line.endswith("[DONE]"):
                         continue
@@ -71,7 +72,7 @@ class Upstream:
                             ended[number] = True
                             cut = finish == "length"
                             yield Said(choice=number, finish="length" if cut else "stop", tokens=tokens[number])
-        except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
+        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise PolicyLost(f"{self.url} broke off: {error!r}") from error
         if not all(ended):
             raise PolicyLost(f"{self.url} broke off before the end of the answer")

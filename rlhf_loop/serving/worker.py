@@ -77,12 +77,13 @@ class Worker:
         begun: list[Row] = []
         while self.waiting:
             try:
-                rows = self._rows(self.waiting[0])
+                rows = self.waiting[0].get("rows") or self._rows(self.waiting[0])
             except UserError as error:
                 self.say({"id": self.waiting.pop(0)["id"], "error": str(error)})
                 continue
             needed = sum(len(row.prompt) + row.max_new_tokens for row in rows)
             if used and used + needed > self.batch_tokens:
+                self.waiting[0]["rows"] = rows  # asked again with each token that others write
                 break
             request = self.waiting.pop(0)
             used += needed
