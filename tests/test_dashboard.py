@@ -16,7 +16,7 @@ from test_report import _make_run as make_run
 from rlhf_loop.feedback.activity import DAY, HOUR, ActivityReader
 from rlhf_loop.feedback.agreement import agreement, position_bias
 from rlhf_loop.feedback.calibration import add_calibration
-from rlhf_loop.feedback.deletion import user_key
+from rlhf_loop.feedback.deletion import delete_user, user_key
 from rlhf_loop.feedback.judging import Judgement, next_card, shown_order, submit
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.traces import trace
@@ -128,17 +128,20 @@ def test_cards_with_known_answers_are_scored(store: Store, tmp_path: Path) -> No
     assert (found.open, found.answered) == (1, 0), "known answers are no work that waits"
 
 
-def test_deleted_feedback_is_counted_no_longer(store: Store) -> None:
-    from rlhf_loop.feedback import tables
-
+@pytest.mark.parametrize("said_since", [0, 3, 500])
+def test_deleted_feedback_is_counted_no_longer_however_much_came_since(store: Store, said_since: int) -> None:
     with_votes(store, 20)
+    store.add_feedback(
+        [preference(f"last-{n}", b="b0", who="gone") for n in range(3)]
+    )  # SQLite gives their numbers again
     reader = ActivityReader(store)
-    reader.read(NOW)
-    with store.database.write() as connection:
-        connection.execute(tables.feedback.delete().where(tables.feedback.c.annotator == "person 1"))
+    assert "gone" in {row.name for row in reader.read(NOW).annotators}
+    delete_user(store, "gone", [])
+    store.add_feedback([preference(f"new-{n}", b="b0", who="new") for n in range(said_since)])
     found = reader.read(NOW)
+    assert found == ActivityReader(store).read(NOW)
     assert found.kinds == {"preference": len(store.feedback())}
-    assert "person 1" not in {row.name for row in found.annotators}
+    assert "gone" not in {row.name for row in found.annotators}
 
 
 @pytest.mark.slow
@@ -244,6 +247,23 @@ def test_feedback_that_trained_nothing_says_why(store: Store, id: str, state: st
     assert found is not None
     assert found.uses == []
     assert found.pieces[0].state == state
+
+
+def test_what_is_said_before_the_first_round_waits_for_it(store: Store) -> None:
+    store.add_prompts([prompt()])
+    store.add_completions([completion("a"), completion("b")])
+    store.add_artifact(Artifact(id="base", kind="policy", path="base", round=0))
+    store.add_feedback([preference("f1")])
+    found = trace(store, "f1", round=0)
+    assert found is not None
+    assert found.pieces[0].state == "waits for round 1"
+
+
+def test_a_store_that_is_served_alone_knows_of_the_rounds_that_used_it(store: Store) -> None:
+    fill(store)
+    found = trace(store, "f4", round=0)
+    assert found is not None
+    assert found.pieces[0].state.startswith("read, but no model was trained on it")
 
 
 def test_people_models_answers_and_users_are_followed_too(store: Store) -> None:

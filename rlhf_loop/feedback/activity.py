@@ -105,7 +105,8 @@ class ActivityReader:
         return found
 
     def _forget(self) -> None:
-        self._last = self._rows = 0  # number of the last row, how many there were
+        self._last = 0  # number of the last row
+        self._deletions: int | None = None  # number of the last tombstone
         self._kinds: Counter[str] = Counter()
         self._corrected: Counter[str] = Counter()  # kind -> pieces that a later one replaced or took back
         self._annotators: dict[str, AnnotatorRow] = {}
@@ -114,12 +115,11 @@ class ActivityReader:
 
     def _count_on(self, connection: sa.Connection) -> None:
         column = tables.feedback.c
-        rows = connection.scalar(sa.select(sa.func.count()).select_from(tables.feedback)) or 0
+        deletions = connection.scalar(sa.select(sa.func.max(tables.tombstones.c.number))) or 0
+        if deletions != self._deletions:  # rows are gone; SQLite gives their numbers to new ones
+            self._forget()
         newest = connection.scalar(sa.select(sa.func.max(column.number))) or 0
         fresh = sa.and_(column.number > self._last, column.number <= newest)
-        if rows < self._rows:
-            self._forget()
-            fresh = column.number <= newest
         hour = sa.cast(sa.func.floor(column.created_at / HOUR), sa.Integer)
         for annotator, kind, at, count, last in connection.execute(
             sa.select(column.annotator, column.kind, hour, sa.func.count(), sa.func.max(column.created_at))
@@ -142,7 +142,7 @@ class ActivityReader:
         self._take_corrected_out(connection, fresh)
         for id in list(self._sample)[:-SAMPLE]:
             del self._sample[id]
-        self._last, self._rows = newest, rows
+        self._last, self._deletions = newest, deletions
 
     def _take_corrected_out(self, connection: sa.Connection, fresh: sa.ColumnElement[bool]) -> None:
         column, earlier = tables.feedback.c, tables.feedback.alias()

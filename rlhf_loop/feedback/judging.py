@@ -304,10 +304,9 @@ def _feedback(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[
 def _last(connection: sa.Connection, who: str, *where: sa.ColumnElement[bool]) -> AnyFeedback | None:
     """The newest effective preference or skip that `who` gave on a card."""
     column = tables.feedback.c
-    here = column.body.contains(f'"source": "{SOURCE}"', autoescape=True)
-    newest = sa.select(column.body).where(column.annotator == who, here, *_verdicts(), *where)
-    body = connection.scalar(newest.order_by(column.number.desc()).limit(1))
-    return None if body is None else from_dict(Feedback, json.loads(body))  # type: ignore[no-any-return]
+    newest = sa.select(column.body).where(column.annotator == who, *_verdicts(), *where).order_by(column.number.desc())
+    said = (from_dict(Feedback, json.loads(body)) for body in connection.scalars(newest))
+    return next((record for record in said if record.source == SOURCE), None)
 
 
 def _said(connection: sa.Connection, who: str, since: float | None = None) -> int:

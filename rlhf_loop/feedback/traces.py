@@ -57,8 +57,8 @@ class Trace:
 def trace(store: Store, id: str, round: int, user: str | None = None) -> Trace | None:
     """What a piece of feedback, an annotator, a model or an answer with this `id` led to; None where there is none.
 
-    `round`: the last one that took its snapshot; what was said since waits. `user`: the pseudonym that stands for `id`
-    if it is an application's name for one of its users.
+    `round`: the last one that is known to have taken its snapshot; what was said since waits. `user`: the pseudonym
+    that stands for `id` if it is an application's name for one of its users.
     """
     column, link = tables.feedback.c, tables.artifact_feedback.c
     trained_on = sa.select(link.feedback_id).where(link.artifact_id == id)
@@ -72,6 +72,7 @@ def trace(store: Store, id: str, round: int, user: str | None = None) -> Trace |
     if user is not None:
         ways.append(("annotator", column.annotator == user))
     with store.database.read() as connection:
+        round = max(round, connection.scalar(sa.select(sa.func.max(tables.artifacts.c.round))) or 0)
         for what, where in ways:
             counted = connection.execute(sa.select(column.kind, sa.func.count()).where(where).group_by(column.kind))
             kinds: dict[str, int] = dict(counted.tuples().all())
@@ -150,11 +151,12 @@ def _state(connection: sa.Connection, row: Any, used: int, corrected: str | None
         return "takes another piece back"
     if row.split not in ("train", "judge"):
         return f"on a prompt that nothing is trained on (split {row.split})"
-    if row.round >= max(round, 1):
+    if row.round >= round:
         return f"waits for round {round + 1}"
+    raw = tables.quarantine.c.raw
     reason = connection.scalar(
         sa.select(tables.quarantine.c.reason)
-        .where(tables.quarantine.c.raw.contains(f'"id": "{row.id}"', autoescape=True))
+        .where(sa.or_(*(raw.contains(f'"id":{space}"{row.id}"', autoescape=True) for space in ("", " "))))
         .order_by(tables.quarantine.c.number.desc())
         .limit(1)
     )
