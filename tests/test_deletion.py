@@ -6,6 +6,7 @@ import hashlib
 import json
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -374,6 +375,51 @@ def test_an_interrupted_deletion_is_finished_by_the_next(store: Store, tmp_path:
     delete_user(store, "ann@example.org", [other.path])  # a run that was not named before: by the tombstones
     assert SECRET.encode() not in files(other.path)
     assert deletion.delete_user(store, "ann@example.org", [other.path]).runs == {str(other.path): {}}
+
+
+def test_a_report_that_an_interrupted_deletion_left_is_written_by_the_next(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rlhf_loop.report
+
+    talk(store)
+    run = made_run(store, tmp_path / "run")
+    (run.path / "report.html").write_text(SECRET)
+    monkeypatch.setattr(rlhf_loop.report, "write_report", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        delete_user(store, "ann@example.org", [run.path])
+    written: list[Path] = []
+    monkeypatch.setattr(rlhf_loop.report, "write_report", lambda run: written.append(run.path))
+    delete_user(store, "ann@example.org", [run.path])
+    assert written == [run.path]
+
+
+def test_two_deletions_in_one_process_follow_each_other(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlhf_loop.feedback import deletion
+
+    talk(store)
+    run = made_run(store, tmp_path / "run")
+    redact, running, most = deletion.redact_run, 0, 0
+
+    def slowly(*arguments: Any) -> dict[str, int]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.1)
+        found = redact(*arguments)
+        running -= 1
+        return found
+
+    monkeypatch.setattr(deletion, "redact_run", slowly)
+    threads = [threading.Thread(target=delete_user, args=(store, user, [run.path])) for user in ("ann", "bob")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert not (run.path / "lock").exists()
 
 
 def test_nothing_is_deleted_while_a_run_works(store: Store, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from server_samples import client, service, token, with_chat
 from rlhf_loop.errors import StoreUnavailable
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.run_dir import write_json
 from rlhf_loop.server.service import Service
 
 HI = [{"role": "user", "content": "red green"}]
@@ -304,6 +307,22 @@ def test_a_user_is_deleted_with_what_they_asked_and_said(http: TestClient, serve
     assert served.store.feedback() == []
     again = ask(http, user="ann")  # what is asked again is new, and stored
     assert {completion.id for completion in served.store.completions()} == {kept, again}
+
+
+def test_a_user_whose_name_holds_a_slash_is_deleted_too(http: TestClient, served: Service) -> None:
+    ask(http, user="idp/17")
+    assert http.delete("/v1/users/idp%2F17").json()["deleted"]["completion"] == 1
+    ask(http, user="idp/17")
+    assert http.delete("/v1/users/idp/17").json()["deleted"]["completion"] == 1
+    assert served.store.completions() == []
+
+
+def test_a_user_is_not_deleted_while_the_run_is_in_use(http: TestClient, served: Service, tmp_path: Path) -> None:
+    served.run_dir = tmp_path
+    write_json(tmp_path / "lock", {"pid": 1, "host": socket.gethostname(), "since": 0})
+    refused = http.delete("/v1/users/ann")
+    assert refused.status_code == 409
+    assert "in use by process 1" in refused.json()["error"]["message"]
 
 
 def test_work_that_fails_is_undone_alone_and_the_rest_is_written(served: Service) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,9 @@ from rlhf_loop.feedback.deletion_files import Gone, redact_run
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.tokens import signing_key
 from rlhf_loop.run_dir import RunDir
+
+_one_at_a_time = threading.Lock()
+"""A run's lock is there against other processes, not against other threads of this one."""
 
 
 def user_key(store: Store, user: str) -> str:
@@ -90,6 +94,7 @@ def delete_user(store: Store, user: str, run_dirs: Sequence[Path]) -> DeletionRe
     """
     key = user_key(store, user)
     with ExitStack() as locks:
+        locks.enter_context(_one_at_a_time)
         for folder in run_dirs:
             locks.enter_context(RunDir(folder).locked())
         with store.database.read() as connection:
@@ -105,8 +110,10 @@ def delete_user(store: Store, user: str, run_dirs: Sequence[Path]) -> DeletionRe
         if store.database.path is not None:
             _empty_log(store)
         for folder in run_dirs:
-            if runs[str(folder)] and (folder / "report.html").exists():
-                from rlhf_loop.report import write_report  # the report shows answers
+            if (
+                folder / "report.html"
+            ).exists():  # it shows answers; an interrupted deletion may have left it as it was
+                from rlhf_loop.report import write_report
 
                 write_report(RunDir(folder))
     return DeletionReport(user=key, deleted=deleted, runs=runs, models=models)

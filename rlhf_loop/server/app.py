@@ -57,7 +57,7 @@ _STATUS = {
     401: "A token is needed",
     403: "Another role is needed",
     404: "What is named is not there",
-    409: "The idempotency key was used for another request",
+    409: "The idempotency key was used for another request; or the run is in use",
     413: "The body is too long",
     422: "A field is wrong; `error.param` names it",
     429: "Too many requests; `Retry-After` says when to come again",

@@ -20,6 +20,7 @@ from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Requ
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback import deletion, tables
 from rlhf_loop.server.access import Caller, require
 from rlhf_loop.server.said import Item, Refused, What, records_of, store_said
@@ -160,7 +161,12 @@ async def bulk(body: Bulk, sent: FromApp) -> Response:
 def forget(request: Request, user: Annotated[str, Path(min_length=1, max_length=200)]) -> Any:
     """Deletes all texts by and to a user of the applications, and says which models had learned from them."""
     service: Service = request.app.state.service
-    return deletion.delete_user(service.store, user, [service.run_dir] if service.run_dir is not None else [])
+    try:
+        return deletion.delete_user(service.store, user, [service.run_dir] if service.run_dir is not None else [])
+    except StoreUnavailable:
+        raise
+    except UserError as error:  # a round runs
+        raise HTTPException(409, str(error)) from None
 
 
 def _checked(service: Service, values: dict[str, Any]) -> tuple[Item | None, str | None, dict[str, Any]]:
