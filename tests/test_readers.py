@@ -34,6 +34,17 @@ def of_kind(result: ImportResult, kind: type) -> list[Any]:
     return [f for f in result.feedback if isinstance(f, kind)]
 
 
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file of `FIXTURES`, or of one with a list that has a row a line."""
+    lines = (FIXTURES / name).read_text().splitlines()
+    return [json.loads(line.rstrip(",")) for line in lines if line not in ("[", "]")]
+
+
+def read_row(tmp_path: Path, row: dict[str, Any]) -> ImportResult:
+    (tmp_path / "row.jsonl").write_text(json.dumps(row))
+    return read(tmp_path / "row.jsonl")
+
+
 def test_hh_rlhf_dialogues_are_split_into_turns() -> None:
     result = fixture("hh_rlhf.jsonl", "hh-rlhf")
     assert result.refused == []
@@ -94,13 +105,38 @@ def test_label_studio_annotations() -> None:
 
 def test_open_webui_ratings_find_their_texts_in_the_snapshot() -> None:
     result = fixture("open_webui.json", "open-webui")
-    (thumb,) = of_kind(result, Thumb)
-    assert (thumb.label, thumb.annotator.id, thumb.created_at) == (True, "u-1", 1729600100.0)
-    assert thumb.comment == "accurate_information; Exactly.; Science"
+    first, second = of_kind(result, Thumb)
+    assert (first.label, first.annotator.id, first.created_at) == (True, "u-1", 1729600130.0)
+    assert first.comment == "accurate_information; Exactly.; Science"
     assert [(r.score, r.scale) for r in of_kind(result, Rating)] == [(9.0, (1.0, 10.0))]
+    texts = {c.id: c.text for c in result.completions}
+    assert texts[first.completion_id] == "Air scatters blue light the most."  # without what the model thought
+    assert [m["role"] for m in result.prompts[0].messages] == ["system", "user", "assistant", "user"]
+    assert result.prompts[0].messages[0]["content"] == "Be brief."
+    assert [(r.line, r.reason.partition(",")[0]) for r in result.refused] == [
+        (4, "`snapshot` holds no chat"),
+        (5, "the chat holds images"),
+    ]
+    assert (texts[second.completion_id], second.label) == ("Trout.", True)  # the other answer was liked as well
+    assert result.notes == {
+        "thoughts and calls of tools are left out of the answers": 1,
+        "no rival among the other answers in the snapshot; the rating is kept as a thumb": 1,
+    }
+
+
+def test_open_webui_arena_models_are_known_by_the_model_behind_them() -> None:
+    result = fixture("open_webui.json", "open-webui")
     assert winners(result) == [("b", "Blue.", "Oak.")]
-    assert [r.line for r in result.refused] == [3]
-    assert "holds no chat" in result.refused[0].reason
+    (preference,) = of_kind(result, Preference)
+    assert (preference.blind, preference.annotator.id) == (True, "u-2")
+
+
+def test_open_webui_draws_are_ties(tmp_path: Path) -> None:
+    row = rows_of("open_webui.json")[1]
+    row["data"]["rating"] = "0"
+    assert winners(read_row(tmp_path, row)) == [("tie", "Blue.", "Oak.")]
+    row["data"]["sibling_model_ids"] = None
+    assert "a draw, but no other answer" in read_row(tmp_path, row).refused[0].reason
 
 
 def test_langfuse_traces_with_scores() -> None:

@@ -1,14 +1,16 @@
 """Open WebUI's feedback export: a list of `{"type": "rating", "data": {"rating", ...}, "meta", "snapshot": {"chat"}}`.
 
-The message that was rated and what it answers are found in the snapshot of the chat. A rating of 1 or -1 becomes a
-thumb; where answers of other models stood beside it (`sibling_model_ids`: the arena, or several models at once) it
-becomes a preference over each of them. Reason, comment and tags become the comment, the rating in detail (1 to 10) a
-rating.
+The message that was rated and what it answers are found in the snapshot of the chat; the chat's own system prompt comes
+first. A rating of 1 or -1 becomes a thumb; where answers of other models stood beside it (`sibling_model_ids`: the
+arena, or several models at once) it becomes a preference over each of them, and a rating of 0 a tie. A sibling that was
+rated alike is no rival. Reason, comment and tags become the comment, the rating in detail (1 to 10) a rating. What a
+model thought and which tools it called, which Open WebUI keeps in the text, is left out of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_loop.feedback.importers.fields import (
@@ -31,6 +33,9 @@ RECOGNISES = 'Open WebUI: an export of feedback, {"type", "data": {"rating", "mo
 REQUIRED = [("type", "data", "meta", "snapshot")]
 LONGEST = 1000  # messages of a chat that are followed up to its beginning
 
+_STEPS = re.compile(r'<details\s[^>]*type="(?:reasoning|code_interpreter|tool_calls)"[^>]*>.*?</details>\s*', re.DOTALL)
+"""What Open WebUI writes into an answer's text beside what the model answered."""
+
 
 def recognises(row: Mapping[str, Any]) -> bool:
     """Whether a row is of this format."""
@@ -42,33 +47,38 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     """The prompt, the answers, and a thumb or preferences, with a rating where there is one."""
     data, meta = mapping_of(row.get("data"), "data"), mapping_of(row.get("meta"), "meta")
     sign = optional_number(data, "rating")
-    if sign not in (1.0, -1.0):
-        raise RowError(f"`data.rating` must be 1 or -1, got {str(data.get('rating'))[:60]!r}")
-    history = _history(row)
+    if sign is None or sign not in (1.0, 0.0, -1.0):
+        raise RowError(f"`data.rating` must be 1, 0 or -1, got {str(data.get('rating'))[:60]!r}")
+    chat = _chat(row)
+    history = chat["history"]["messages"]
     answer = _message(history, meta.get("message_id"), "meta.message_id")
-    before = _before(history, answer)
-    prompt = prompt_of(messages_of(before, "snapshot"), place)
-    completion = completion_of(prompt, text_of(answer.get("content"), "content"))
+    branch = _branch(history, answer)
+    prompt = prompt_of(messages_of([*_system(chat), *map(_turn, branch)], "snapshot"), place)
+    completion = completion_of(prompt, _text(answer))
     given: dict[str, Any] = {
         "external_id": optional_text(row, "id"),
-        "created_at": optional_time(row, "created_at"),
+        "created_at": optional_time(row, "updated_at") or optional_time(row, "created_at"),
         "comment": _comment(data),
     }
     who = row.get("user_id")
-    records: list[Any] = [prompt, completion]
+    said: list[Any] = []
     for sibling in _siblings(history, answer, data):
-        other = completion_of(prompt, text_of(sibling.get("content"), "content"))
-        winner: Any = "a" if sign > 0 else "b"
+        other = completion_of(prompt, _text(sibling))
+        if other.id == completion.id:
+            continue
+        winner: Any = "a" if sign > 0 else "b" if sign < 0 else "tie"
         common = said_by(place, who, "preference", completion.id, other.id, winner, **given)
         blind = meta.get("arena") is True
         about: dict[str, Any] = {"prompt_id": prompt.id, "a_id": completion.id, "b_id": other.id}
-        records += [other, Preference(winner=winner, blind=blind, **about, **common)]
-    if len(records) == 2:
-        label = sign > 0
-        common = said_by(place, who, "thumb", completion.id, label, **given)
-        records.append(Thumb(prompt_id=prompt.id, completion_id=completion.id, label=label, **common))
+        said += [other, Preference(winner=winner, blind=blind, **about, **common)]
+    if not said and sign == 0:
+        raise RowError("`data.rating` is 0, a draw, but no other answer is in the snapshot")
+    if not said:
+        common = said_by(place, who, "thumb", completion.id, sign > 0, **given)
+        said.append(Thumb(prompt_id=prompt.id, completion_id=completion.id, label=sign > 0, **common))
         if data.get("sibling_model_ids"):
-            records.append(Note("answers of other models are not in the snapshot; the rating is kept as a thumb"))
+            said.append(Note("no rival among the other answers in the snapshot; the rating is kept as a thumb"))
+    records: list[Any] = [prompt, completion, *said, *_left_out([*branch, answer])]
     details = data.get("details")
     score = optional_number(details, "rating") if isinstance(details, Mapping) else None
     if score is not None:
@@ -78,15 +88,22 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     return records
 
 
-def _history(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The messages of the chat, by id."""
+def _chat(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The chat of the snapshot, with its messages by id in `history.messages`."""
     chat = mapping_of(row.get("snapshot") or {}, "snapshot").get("chat")
     inner = chat.get("chat", chat) if isinstance(chat, Mapping) else None
     history = inner.get("history") if isinstance(inner, Mapping) else None
     messages = history.get("messages") if isinstance(history, Mapping) else None
-    if not isinstance(messages, Mapping) or not messages:
+    if not isinstance(inner, Mapping) or not isinstance(messages, Mapping) or not messages:
         raise RowError("`snapshot` holds no chat, so the texts are not known; export feedback with its snapshots")
-    return messages
+    return inner
+
+
+def _system(chat: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The system prompt that was set for this chat; that of a user's settings or of a model is not in the export."""
+    params = chat.get("params")
+    system = (params.get("system") if isinstance(params, Mapping) else None) or chat.get("system")
+    return [{"role": "system", "content": system}] if system else []
 
 
 def _message(history: Mapping[str, Any], id: Any, name: str) -> Mapping[str, Any]:
@@ -96,27 +113,53 @@ def _message(history: Mapping[str, Any], id: Any, name: str) -> Mapping[str, Any
     return message
 
 
-def _before(history: Mapping[str, Any], answer: Mapping[str, Any]) -> list[Any]:
-    turns: list[Any] = []
+def _branch(history: Mapping[str, Any], answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What led to the answer, from the chat's beginning."""
+    branch: list[Mapping[str, Any]] = []
     id = answer.get("parentId")
     while id is not None:
-        message = _message(history, id, "parentId")
-        turns.append({"role": message.get("role"), "content": message.get("content")})
-        id = message.get("parentId")
-        if len(turns) > LONGEST:
+        branch.append(_message(history, id, "parentId"))
+        id = branch[-1].get("parentId")
+        if len(branch) > LONGEST:
             raise RowError("the messages of the chat form a circle, or are more than a thousand")
-    if not turns:
+    if not branch:
         raise RowError("the message that was rated answers nothing: it has no parent")
-    return turns[::-1]
+    if any(str(file.get("type")) == "image" for message in branch for file in _files(message)):
+        raise RowError("the chat holds images, which is not supported")
+    return branch[::-1]
+
+
+def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {"role": message.get("role"), "content": _text(message)}
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    text = text_of(message.get("content"), "content")
+    return _STEPS.sub("", text).strip() if "<details" in text else text
+
+
+def _files(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    files = message.get("files")
+    return (file for file in files if isinstance(file, Mapping)) if isinstance(files, list) else iter(())
+
+
+def _left_out(messages: list[Mapping[str, Any]]) -> list[Note]:
+    notes = []
+    if any(_STEPS.search(str(message.get("content"))) for message in messages):
+        notes.append(Note("thoughts and calls of tools are left out of the answers"))
+    if any(True for message in messages for _ in _files(message)):
+        notes.append(Note("files of a chat are left out of its prompt"))
+    return notes
 
 
 def _siblings(
     history: Mapping[str, Any], answer: Mapping[str, Any], data: Mapping[str, Any]
 ) -> list[Mapping[str, Any]]:
-    """The answers of other models to the same message."""
+    """The other answers to the same message, but for those that were rated alike."""
     models = data.get("sibling_model_ids")
     if not isinstance(models, list) or not models:
         return []
+    rating = optional_number(data, "rating")
     return [
         message
         for message in history.values()
@@ -124,10 +167,15 @@ def _siblings(
         and message is not answer
         and message.get("parentId") == answer.get("parentId")
         and message.get("role") == "assistant"
-        and message.get("model") in models
+        and (message.get("selectedModelId") or message.get("model")) in models  # the first: behind an arena's name
         and message.get("content")
-        and message.get("content") != answer.get("content")
+        and (rating == 0 or _own_rating(message) != rating)
     ]
+
+
+def _own_rating(message: Mapping[str, Any]) -> float | None:
+    annotation = message.get("annotation")
+    return optional_number(annotation, "rating") if isinstance(annotation, Mapping) else None
 
 
 def _comment(data: Mapping[str, Any]) -> str | None:
