@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -140,20 +141,75 @@ def test_open_webui_draws_are_ties(tmp_path: Path) -> None:
 
 
 def test_langfuse_traces_with_scores() -> None:
-    result = fixture("langfuse_traces.json", "langfuse")
-    assert [(t.label, t.annotator.kind, t.comment) for t in of_kind(result, Thumb)] == [
-        (True, "HUMAN", "Just right."),
-        (False, "HUMAN", None),
+    result = fixture("langfuse_traces.jsonl", "langfuse")
+    texts = {c.id: c.text for c in result.completions}
+    assert [
+        (texts[t.completion_id], t.label, t.annotator.id, t.annotator.kind, t.comment) for t in of_kind(result, Thumb)
+    ] == [
+        ("Air scatters blue light.", True, "u-1", "HUMAN", "Just right."),  # users' feedback is the trace's user's
+        ("Air scatters blue light.", False, "a-7", "HUMAN", None),
+        ("Why is the sky blue?", True, "a-7", "HUMAN", None),  # of an observation
     ]
-    (rating,) = of_kind(result, Rating)
+    (rating,), (critique,), (edit,) = (of_kind(result, kind) for kind in (Rating, Critique, Edit))
     assert (rating.score, rating.scale, rating.annotator.kind) == (0.75, (0.0, 1.0), "LLM")
+    assert (critique.comment, critique.annotator.id) == ("It could name Rayleigh.", "a-7")
+    assert (edit.edited_completion, edit.external_id) == ("Air scatters blue light the most.", "s-7")
+    assert result.notes == {
+        "the score hallucination is neither good or bad nor from 0 to 1": 1,
+        "the score toxicity is neither good or bad nor from 0 to 1": 1,
+        "the score tone is neither good or bad nor from 0 to 1": 1,
+        "a score is about a step that holds no prompt and answer, or is not in the file": 1,
+    }
+    assert [(m["content"]) for m in result.prompts[-1].messages] == ["Name a tree."]  # of the root observation
+    assert [(r.line, "GET /api/public/traces/ID" in r.reason) for r in result.refused] == [(3, True)]
+
+
+def test_langfuse_trace_as_its_page_downloads_it() -> None:
+    result = fixture("langfuse_trace_download.json", "langfuse")
+    assert [t.label for t in of_kind(result, Thumb)] == [True]
+    assert [c.text for c in result.completions] == ["A wren."]
+
+
+def check_export(result: ImportResult, second: str) -> None:
+    texts = {c.id: c.text for c in result.completions}
+    assert [(texts[t.completion_id], t.label, t.annotator.id) for t in of_kind(result, Thumb)] == [
+        ("Air scatters blue light.", False, "u-5"),
+        (second, True, "u-5"),
+    ]
+    (rating,), (critique,) = of_kind(result, Rating), of_kind(result, Critique)
+    assert (rating.score, rating.annotator.kind, rating.created_at) == (0.5, "CODE", 1729598400.0)
+    assert (critique.comment, critique.annotator.id) == ("Name the scattering.", "ann@example.org")
+    assert (critique.created_at, critique.external_id) == (1729670400.0, "c-1")
     assert result.notes == {"the score tone is neither good or bad nor from 0 to 1": 1}
 
 
-def test_langfuse_scores_without_their_trace_are_refused_with_the_remedy() -> None:
+def test_langfuse_export_of_many_traces() -> None:
+    check_export(fixture("langfuse_export.jsonl", "langfuse"), '{"colour": "blue"}')  # a JSON that was the answer
+
+
+def test_langfuse_export_of_many_traces_as_csv(tmp_path: Path) -> None:
+    rows = rows_of("langfuse_export.jsonl")
+    rows[1]["output"] = "Blue."
+    with (tmp_path / "traces.csv").open("w", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerow(rows[0])
+        for row in rows:
+            cells = [
+                "" if cell is None else cell if isinstance(cell, str) else json.dumps(cell) for cell in row.values()
+            ]
+            writer.writerow(cells)
+    result = read(tmp_path / "traces.csv")
+    assert result.format == "langfuse"
+    check_export(result, "Blue.")
+
+
+def test_langfuse_scores_without_their_trace_are_refused_with_the_remedy(tmp_path: Path) -> None:
     result = fixture("langfuse_scores.jsonl", "langfuse")
-    assert "about trace t-9, whose texts are not in the file; export the traces" in result.refused[0].reason
-    assert [t.label for t in of_kind(result, Thumb)] == [False]
+    for trace, refused in zip(("t-9", "t-10", "t-11"), result.refused, strict=True):
+        assert f"about trace {trace}, whose texts are not in the file; export the traces" in refused.reason
+    (row, *_) = rows_of("langfuse_scores.jsonl")
+    row |= {"value": 0, "trace": {"userId": "u-1", "input": "Name a tree.", "output": "Blue."}}
+    assert [t.label for t in of_kind(read_row(tmp_path, row), Thumb)] == [False]
 
 
 def test_mlflow_assessments_are_about_the_root_span() -> None:

@@ -1,22 +1,31 @@
-"""Langfuse: traces with their scores, as the API and the export of traces give them.
+"""Langfuse: traces with their scores, as the API answers, as its page of a trace and its export of many write them.
 
-    {"id": "trace-1", "input": ..., "output": ..., "scores": [{"name", "value", "dataType", "comment", "source"}]}
+    {"id": "trace-1", "input": ..., "output": ..., "observations": [...],
+     "scores": [{"name", "value", "stringValue", "dataType", "comment", "source", "observationId"}]}
+    {"observations": [...], "scores": [...]}
+    {"id": "trace-1", "input": ..., "output": ..., "bookmarked": false, ..., "user-feedback": [1], "comments": [...]}
 
-A score alone names a trace and has no texts: it is refused, unless its `trace` is in it. `BOOLEAN` scores are thumbs,
-`CATEGORICAL` ones too where the word means good or bad, `NUMERIC` ones thumbs for 1 and -1 (or 0 and 1 under a name of
-user feedback) and ratings from 0 to 1 otherwise. `ANNOTATION` is a person, `EVAL` a language model, `API` whoever wrote
-it: a person.
+A score is about the observation that it names, and otherwise about the trace, whose texts are those of its root
+observation where it has none of its own. A score alone has no texts: it is refused, unless its `trace` is in it.
+
+`BOOLEAN` and `CATEGORICAL` scores are thumbs where word and name say what is good, `NUMERIC` ones thumbs for -1 (or 0
+and 1 under such a name) and ratings from 0 to 1 otherwise, `TEXT` ones and comments critiques, `CORRECTION` an edit.
+`ANNOTATION` is a person, `EVAL` a language model, `API` whoever wrote it: a person. The export of many traces says
+neither who gave a score nor how: what is no users' feedback there counts as given by a program.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_loop.feedback.importers.chat import turns_of
 from rlhf_loop.feedback.importers.fields import (
     Note,
     Place,
+    answer_of,
     completion_of,
     list_of,
     mapping_of,
@@ -26,62 +35,199 @@ from rlhf_loop.feedback.importers.fields import (
     prompt_of,
     said_by,
 )
-from rlhf_loop.feedback.importers.words import thumb_of
+from rlhf_loop.feedback.importers.words import plain, thumb_of
 from rlhf_loop.feedback.rows import RowError
-from rlhf_loop.records import Critique, Rating, Thumb
+from rlhf_loop.records import Completion, Critique, Edit, Prompt, Rating, Thumb
 
-RECOGNISES = 'Langfuse: traces of {"input", "output", "scores"}, or scores with their `trace`'
-REQUIRED = [("input", "output", "scores"), ("traceId", "name", "value", "trace")]
+RECOGNISES = 'Langfuse: traces of {"input", "output", "scores"}, exported traces, or scores with their `trace`'
+REQUIRED = [
+    ("input", "output", "scores"),
+    ("observations", "scores"),
+    ("timestamp", "input", "output", "bookmarked", "public"),
+    ("traceId", "name", "value", "trace"),
+]
 KINDS = {"ANNOTATION": "HUMAN", "API": "HUMAN", "EVAL": "LLM"}
+EXPORTED = {
+    "id", "timestamp", "name", "userId", "sessionId", "release", "version", "environment", "tags", "bookmarked",
+    "public", "input", "output", "metadata", "comments",
+}  # fmt: skip
+"""The columns of an exported trace; each other one that holds a list is a score."""
+ANSWERS = ("messages", "choices", "role", "content", "answer", "output", "response", "completion", "text")
+
+_FEEDBACK = re.compile(r"(?:^|_)(?:feedback|thumbs?)")
+_GOOD = re.compile(
+    r"(?:^|_)(?:feedback|thumbs?|helpful|correct|good|likes?d?(?:_|$)|accept|accura|useful|quality|satisf|approv|relevan"
+    r"|success|resolv|pass|verdict|rating|positive|upvote|harmless)"
+)
+_BAD = re.compile(
+    r"(?:^|_)(?:(?:not?|non)(?:_|$)|hallucinat|toxic|harm(?!less)|bias|error|fail|bad|wrong|risk|spam|frustrat|refus|abus"
+    r"|insult|offens|profan|leak|inject|jailbreak|violat|denigrat|negative|dislike|complain|escalat|issue|problem"
+    r"|in(?:correct|accura|appropriate)|un(?:safe|helpful|clear|satisf)|irrelevan)"
+)
 
 
 def recognises(row: Mapping[str, Any]) -> bool:
     """Whether a row is of this format."""
-    return all(key in row for key in REQUIRED[0]) or ("traceId" in row and "name" in row and "dataType" in row)
+    if any(all(key in row for key in keys) for keys in REQUIRED[:3]):
+        return True
+    return "name" in row and "dataType" in row and ("traceId" in row or ("source" in row and "environment" in row))
 
 
 def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
-    """The prompt, the answer, and what each score says of it."""
-    if "scores" in row:
-        trace, scores = row, list_of(row.get("scores"), "scores")
-    else:
-        if not isinstance(row.get("trace"), Mapping) or "input" not in row["trace"]:
-            raise RowError(
-                f"the score is about trace {row.get('traceId')}, whose texts are not in the file; export the traces "
-                "with their scores instead"
-            )
-        trace, scores = row["trace"], [row]
-    messages = turns_of(trace.get("input"), "input", "user")
-    answers = turns_of(trace.get("output"), "output", "assistant")
-    if len(answers) != 1 or answers[0]["role"] != "assistant":
-        raise RowError("`output` must be one answer")
-    prompt = prompt_of(messages, place)
-    completion = completion_of(prompt, answers[0]["content"])
-    records: list[Any] = [prompt, completion]
+    """Of all that was scored the prompt and the answer, and what each score says of it."""
+    trace, scores = _trace(row), _scores(row)
+    exchanges: dict[str | None, tuple[Prompt, Completion] | None] = {}
+    records: list[Any] = []
+    for score in scores:
+        about = optional_text(score, "observationId")
+        if about not in exchanges:
+            exchanges[about] = _exchange(trace, about, place)
+            records += exchanges[about] or ()
+        exchange = exchanges[about]
+        if exchange is None:
+            records.append(Note("a score is about a step that holds no prompt and answer, or is not in the file"))
+        else:
+            records += _score(score, place, exchange[0].id, exchange[1].id)
     if not scores:
-        records.append(Note("a trace has no score"))
-    for number, value in enumerate(scores):
-        records += _score(mapping_of(value, f"scores[{number}]"), place, prompt.id, completion.id)
+        records += [*(_exchange(trace, None, place) or ()), Note("a trace has no score")]
     return records
+
+
+def thumb_named(name: str, value: Any) -> bool | None:
+    """Whether a value means good (True) or bad (False), given what it answers; None where that cannot be told.
+
+    Words such as `good` and `bad` speak for themselves. Yes and no depend on the question: `name` must call for a good
+    thing (`helpful`), as `toxic: no` and `is_code: yes` say nothing of the answer's worth that would be safe to learn.
+    """
+    label = thumb_of(value)
+    word = plain(value)
+    if word in ("true", "false", "yes", "no", "y", "n", "1", "0", "1.0", "0.0"):
+        words = _words(name)
+        return label if _GOOD.search(words) and not _BAD.search(words) else None
+    return label
+
+
+def _words(name: str) -> str:
+    """A name in small letters, its words parted by underscores: `userFeedback` is `user_feedback`."""
+    return plain(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).replace("-", "_").replace(".", "_")
+
+
+def _trace(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "scores" in row or "dataType" not in row:
+        return row
+    trace = row.get("trace")
+    if not isinstance(trace, Mapping) or "input" not in trace:
+        subject = row.get("subject")
+        id = row.get("traceId") or (subject.get("id") if isinstance(subject, Mapping) else None)
+        raise RowError(
+            f"the score is about trace {id}, whose texts are not in the file; export the traces with their scores "
+            "instead"
+        )
+    return trace
+
+
+def _scores(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if "scores" in row:
+        values = list_of(row["scores"], "scores")
+        if any(isinstance(value, str) for value in values):
+            raise RowError("`scores` holds ids alone, as lists of traces do; fetch each: GET /api/public/traces/ID")
+        user = optional_text(row, "userId")
+        return [{"user": user, **mapping_of(value, f"scores[{number}]")} for number, value in enumerate(values)]
+    if "dataType" in row:
+        return [row]
+    return [*_columns(row), *_comments(row)]
+
+
+def _columns(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The scores of an exported trace: a column each, of numbers or of words."""
+    given = {"source": "EXPORT", "timestamp": row.get("timestamp"), "user": optional_text(row, "userId")}
+    for name, values in row.items():
+        if name in EXPORTED or not isinstance(values, list):
+            continue
+        for value in values:
+            if isinstance(value, str):
+                yield {"name": name, "stringValue": value, "dataType": "CATEGORICAL", **given}
+            elif isinstance(value, (int, float)):
+                yield {"name": name, "value": value, "dataType": "NUMERIC", **given}
+
+
+def _comments(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """People's comments on an exported trace."""
+    for number, value in enumerate(list_of(row.get("comments") or [], "comments")):
+        comment = mapping_of(value, f"comments[{number}]")
+        who = comment.get("author_email") or comment.get("authorUserId")
+        yield {
+            "id": comment.get("id"), "name": "comment", "stringValue": comment.get("content"), "dataType": "TEXT",
+            "source": "ANNOTATION", "authorUserId": who, "timestamp": comment.get("created_at"),
+        }  # fmt: skip
+
+
+def _exchange(trace: Mapping[str, Any], observation: str | None, place: Place) -> tuple[Prompt, Completion] | None:
+    """The prompt and the answer of an observation, or of the trace; None for an observation that holds none."""
+    observations = trace.get("observations")
+    steps = [step for step in observations if isinstance(step, Mapping)] if isinstance(observations, list) else []
+    if observation is not None:
+        step = next((step for step in steps if step.get("id") == observation), None)
+        try:
+            return None if step is None else _texts(step, place)
+        except RowError:
+            return None
+    if trace.get("input") is None or trace.get("output") is None:
+        trace = next((step for step in steps if step.get("parentObservationId") is None), trace)
+    return _texts(trace, place)
+
+
+def _texts(step: Mapping[str, Any], place: Place) -> tuple[Prompt, Completion]:
+    messages = turns_of(_decoded(step.get("input")), "input", "user")
+    output = step.get("output")
+    decoded = _decoded(output)
+    if isinstance(decoded, list) or (isinstance(decoded, Mapping) and any(key in decoded for key in ANSWERS)):
+        output = decoded
+    answers = turns_of(output, "output", "assistant")
+    prompt = prompt_of(messages, place)
+    return prompt, completion_of(prompt, answer_of([dict(turn) for turn in answers], "output", messages))
+
+
+def _decoded(value: Any) -> Any:
+    """What exports write as JSON in a text."""
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def _score(score: Mapping[str, Any], place: Place, prompt_id: str, completion_id: str) -> list[Any]:
     source = str(score.get("source") or "API").upper()
     name = optional_text(score, "name") or "score"
     comment = optional_text(score, "comment")
-    who = optional_text(score, "authorUserId") or (f"langfuse:{name}" if source == "EVAL" else None)
+    users = bool(_FEEDBACK.search(_words(name))) and source in ("API", "EXPORT")
+    who = optional_text(score, "authorUserId")
+    if who is None:
+        who = optional_text(score, "user") if users else None if KINDS.get(source) == "HUMAN" else f"langfuse:{name}"
     given: dict[str, Any] = {
         "external_id": optional_text(score, "id"),
         "created_at": optional_time(score, "timestamp"),
-        "kind": KINDS.get(source, "CODE"),
+        "kind": "HUMAN" if users else KINDS.get(source, "CODE"),
     }
     about: dict[str, Any] = {"prompt_id": prompt_id, "completion_id": completion_id}
     type_ = str(score.get("dataType") or "NUMERIC").upper()
+    text = None
+    if type_ in ("CORRECTION", "TEXT"):
+        text = optional_text(score, "value" if score.get("stringValue") is None else "stringValue")
+    if type_ == "CORRECTION" and text:
+        common = said_by(place, who, "edit", completion_id, text, **given)
+        return [Edit(edited_completion=text, comment=comment, **about, **common)]
+    if type_ == "TEXT" and text:
+        comment = "\n".join(part for part in (text, comment) if part)
+        common = said_by(place, who, "critique", completion_id, comment, name, **given)
+        return [Critique(comment=comment, **about, **common)]
     label = _label(score, type_, name)
     if label is not None:
         common = said_by(place, who, "thumb", completion_id, label, name, **given)
         return [Thumb(label=label, comment=comment, **about, **common)]
-    if type_ == "NUMERIC":
+    if type_ == "NUMERIC" and not _BAD.search(_words(name)):
         value = optional_number(score, "value")
         if value is not None and 0 <= value <= 1:
             common = said_by(place, who, "rating", completion_id, value, name, **given)
@@ -93,11 +239,11 @@ def _score(score: Mapping[str, Any], place: Place, prompt_id: str, completion_id
 
 
 def _label(score: Mapping[str, Any], type_: str, name: str) -> bool | None:
+    value, text = score.get("value"), score.get("stringValue")
     if type_ == "BOOLEAN":
-        return thumb_of(score.get("stringValue") if score.get("value") is None else score.get("value"))
+        return thumb_named(name, text if value is None else value)
     if type_ == "CATEGORICAL":
-        return thumb_of(score.get("stringValue") if score.get("stringValue") is not None else score.get("value"))
-    value = score.get("value")
-    if value == -1 or (value in (0, 1) and any(word in name.lower() for word in ("feedback", "thumb", "user"))):
-        return thumb_of(value)
-    return None
+        return thumb_named(name, value if text is None else text)
+    if type_ != "NUMERIC" or value not in (-1, 0, 1) or _BAD.search(_words(name)):
+        return None
+    return thumb_named(name, value)
