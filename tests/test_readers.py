@@ -94,14 +94,77 @@ def test_argilla_records_of_both_versions() -> None:
 def test_label_studio_annotations() -> None:
     result = fixture("label_studio.json", "label-studio")
     assert result.refused == []
-    assert winners(result) == [("b", "Because air", "Air scatters blue light the most.")]
-    (preference,) = of_kind(result, Preference)
+    assert winners(result) == [
+        ("b", "Because air", "Air scatters blue light the most."),
+        ("tie", "Because air", "Air scatters blue light the most."),
+    ]
+    preference = of_kind(result, Preference)[0]
     assert (preference.comment, preference.annotator.id) == ("The left one stops half way.", "3")
     assert (preference.lead_time, preference.created_at) == (14.288, 1710022568.728353)
     (skip,) = of_kind(result, Skip)
     assert skip.annotator.id == "4"
-    assert [r.score for r in of_kind(result, Rating)] == [4.0]
-    assert [t.label for t in of_kind(result, Thumb)] == [True]
+    texts = {c.id: c.text for c in result.completions}
+    assert [(texts[r.completion_id], r.score, r.scale, r.annotator.id) for r in of_kind(result, Rating)] == [
+        ("Air scatters blue light the most.", 4.0, (1.0, 5.0), "5"),  # one of two answers, by its tag
+        ("An oak.", 4.0, (1.0, 5.0), "3"),
+        ("Blue.", 7.0, (1.0, 10.0), "3"),  # of a dialogue the last turn
+    ]
+    assert [(texts[t.completion_id], t.label) for t in of_kind(result, Thumb)] == [("An oak.", True)]
+    assert result.notes == {
+        "an annotation holds no verdict": 1,
+        "a result of type choices says nothing that is understood": 2,  # hallucination: no; fails_to_follow: yes
+    }
+
+
+def test_label_studio_json_min_says_the_same_as_json() -> None:
+    result = fixture("label_studio_min.json", "label-studio")
+    assert result.refused == []
+    (preference,), (rating,), (thumb,) = (of_kind(result, kind) for kind in (Preference, Rating, Thumb))
+    assert preference.id == of_kind(fixture("label_studio.json", "label-studio"), Preference)[0].id
+    assert (preference.winner, preference.comment, preference.lead_time) == (
+        "b",
+        "The left one stops half way.",
+        14.288,
+    )
+    assert (rating.score, rating.comment, rating.annotator.id) == (4.0, "Short.\nRight.", "ann@example.org")
+    assert (thumb.label, thumb.created_at) == (True, 1710057600.0)
+    assert result.notes == {
+        "a result of type choices says nothing that is understood": 1,
+        "a task has no annotation yet": 1,
+    }
+
+
+def test_label_studio_json_min_without_a_telling_order(tmp_path: Path) -> None:
+    (row, *_) = rows_of("label_studio_min.json")
+    result = read_row(tmp_path, {name: row[name] for name in sorted(row)})
+    assert [f.winner for f in of_kind(result, Preference)] == ["b"]
+    result = read_row(tmp_path, {"id": 5, **row})
+    assert [f.winner for f in of_kind(result, Preference)] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "label"),
+    [("helpful", "Yes", True), ("is_correct", "No", False), ("not_helpful", "Yes", None), ("is_code", "Yes", None),
+     ("toxic", "No", None), ("verdict", "Bad", False)],
+)  # fmt: skip
+def test_label_studio_yes_and_no_count_where_the_question_asks_for_something_good(
+    tmp_path: Path, question: str, answer: str, label: bool | None
+) -> None:
+    said = {"from_name": question, "to_name": "response", "type": "choices", "value": {"choices": [answer]}}
+    data = {"prompt": "Name a tree.", "response": "Oak."}
+    result = read_row(
+        tmp_path, {"id": 1, "data": data, "annotations": [{"id": 2, "completed_by": 3, "result": [said]}]}
+    )
+    assert [t.label for t in of_kind(result, Thumb)] == ([] if label is None else [label])
+
+
+def test_label_studio_pairwise_with_nothing_selected_is_no_tie(tmp_path: Path) -> None:
+    (row, *_) = rows_of("label_studio.json")
+    row["annotations"] = row["annotations"][:1]
+    row["annotations"][0]["result"][0]["value"]["selected"] = "none"
+    result = read_row(tmp_path, row)
+    assert result.feedback == []
+    assert "an annotation holds no verdict, only a text about both answers" in result.notes
 
 
 def test_open_webui_ratings_find_their_texts_in_the_snapshot() -> None:
