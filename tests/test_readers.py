@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,39 @@ def test_arena_votes_are_preferences_with_ties_and_both_bad() -> None:
     first = result.feedback[0]
     assert (first.annotator.id, first.external_id) == ("arena_user_973", "58210e39b3fd4441a2bd4a518bb44c2d")
     assert first.created_at == 1682351591.1322
-    kaggle = fixture("chatbot_arena_kaggle.csv", "arena")
-    assert winners(kaggle) == [("a", "It depends.", "No."), ("tie", "Knock knock.", "Why did it cross?")]
+    assert (first.shown_order, first.blind) == ("ab", True)  # type: ignore[union-attr]
+
+
+def test_arena_votes_of_kaggle_may_be_about_no_answer() -> None:
+    result = fixture("chatbot_arena_kaggle.csv", "arena")
+    assert winners(result) == [
+        ("a", 'It depends.\n\nSee "names".', "No."),
+        ("tie", "Knock knock.", "Why did it cross?"),
+        ("b", "", "Air scatters blue light."),
+    ]
+    assert [(r.line, "no common prompt" in r.reason) for r in result.refused] == [(5, True)]
+
+
+def test_arena_votes_of_the_later_releases() -> None:
+    votes = of_kind(fixture("chatbot_arena_100k.jsonl", "arena"), Preference)
+    assert [(v.winner, v.blind, v.annotator.id, v.created_at) for v in votes] == [
+        ("a", True, "9f2c51ab", 1718000000.25),
+        ("tie", False, "9f2c51ab", 1718000000.25),
+    ]
+    result = fixture("chatbot_arena_140k.jsonl", "arena")
+    assert winners(result) == [("both_bad", "Blue.", "Green.")]
+    assert (result.feedback[0].external_id, result.feedback[0].annotator.id) == ("c4b9710c-0001", "a333a685")
+    assert result.feedback[0].created_at == 1748530121.602925
+    assert [r.line for r in result.refused] == [2, 3]
+    assert "an earlier vote of the session" in result.refused[0].reason
+    assert "not text (images" in result.refused[1].reason
+
+
+def test_arena_votes_are_read_from_parquet_with_its_times(tmp_path: Path) -> None:
+    (row, *_) = rows_of("chatbot_arena_140k.jsonl")
+    row["timestamp"] = datetime.fromisoformat(row["timestamp"])
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "votes.parquet")
+    assert [f.created_at for f in read(tmp_path / "votes.parquet").feedback] == [1748530121.602925]
 
 
 def test_argilla_records_of_both_versions() -> None:

@@ -1,21 +1,24 @@
 """Chatbot Arena: `{"question_id", "model_a", "model_b", "winner", "conversation_a", "conversation_b"}`.
 
-`winner` is `model_a`, `model_b`, `tie` or `tie (bothbad)`. Later releases write `both_bad`, and contents as lists of
-parts; the one of Kaggle has `prompt`, `response_a`, `response_b` as lists in JSON and three columns of `winner_...`.
-Both conversations must share everything before the answers that were compared: where both models had answered before,
-there is no common prompt, and the row is refused.
+`winner` is `model_a`, `model_b`, `tie` or `tie (bothbad)`. The release of 140,000 votes writes `both_bad`, and contents
+as lists of parts; that of Kaggle has `prompt`, `response_a`, `response_b` as lists in JSON and three columns of
+`winner_...`, and calls both bad a tie. Both conversations must share everything before the answers that were compared:
+where both models had answered before, or others in an earlier vote of the session, there is no common prompt, and the
+row is refused.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from rlhf_loop.feedback.importers.fields import (
     Place,
     completion_of,
     messages_of,
+    optional_number,
     optional_text,
     optional_time,
     prompt_before,
@@ -48,6 +51,8 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
             "the conversations differ before the last answers (both models had answered before), so these have no "
             "common prompt"
         )
+    if _earlier_turns(row, len(messages) // 2 + 1) > 0:
+        raise RowError("other models had answered in an earlier vote of the session, so there is no common prompt")
     winner = _winner(row)
     prompt = prompt_of(messages, place)
     a, b = completion_of(prompt, answer), completion_of(prompt, other)
@@ -56,13 +61,11 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     kind = "LLM" if who is not None and who.startswith("gpt") else "HUMAN"
     common = said_by(
         place, who, "preference", prompt.id, a.id, b.id, winner, kind=kind, external_id=external,
-        created_at=optional_time(row, "tstamp"),
+        created_at=_time(row),
     )  # fmt: skip
-    shown: Any = "ab"
-    return [
-        prompt, a, b,
-        Preference(prompt_id=prompt.id, a_id=a.id, b_id=b.id, winner=winner, shown_order=shown, blind=True, **common),
-    ]  # fmt: skip
+    about: dict[str, Any] = {"prompt_id": prompt.id, "a_id": a.id, "b_id": b.id}
+    blind = str(row.get("anony", True)).lower() != "false"
+    return [prompt, a, b, Preference(winner=winner, shown_order="ab", blind=blind, **about, **common)]
 
 
 def _conversation(row: Mapping[str, Any], side: str) -> tuple[Message, ...]:
@@ -74,8 +77,27 @@ def _conversation(row: Mapping[str, Any], side: str) -> tuple[Message, ...]:
         raise RowError(f"`prompt` and `response_{side}` must be lists of texts, as many of each")
     turns = []
     for prompt, answer in zip(prompts, answers, strict=True):
+        answer = "" if answer is None else answer  # the model gave none, and people voted on that
         turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     return messages_of(turns, f"response_{side}")
+
+
+def _earlier_turns(row: Mapping[str, Any], turns: int) -> int:
+    """How many exchanges came before the two conversations; only the release of 140,000 votes has any.
+
+    `turns`: the exchanges of one conversation.
+    """
+    full = row.get("full_conversation")
+    if full is not None:
+        return len(_loaded(full, "full_conversation")) - turns
+    return int(optional_number(row, "evaluation_order") or 1) - 1
+
+
+def _time(row: Mapping[str, Any]) -> float:
+    moment = row.get("timestamp")
+    if isinstance(moment, datetime):  # as Parquet gives it
+        return optional_time({"timestamp": moment.isoformat()}, "timestamp")
+    return optional_time(row, "tstamp" if row.get("tstamp") is not None else "timestamp")
 
 
 def _loaded(value: Any, name: str) -> Any:
