@@ -49,10 +49,17 @@ def read_row(tmp_path: Path, row: dict[str, Any]) -> ImportResult:
 
 def test_hh_rlhf_dialogues_are_split_into_turns() -> None:
     result = fixture("hh_rlhf.jsonl", "hh-rlhf")
-    assert result.refused == []
-    assert [m["role"] for m in result.prompts[0].messages] == ["user", "assistant", "user"]
-    assert winners(result)[0] == ("a", "Then Ash would suit it.", "Cat.")
-    assert winners(result)[1][1] == "Air scatters blue light the most.\n\nIt is called Rayleigh scattering."
+    assert [[m["role"] for m in prompt.messages] for prompt in result.prompts] == [
+        ["user", "assistant", "user"],
+        ["user"],
+        ["user", "assistant", "assistant", "user"],
+    ]
+    assert winners(result) == [
+        ("a", "Then Ash would suit it.", "Cat."),
+        ("a", "Air scatters blue light the most.\n\nIt is called Rayleigh scattering.", ""),
+        ("a", "Oak.  Human: is what you are.", "Blue."),
+    ]
+    assert [(r.line, "no common prompt" in r.reason) for r in result.refused] == [(4, True)]
 
 
 def test_hh_rlhf_dialogues_that_differ_earlier_are_refused(tmp_path: Path) -> None:
@@ -323,8 +330,22 @@ def test_ultrafeedback_answers_are_rated_by_their_judge() -> None:
     assert [(r.score, r.scale, r.comment) for r in of_kind(result, Rating)] == [
         (2.5, (1.0, 5.0), "The answer gives no reason."),
         (5.0, (1.0, 5.0), "Right and brief."),
+        (4.0, (1.0, 10.0), "Too short."),  # no aspect was judged
     ]
-    assert {r.annotator.kind for r in of_kind(result, Rating)} == {"LLM"}
+    assert {(r.annotator.id, r.annotator.kind) for r in of_kind(result, Rating)} == {("gpt-4", "LLM")}
+
+
+def test_binarised_ultrafeedback_is_preferences_of_its_judge() -> None:
+    result = fixture("ultrafeedback_binarized.jsonl", "ultrafeedback")
+    assert winners(result) == [
+        ("a", "Air scatters blue light the most.", "It just is."),
+        ("tie", "Oak.", "Elm."),
+        ("a", "Trout.", "Oak."),
+        ("a", "Wren.", "Trout."),
+    ]
+    assert [p.strength for p in of_kind(result, Preference)] == [0.5, None, 0.5, 1.0]
+    assert {(p.annotator.id, p.annotator.kind) for p in of_kind(result, Preference)} == {("gpt-4", "LLM")}
+    assert [len(prompt.messages) for prompt in result.prompts] == [1, 1, 1, 1]
 
 
 def test_chat_logs_with_and_without_feedback() -> None:
