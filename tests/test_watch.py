@@ -20,7 +20,7 @@ from feedback_samples import completion, preference, prompt
 from typer.testing import CliRunner
 
 from rlhf_loop.cli import app
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.recipe import Recipe, Watch
 from rlhf_loop.records import Annotator, Implicit, Thumb, write_records
@@ -275,6 +275,41 @@ def test_a_round_that_fails_is_told_and_tried_again_later_and_later(tmp_path: Pa
     assert any("round 0 failed, and is tried again at 12:01: the disk is full" in line for line in said)
     watcher.watch(once=True)
     assert watcher.outbox.memory.failure is None
+
+
+def test_a_clock_that_is_set_back_does_not_put_a_round_off(tmp_path: Path) -> None:
+    ends: list[str | None] = ["the disk is full", None]
+    watcher, clock, _, _ = watching(tmp_path, lambda number: ends.pop(0))
+    assert watcher.watch(once=True).outcome == "failed"
+    clock.now -= 24 * HOUR
+    assert watcher.watch(once=True).outcome == "ran"
+
+
+def test_a_store_that_is_away_for_a_while_does_not_end_the_watcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher, _, said, _ = watching(tmp_path, lambda number: None)
+    with Store.open(watcher.run.path / "feedback.db") as store:
+        fill(store, watcher.run, last=0)
+    looks: list[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        looks.append(1)
+        if len(looks) < 3:
+            raise StoreUnavailable("the store is locked")
+        if len(looks) == 4:
+            raise KeyboardInterrupt
+        return arrivals(*arguments)
+
+    monkeypatch.setattr("rlhf_loop.watch.watcher.arrivals", counted)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(KeyboardInterrupt):
+        watcher.watch()
+    assert len(looks) == 4
+    assert sum("the store is locked" in line for line in said) == 1
+    looks.clear()
+    with pytest.raises(StoreUnavailable):
+        watcher.watch(once=True)
 
 
 def test_an_outcome_that_was_not_told_before_a_crash_is_told_after_it(tmp_path: Path) -> None:

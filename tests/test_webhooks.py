@@ -161,12 +161,48 @@ def test_what_was_not_delivered_waits_in_the_file_for_the_next_watcher(
     url, handler = receiver
     before = Outbox(tmp_path / "watch.json", [url, COMMAND], secret=SECRET, command=f"cat >> {tmp_path / 'told'}")
     before.change(event("e1", "started"), event("e2"))  # the process ends here, before anything was sent
-    after = Outbox(tmp_path / "watch.json", [], secret=SECRET, command=f"cat >> {tmp_path / 'told'}")
+    after = Outbox(tmp_path / "watch.json", [url, COMMAND], secret=SECRET, command=f"cat >> {tmp_path / 'told'}")
     after.start()
     after.stop(10)
     assert sorted(json.loads(body)["id"] for _, body in handler.requests) == ["e1", "e2"]
     assert (tmp_path / "told").read_text().count('"kind"') == 2
     assert after.memory.pending == []
+
+
+def test_a_receiver_that_the_recipe_names_no_longer_gets_nothing_more(
+    receiver: tuple[str, type[Receiver]], tmp_path: Path
+) -> None:
+    url, handler = receiver
+    Outbox(tmp_path / "watch.json", [url, COMMAND], secret=SECRET, command="true").change(event())
+    after = Outbox(tmp_path / "watch.json", [COMMAND], command=f"cat >> {tmp_path / 'told'}")
+    after.start()
+    after.stop(10)
+    assert handler.requests == []
+    assert (tmp_path / "told").exists()
+    assert after.memory.pending == []
+
+
+def test_events_arrive_although_the_disk_is_full_and_the_clock_was_set_back(
+    receiver: tuple[str, type[Receiver]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, handler = receiver
+    now, said = [1e9], []
+    handler.answers += [500]
+    outbox = Outbox(tmp_path / "w.json", [url], secret=SECRET, say=said.append, clock=lambda: now[0])
+    outbox.change(event("e1"), event("e2"))
+
+    def full(file: Path, value: object) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("rlhf_loop.watch.outbox.write_json", full)
+    outbox.deliver_due()
+    assert [one.event.id for one in outbox.memory.pending] == ["e1"]
+    assert any("the disk is full" in line for line in said)
+    now[0] -= 1e6
+    outbox.start()
+    until(lambda: not outbox.memory.pending)
+    outbox.stop(1)
+    assert [json.loads(body)["id"] for _, body in handler.requests] == ["e1", "e2", "e1"]
 
 
 def test_a_dead_receiver_keeps_neither_the_others_nor_the_watcher(

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.errors import UserError
 from rlhf_loop.run_dir import read_json, write_json
 from rlhf_loop.watch.events import DeliveryError, Event, call, post
 
@@ -56,11 +57,12 @@ class Outbox:
         clock: Callable[[], float] = time.time,
         first_delay: float = 1.0,
     ):
-        """`targets`: URLs, and `COMMAND` where `command` is given. `first_delay`: seconds before the second attempt;
-        each further one takes twice as long, up to `LONGEST`."""
+        """`targets`: URLs, and `COMMAND` where `command` is given; what waits for others is dropped. `first_delay`:
+        seconds before the second attempt; each further one takes twice as long, up to `LONGEST`."""
         self.file, self.targets, self.secret, self.command = file, targets, secret, command
         self.say, self.clock, self.first_delay = say, clock, first_delay
         self.memory = _read(file)
+        self.memory.pending = [one for one in self.memory.pending if one.target in targets]
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
         self._stopping = False
@@ -97,7 +99,7 @@ class Outbox:
     def deliver_due(self) -> None:
         """Tries everything that is due, once."""
         with self._lock:
-            due = [one for one in self.memory.pending if one.due <= self.clock()]
+            due = [one for one in self.memory.pending if self._wait(one) <= 0]
         for one in due:
             if not self._stopping:
                 self._try(one)
@@ -123,14 +125,22 @@ class Outbox:
                         f"{one.target} never took `{one.event.kind}` of round {one.event.round}, given up: {error}"
                     )
                 self.memory.pending.remove(one)
-            self._write()
+            try:
+                self._write()
+            except UserError as failed:  # a full disk; what arrived is sent again after a restart
+                self.say(f"{failed} (events are still sent)")
+
+    def _wait(self, one: Pending) -> float:
+        """Seconds until an event is due; none where the clock was set back since."""
+        wait = one.due - self.clock()
+        return wait if wait <= LONGEST else 0.0
 
     def _deliver(self) -> None:
         while True:
             with self._wake:
                 if self._stopping:
                     return
-                wait = min((one.due - self.clock() for one in self.memory.pending), default=None)
+                wait = min((self._wait(one) for one in self.memory.pending), default=None)
                 if wait is None or wait > 0:
                     self._wake.wait(timeout=wait)
                     continue

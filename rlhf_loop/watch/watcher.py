@@ -93,7 +93,12 @@ class Watcher:
             said: list[str] | None = None
             try:
                 while True:
-                    step = self.look()
+                    try:
+                        step = self.look()
+                    except UserError as error:  # the store is away, the disk is full: not for ever
+                        if once:
+                            raise
+                        step = Step(outcome="waits", reasons=[str(error)])
                     if step.outcome == "waits" and step.reasons != said:
                         self.say(f"{_now()} no round yet: {'; '.join(step.reasons)}")
                         said = step.reasons
@@ -124,7 +129,7 @@ class Watcher:
         failure, now = self.outbox.memory.failure, self.clock()
         if failure and failure["round"] == number:
             due = failure["at"] + min(RETRY_LONGEST, RETRY_FIRST * 2 ** (failure["times"] - 1))
-            if now < due:
+            if failure["at"] <= now < due:  # otherwise the clock was set back
                 when = time.strftime("%H:%M", time.localtime(due))
                 return number, [f"round {number} failed, and is tried again at {when}: {failure['error']}"]
         if number == 0 or number in self.run.rounds():  # the first candidates; or a round that was stopped goes on
