@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 Split = Literal["train", "dev", "test", "judge"]
@@ -88,6 +88,8 @@ class Span:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Feedback:
     """What every piece of feedback carries. Append-only: a correction is a new record that supersedes."""
+
+    __pydantic_config__ = ConfigDict(ser_json_inf_nan="constants")  # JSON keeps infinity
 
     id: str
     prompt_id: str
@@ -285,8 +287,17 @@ class Artifact:
 
 def stable_id(*parts: object) -> str:
     """24 hexadecimal digits that depend on `parts` alone (SHA-256 of their JSON)."""
-    texts = [_quote(part) if type(part) is str else "null" if part is None else _canonical(part) for part in parts]
+    texts = [_quote(part) if type(part) is str else "null" if part is None else _json_of(part) for part in parts]
     return hashlib.sha256(f"[{', '.join(texts)}]".encode()).hexdigest()[:24]
+
+
+def _json_of(part: object) -> str:
+    """JSON with sorted keys; of what most ids are made of, conversations and nothing, four times as fast."""
+    if type(part) is tuple and len(part) == 1 and type(part[0]) is dict and len(part[0]) == 2:
+        role, content = part[0].get("role"), part[0].get("content")
+        if type(role) is type(content) is str:
+            return f'[{{"content": {_quote(content)}, "role": {_quote(role)}}}]'
+    return "[]" if part == [] else _canonical(part)
 
 
 _quote = json.encoder.encode_basestring

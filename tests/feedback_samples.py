@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from rlhf_loop.feedback.database import parse_url
-from rlhf_loop.feedback.store import AnyFeedback, Store
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import AnyFeedback
 from rlhf_loop.records import (
     Annotator,
     Artifact,

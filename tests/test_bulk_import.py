@@ -16,13 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback import bulk, rows, tables
+from rlhf_loop.feedback import bulk, bulk_batches, bulk_reader, rows, tables
 from rlhf_loop.feedback.bulk import column_map, import_file
-from rlhf_loop.feedback.bulk_rows import COLUMNS, completion_row, feedback_row, prompt_row
+from rlhf_loop.feedback.bulk_batches import Batch
+from rlhf_loop.feedback.bulk_reader import ReadAhead, Source, read_batches
 from rlhf_loop.feedback.export import export
 from rlhf_loop.feedback.importers import FORMATS, read, save
-from rlhf_loop.feedback.store import Store, _completion_row, _feedback_row, _prompt_row
-from rlhf_loop.records import Annotator, Completion, Preference, Prompt, Question, stable_id
+from rlhf_loop.feedback.importers.reading import open_rows
+from rlhf_loop.feedback.rows import Refused
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import as_columns, completion_row, feedback_row, load_body, prompt_row
+from rlhf_loop.records import Annotator, Completion, Preference, Prompt, Question, stable_id, to_dict
 
 FIXTURES = Path(__file__).parent / "data" / "feedback_formats"
 PAIR = {"prompt": "Why?", "chosen": "Because of light.", "rejected": "No idea."}
@@ -51,6 +55,14 @@ def counts(summary: bulk.ImportSummary) -> tuple[int, int, int, int]:
     return summary.accepted, summary.duplicate, summary.contradictory, summary.rejected
 
 
+def assert_no_dangling_reference(store: Store) -> None:
+    """An import leaves it to itself to check them, where SQLite would do it once more."""
+    if store.database.is_sqlite:
+        with store.database.read() as connection:
+            assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1  # it is as it was
+            assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+
+
 @pytest.mark.parametrize("path", sorted(FIXTURES.iterdir()), ids=lambda path: path.name)
 def test_every_format_is_stored_as_the_plain_import_stores_it(store: Store, path: Path) -> None:
     with Store.open(":memory:") as plain:
@@ -64,6 +76,7 @@ def test_every_format_is_stored_as_the_plain_import_stores_it(store: Store, path
         before = store.counts()
         again = import_file(store, path, redact="none")
         assert (again.accepted, again.rejected, again.duplicate) == (0, summary.rejected, summary.accepted)
+        assert_no_dangling_reference(store)
         assert store.counts() == before
 
 
@@ -175,7 +188,7 @@ def test_many_batches_and_transactions_store_the_same(
     with Store.open(":memory:") as plain:
         result = read(path)
         save(plain, result)
-        monkeypatch.setattr(bulk, "BATCH_ROWS", 9)
+        monkeypatch.setattr(bulk_batches, "BATCH_ROWS", 9)
         monkeypatch.setattr(bulk, "TRANSACTION_SECONDS", 0.0)
         summary = import_file(store, path, redact="none")
         assert contents(store) == contents(plain)
@@ -184,7 +197,7 @@ def test_many_batches_and_transactions_store_the_same(
 
 def test_an_import_that_is_interrupted_goes_on(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "f.jsonl", [{**PAIR, "prompt": f"Why {i}?"} for i in range(100)])
-    monkeypatch.setattr(bulk, "BATCH_ROWS", 10)
+    monkeypatch.setattr(bulk_batches, "BATCH_ROWS", 10)
     monkeypatch.setattr(bulk, "TRANSACTION_SECONDS", 0.0)
 
     def stop(summary: bulk.ImportSummary) -> None:
@@ -195,6 +208,94 @@ def test_an_import_that_is_interrupted_goes_on(store: Store, tmp_path: Path, mon
         import_file(store, path, progress=stop)
     assert store.counts()["feedback"] == 50
     assert counts(import_file(store, path)) == (50, 50, 0, 0)
+
+
+# -- read by a process of its own -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is one that a process of its own reads."""
+    monkeypatch.setattr(bulk_reader, "SMALL", 0)
+
+
+@pytest.mark.usefixtures("large")
+def test_a_file_that_a_process_reads_is_stored_the_same(store: Store, tmp_path: Path) -> None:
+    rows: list[Any] = [{**PAIR, "prompt": f"Why {i % 900}?", "id": str(i)} for i in range(2500)]
+    rows[7] = "broken"
+    rows[8] = {**PAIR, "prompt": "Write to jane@example.org", "critiques": ["Too short."], "votes": {"chosen": 1}}
+    rows[9] = {**rows[8], "votes": {"rejected": 3}}  # a note
+    rows[11] = rows[12]
+    path = write(tmp_path / "f.jsonl", rows)
+    with Store.open(":memory:") as other, read_batches(Source(str(path), "auto", None, {}, "none")) as reading:
+        assert isinstance(reading, ReadAhead)
+        summary = import_file(store, path)
+        bulk_reader.SMALL = 2**20
+        expected = import_file(other, path)
+        assert contents(store) == contents(other)
+        assert store.quarantined() == other.quarantined()
+    assert {**summary.to_dict(), "seconds": 0} == {**expected.to_dict(), "seconds": 0}
+    assert (summary.redacted, summary.rejected, summary.duplicate, sum(summary.notes.values())) == (2, 1, 1, 1)
+    assert_no_dangling_reference(store)
+
+
+@pytest.mark.usefixtures("large")
+def test_what_the_process_finds_wrong_is_said_here(store: Store, tmp_path: Path) -> None:
+    path = write(tmp_path / "f.jsonl", [{"what": 1}])
+    with pytest.raises(UserError, match="the format is not known"):
+        import_file(store, path)
+    with pytest.raises(UserError, match="there is no column `Question`"):
+        import_file(store, path, columns={"prompt": "Question"})
+
+
+@pytest.mark.usefixtures("large")
+def test_a_killed_process_ends_the_import_and_what_was_written_stays(store: Store, tmp_path: Path) -> None:
+    path = write(tmp_path / "f.jsonl", [{**PAIR, "prompt": f"Why {i}?"} for i in range(50_000)])
+    started: list[ReadAhead] = []
+
+    class Watched(ReadAhead):
+        def __init__(self, source: Source):
+            super().__init__(source)
+            started.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bulk_reader, "ReadAhead", Watched)
+        patch.setattr(bulk, "TRANSACTION_SECONDS", 0.0)
+        with pytest.raises(UserError, match=r"the process that reads .* ended with status -9.* again to go on"):
+            import_file(store, path, progress=lambda summary: started[0]._process.kill())
+    there = store.counts()["feedback"]
+    assert 0 < there < 50_000
+    assert not started[0]._thread.is_alive()
+    assert counts(import_file(store, path)) == (50_000 - there, there, 0, 0)
+
+
+@pytest.mark.usefixtures("large")
+def test_an_import_that_is_given_up_ends_the_process(store: Store, tmp_path: Path) -> None:
+    path = write(tmp_path / "f.jsonl", [{**PAIR, "prompt": f"Why {i}?"} for i in range(50_000)])
+    reading = read_batches(Source(str(path), "auto", None, {}, "none"))
+    assert isinstance(reading, ReadAhead)
+    with suppress(KeyboardInterrupt), reading:
+        assert reading.more()
+        raise KeyboardInterrupt
+    assert reading._process.poll() is not None
+    assert not reading._thread.is_alive()
+
+
+def test_answers_that_were_there_before_are_found_though_nothing_was_looked_for(store: Store, tmp_path: Path) -> None:
+    """Many files in one store: batches that are all new, partly new and not new at all, one after another."""
+    parts = [(0, 30), (30, 60), (20, 80), (0, 80), (80, 100)]
+    for number, (first, last) in enumerate(parts):
+        rows = [{**PAIR, "prompt": f"Why {i}?", "id": str(i), "annotator": "ann"} for i in range(first, last)]
+        path = write(tmp_path / f"{number}.jsonl", rows)
+        known = max((end for _, end in parts[:number]), default=0)
+        new = max(last - known, 0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bulk_batches, "BATCH_ROWS", 7)
+            assert counts(import_file(store, path)) == (new, last - first - new, 0, 0)
+        assert store.counts()["feedback"] == max(last, known)
+    assert_no_dangling_reference(store)
+    opposite = {**PAIR, "prompt": "Why 3?", "chosen": PAIR["rejected"], "rejected": PAIR["chosen"], "annotator": "ann"}
+    assert counts(import_file(store, write(tmp_path / "o.jsonl", [opposite]))) == (1, 0, 1, 0)
 
 
 def test_personal_data_is_redacted_before_ids_are_made(store: Store, tmp_path: Path) -> None:
@@ -238,7 +339,7 @@ def test_columns_under_other_names(store: Store, tmp_path: Path) -> None:
         column_map(["prompt"])
 
 
-# -- rows as the store makes them --------------------------------------------------------------------------------------
+# -- rows of tables --------------------------------------------------------------------------------------
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
 messages = st.lists(
@@ -247,22 +348,28 @@ messages = st.lists(
 
 
 @given(id=texts, turns=messages, group=texts, reference=st.none() | texts, tags=st.lists(texts))
-def test_rows_of_prompts_are_those_of_the_store(id: str, turns: Any, group: str, reference: Any, tags: Any) -> None:
+def test_rows_of_prompts_hold_all_of_them(id: str, turns: Any, group: str, reference: Any, tags: Any) -> None:
     prompt = Prompt(id=id, messages=tuple(turns), group=group, reference=reference, tags=tuple(tags), source=id)
-    assert dict(zip(COLUMNS["prompts"], prompt_row(prompt), strict=True)) == _prompt_row(prompt)
+    columns = as_columns("prompts", prompt_row(prompt))
+    assert load_body(columns["body"]) == to_dict(prompt)
+    assert (columns["id"], columns["split"], columns["group_name"]) == (id, "train", group)
+    assert columns["text"] == "\n".join(turn["content"] for turn in turns)
 
 
 @given(
     id=texts, text=st.text(max_size=40), tokens=st.integers(), parent=st.none() | texts,
     sampling=st.dictionaries(texts, st.floats(allow_nan=False) | st.integers() | texts),
 )  # fmt: skip
-def test_rows_of_completions_are_those_of_the_store(
-    id: str, text: str, tokens: int, parent: Any, sampling: Any
-) -> None:
+def test_rows_of_completions_hold_all_of_them(id: str, text: str, tokens: int, parent: Any, sampling: Any) -> None:
     completion = Completion(
         id=id, prompt_id=id, text=text, policy="p", round=3, tokens=tokens, parent=parent, sampling=sampling
     )
-    assert dict(zip(COLUMNS["completions"], completion_row(completion), strict=True)) == _completion_row(completion)
+    columns = as_columns("completions", completion_row(completion))
+    body = load_body(columns["body"])
+    assert {"text": columns["text"], **body} == to_dict(completion)
+    assert ("text" in body) == (columns["text"] != text)  # it stands in its column, if that can hold it
+    assert (columns["id"], columns["prompt_id"], columns["policy"], columns["round"]) == (id, id, "p", 3)
+    assert columns["parent"] == parent
 
 
 numbers = st.none() | st.floats(allow_nan=False)
@@ -273,21 +380,61 @@ numbers = st.none() | st.floats(allow_nan=False)
     winner=st.sampled_from(["a", "b", "tie", "both_bad"]), order=st.sampled_from([None, "ab", "ba"]),
     blind=st.booleans(), created=st.floats(allow_nan=False, allow_infinity=False),
 )  # fmt: skip
-def test_rows_of_preferences_are_those_of_the_store(
+def test_rows_of_preferences_hold_all_of_them(
     id: str, who: str, comment: Any, strength: Any, lead_time: Any, winner: Any, order: Any, blind: bool, created: float
 ) -> None:
     preference = Preference(
         id=id, prompt_id="p", a_id="a", b_id=id, winner=winner, annotator=Annotator(id=who), comment=comment,
         strength=strength, lead_time=lead_time, shown_order=order, blind=blind, created_at=created,
     )  # fmt: skip
-    assert dict(zip(COLUMNS["feedback"], feedback_row(preference), strict=True)) == _feedback_row(preference)
+    columns = as_columns("feedback", feedback_row(preference))
+    assert load_body(columns["body"]) == to_dict(preference)
+    assert (columns["a_id"], columns["b_id"], columns["completion_id"]) == ("a", id, None)
+    assert columns["pair"] == ("|".join(sorted(("a", id))) if id else None)
+    assert (columns["annotator"], columns["created_at"]) == (who, created)
 
 
-def test_rows_of_every_kind_of_feedback_are_those_of_the_store() -> None:
+def test_rows_of_every_kind_of_feedback_hold_all_of_them() -> None:
     from feedback_samples import every_kind_of_feedback
 
     for record in every_kind_of_feedback():
-        assert dict(zip(COLUMNS["feedback"], feedback_row(record), strict=True)) == _feedback_row(record)
+        columns = as_columns("feedback", feedback_row(record))
+        assert load_body(columns["body"]) == to_dict(record)
+        assert (columns["id"], columns["kind"], columns["prompt_id"]) == (record.id, record.kind, record.prompt_id)
+        assert columns["completion_id"] == getattr(record, "completion_id", None)
+        assert columns["supersedes"] == record.supersedes
+
+
+plain = st.none() | st.text(max_size=20) | st.integers() | st.booleans() | st.lists(texts) | st.floats()
+
+
+@given(
+    row=st.fixed_dictionaries(
+        {"prompt": st.text(), "chosen": st.text(), "rejected": st.text()},
+        optional=dict.fromkeys(("id", "annotator", "group", "critiques", "margin", "other"), plain),
+    ),
+    who=st.none() | st.text(min_size=1, max_size=5),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_plain_pairs_become_the_rows_that_their_records_become(tmp_path: Path, row: Any, who: str | None) -> None:
+    path = write(tmp_path / "f.jsonl", [row])
+    batches = []
+    for as_rows in (False, True):
+        batch = Batch()
+        for item in open_rows(path, "pairs", who, as_rows=as_rows).rows:
+            batch.add(item)
+        batches.append(batch)
+    slow, fast = batches
+    assert [item[:2] if isinstance(item, Refused) else item.rows for item in fast.items] == [
+        item[:2] if isinstance(item, Refused) else item.rows for item in slow.items
+    ]
+    assert (fast.rows, fast.regular, fast.size) == (slow.rows, slow.regular, slow.size)
+
+
+def test_a_plain_pair_needs_no_records(tmp_path: Path) -> None:
+    rows = [{**PAIR, "id": 7, "annotator": "ann", "group": "sky"}, {**PAIR, "critiques": ["Too short."]}]
+    found = list(open_rows(write(tmp_path / "f.jsonl", rows), as_rows=True).rows)
+    assert [bool(item.rows) for item in found if not isinstance(item, Refused)] == [True, False]
 
 
 @given(st.lists(st.none() | st.integers() | st.floats(allow_nan=False) | texts | messages | st.booleans()))
@@ -347,6 +494,7 @@ def test_files_of_tools_with_anything_wrong_in_them_are_read(tmp_path: Path, dat
         summary = import_file(store, write(tmp_path / "f.jsonl", [{"prompt": 1}, *values]), format)
         counts(summary)
         assert len(store.quarantined()) == summary.rejected
+        assert_no_dangling_reference(store)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

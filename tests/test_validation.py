@@ -8,7 +8,8 @@ import pytest
 from feedback_samples import completion, preference, prompt
 
 from rlhf_loop.feedback.importers import read, save
-from rlhf_loop.feedback.store import AnyFeedback, Store
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import AnyFeedback
 from rlhf_loop.feedback.validation import ValidationReport, is_vague, validate
 from rlhf_loop.recipe import Validation
 from rlhf_loop.records import Annotator, Completion, Critique, Prompt, Rating, Skip, Span

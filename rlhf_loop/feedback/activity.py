@@ -20,7 +20,8 @@ import sqlalchemy as sa
 
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.agreement import Agreement, Share, agreement, share, verdict
-from rlhf_loop.feedback.store import Store, pair_key
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import pair_key
 from rlhf_loop.records import Feedback, Preference, from_dict
 
 SAMPLE = 5000

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_loop.feedback.quality import coefficients
 from rlhf_loop.feedback.quality.votes import Votes, votes_of
-from rlhf_loop.feedback.store import AnyFeedback
+from rlhf_loop.feedback.table_rows import AnyFeedback
 from rlhf_loop.records import Preference
 
 

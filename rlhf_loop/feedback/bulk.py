@@ -6,31 +6,27 @@
 Every row of a file ends up in one of three places, and is counted there: accepted (it brought something new), duplicate
 (all it says is in the store) or rejected (with file, line and reason, in the store's quarantine).
 
-One thread reads and makes rows of the tables, while SQLite, which needs no Python for it, writes those before. What was
-committed stays when an import is interrupted; the same command goes on from there, because it adds nothing twice.
+A large file is read by a process of its own (`bulk_reader.py`) while this one writes. What was committed stays when an
+import is interrupted; the same command goes on from there, because it adds nothing twice.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.bulk_rows import Batch
+from rlhf_loop.feedback.bulk_reader import Source, read_batches
 from rlhf_loop.feedback.bulk_write import BatchWriter
 from rlhf_loop.feedback.collector import collector_paused
-from rlhf_loop.feedback.importers.reading import Parsed, Reading, open_rows
-from rlhf_loop.feedback.redaction import RedactorName, make_redactor
+from rlhf_loop.feedback.redaction import RedactorName
 from rlhf_loop.feedback.rows import Refused
 from rlhf_loop.feedback.store import Store
 
-BATCH_ROWS = 5000
-BATCH_CHARACTERS = 16 * 2**20  # of what is written, whichever comes first
 TRANSACTION_SECONDS = 5.0  # others wait for so long at most; the longer, the less is written twice to the indexes
 
 
@@ -108,8 +104,21 @@ def import_file(
     the store. Raises `UserError` when the file cannot be read at all.
     """
     started = time.perf_counter()
-    with collector_paused():  # a quarter of the time would go into looking for cycles
-        return _import(store, open_rows(path, format, annotator, columns, make_redactor(redact)), started, progress)
+    source = Source(str(path), format, annotator, dict(columns or {}), redact)
+    with collector_paused(), read_batches(source) as reading:
+        summary = ImportSummary(format=reading.format)
+        writer = BatchWriter(store, summary)
+        while reading.more():
+            with writer.transaction():
+                deadline = time.monotonic() + TRANSACTION_SECONDS
+                writer.write(reading.take())
+                while time.monotonic() < deadline and reading.soon():
+                    writer.write(reading.take())
+            summary.seconds = time.perf_counter() - started
+            if progress is not None:
+                progress(summary)
+    summary.seconds = time.perf_counter() - started
+    return summary
 
 
 def column_map(given: Iterable[str]) -> dict[str, str]:
@@ -128,64 +137,3 @@ def redactor_name(given: str) -> RedactorName:
     if given not in get_args(RedactorName):
         raise UserError(f"--redact {given}: there is no such redactor; known: {', '.join(get_args(RedactorName))}")
     return cast(RedactorName, given)
-
-
-def _import(
-    store: Store, reading: Reading, started: float, progress: Callable[[ImportSummary], None] | None
-) -> ImportSummary:
-    summary = ImportSummary(format=reading.format)
-    with BatchWriter(store, summary) as writer, _Ahead(batches_of(reading.rows)) as batches:
-        while batches.wait():
-            with writer.transaction():
-                deadline = time.monotonic() + TRANSACTION_SECONDS
-                while (batch := batches.take()) is not None:
-                    writer.write(batch)
-                    if time.monotonic() > deadline or not batches.ready():
-                        break
-            summary.seconds = time.perf_counter() - started
-            if progress is not None:
-                progress(summary)
-    summary.seconds = time.perf_counter() - started
-    return summary
-
-
-def batches_of(items: Iterator[Parsed | Refused]) -> Iterator[Batch]:
-    """Rows of a file in batches of a bounded size."""
-    batch = Batch()
-    for item in items:
-        batch.add(item)
-        if len(batch.items) >= BATCH_ROWS or batch.size >= BATCH_CHARACTERS:
-            yield batch
-            batch = Batch()
-    if batch.items:
-        yield batch
-
-
-class _Ahead:
-    """Batches, of which the next one is made in a thread of its own while this one is written."""
-
-    def __init__(self, batches: Iterator[Batch]):
-        self._batches = batches
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-feedback")
-        self._next: Future[Batch | None] = self._pool.submit(next, batches, None)
-
-    def __enter__(self) -> _Ahead:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def wait(self) -> bool:
-        """Waits for the next batch; False when there is none. Raises what reading it raised."""
-        return self._next.result() is not None
-
-    def ready(self) -> bool:
-        """Whether `take` would not wait."""
-        return self._next.done()
-
-    def take(self) -> Batch | None:
-        """The next batch, or None at the end; begins to make the one after it."""
-        batch = self._next.result()
-        if batch is not None:
-            self._next = self._pool.submit(next, self._batches, None)
-        return batch

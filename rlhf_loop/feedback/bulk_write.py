@@ -1,6 +1,6 @@
 """Writing batches of an import into the store: what is there is looked up, what is new is inserted, both by thousands.
 
-SQLite takes a statement of many rows at once: it then works without Python, and another thread can go on reading.
+SQLite takes a statement of many rows at once.
 PostgreSQL takes them by COPY.
 """
 
@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import queue, tables
-from rlhf_loop.feedback.bulk_rows import COLUMNS, Batch, Prepared, named_in
+from rlhf_loop.feedback.bulk_batches import TABLES, Batch, Prepared, named_in
 from rlhf_loop.feedback.rows import Refused
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import COLUMNS, TableRow, load_body
 from rlhf_loop.records import Artifact, Question, Score
 
 if TYPE_CHECKING:
@@ -40,22 +42,13 @@ class BatchWriter:
         self._connection: sa.Connection | None = None
         self._others: list[tuple[Prepared, bool]] = []
         self._refused: list[Refused] = []
-
-    def __enter__(self) -> BatchWriter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.store.database.is_sqlite:
-            with self.store.database.read() as connection:
-                connection.exec_driver_sql("PRAGMA cache_size = -2000")  # as it was
+        self._expect_new = store.database.is_sqlite  # the store held nothing of the last batch
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """What is written inside is there when it ends, all or nothing; rejected rows go to the quarantine then."""
-        with self.store.database.write() as connection:
+        with self.store.database.write_many(CACHE_KIB) as connection:
             self._connection = connection
-            if self.store.database.is_sqlite:
-                connection.exec_driver_sql(f"PRAGMA cache_size = -{CACHE_KIB}")
             self._questions = self._any(tables.questions)
             self._deleted = self._any(tables.tombstones)
             yield
@@ -71,9 +64,14 @@ class BatchWriter:
 
     def write(self, batch: Batch) -> None:
         """Writes what is new in a batch; to be called inside `transaction`."""
+        sound = batch.regular and bool(batch.rows["feedback"]) and not self._deleted
+        if sound and self._expect_new and self._insert_if_all_new(batch):
+            self._count_regular(batch, batch.rows)
+            return
         there = self._look_up(batch)
-        same = all(_same(name, row, batch.rows[name][id]) for name in COLUMNS for id, row in there[name].items() if row)
-        if batch.regular and same and not there["feedback"] and batch.rows["feedback"] and not self._deleted:
+        self._expect_new = self.store.database.is_sqlite and not any(there.values())
+        same = all(_same(name, row, batch.rows[name][id]) for name in TABLES for id, row in there[name].items() if row)
+        if sound and same and not there["feedback"]:
             new = {
                 name: {id: row for id, row in rows.items() if id not in there[name]} if there[name] else rows
                 for name, rows in batch.rows.items()
@@ -81,13 +79,31 @@ class BatchWriter:
             self._count_regular(batch, new)
         else:
             new = self._row_by_row(batch, there)
-        self.summary.contradictory += self._contradictions(batch, list(new["feedback"].values()))
+        earlier = self._rows("feedback", COLUMNS["feedback"], "pair", batch.pairs)
+        self._count_contradictions(batch, earlier, new["feedback"].values())
         for name, rows in new.items():
             self._insert(name, list(rows.values()))
             self.summary.new[name] += len(rows)
         self._settle(new["feedback"].values())
 
-    def _count_regular(self, batch: Batch, new: dict[str, dict[str, tuple[Any, ...]]]) -> None:
+    def _insert_if_all_new(self, batch: Batch) -> bool:
+        """Inserts a regular batch of which the store has nothing, without looking first; otherwise it does nothing.
+
+        SQLite only, which then needs no statement's journal either: a row that is there is passed over.
+        """
+        before = {name: self._open.exec_driver_sql(f"SELECT max(number) FROM {name}").scalar() or 0 for name in TABLES}
+        for name, rows in batch.rows.items():
+            if self._insert(name, list(rows.values()), "INSERT OR IGNORE") < len(rows):
+                for table, last in before.items():
+                    self._open.exec_driver_sql(f"DELETE FROM {table} WHERE number > ?", (last,))
+                return False
+        for name, rows in batch.rows.items():
+            self.summary.new[name] += len(rows)
+        self._count_contradictions(batch, (), batch.rows["feedback"].values())  # its answers are new, so are its pairs
+        self._settle(batch.rows["feedback"].values())
+        return True
+
+    def _count_regular(self, batch: Batch, new: dict[str, dict[str, TableRow]]) -> None:
         """Counts a batch whose rows are all taken; one brings something if it has feedback, which is new, or if what
         it has besides is."""
         self.summary.rows += len(batch.items)
@@ -95,20 +111,20 @@ class BatchWriter:
         for item in batch.items:
             assert not isinstance(item, Refused)
             brought = False
-            for name, id, _ in reversed(item.rows):
+            for name, row in reversed(item.rows):
                 if name == "feedback":
                     brought = True
                     break
-                if id in new[name] and id not in counted[name]:
-                    counted[name].add(id)
+                if row[0] in new[name] and row[0] not in counted[name]:
+                    counted[name].add(row[0])
                     brought = True
             self._count(brought)
-            if item.parsed.notes or item.parsed.redacted:
+            if item.notes or item.redacted:
                 self._note(item)
 
-    def _row_by_row(self, batch: Batch, there: dict[str, dict[str, Any]]) -> dict[str, dict[str, tuple[Any, ...]]]:
+    def _row_by_row(self, batch: Batch, there: dict[str, dict[str, Any]]) -> dict[str, dict[str, TableRow]]:
         """What is new in a batch of which some rows may have to be rejected."""
-        new: dict[str, dict[str, tuple[Any, ...]]] = {name: {} for name in COLUMNS}
+        new: dict[str, dict[str, TableRow]] = {name: {} for name in TABLES}
         for item in batch.items:
             self.summary.rows += 1
             if isinstance(item, Refused):
@@ -119,7 +135,8 @@ class BatchWriter:
                 self._reject(_refused(item, reason))
                 continue
             brought = False
-            for name, id, row in item.rows:
+            for name, row in item.rows:
+                id = row[0]
                 if id not in there[name] and id not in new[name]:
                     new[name][id] = row
                     brought = True
@@ -133,10 +150,11 @@ class BatchWriter:
     # -- one row -----------------------------------------------------------------------------------------------------
 
     def _problem(
-        self, prepared: Prepared, there: dict[str, dict[str, Any]], new: dict[str, dict[str, tuple[Any, ...]]]
+        self, prepared: Prepared, there: dict[str, dict[str, Any]], new: dict[str, dict[str, TableRow]]
     ) -> str:
         """Why a row cannot be taken; empty when it can."""
-        for name, id, row in prepared.rows:
+        for name, row in prepared.rows:
+            id = row[0]
             earlier = new[name].get(id)
             if earlier is not None and earlier != row and not _same(name, earlier, row):
                 return f"the id {id} stands for something else in an earlier row; ids must be unique"
@@ -147,7 +165,7 @@ class BatchWriter:
                 return f"its {_singular(name)} {id} {DELETED}"
             for table, other in named_in(name, row):
                 known = other in new[table] or other in there[table]
-                if not known and (table, other) not in {(own, own_id) for own, own_id, _ in prepared.rows}:
+                if not known and (table, other) not in {(own, its[0]) for own, its in prepared.rows}:
                     return f"{_singular(name)} about {other}, {NOWHERE}"
         return ""
 
@@ -167,25 +185,25 @@ class BatchWriter:
             self.summary.duplicate += 1
 
     def _note(self, prepared: Prepared) -> None:
-        if prepared.parsed.notes:
-            self.summary.notes.update(prepared.parsed.notes)
-        if prepared.parsed.redacted:
+        if prepared.notes:
+            self.summary.notes.update(prepared.notes)
+        if prepared.redacted:
             self.summary.redacted += 1
-            self.summary.redactions.update(prepared.parsed.redacted)
+            self.summary.redactions.update(prepared.redacted)
 
     # -- thousands ---------------------------------------------------------------------------------------------------
 
     def _look_up(self, batch: Batch) -> dict[str, dict[str, Any]]:
         """What the store holds of the records in a batch, and of those that they name: id -> row, or None where only
         its being there matters."""
-        named: dict[str, set[str]] = {name: set() for name in COLUMNS}
+        named: dict[str, set[str]] = {name: set() for name in TABLES}
         if not batch.regular:
             for name, rows in batch.rows.items():
                 for row in rows.values():
                     for table, id in named_in(name, row):
                         if id not in batch.rows[table]:
                             named[table].add(id)
-        there: dict[str, dict[str, Any]] = {name: {} for name in COLUMNS}
+        there: dict[str, dict[str, Any]] = {name: {} for name in TABLES}
         for name, ids in named.items():
             there[name].update((row[0], None) for row in self._rows(name, ("id",), "id", ids))
         for name, own in batch.rows.items():
@@ -203,40 +221,41 @@ class BatchWriter:
             return
         select = f"SELECT {', '.join(columns)} FROM {table} WHERE {key} "
         if self.store.database.is_sqlite:
-            values: tuple[Any, ...] = (json.dumps(wanted),)
+            values = (json.dumps(wanted),)
             yield from self._open.exec_driver_sql(select + "IN (SELECT value FROM json_each(?))", values)
         else:
             yield from self._open.exec_driver_sql(select + "= ANY(%s)", (wanted,))
 
-    def _insert(self, name: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    def _insert(self, name: str, rows: Sequence[TableRow], verb: str = "INSERT OR FAIL") -> int:
+        """Inserts rows; gives how many. OR FAIL: an error ends the transaction, so none of them need be undone."""
         columns = COLUMNS[name]
         if not rows:
-            return
+            return 0
         if not self.store.database.is_sqlite:
             cursor = self._open.connection.cursor()
             with cursor.copy(f"COPY {name} ({', '.join(columns)}) FROM STDIN") as copy:
                 for row in rows:
                     copy.write_row(row)
-            return
+            return len(rows)
         one = "(" + ", ".join("?" * len(columns)) + ")"
         step = VALUES // len(columns)
+        inserted = 0
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            statement = f"INSERT INTO {name} ({', '.join(columns)}) VALUES " + ", ".join([one] * len(part))
-            self._open.exec_driver_sql(statement, tuple([value for row in part for value in row]))
+            statement = f"{verb} INTO {name} ({', '.join(columns)}) VALUES " + ", ".join([one] * len(part))
+            inserted += self._open.exec_driver_sql(statement, tuple(chain.from_iterable(part))).rowcount
+        return inserted
 
-    def _contradictions(self, batch: Batch, feedback: Sequence[tuple[Any, ...]]) -> int:
-        """How many of new preferences say the opposite of what the same person said of the same pair before."""
-        before = list(self._rows("feedback", COLUMNS["feedback"], "pair", batch.pairs))
-        if not before and not batch.repeated_pairs:
-            return 0
+    def _count_contradictions(self, batch: Batch, before: Iterable[TableRow], feedback: Iterable[TableRow]) -> None:
+        """Counts new preferences that say the opposite of what the same person said of the same pair `before`."""
         said: dict[tuple[str, str], set[str]] = {}
         for row in before:
             if row[1] == "preference":
                 _hear(said, row)
-        return sum(_hear(said, row) for row in feedback if row[1] == "preference")
+        if said or batch.repeated_pairs:
+            self.summary.contradictory += sum(_hear(said, row) for row in feedback if row[1] == "preference")
 
-    def _settle(self, feedback: Iterable[tuple[Any, ...]]) -> None:
+    def _settle(self, feedback: Iterable[TableRow]) -> None:
         """Brings the queue up to date, as `Store.add_feedback` does."""
         if not self._questions:
             return
@@ -312,12 +331,12 @@ class BatchWriter:
         return self._open.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).first() is not None
 
 
-def _same(name: str, old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
+def _same(name: str, old: TableRow, new: TableRow) -> bool:
     """Whether two rows of one id say the same, wherever they come from."""
     return old[1:] == new[1:] or _meaning(name, old) == _meaning(name, new)
 
 
-def _meaning(name: str, row: tuple[Any, ...]) -> dict[str, Any]:
+def _meaning(name: str, row: TableRow) -> dict[str, Any]:
     """A row without what depends on the file that it was read from, nor a prompt's split, which may have moved."""
     values: dict[str, Any] = json.loads(row[-1])
     if name == "completions":
@@ -330,7 +349,7 @@ def _meaning(name: str, row: tuple[Any, ...]) -> dict[str, Any]:
     return values
 
 
-def _hear(said: dict[tuple[str, str], set[str]], row: tuple[Any, ...]) -> bool:
+def _hear(said: dict[tuple[str, str], set[str]], row: TableRow) -> bool:
     """Takes note of a preference; True when the same person preferred the other one of the pair before."""
     winner = _winner(row)
     if winner is None:
@@ -341,13 +360,11 @@ def _hear(said: dict[tuple[str, str], set[str]], row: tuple[Any, ...]) -> bool:
     return opposite
 
 
-def _winner(row: tuple[Any, ...]) -> str | None:
-    """The id of the answer that a preference's row prefers. Quotes within texts are escaped, so the key is unique."""
-    body: str = row[-1]
-    start = body.rfind('"winner": "') + len('"winner": "')
-    word = body[start : body.find('"', start)]
-    winner: str | None = row[4] if word == "a" else row[5] if word == "b" else None
-    return winner
+def _winner(row: TableRow) -> str | None:
+    """The id of the answer that a preference's row prefers."""
+    winner = load_body(row[-1])["winner"]
+    id: str | None = {"a": row[4], "b": row[5]}.get(winner)
+    return id
 
 
 def _completions_of(record: Any) -> tuple[str, ...]:
@@ -361,8 +378,8 @@ def _key(record: Any) -> Any:
 
 
 def _refused(prepared: Prepared, reason: str) -> Refused:
-    raw = "" if reason.endswith(DELETED) else prepared.parsed.row.raw  # what was deleted is not kept as refused either
-    return Refused(prepared.parsed.place.file, prepared.parsed.row.line, reason, raw)
+    raw = "" if reason.endswith(DELETED) else prepared.row.raw  # what was deleted is not kept as refused either
+    return Refused(prepared.file, prepared.row.line, reason, raw)
 
 
 def _singular(table: str) -> str:

@@ -17,7 +17,8 @@ import sqlalchemy as sa
 
 from rlhf_loop.feedback import queue, tables
 from rlhf_loop.feedback.importers import read
-from rlhf_loop.feedback.store import Store, pair_key
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import pair_key
 from rlhf_loop.records import Preference, Prompt, Question, from_dict, stable_id
 
 PRIORITY = -1.0

@@ -80,22 +80,47 @@ class Database:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITE_LOCK)))
             yield connection
 
+    @contextmanager
+    def write_many(self, cache_kib: int) -> Iterator[sa.Connection]:
+        """`write` for millions of rows whose references the caller has checked: SQLite does not look them up again, and
+        may hold `cache_kib` KiB of the file in memory, since its indexes are written in random order."""
+        if not self.is_sqlite:
+            with self.write() as connection:
+                yield connection
+            return
+        with (
+            self._memory_lock or self._write_lock or nullcontext(),
+            self._explained(),
+            self.engine.connect() as connection,
+        ):
+            own: Any = connection.connection.driver_connection
+            own.execute("PRAGMA foreign_keys = OFF")  # which says nothing inside a transaction
+            own.execute(f"PRAGMA cache_size = -{cache_kib}")
+            try:
+                with connection.execution_options(write=True).begin():
+                    yield connection
+            finally:
+                own.execute("PRAGMA foreign_keys = ON")
+                own.execute("PRAGMA cache_size = -2000")  # as SQLite has it by default
+
     def close(self) -> None:
         """Closes all connections."""
         self.engine.dispose()
 
     @contextmanager
     def _transaction(self, write: bool) -> Iterator[sa.Connection]:
-        with self._memory_lock or (self._write_lock if write else None) or nullcontext():
-            try:
-                with self.engine.connect() as connection:
-                    connection = connection.execution_options(write=write)
-                    with connection.begin():
-                        yield connection
-            except DBAPIError as error:
-                raise self._explain(error) from error
-            except OverflowError as error:
-                raise UserError(f"{self.name}: a number is too large for the store ({error})") from error
+        with self._memory_lock or (self._write_lock if write else None) or nullcontext(), self._explained():
+            with self.engine.connect() as connection, connection.execution_options(write=write).begin():
+                yield connection
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise self._explain(error) from error
+        except OverflowError as error:
+            raise UserError(f"{self.name}: a number is too large for the store ({error})") from error
 
     def _make_engine(self, busy_seconds: float) -> sa.Engine:
         if not self.is_sqlite:

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import queue, tables
 from rlhf_loop.feedback.calibration import claim_calibration, is_calibration_turn
-from rlhf_loop.feedback.store import AnyFeedback, Store, pair_key
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import AnyFeedback, pair_key
 from rlhf_loop.records import (
     Annotator,
     Completion,

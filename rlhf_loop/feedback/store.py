@@ -23,13 +23,28 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
-from pydantic_core import from_json
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import queue, tables
 from rlhf_loop.feedback.database import CHUNK, Database, chunks
 from rlhf_loop.feedback.lineage import lineage
 from rlhf_loop.feedback.rows import Refused, line_of
+from rlhf_loop.feedback.table_rows import (
+    AnyFeedback,
+    TableRow,
+    about,
+    artifact_row,
+    as_columns,
+    completion_row,
+    dump,
+    feedback_row,
+    load_body,
+    pair_key,
+    prompt_row,
+    question_row,
+    score_row,
+    storable,
+)
 from rlhf_loop.records import (
     Artifact,
     Completion,
@@ -41,7 +56,6 @@ from rlhf_loop.records import (
     Prompt,
     Question,
     Rating,
-    Retraction,
     Score,
     Skip,
     Split,
@@ -52,7 +66,6 @@ from rlhf_loop.records import (
 )
 
 T = TypeVar("T")
-AnyFeedback = Preference | Rating | Thumb | Critique | Edit | Skip | Implicit | Retraction
 
 ONE_ANSWER = (Rating, Thumb, Critique, Edit, Implicit)  # what answers no question about a pair
 
@@ -94,7 +107,7 @@ class Store:
     def add_prompts_within(self, connection: sa.Connection, prompts: Iterable[Prompt]) -> int:
         """The same in a writing transaction of the caller's (`store.database.write()`), with what else is in it."""
         records = self._not_deleted(connection, prompts, lambda p: [("prompt", p.id)])
-        return self._add(connection, tables.prompts, Prompt, records, _prompt_row, _without_source)
+        return self._add(connection, tables.prompts, Prompt, records, prompt_row, _without_source)
 
     def deleted_within(self, connection: sa.Connection, kind: str, ids: Iterable[str]) -> set[str]:
         """Those of the ids (`kind`: prompt, completion, feedback) whose records were deleted on request."""
@@ -128,7 +141,8 @@ class Store:
                         "trained a model. Start a new store for another split"
                     )
             for id, prompt in moving.items():
-                values = {name: value for name, value in _prompt_row(prompt).items() if name in ("split", "body")}
+                columns = as_columns("prompts", prompt_row(prompt))
+                values = {name: columns[name] for name in ("split", "body")}
                 connection.execute(tables.prompts.update().where(tables.prompts.c.id == id).values(values))
             return len(moving)
 
@@ -141,7 +155,7 @@ class Store:
         """The same in a writing transaction of the caller's."""
         records = self._not_deleted(connection, completions, lambda c: [("completion", c.id), ("prompt", c.prompt_id)])
         self._check_known(connection, tables.prompts, (c.prompt_id for c in records), "prompts", "completions")
-        return self._add(connection, tables.completions, Completion, records, _completion_row)
+        return self._add(connection, tables.completions, Completion, records, completion_row)
 
     def add_feedback(self, feedback: Iterable[AnyFeedback]) -> int:
         """Adds feedback; a preference also answers the queued questions about its pair.
@@ -162,14 +176,14 @@ class Store:
         self._check_known(connection, tables.prompts, (f.prompt_id for f in records), "prompts", "feedback")
         named = (id for f in records for id in about(f))
         self._check_known(connection, tables.completions, named, "completions", "feedback")
-        new = self._add(connection, tables.feedback, Feedback, records, _feedback_row, _without_file)
+        new = self._add(connection, tables.feedback, Feedback, records, feedback_row, _without_file)
         self._settle(connection, records)
         return new
 
     def add_new_feedback_within(self, connection: sa.Connection, feedback: Iterable[AnyFeedback]) -> int:
         """The same for feedback that the caller has just made: with new ids, about answers read in this transaction."""
         records = list(feedback)
-        new = _insert(connection, tables.feedback, [_feedback_row(record) for record in records])
+        new = _insert(connection, tables.feedback, map(feedback_row, records))
         self._settle(connection, records)
         return new
 
@@ -214,9 +228,9 @@ class Store:
                 if _made_from(stored[0], gone) != _made_from(artifact, gone):
                     raise _conflict("artifact", artifact.id, stored[0], artifact)
                 update = tables.artifacts.update().where(tables.artifacts.c.id == artifact.id)
-                connection.execute(update.values(body=_artifact_row(artifact)["body"]))
+                connection.execute(update.values(body=artifact_row(artifact)[-1]))
                 return 0
-            connection.execute(tables.artifacts.insert(), [_artifact_row(artifact)])
+            _insert(connection, tables.artifacts, [artifact_row(artifact)])
             trained_on = [
                 {"artifact_id": artifact.id, "position": position, "feedback_id": feedback_id}
                 for position, feedback_id in enumerate(artifact.trained_on)
@@ -243,7 +257,7 @@ class Store:
         key = sa.and_(tables.rounds.c.run == run, tables.rounds.c.round == number)
         with self.database.write() as connection:
             connection.execute(tables.rounds.delete().where(key))
-            row = {"run": run, "round": number, "body": _dump(dict(summary))}
+            row = {"run": run, "round": number, "body": dump(dict(summary))}
             connection.execute(tables.rounds.insert(), [row])
 
     def add_questions(self, questions: Iterable[Question]) -> int:
@@ -257,7 +271,7 @@ class Store:
             self._check_known(connection, tables.prompts, (q.prompt_id for q in records), "prompts", "questions")
             named = (id for q in records for id in (q.a_id, q.b_id))
             self._check_known(connection, tables.completions, named, "completions", "questions")
-            new = self._add(connection, tables.questions, Question, records, _question_row)
+            new = self._add(connection, tables.questions, Question, records, question_row)
             if new:
                 queue.settle(connection, {pair_key(q.a_id, q.b_id) for q in records})
             return new
@@ -510,7 +524,7 @@ class Store:
         table: sa.Table,
         record_type: Any,
         records: Sequence[Any],
-        to_row: Callable[[Any], dict[str, Any]],
+        to_row: Callable[[Any], TableRow],
         identity: Callable[[Any], Any] = lambda record: record,
     ) -> int:
         """Inserts what is missing; refuses a record whose id stands for another one."""
@@ -525,7 +539,7 @@ class Store:
             if record != wanted[record.id] and identity(record) != identity(wanted[record.id]):
                 raise _conflict(table.name, record.id, record, wanted[record.id])
         known = {record.id for record in stored}
-        return _insert(connection, table, [to_row(record) for id, record in wanted.items() if id not in known])
+        return _insert(connection, table, (to_row(record) for id, record in wanted.items() if id not in known))
 
     def _quarantine(self, refused: Mapping[str, Refused]) -> int:
         now = time.time()
@@ -534,16 +548,18 @@ class Store:
             rows = [
                 {
                     "id": id,
-                    "file": _storable(row.file),
+                    "file": storable(row.file),
                     "line": row.line,
-                    "reason": _storable(row.reason),
-                    "raw": _storable(row.raw),
+                    "reason": storable(row.reason),
+                    "raw": storable(row.raw),
                     "refused_at": now,
                 }
                 for id, row in refused.items()
                 if id not in known
             ]
-            return _insert(connection, tables.quarantine, rows)
+            if rows:
+                connection.execute(tables.quarantine.insert(), rows)
+            return len(rows)
 
     def _check_known(self, connection: sa.Connection, table: sa.Table, ids: Iterable[str], what: str, of: str) -> None:
         wanted = dict.fromkeys(ids)
@@ -554,85 +570,6 @@ class Store:
                 f"{of} cannot be added: {len(missing)} {what} that they name are not in {self.database.name}, such as "
                 f"{', '.join(missing[:3])}. Add the {what} first"
             )
-
-
-def about(feedback: AnyFeedback) -> list[str]:
-    """Ids of the completions that a piece of feedback is about."""
-    if isinstance(feedback, Preference):
-        return [feedback.a_id, feedback.b_id]
-    if isinstance(feedback, Retraction):
-        return []
-    if isinstance(feedback, Skip):
-        return [id for id in (feedback.completion_id, feedback.a_id, feedback.b_id) if id]
-    return [feedback.completion_id]
-
-
-def pair_key(a_id: str, b_id: str) -> str:
-    """One name for a pair of completions, in whatever order they were shown."""
-    return f"{a_id}|{b_id}" if a_id <= b_id else f"{b_id}|{a_id}"
-
-
-def _prompt_row(prompt: Prompt) -> dict[str, Any]:
-    text = "\n".join(message["content"] for message in prompt.messages)
-    return {
-        "id": prompt.id,
-        "split": prompt.split,
-        "group_name": _storable(prompt.group),
-        "text": _storable(text),
-        "body": _dump(to_dict(prompt)),
-    }
-
-
-def _completion_row(completion: Completion) -> dict[str, Any]:
-    body = to_dict(completion)
-    text = _storable(completion.text)
-    if text == completion.text:
-        del body["text"]  # it stands in its own column
-    return {
-        "id": completion.id,
-        "prompt_id": completion.prompt_id,
-        "policy": completion.policy,
-        "round": completion.round,
-        "parent": completion.parent,
-        "text": text,
-        "body": _dump(body),
-    }
-
-
-def _feedback_row(feedback: AnyFeedback) -> dict[str, Any]:
-    ids = about(feedback)
-    a_id, b_id = getattr(feedback, "a_id", None), getattr(feedback, "b_id", None)
-    return {
-        "id": feedback.id,
-        "kind": feedback.kind,
-        "prompt_id": feedback.prompt_id,
-        "completion_id": ids[0] if ids and a_id is None else None,
-        "a_id": a_id,
-        "b_id": b_id,
-        "pair": pair_key(a_id, b_id) if a_id and b_id else None,
-        "annotator": _storable(feedback.annotator.id),
-        "round": feedback.round,
-        "created_at": feedback.created_at,
-        "supersedes": feedback.supersedes,
-        "body": _dump(to_dict(feedback)),
-    }
-
-
-def _score_row(score: Score) -> dict[str, Any]:
-    row = to_dict(score)
-    return {key: row[key] for key in ("completion_id", "reward_model", "value", "round")} | {"body": _dump(row)}
-
-
-def _artifact_row(artifact: Artifact) -> dict[str, Any]:
-    body = to_dict(artifact)
-    del body["trained_on"], body["promoted"]
-    return {key: body[key] for key in ("id", "kind", "round", "parent")} | {"body": _dump(body)}
-
-
-def _question_row(question: Question) -> dict[str, Any]:
-    row = to_dict(question)
-    columns = {key: row[key] for key in ("id", "prompt_id", "a_id", "b_id", "round", "priority", "overlap")}
-    return columns | {"pair": pair_key(question.a_id, question.b_id), "answered": False, "body": _dump(row)}
 
 
 def _body(row: Any) -> dict[str, Any]:
@@ -676,7 +613,7 @@ def _add_scores(connection: sa.Connection, scores: Sequence[Score]) -> int:
         where = column.reward_model == model
         for score in _read(connection, tables.scores, Score, _body, ids, where, key=column.completion_id):
             _check_same_score(score, wanted.pop((score.completion_id, model)))
-    return _insert(connection, tables.scores, [_score_row(score) for score in wanted.values()])
+    return _insert(connection, tables.scores, map(score_row, wanted.values()))
 
 
 def _check_same_score(old: Score, new: Score) -> None:
@@ -734,10 +671,11 @@ def _known(connection: sa.Connection, table: sa.Table, ids: Iterable[str]) -> se
     return known
 
 
-def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> int:
-    if rows:
-        connection.execute(table.insert(), rows)
-    return len(rows)
+def _insert(connection: sa.Connection, table: sa.Table, rows: Iterable[TableRow]) -> int:
+    named = [as_columns(table.name, row) for row in rows]
+    if named:
+        connection.execute(table.insert(), named)
+    return len(named)
 
 
 def _require(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str, name: str) -> None:
@@ -764,24 +702,3 @@ def _conflict(what: str, id: str, old: Any, new: Any) -> UserError:
 
 def _equal(wanted: Mapping[Any, Any]) -> list[sa.ColumnElement[bool]]:
     return [column == value for column, value in wanted.items() if value is not None]
-
-
-def load_body(text: str) -> dict[str, Any]:
-    """A row's record, which was written as JSON."""
-    try:
-        values: dict[str, Any] = from_json(text)  # twice as fast as json, but it refuses halves of surrogate pairs
-    except ValueError:
-        values = json.loads(text)
-    return values
-
-
-def _dump(values: Mapping[str, Any]) -> str:
-    text = json.dumps(values, ensure_ascii=False)
-    return text if _storable(text) == text else json.dumps(values)
-
-
-def _storable(text: str) -> str:
-    """Text that both databases take: PostgreSQL has no NUL, and neither has halves of surrogate pairs."""
-    if text.isascii() and "\0" not in text:
-        return text
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, model_validator
 
 from rlhf_loop.feedback import tables
-from rlhf_loop.feedback.store import AnyFeedback, pair_key
+from rlhf_loop.feedback.table_rows import AnyFeedback, pair_key
 from rlhf_loop.records import (
     Annotator,
     Critique,

@@ -17,7 +17,8 @@ from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.agreement import agreement
-from rlhf_loop.feedback.store import AnyFeedback, Store, about
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import AnyFeedback, about
 from rlhf_loop.feedback.validation import validate
 from rlhf_loop.recipe import Recipe, Watch
 from rlhf_loop.records import Implicit, Preference

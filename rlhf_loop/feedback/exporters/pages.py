@@ -12,7 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlhf_loop.feedback import tables
-from rlhf_loop.feedback.store import AnyFeedback, Store, about, load_body
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import AnyFeedback, about, load_body
 from rlhf_loop.records import Completion, Feedback, Prompt, Score, from_dict
 
 PAGE = 5000

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.feedback.exporters.pages import effective_feedback, texts_of
-from rlhf_loop.feedback.store import AnyFeedback, Store
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import AnyFeedback
 from rlhf_loop.records import Annotator, Completion, Prompt, to_dict
 
 FILE, CARD = "feedback.parquet", "README.md"

@@ -1,8 +1,9 @@
 """Feedback that was collected elsewhere.
 
 A format is one file here that has three things: `RECOGNISES`, what a row of it looks like, in words; `recognises(row)`;
-and `parse(row, place)`, which gives the row's records or raises `RowError` with what is wrong. `formats.FORMATS` names
-them. `read` and `save` hold a whole file in memory; `rlhf_loop.feedback.bulk.import_file` streams one of any size.
+and `parse(row, place)`, which gives the row's records or raises `RowError` with what is wrong. One may also have
+`rows(row, place)`: rows of the store's tables, made faster, or None. `formats.FORMATS` names them. `read` and `save`
+hold a whole file in memory; `rlhf_loop.feedback.bulk.import_file` streams one of any size.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 from rlhf_loop.feedback.importers.formats import FORMATS
 from rlhf_loop.feedback.importers.reading import Parsed, open_rows
 from rlhf_loop.feedback.rows import Refused, RowError, line_of
-from rlhf_loop.feedback.store import AnyFeedback, Store, about
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import AnyFeedback, about
 from rlhf_loop.records import Artifact, Completion, Prompt, Question, Score
 
 __all__ = ["FORMATS", "ImportResult", "read", "save"]

@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from rlhf_loop.feedback import tables
-from rlhf_loop.feedback.store import Store, load_body
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import load_body
 from rlhf_loop.records import Preference
 
 Ints = NDArray[np.int64]
