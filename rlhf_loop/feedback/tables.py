@@ -7,9 +7,9 @@ no new column. `number` is the order of arrival, in which everything is read bac
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, text
 
-SCHEMA = "0002"
+SCHEMA = "0003"
 """The newest migration."""
 
 VERSION_TABLE = "rlhf_loop_version"
@@ -23,6 +23,12 @@ def _number() -> Column[int]:
 
 def _id() -> Column[str]:
     return Column("id", String, nullable=False, unique=True)
+
+
+def _where_set(table: str, name: str) -> Index:
+    """An index on a column that is empty in most rows: it holds the others only."""
+    there = text(f"{name} IS NOT NULL")
+    return Index(f"ix_{table}_{name}", name, sqlite_where=there, postgresql_where=there)
 
 
 prompts = Table(
@@ -44,9 +50,10 @@ completions = Table(
     Column("prompt_id", String, ForeignKey("prompts.id"), nullable=False, index=True),
     Column("policy", String, nullable=False, index=True),
     Column("round", Integer, nullable=False, index=True),
-    Column("parent", String, index=True),
+    Column("parent", String),
     Column("text", Text, nullable=False),
     Column("body", Text, nullable=False),  # the other fields
+    _where_set("completions", "parent"),
 )
 
 feedback = Table(
@@ -56,15 +63,17 @@ feedback = Table(
     _id(),
     Column("kind", String, nullable=False, index=True),
     Column("prompt_id", String, ForeignKey("prompts.id"), nullable=False, index=True),
-    Column("completion_id", String, ForeignKey("completions.id"), index=True),  # of feedback about one completion
+    Column("completion_id", String, ForeignKey("completions.id")),  # of feedback about one completion
     Column("a_id", String, ForeignKey("completions.id"), index=True),
     Column("b_id", String, ForeignKey("completions.id"), index=True),
     Column("pair", String, index=True),  # both ids in alphabetical order: the pair however it was shown
     Column("annotator", String, nullable=False, index=True),
-    Column("round", Integer, nullable=False, index=True),
+    Column("round", Integer, nullable=False),
     Column("created_at", Float, nullable=False),
-    Column("supersedes", String, index=True),
+    Column("supersedes", String),
     Column("body", Text, nullable=False),
+    _where_set("feedback", "completion_id"),
+    _where_set("feedback", "supersedes"),
 )
 
 scores = Table(
