@@ -37,7 +37,7 @@ def render(run: RunDir) -> str:
     recipe, recipe_text = read_recipe(run)
     rounds = read_rounds(run)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([Path(__file__).parent, charts.SHARED]),
         autoescape=True,  # prompts, answers and comments come from models and people
         undefined=ChainableUndefined,  # what was not measured is not there, and shows as a dash
         trim_blocks=True,

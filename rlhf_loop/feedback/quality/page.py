@@ -32,7 +32,7 @@ def write_page(path: Path, name: str, validation: Mapping[str, Any], quality: Ma
 def render(name: str, validation: Mapping[str, Any], quality: Mapping[str, Any]) -> str:
     """The page as HTML text."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([Path(__file__).parent, charts.SHARED]),
         autoescape=True,  # names, ids and texts come from people
         trim_blocks=True,
         lstrip_blocks=True,
