@@ -135,6 +135,10 @@ class Watch(Settings):
     command: str | None = None  # run in a shell with the event as JSON on its input
 
 
+EVAL_FRACTION = 0.2
+"""Of the prompt groups, how many measure a reward model, where the recipe does not say."""
+
+
 class RewardComponent(Settings):
     """One reward model of a weighted sum: a folder of the catalogue."""
 
@@ -149,7 +153,7 @@ class Reward(Settings):
 
     model: Path | None = None
     components: list[RewardComponent] = Field(default_factory=list)
-    eval_fraction: float = Field(0.2, gt=0, lt=1)  # of the prompt groups, held out to measure the reward model
+    eval_fraction: float = Field(EVAL_FRACTION, gt=0, lt=1)  # of the prompt groups, held out to measure the model
     trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_loop.algorithms import TRAINER_CONFIGS
 from rlhf_loop.distributed import barrier, is_main
 from rlhf_loop.models import resolve_model
-from rlhf_loop.recipe import RewardComponent, RewardModelJudge, parse
+from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
 from rlhf_loop.records import PreferencePair, read_records, stable_id
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
 from rlhf_loop.run_dir import StageArguments, without_times, write_json
@@ -32,7 +32,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         assert recipe.reward is not None
         components, trainer = recipe.reward.weighted(), recipe.reward.trainer
     seed = int(stable_id(recipe.seed, role, arguments.round)[:7], 16)
-    fraction = 0.2 if recipe.reward is None else recipe.reward.eval_fraction  # the judge of a run without reward models
+    fraction = EVAL_FRACTION if recipe.reward is None else recipe.reward.eval_fraction  # None: only a judge
     train, held_out = split_by_group(pairs, fraction, recipe.seed)
     resolve_model(recipe.policy.model)
     metrics: dict[str, Any] = {}
