@@ -1,4 +1,4 @@
-"""Fixtures: a tiny random model and tokenizer, an in-memory store."""
+"""Fixtures: a tiny random model and tokenizer, and a store of each kind."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from feedback_samples import needs_postgres, postgres_schema
+
+from rlhf_loop.feedback.store import Store
 
 os.environ["OMP_NUM_THREADS"] = "1"  # some tests fork, which hangs once OpenMP has threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,3 +35,19 @@ def tiny_policy() -> Path:
     from rlhf_loop.model_files import resolve_model
 
     return Path(resolve_model("tiny-random:0"))
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Of an empty store that several processes can open: on SQLite, and on PostgreSQL where there is one."""
+    if request.param == "postgres":
+        yield from postgres_schema()
+    else:
+        yield f"sqlite:///{tmp_path / 'feedback.db'}"
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    """The same, open."""
+    with Store.open(store_url) as opened:
+        yield opened

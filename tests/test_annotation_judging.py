@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from annotation_samples import fill_queue
-from feedback_samples import needs_postgres, postgres_schema
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
@@ -20,17 +18,6 @@ from rlhf_loop.feedback.more_questions import queue_more
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.pairing import pairs_from_feedback
 from rlhf_loop.records import Completion, Critique, Edit, Preference, Question, Retraction, Score, Skip, Span
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "postgres":
-        for url in postgres_schema():
-            with Store.open(url) as opened:
-                yield opened
-        return
-    with Store.open(f"sqlite:///{tmp_path / 'feedback.db'}") as opened:
-        yield opened
 
 
 def judge(store: Store, who: str, card: Question, verdict: Any = "first", submission: str = "s", **more: Any) -> Kept:

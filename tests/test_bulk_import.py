@@ -5,13 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from feedback_samples import contents, fill, needs_postgres, postgres_schema
+from feedback_samples import contents, fill
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,18 +29,6 @@ from rlhf_loop.records import Annotator, Completion, Preference, Prompt, Questio
 
 FIXTURES = Path(__file__).parent / "data" / "feedback_formats"
 PAIR = {"prompt": "Why?", "chosen": "Because of light.", "rejected": "No idea."}
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "sqlite":
-        with Store.open(tmp_path / "store.db") as opened:
-            yield opened
-        return
-    urls = postgres_schema()
-    with Store.open(next(urls)) as opened:
-        yield opened
-    next(urls, None)
 
 
 def write(path: Path, rows: list[Any]) -> Path:

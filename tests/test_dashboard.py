@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from annotation_samples import fill_queue
 from fastapi.testclient import TestClient
-from feedback_samples import completion, fill, needs_postgres, postgres_schema, preference, prompt
+from feedback_samples import completion, fill, preference, prompt
 from test_report import _make_run as make_run
 
 from rlhf_loop.feedback.activity import DAY, HOUR, ActivityReader
@@ -27,17 +26,6 @@ from rlhf_loop.server.drawing import HEIGHT, WIDTH, Point, counts_over_time, sha
 from rlhf_loop.server.service import Service
 
 NOW = 1_800_000_000.0
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "postgres":
-        for url in postgres_schema():
-            with Store.open(url) as opened:
-                yield opened
-        return
-    with Store.open(tmp_path / "feedback.db") as opened:
-        yield opened
 
 
 def votes(n: int, seed: int = 0) -> list[Preference]:

@@ -8,13 +8,12 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from feedback_samples import completion, needs_postgres, postgres_schema, preference, prompt
+from feedback_samples import completion, preference, prompt
 from typer.testing import CliRunner
 
 from rlhf_loop import Loop, Recipe
@@ -47,17 +46,6 @@ REPLY = "a long answer that repeats the garden of the user"
 CRITIQUE = "you never asked how large it is, which matters"
 EDITED = "An answer as the user would have had it, whole."
 SMOKE = Path(__file__).parent.parent / "recipes" / "smoke.yaml"
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "sqlite":
-        with Store.open(tmp_path / "feedback.db") as opened:
-            yield opened
-        return
-    for url in postgres_schema():
-        with Store.open(url) as opened:
-            yield opened
 
 
 def talk(store: Store) -> str:

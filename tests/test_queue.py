@@ -6,30 +6,13 @@ import multiprocessing
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
-from feedback_samples import completion, needs_postgres, postgres_schema, preference, prompt
+from feedback_samples import completion, preference, prompt
 
 from rlhf_loop.feedback import queue
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.records import Annotator, Preference, Question, Retraction, Skip
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "postgres":
-        yield from postgres_schema()
-    else:
-        yield f"sqlite:///{tmp_path / 'feedback.db'}"
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    with Store.open(url) as opened:
-        yield opened
 
 
 def ask(store: Store, n: int, overlap: int) -> None:
@@ -113,21 +96,21 @@ def test_a_lease_that_has_ended_cannot_be_extended(store: Store) -> None:
     assert claimed(store, "bob") == ["q0"]
 
 
-def test_processes_that_claim_and_judge_at_once_never_overfill_a_question(url: str) -> None:
-    with Store.open(url) as store:
+def test_processes_that_claim_and_judge_at_once_never_overfill_a_question(store_url: str) -> None:
+    with Store.open(store_url) as store:
         ask(store, 30, overlap=2)
     context = multiprocessing.get_context("spawn")
     with context.Pool(4) as pool:
-        pool.starmap(_sitting, [(url, f"person{i}", i) for i in range(4)], chunksize=1)
-    with Store.open(url) as store:
+        pool.starmap(_sitting, [(store_url, f"person{i}", i) for i in range(4)], chunksize=1)
+    with Store.open(store_url) as store:
         verdicts = Counter(f.b_id for f in store.feedback() if isinstance(f, Preference))
         assert verdicts == {f"b{i}": 2 for i in range(30)}
         assert store.questions(status="open") == []
 
 
-def _sitting(url: str, who: str, seed: int) -> None:
+def _sitting(store_url: str, who: str, seed: int) -> None:
     chance = random.Random(seed)
-    with Store.open(url) as store:
+    with Store.open(store_url) as store:
         idle = 0
         while idle < 20:
             questions = store.claim_questions(who, chance.randint(1, 3))

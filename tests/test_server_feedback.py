@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
-from feedback_samples import needs_postgres, postgres_schema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from server_samples import client, service, token, with_chat
@@ -26,15 +25,9 @@ from rlhf_loop.server.service import Service
 HI = [{"role": "user", "content": "red green"}]
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])
-def served(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Service]:
-    if request.param == "postgres":
-        for url in postgres_schema():
-            with Store.open(url) as store:
-                yield service(store)
-    else:
-        with Store.open(tmp_path / "feedback.db") as store:
-            yield service(store)
+@pytest.fixture
+def served(store: Store) -> Service:
+    return service(store)
 
 
 @pytest.fixture

@@ -42,15 +42,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield ":memory:" if request.param == "memory" else f"sqlite:///{tmp_path / 'feedback.db'}"
 
 
-@pytest.fixture(params=KINDS[1:])
-def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A store that several processes can open."""
-    if request.param == "postgres":
-        yield from postgres_schema()
-    else:
-        yield f"sqlite:///{tmp_path / 'feedback.db'}"
-
-
 @pytest.fixture
 def store(url: str) -> Iterator[Store]:
     with Store.open(url) as opened:
@@ -347,22 +338,22 @@ def test_threads_share_a_store(store: Store) -> None:
     assert store.counts()["completions"] == 40
 
 
-def test_two_processes_never_claim_the_same_question(shared_url: str) -> None:
-    with Store.open(shared_url) as store:
+def test_two_processes_never_claim_the_same_question(store_url: str) -> None:
+    with Store.open(store_url) as store:
         with_questions(store, 60)
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:
-        claimed = pool.map(_claim_all, [shared_url, shared_url], chunksize=1)
+        claimed = pool.map(_claim_all, [store_url, store_url], chunksize=1)
     ids = [id for ids in claimed for id in ids]
     assert len(ids) == len(set(ids)) == 60
 
 
-def test_two_writing_processes_lose_nothing(shared_url: str) -> None:
+def test_two_writing_processes_lose_nothing(store_url: str) -> None:
     """They also open the empty store at the same time, and add the same prompt."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:
-        new = pool.starmap(_write_many, [(shared_url, "x"), (shared_url, "y")], chunksize=1)
-    with Store.open(shared_url) as store:
+        new = pool.starmap(_write_many, [(store_url, "x"), (store_url, "y")], chunksize=1)
+    with Store.open(store_url) as store:
         assert store.counts()["completions"] == sum(new) == 100
         assert store.counts()["prompts"] == 1
 
@@ -381,13 +372,13 @@ def _write_many(url: str, name: str) -> int:
         return sum(store.add_completions([completion(f"{name}{i}-{j}") for j in range(10)]) for i in range(5))
 
 
-def test_the_migrations_make_the_tables_that_the_code_uses(shared_url: str) -> None:
+def test_the_migrations_make_the_tables_that_the_code_uses(store_url: str) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.config import Config
     from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
-    with Store.open(shared_url) as store, store.database.read() as connection:
+    with Store.open(store_url) as store, store.database.read() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
         assert compare_metadata(context, metadata) == []
         assert context.get_current_revision() == SCHEMA
@@ -396,11 +387,11 @@ def test_the_migrations_make_the_tables_that_the_code_uses(shared_url: str) -> N
     assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA
 
 
-def test_a_store_from_the_future_is_refused_and_left_alone(shared_url: str) -> None:
-    with Store.open(shared_url) as store, store.database.write() as connection:
+def test_a_store_from_the_future_is_refused_and_left_alone(store_url: str) -> None:
+    with Store.open(store_url) as store, store.database.write() as connection:
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     with pytest.raises(UserError, match=r"newer rlhf-loop .schema 9999; .* Upgrade"):
-        Store.open(shared_url)
+        Store.open(store_url)
 
 
 def test_sqlite_uses_a_write_ahead_log_and_foreign_keys(tmp_path: Path) -> None:
@@ -522,9 +513,9 @@ def test_paths_and_urls_name_the_same_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_many_completions_are_quick(shared_url: str, n: int) -> None:
+def test_many_completions_are_quick(store_url: str, n: int) -> None:
     completions = [completion(f"c{i}", f"text {i} " * 5) for i in range(n)]
-    with Store.open(shared_url) as store:
+    with Store.open(store_url) as store:
         store.add_prompts([prompt()])
         started = time.perf_counter()
         assert store.add_completions(completions) == n
