@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 Split = Literal["train", "dev", "test", "judge"]
@@ -292,11 +293,16 @@ def stable_id(*parts: object) -> str:
 
 
 def _json_of(part: object) -> str:
-    """JSON with sorted keys; of what most ids are made of, conversations and nothing, four times as fast."""
-    if type(part) is tuple and len(part) == 1 and type(part[0]) is dict and len(part[0]) == 2:
-        role, content = part[0].get("role"), part[0].get("content")
-        if type(role) is type(content) is str:
-            return f'[{{"content": {_quote(content)}, "role": {_quote(role)}}}]'
+    """JSON with sorted keys; four times as fast of what most ids are made of: one message, ids, a number, nothing."""
+    if type(part) is int:
+        return int.__repr__(part)
+    if type(part) is tuple:
+        if len(part) == 1 and type(part[0]) is dict and len(part[0]) == 2:
+            role, content = part[0].get("role"), part[0].get("content")
+            if type(role) is type(content) is str:
+                return f'[{{"content": {_quote(content)}, "role": {_quote(role)}}}]'
+        if all(type(item) is str for item in part):
+            return f"[{', '.join(map(_quote, part))}]"
     return "[]" if part == [] else _canonical(part)
 
 
@@ -343,7 +349,7 @@ def write_records(path: Path, records: Sequence[Any]) -> None:
         read = attrgetter(name) if len(kinds) == 1 else partial(_get, name)
         values = list(map(read, records))
         if any(issubclass(kind, (tuple, list, dict)) or is_dataclass(kind) for kind in set(map(type, values))):
-            values = [None if value is None else _encode(value) for value in values]
+            values = [None if value is None else _json(value) for value in values]
             nested.append(name)
         columns[name] = values
     table = pa.table(columns).replace_schema_metadata({"nested": json.dumps(nested)})
@@ -352,7 +358,19 @@ def write_records(path: Path, records: Sequence[Any]) -> None:
     unfinished.replace(path)
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, default=to_dict).encode
+def loads(text: str) -> Any:
+    """JSON as Python's types, twice as fast as json alone."""
+    try:
+        return from_json(text)
+    except ValueError:  # half of a surrogate pair
+        return json.loads(text)
+
+
+def _json(value: Any) -> str:
+    try:
+        return to_json(value, inf_nan_mode="constants").decode()
+    except PydanticSerializationError:  # half of a surrogate pair
+        return json.dumps(value, default=to_dict)
 
 
 def _get(name: str, record: Any) -> Any:
@@ -368,7 +386,7 @@ def read_records(path: Path, record_type: Any) -> list[Any]:
     records = []
     for row in table.to_pylist():
         values = {
-            name: json.loads(value) if name in nested and value is not None else value
+            name: loads(value) if name in nested and value is not None else value
             for name, value in row.items()
             if value is not None and (allowed is None or name in allowed)
         }

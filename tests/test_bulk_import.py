@@ -24,8 +24,8 @@ from rlhf_loop.feedback.importers import FORMATS, read, save
 from rlhf_loop.feedback.importers.reading import open_rows
 from rlhf_loop.feedback.rows import Refused
 from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.table_rows import as_columns, completion_row, feedback_row, load_body, prompt_row
-from rlhf_loop.records import Annotator, Completion, Preference, Prompt, Question, stable_id, to_dict
+from rlhf_loop.feedback.table_rows import as_columns, completion_row, feedback_row, prompt_row
+from rlhf_loop.records import Annotator, Completion, Preference, Prompt, Question, loads, stable_id, to_dict
 
 FIXTURES = Path(__file__).parent / "data" / "feedback_formats"
 PAIR = {"prompt": "Why?", "chosen": "Because of light.", "rejected": "No idea."}
@@ -338,7 +338,7 @@ messages = st.lists(
 def test_rows_of_prompts_hold_all_of_them(id: str, turns: Any, group: str, reference: Any, tags: Any) -> None:
     prompt = Prompt(id=id, messages=tuple(turns), group=group, reference=reference, tags=tuple(tags), source=id)
     columns = as_columns("prompts", prompt_row(prompt))
-    assert load_body(columns["body"]) == to_dict(prompt)
+    assert loads(columns["body"]) == to_dict(prompt)
     assert (columns["id"], columns["split"], columns["group_name"]) == (id, "train", group)
     assert columns["text"] == "\n".join(turn["content"] for turn in turns)
 
@@ -352,7 +352,7 @@ def test_rows_of_completions_hold_all_of_them(id: str, text: str, tokens: int, p
         id=id, prompt_id=id, text=text, policy="p", round=3, tokens=tokens, parent=parent, sampling=sampling
     )
     columns = as_columns("completions", completion_row(completion))
-    body = load_body(columns["body"])
+    body = loads(columns["body"])
     assert {"text": columns["text"], **body} == to_dict(completion)
     assert ("text" in body) == (columns["text"] != text)  # it stands in its column, if that can hold it
     assert (columns["id"], columns["prompt_id"], columns["policy"], columns["round"]) == (id, id, "p", 3)
@@ -375,7 +375,7 @@ def test_rows_of_preferences_hold_all_of_them(
         strength=strength, lead_time=lead_time, shown_order=order, blind=blind, created_at=created,
     )  # fmt: skip
     columns = as_columns("feedback", feedback_row(preference))
-    assert load_body(columns["body"]) == to_dict(preference)
+    assert loads(columns["body"]) == to_dict(preference)
     assert (columns["a_id"], columns["b_id"], columns["completion_id"]) == ("a", id, None)
     assert columns["pair"] == ("|".join(sorted(("a", id))) if id else None)
     assert (columns["annotator"], columns["created_at"]) == (who, created)
@@ -386,7 +386,7 @@ def test_rows_of_every_kind_of_feedback_hold_all_of_them() -> None:
 
     for record in every_kind_of_feedback():
         columns = as_columns("feedback", feedback_row(record))
-        assert load_body(columns["body"]) == to_dict(record)
+        assert loads(columns["body"]) == to_dict(record)
         assert (columns["id"], columns["kind"], columns["prompt_id"]) == (record.id, record.kind, record.prompt_id)
         assert columns["completion_id"] == getattr(record, "completion_id", None)
         assert columns["supersedes"] == record.supersedes

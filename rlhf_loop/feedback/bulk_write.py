@@ -19,8 +19,8 @@ from rlhf_loop.feedback import queue, tables
 from rlhf_loop.feedback.bulk_batches import TABLES, Batch, Prepared, named_in
 from rlhf_loop.feedback.rows import Refused
 from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.table_rows import COLUMNS, TableRow, load_body
-from rlhf_loop.records import Artifact, Question, Score
+from rlhf_loop.feedback.table_rows import COLUMNS, TableRow
+from rlhf_loop.records import Artifact, Question, Score, loads
 
 if TYPE_CHECKING:
     from rlhf_loop.feedback.bulk import ImportSummary
@@ -362,7 +362,7 @@ def _hear(said: dict[tuple[str, str], set[str]], row: TableRow) -> bool:
 
 def _winner(row: TableRow) -> str | None:
     """The id of the answer that a preference's row prefers."""
-    winner = load_body(row[-1])["winner"]
+    winner = loads(row[-1])["winner"]
     id: str | None = {"a": row[4], "b": row[5]}.get(winner)
     return id
 

@@ -38,10 +38,11 @@ from rlhf_loop.feedback.table_rows import (
     completion_row,
     dump,
     feedback_row,
-    load_body,
     pair_key,
     prompt_row,
     question_row,
+    record_of,
+    records_of,
     score_row,
     storable,
 )
@@ -126,7 +127,7 @@ class Store:
         """
         with self.database.write() as connection:
             wanted = {prompt.id: prompt.split for prompt in prompts}
-            stored = {p.id: p for p in _read(connection, tables.prompts, Prompt, _prompt, wanted)}
+            stored = {p.id: p for p in _read(connection, tables.prompts, Prompt, wanted)}
             _require(stored, wanted, "prompts", self.database.name)
             moving = {id: replace(p, split=wanted[id]) for id, p in stored.items() if p.split != wanted[id]}
             leaving = [id for id in moving if stored[id].split == "train"]
@@ -314,11 +315,11 @@ class Store:
         """Prompts of a split, or with these ids, or all."""
         where = [tables.prompts.c.split == split] if split else []
         with self.database.read() as connection:
-            return _read(connection, tables.prompts, Prompt, _prompt, ids, *where)
+            return _read(connection, tables.prompts, Prompt, ids, *where)
 
     def prompts_within(self, connection: sa.Connection, ids: Iterable[str]) -> list[Prompt]:
         """Prompts with these ids, in a transaction of the caller's."""
-        return _read(connection, tables.prompts, Prompt, _prompt, ids)
+        return _read(connection, tables.prompts, Prompt, ids)
 
     def completions(
         self,
@@ -338,11 +339,11 @@ class Store:
             )
             where.append(sa.not_(scored.exists()))
         with self.database.read() as connection:
-            return _read(connection, tables.completions, Completion, _completion, ids, *where)
+            return _read(connection, tables.completions, Completion, ids, *where)
 
     def completions_within(self, connection: sa.Connection, ids: Iterable[str]) -> list[Completion]:
         """Completions with these ids, in a transaction of the caller's."""
-        return _read(connection, tables.completions, Completion, _completion, ids)
+        return _read(connection, tables.completions, Completion, ids)
 
     def feedback(
         self,
@@ -372,14 +373,14 @@ class Store:
             correction = sa.select(later.c.number).where(later.c.supersedes == column.id)
             where += [sa.not_(correction.exists()), column.kind != "retraction"]
         with self.database.read() as connection:
-            return _read(connection, tables.feedback, Feedback, _body, ids, *where)
+            return _read(connection, tables.feedback, Feedback, ids, *where)
 
     def scores(self, *, completion_ids: Iterable[str] | None = None, reward_model: str | None = None) -> list[Score]:
         """Scores of these completions, by this reward model, or all."""
         column = tables.scores.c
         where = _equal({column.reward_model: reward_model})
         with self.database.read() as connection:
-            return _read(connection, tables.scores, Score, _body, completion_ids, *where, key=column.completion_id)
+            return _read(connection, tables.scores, Score, completion_ids, *where, key=column.completion_id)
 
     def artifacts(self, *, kind: str | None = None, ids: Iterable[str] | None = None) -> list[Artifact]:
         """Policies, reward models and judges; the promoted policy has `promoted` set."""
@@ -472,7 +473,7 @@ class Store:
         with self.database.read() as connection:
             return [
                 (
-                    from_dict(Completion, _completion(row)),
+                    record_of(Completion, row),
                     from_dict(Score, json.loads(row.score_body)) if row.score_body else None,
                 )
                 for row in connection.execute(query)
@@ -533,8 +534,7 @@ class Store:
             other = wanted.setdefault(record.id, record)
             if other is not record and identity(other) != identity(record):
                 raise _conflict(table.name, record.id, other, record)
-        from_row = _READERS.get(table.name, _body)
-        stored = _read(connection, table, record_type, from_row, wanted)
+        stored = _read(connection, table, record_type, wanted)
         for record in stored:
             if record != wanted[record.id] and identity(record) != identity(wanted[record.id]):
                 raise _conflict(table.name, record.id, record, wanted[record.id])
@@ -572,20 +572,6 @@ class Store:
             )
 
 
-def _body(row: Any) -> dict[str, Any]:
-    return load_body(row.body)
-
-
-_prompt = _body
-
-
-def _completion(row: Any) -> dict[str, Any]:
-    return {"text": row.text, **load_body(row.body)}
-
-
-_READERS: dict[str, Callable[[Any], dict[str, Any]]] = {"completions": _completion}
-
-
 def _made_from(artifact: Artifact, deleted: set[str]) -> Artifact:
     """What must not change of an artifact: what it was made from, as far as that is still there."""
     trained_on = tuple(id for id in artifact.trained_on if id not in deleted)
@@ -611,7 +597,7 @@ def _add_scores(connection: sa.Connection, scores: Sequence[Score]) -> int:
         ids = [completion_id for completion_id, other in wanted if other == model]
         column = tables.scores.c
         where = column.reward_model == model
-        for score in _read(connection, tables.scores, Score, _body, ids, where, key=column.completion_id):
+        for score in _read(connection, tables.scores, Score, ids, where, key=column.completion_id):
             _check_same_score(score, wanted.pop((score.completion_id, model)))
     return _insert(connection, tables.scores, map(score_row, wanted.values()))
 
@@ -647,7 +633,6 @@ def _read(
     connection: sa.Connection,
     table: sa.Table,
     record_type: Any,
-    to_values: Callable[[Any], dict[str, Any]],
     ids: Iterable[str] | None,
     *where: sa.ColumnElement[bool],
     key: sa.ColumnElement[Any] | None = None,
@@ -656,12 +641,11 @@ def _read(
     columns = [column for column in table.c if column.name in ("number", "body", "text")]  # what readers look at
     query = sa.select(*columns).where(*where).order_by(table.c.number)
     if ids is None:
-        rows: Iterable[Any] = connection.execute(query.execution_options(yield_per=CHUNK))
-    else:
-        column = table.c.id if key is None else key
-        found = [row for chunk in chunks(ids) for row in connection.execute(query.where(column.in_(chunk)))]
-        rows = sorted(found, key=lambda row: row.number)
-    return [from_dict(record_type, to_values(row)) for row in rows]
+        parts = connection.execute(query.execution_options(yield_per=CHUNK)).partitions()
+        return [record for rows in parts for record in records_of(record_type, rows)]
+    column = table.c.id if key is None else key
+    found = [row for chunk in chunks(ids) for row in connection.execute(query.where(column.in_(chunk)))]
+    return records_of(record_type, sorted(found, key=lambda row: row.number))
 
 
 def _known(connection: sa.Connection, table: sa.Table, ids: Iterable[str]) -> set[str]:

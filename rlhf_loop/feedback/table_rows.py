@@ -6,10 +6,10 @@ What was written by earlier versions has spaces in its JSON; both are read alike
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pydantic_core import PydanticSerializationError, from_json
+from pydantic_core import PydanticSerializationError, ValidationError
 
 from rlhf_loop.records import (
     Artifact,
@@ -26,6 +26,7 @@ from rlhf_loop.records import (
     Skip,
     Thumb,
     adapter,
+    from_dict,
     to_dict,
 )
 
@@ -143,15 +144,30 @@ def dump(values: Mapping[str, Any]) -> str:
     return text if storable(text) == text else json.dumps(values)
 
 
-def load_body(text: str) -> dict[str, Any]:
-    """The fields that stand in a row's `body`."""
-    try:
-        values: dict[str, Any] = from_json(text)  # twice as fast as json, but it refuses halves of surrogate pairs
-    except ValueError:
-        values = json.loads(text)
-    return values
+def record_of(record_type: Any, row: Any) -> Any:
+    """The record that a row of a table with the columns `body` and perhaps `text` was made of."""
+    return records_of(record_type, [row])[0]
 
 
+def records_of(record_type: Any, rows: Iterable[Any]) -> list[Any]:
+    """The records of many rows."""
+    load = adapter(record_type).validator.validate_json
+    # a text that its column could not hold comes once more in the body, which counts
+    bodies = (
+        (f'{{"text":{_quote(row.text)},{row.body[1:]}' for row in rows)
+        if record_type is Completion
+        else (row.body for row in rows)
+    )
+    found = []
+    for body in bodies:
+        try:
+            found.append(load(body))
+        except ValidationError:  # half of a surrogate pair, if not worse
+            found.append(from_dict(record_type, json.loads(body)))
+    return found
+
+
+_quote: Callable[[str], str] = json.encoder.encode_basestring
 _TEXT = {"text"}
 
 

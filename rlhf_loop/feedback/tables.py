@@ -7,7 +7,8 @@ no new column. `number` is the order of arrival, in which everything is read bac
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, text
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
 SCHEMA = "0003"
 """The newest migration."""
@@ -27,7 +28,7 @@ def _id() -> Column[str]:
 
 def _where_set(table: str, name: str) -> Index:
     """An index on a column that is empty in most rows: it holds the others only."""
-    there = text(f"{name} IS NOT NULL")
+    there = sa.text(f"{name} IS NOT NULL")
     return Index(f"ix_{table}_{name}", name, sqlite_where=there, postgresql_where=there)
 
 

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.table_rows import AnyFeedback, about, load_body
-from rlhf_loop.records import Completion, Feedback, Prompt, Score, from_dict
+from rlhf_loop.feedback.table_rows import AnyFeedback, about, records_of
+from rlhf_loop.records import Completion, Feedback, Prompt, Score
 
 PAGE = 5000
 
@@ -31,7 +31,7 @@ def pages(store: Store, table: sa.Table, *where: sa.ColumnElement[bool]) -> Iter
         if not rows:
             return
         last = rows[-1].number
-        yield [from_dict(_TYPES[table.name], _values(row, table.name)) for row in rows]
+        yield records_of(_TYPES[table.name], rows)
 
 
 def effective_feedback(store: Store, left_out: Counter[str]) -> Iterator[list[AnyFeedback]]:
@@ -53,8 +53,3 @@ def texts_of(store: Store, feedback: list[AnyFeedback]) -> tuple[dict[str, Promp
     prompts = {prompt.id: prompt for prompt in store.prompts(ids={record.prompt_id for record in feedback})}
     ids = {id for record in feedback for id in about(record)}
     return prompts, {completion.id: completion for completion in store.completions(ids=ids)}
-
-
-def _values(row: Any, table: str) -> dict[str, Any]:
-    values = load_body(row.body)
-    return {"text": row.text, **values} if table == "completions" else values

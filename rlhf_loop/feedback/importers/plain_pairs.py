@@ -28,8 +28,11 @@ def rows(row: Mapping[str, Any], place: Place) -> list[tuple[str, TableRow]] | N
     external_id, who, group = row.get("id"), row.get("annotator"), row.get("group")
     if type(external_id) is int:
         external_id = str(external_id)
-    for text in (prompt, a, b, external_id or "", who or "", group or ""):
+    for text in (prompt, a, b):
         if type(text) is not str or "\0" in text:
+            return None
+    for text in (external_id, who, group):
+        if text is not None and (type(text) is not str or "\0" in text):
             return None
     try:
         return _rows(prompt, a, b, external_id or None, who or None, group or None, place)  # type: ignore[arg-type]

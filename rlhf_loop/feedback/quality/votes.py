@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.table_rows import load_body
-from rlhf_loop.records import Preference
+from rlhf_loop.records import Preference, loads
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -127,7 +126,7 @@ def stored_texts(store: Store) -> Iterator[tuple[str, str]]:
     with store.database.read() as connection:
         for row in connection.execution_options(yield_per=ROWS).execute(query):
             # a text that the database cannot hold stands in the record itself
-            yield row.id, load_body(row.body).get("text", row.text) if '"text"' in row.body else row.text
+            yield row.id, loads(row.body).get("text", row.text) if '"text"' in row.body else row.text
 
 
 def _stored(store: Store) -> Iterator[Row]:
@@ -141,7 +140,7 @@ def _stored(store: Store) -> Iterator[Row]:
     )
     with store.database.read() as connection:
         for id, prompt, a_id, b_id, created_at, text in connection.execution_options(yield_per=ROWS).execute(query):
-            body = load_body(text)
+            body = loads(text)
             who = body["annotator"]["id"]
             shown, seconds = body.get("shown_order"), body.get("lead_time")
             yield Row(id, prompt, a_id, b_id, body["winner"], shown, who, created_at, seconds)
