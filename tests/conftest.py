@@ -43,7 +43,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "postgres":
         yield from postgres_schema()
     else:
-        yield f"sqlite:///{tmp_path / 'feedback.db'}"
+        yield f"sqlite:///{tmp_path / 'store.db'}"
 
 
 @pytest.fixture
