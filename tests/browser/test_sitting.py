@@ -209,6 +209,40 @@ def test_nothing_is_lost_or_doubled_when_the_service_cannot_be_reached(sitting: 
     one.wrong = [line for line in one.wrong if "Failed to load resource" not in line]
 
 
+def test_a_change_after_an_answer_that_seemed_lost_is_stored(sitting: Any, store: Store) -> None:
+    fill_queue(store, 1)
+    one = sitting()
+    page = one.open()
+    page.keyboard.press("1")
+    page.route("**/api/submit", lambda route: (route.fetch(), route.abort()))  # stored, but the answer got lost
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#status.wrong:has-text('Not saved')")
+    page.unroute("**/api/submit")
+    page.keyboard.press("5")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#empty:not([hidden])")
+    assert verdicts(store) == ["second"]
+    one.wrong = [line for line in one.wrong if "Failed to load resource" not in line]
+
+
+def test_nobody_sees_what_somebody_else_typed_in_the_same_browser(sitting: Any, store: Store, service: Service) -> None:
+    fill_queue(store, 1)
+    service.open_access = False
+    one = sitting()
+    for name, typed in (("ann", "half a thought of ann's"), ("bob", "")):
+        _, secret = tokens.create(store, "annotator", name)
+        one.page.goto(one.address + "/annotate")
+        one.page.fill("#token", secret)
+        one.page.keyboard.press("Enter")
+        one.page.wait_for_selector("#card:not([hidden])")
+        assert one.page.input_value("#comment-0") == ""
+        one.page.keyboard.press("a")
+        one.page.keyboard.type(typed)
+        one.page.locator("#card-title").focus()
+        one.page.click("text=Log out")
+        one.page.wait_for_selector("#token")
+
+
 def test_a_double_click_on_save_stores_one_answer(sitting: Any, store: Store) -> None:
     fill_queue(store, 2)
     page = sitting().open()

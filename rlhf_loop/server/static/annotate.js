@@ -164,6 +164,11 @@ async function submit(verdict) {
     return;
   }
   const [winner, strength] = verdict.split(":");
+  const answers = work.answers.map((about, n) => ({ ...about, edit: editOf(n) }));
+  const said = JSON.stringify([verdict, answers]);
+  if ((work.said ?? said) !== said) work.submission = newId(); // what was sent before may have been stored
+  work.said = said;
+  keepDraft();
   page.save.disabled = true;
   say("Saving …");
   stopClock();
@@ -174,7 +179,7 @@ async function submit(verdict) {
       question: card.question,
       verdict: winner,
       strength: strength ?? null,
-      answers: work.answers.map((about, n) => ({ ...about, edit: editOf(n) })),
+      answers,
       visible_seconds: Math.round(work.seconds * 10) / 10,
     });
     keepSent(sent.question);
@@ -418,12 +423,14 @@ function listSentences(n) {
 
 // -- what must not be lost: drafts, the lease, the time in sight -----------------------------------------------------
 
+const mine = (name) => `${body.person}: ${name}`; // somebody else may log in in this tab
+
 function remember(name, value) {
-  try { sessionStorage.setItem(name, JSON.stringify(value)); } catch { /* full or forbidden: only a reload loses it */ }
+  try { sessionStorage.setItem(mine(name), JSON.stringify(value)); } catch { /* full or forbidden: only a reload loses it */ }
 }
 
 function recall(name) {
-  try { return JSON.parse(sessionStorage.getItem(name)); } catch { return null; }
+  try { return JSON.parse(sessionStorage.getItem(mine(name))); } catch { return null; }
 }
 
 function keepDraft() {
@@ -438,7 +445,7 @@ function restored(question) { // what was typed before a reload; or what was sen
 
 function keepSent(question) { // the last ones only
   const sent = [...(recall("sent") ?? []).filter((other) => other !== question), question];
-  for (const old of sent.splice(0, sent.length - 20)) sessionStorage.removeItem(`draft ${old}`);
+  for (const old of sent.splice(0, sent.length - 20)) sessionStorage.removeItem(mine(`draft ${old}`));
   remember("sent", sent);
 }
 
@@ -585,11 +592,14 @@ if (guideline) {
   guideline.open = localStorage.getItem("guideline") !== "folded";
   guideline.addEventListener("toggle", () => localStorage.setItem("guideline", guideline.open ? "open" : "folded"));
 }
-addEventListener("pagehide", () => {
+function leave() {
   stopClock();
   keepDraft();
   if (card) send("release", { question: card.question }, { keepalive: true }).catch(() => {});
-});
+  card = null;
+}
+addEventListener("pagehide", leave);
+document.querySelector('form[action="/logout"]')?.addEventListener("submit", leave); // afterwards it would be refused
 addEventListener("pageshow", (event) => { if (event.persisted) next(true); });
 setInterval(extendLease, Math.max(5, leaseSeconds / 3) * 1000);
 next();
