@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,23 @@ from rlhf_loop.feedback.more_questions import queue_more
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.pairing import pairs_from_feedback
 from rlhf_loop.records import Completion, Critique, Edit, Preference, Question, Retraction, Score, Skip, Span
+
+
+def test_two_pages_that_one_person_opens_at_once_show_the_same_card(store: Store) -> None:
+    fill_queue(store, 20)
+    pages = 4
+    for person in range(5):
+        ready = threading.Barrier(pages)
+
+        def open_page(who: str, ready: threading.Barrier = ready) -> str | None:
+            ready.wait()
+            card = next_card(store, who, 60)
+            return card[0].id if card is not None else None
+
+        with ThreadPoolExecutor(pages) as pool:
+            found = list(pool.map(open_page, [f"person {person}"] * pages))
+        assert [question.id for question in store.questions(claimed_by=f"person {person}")] == found[:1]
+        assert len(set(found)) == 1
 
 
 def judge(store: Store, who: str, card: Question, verdict: Any = "first", submission: str = "s", **more: Any) -> Kept:

@@ -43,6 +43,8 @@ SOURCE = "annotation"
 STRENGTHS = {"slightly": 0.5, "clearly": 1.0}
 """How clearly an answer is preferred, as the strength of a preference."""
 
+_CARD_LOCK = 0x43415244  # an arbitrary number, for PostgreSQL
+
 _FURTHER = ("critique-a", "critique-b", "edit-a", "edit-b")
 """What can come with a verdict; each has an id made of the verdict's."""
 
@@ -106,6 +108,10 @@ def next_card(store: Store, who: str, seconds: float, calibration_share: float =
     if holding:
         return holding[0]
     with store.database.write(exclusive=False) as connection:
+        if not store.database.is_sqlite:  # where another page of the same person may be here too
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CARD_LOCK, sa.func.hashtext(who))))
+        if holding := queue.held(connection, who):
+            return holding[0]
         claimed = queue.claim(connection, who, 1, seconds)
         if claimed and is_calibration_turn(who, done, calibration_share):
             known = claim_calibration(connection, who, seconds)
