@@ -19,10 +19,9 @@ from pydantic import ValidationError
 from rlhf_loop import launch
 from rlhf_loop.algorithms import ALGORITHMS, ROWS, AlgorithmName
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.bulk import import_and_split, import_file
 from rlhf_loop.feedback.deletion_files import is_redacted
-from rlhf_loop.feedback.importers import read as read_feedback
-from rlhf_loop.feedback.importers import save as save_feedback
-from rlhf_loop.feedback.prompts import assign_splits, read_prompts
+from rlhf_loop.feedback.prompts import read_prompts
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, RewardModelJudge
@@ -173,20 +172,21 @@ class _Run:
             for path in getattr(recipe.prompts, split):
                 self.store.add_prompts(read_prompts(path, split))
         for wanted in recipe.feedback.imports:
-            read = read_feedback(wanted.path, wanted.format)
-            prompts = assign_splits(
-                read.prompts,
-                recipe.seed,
-                recipe.prompts.test_fraction if wanted.split is None else 0.0,
-                recipe.prompts.judge_fraction if wanted.split is None else 0.0,
-                split=wanted.split,
-            )
-            new = save_feedback(self.store, replace(read, prompts=prompts))
+            if wanted.split is not None:
+                summary = import_file(self.store, wanted.path, wanted.format, redact=wanted.redact, splits=wanted.split)
+            else:
+                fractions = (recipe.prompts.test_fraction, recipe.prompts.judge_fraction)
+                summary = import_and_split(
+                    self.store, wanted.path, wanted.format, wanted.redact, recipe.seed, *fractions
+                )
+            new = summary.new
             if new["feedback"] or new["quarantined"]:
                 self.progress.say(
-                    f"imported {wanted.path.name}: {new['feedback']} pieces of feedback on {len(prompts)} prompts, "
+                    f"imported {wanted.path.name}: {new['feedback']} pieces of feedback on {new['prompts']} prompts, "
                     f"{new['quarantined']} rows quarantined (rlhf-loop feedback check)"
                 )
+                if summary.redacted:
+                    self.progress.say(f"{summary.redacted} rows held personal data, which is not stored")
         self._refuse_without_demonstrations()
 
     def _refuse_without_demonstrations(self) -> None:

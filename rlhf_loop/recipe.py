@@ -68,6 +68,7 @@ class Import(Settings):
     path: Path
     format: str = "auto"  # a name in rlhf_loop/feedback/importers, or auto
     split: Literal["train", "test", "judge"] | None = None  # None: by group, with the fractions of `prompts`
+    redact: Literal["patterns", "presidio", "none"] = "patterns"  # personal data, taken out before texts are stored
 
 
 class SimulatedAnnotator(Settings):

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import bulk, bulk_batches, bulk_reader, rows, tables
-from rlhf_loop.feedback.bulk import column_map, import_file
+from rlhf_loop.feedback.bulk import column_map, import_and_split, import_file
 from rlhf_loop.feedback.bulk_batches import Batch
 from rlhf_loop.feedback.bulk_reader import ReadAhead, Source, read_batches
 from rlhf_loop.feedback.export import export
 from rlhf_loop.feedback.importers import FORMATS, read, save
 from rlhf_loop.feedback.importers.reading import open_rows
+from rlhf_loop.feedback.prompts import assign_splits
 from rlhf_loop.feedback.rows import Refused
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.table_rows import as_columns, completion_row, feedback_row, prompt_row
@@ -133,6 +134,21 @@ def test_a_prompt_keeps_the_split_it_has(store: Store, tmp_path: Path) -> None:
     store.add_prompts([Prompt(id=prompt.id, messages=prompt.messages, group=prompt.group, split="test")])
     assert counts(import_file(store, path)) == (1, 0, 0, 0)
     assert store.prompts()[0].split == "test"
+
+
+def test_prompts_are_split_by_their_groups_as_the_plain_import_splits_them(store: Store, tmp_path: Path) -> None:
+    rows = [{**PAIR, "prompt": f"Why {i}?", "group": f"topic {i % 10}", "id": str(i)} for i in range(40)]
+    path = write(tmp_path / "f.jsonl", [*rows[:30], "broken"])
+    import_and_split(store, path, "auto", "none", seed=3, test_fraction=0.2, judge_fraction=0.3)
+    expected = assign_splits(read(path).prompts, 3, 0.2, 0.3)
+    assert {p.id: p.split for p in store.prompts()} == {p.id: p.split for p in expected}
+    write(path, [*rows, "broken"])  # there is more now: what was in a split stays there
+    before = {p.id: p.split for p in store.prompts()}
+    assert counts(import_and_split(store, path, "auto", "none", 3, 0.5, 0.3)) == (10, 30, 0, 1)
+    assert {p.id: p.split for p in store.prompts()}.items() >= before.items()
+    other = write(tmp_path / "g.jsonl", [{**PAIR, "prompt": "How?"}])
+    import_file(store, other, splits="judge")
+    assert [p.split for p in store.prompts() if p.messages[0]["content"] == "How?"] == ["judge"]
 
 
 def test_what_was_deleted_at_a_persons_wish_does_not_come_back(store: Store, tmp_path: Path) -> None:

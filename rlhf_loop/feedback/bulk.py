@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.bulk_reader import Source, read_batches
+from rlhf_loop.feedback.bulk_reader import Source, groups_of, read_batches
 from rlhf_loop.feedback.bulk_write import BatchWriter
 from rlhf_loop.feedback.collector import collector_paused
+from rlhf_loop.feedback.prompts import split_groups
 from rlhf_loop.feedback.redaction import RedactorName
 from rlhf_loop.feedback.rows import Refused
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.records import Split
 
 TRANSACTION_SECONDS = 5.0  # others wait for so long at most; the longer, the less is written twice to the indexes
 
@@ -92,19 +94,21 @@ def import_file(
     annotator: str | None = None,
     columns: Mapping[str, str] | None = None,
     redact: RedactorName = "patterns",
+    splits: Mapping[str, Split] | Split | None = None,
     progress: Callable[[ImportSummary], None] | None = None,
 ) -> ImportSummary:
     """Brings a file, a folder of a data set or `hf:OWNER/NAME` into the store.
 
     `format`, `annotator`, `columns`: see `importers.reading.open_rows`. `redact`: what takes personal data out of every
-    text before it is stored. `progress` is called after every transaction.
+    text before it is stored. `splits`: of new prompts, by their group, or one for all. `progress` is called after every
+    transaction.
 
     Records are those that `importers.read` and `save` would store, but for two things: what feedback is about must
     stand before it in the file (exports are written so), and a row is refused when its id stands for something else in
     the store. Raises `UserError` when the file cannot be read at all.
     """
     started = time.perf_counter()
-    source = Source(str(path), format, annotator, dict(columns or {}), redact)
+    source = Source(str(path), format, annotator, dict(columns or {}), redact, splits)
     with collector_paused(), read_batches(source) as reading:
         summary = ImportSummary(format=reading.format)
         writer = BatchWriter(store, summary)
@@ -119,6 +123,22 @@ def import_file(
                 progress(summary)
     summary.seconds = time.perf_counter() - started
     return summary
+
+
+def import_and_split(
+    store: Store,
+    path: Path,
+    format: str,
+    redact: RedactorName,
+    seed: int,
+    test_fraction: float,
+    judge_fraction: float,
+) -> ImportSummary:
+    """`import_file`, with new prompts in train, test or judge by their groups (`prompts.split_groups`)."""
+    with collector_paused():
+        groups = groups_of(Source(str(path), format, None, {}, redact))
+    splits = split_groups(groups, seed, test_fraction, judge_fraction)
+    return import_file(store, path, format, redact=redact, splits=splits)
 
 
 def column_map(given: Iterable[str]) -> dict[str, str]:

@@ -15,15 +15,19 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.bulk_batches import Batch, batches_of
-from rlhf_loop.feedback.importers.reading import open_rows
+from rlhf_loop.feedback.importers.reading import Parsed, Reading, open_rows
 from rlhf_loop.feedback.redaction import RedactorName, make_redactor
+from rlhf_loop.feedback.rows import Refused
+from rlhf_loop.records import Prompt, Split
 
 SMALL = 4 * 2**20  # bytes of a file that is read in this process
 AHEAD = 4  # batches that wait to be written
@@ -38,16 +42,17 @@ class Source(NamedTuple):
     annotator: str | None
     columns: dict[str, str]
     redact: RedactorName
+    splits: Mapping[str, Split] | Split | None = None  # of prompts, by group or all; None: as the file says, or train
 
 
 class ReadHere:
     """The batches of a small file, each read when it is asked for."""
 
     def __init__(self, source: Source):
-        redactor = make_redactor(source.redact)
-        reading = open_rows(source.path, source.format, source.annotator, source.columns, redactor, as_rows=True)
+        reading = _open(source, as_rows=source.splits is None)
         self.format = reading.format
-        self._batches = batches_of(reading.rows)
+        rows = reading.rows if source.splits is None else _with_splits(reading.rows, source.splits)
+        self._batches = batches_of(rows)
         self._next: Batch | None = None
 
     def __enter__(self) -> ReadHere:
@@ -176,6 +181,32 @@ def read_batches(source: Source) -> ReadHere | ReadAhead:
     path = Path(source.path)
     small = not path.exists() or (path.is_file() and path.stat().st_size <= SMALL)
     return ReadHere(source) if small else ReadAhead(source)
+
+
+def groups_of(source: Source) -> set[str]:
+    """The groups of the prompts of a file. Raises `UserError` as `open_rows` does."""
+    return {
+        record.group
+        for item in _open(source).rows
+        if not isinstance(item, Refused)
+        for record in item.records
+        if type(record) is Prompt
+    }
+
+
+def _open(source: Source, as_rows: bool = False) -> Reading:
+    redactor = make_redactor(source.redact)
+    return open_rows(source.path, source.format, source.annotator, source.columns, redactor, as_rows)
+
+
+def _with_splits(items: Iterable[Parsed | Refused], splits: Mapping[str, Split] | Split) -> Iterator[Parsed | Refused]:
+    for item in items:
+        if not isinstance(item, Refused):
+            for place, record in enumerate(item.records):
+                if type(record) is Prompt:
+                    split = splits.get(record.group, "train") if isinstance(splits, Mapping) else splits
+                    item.records[place] = replace(record, split=split)
+        yield item
 
 
 def main() -> None:

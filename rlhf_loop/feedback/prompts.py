@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,17 +49,26 @@ def assign_splits(
     *,
     split: Split | None = None,
 ) -> list[Prompt]:
-    """The prompts, in order, each in `test`, `judge` or `train`: all of a group in the same one.
+    """The prompts, in order, each in the split of its group (`split_groups`).
 
     `split`: all of them in this one, whatever the fractions.
+    """
+    if split is not None:
+        return [replace(prompt, split=split) for prompt in prompts]
+    split_of = split_groups({prompt.group for prompt in prompts}, seed, test_fraction, judge_fraction)
+    return [replace(prompt, split=split_of[prompt.group]) for prompt in prompts]
+
+
+def split_groups(
+    groups: Iterable[str], seed: int, test_fraction: float, judge_fraction: float = 0.0
+) -> dict[str, Split]:
+    """Group of prompts -> `test`, `judge` or `train`: all of a group in the same one.
 
     Groups are taken in the order of a hash of seed and group until a split has its fraction of the *groups*, to the
     nearest one; a split with a fraction above 0 gets at least one group, and train as well.
     Raises `UserError` when there are too few groups for that.
     """
-    if split is not None:
-        return [replace(prompt, split=split) for prompt in prompts]
-    groups = sorted({prompt.group for prompt in prompts}, key=lambda group: stable_id("split", seed, group))
+    groups = sorted(set(groups), key=lambda group: stable_id("split", seed, group))
     wanted = {"test": test_fraction, "judge": judge_fraction}
     sizes = {name: max(1, round(share * len(groups))) for name, share in wanted.items() if share > 0}
     if test_fraction + judge_fraction >= 1:
@@ -68,7 +77,7 @@ def assign_splits(
             "together they must stay below 1"
         )
     if not groups:
-        return []
+        return {}
     while sum(sizes.values()) >= len(groups) and max(sizes.values(), default=1) > 1:
         sizes[max(sizes, key=lambda name: sizes[name])] -= 1
     if sum(sizes.values()) >= len(groups) and sizes:
@@ -81,7 +90,7 @@ def assign_splits(
     for name, size in sizes.items():
         split_of.update(dict.fromkeys(groups[start : start + size], name))  # type: ignore[arg-type]
         start += size
-    return [replace(prompt, split=split_of[prompt.group]) for prompt in prompts]
+    return split_of
 
 
 def _prompt(row: dict[str, Any], path: Path, split: Split) -> Prompt:
