@@ -12,11 +12,13 @@ What this does not protect against: a disk that loses data after fsync, and peop
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -84,22 +86,18 @@ class RunDir:
         """Keeps a second process from working on this run; a lock of a dead process is taken over."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = self.path / "lock"
-        mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-        while True:
-            try:
-                with lock.open("x") as file:
-                    json.dump(mine, file)
-                break
-            except FileExistsError:
-                owner = _read_lock(lock)
-                if owner and not _is_dead(owner):
-                    raise UserError(
-                        f"{self.path} is in use by process {owner['pid']} on {owner['host']}. Wait for it or stop it; "
-                        f"if it is gone for good, delete {lock}"
-                    ) from None
-                lock.unlink(missing_ok=True)
-            except OSError as error:
-                raise explain_os_error(error, self.path) from None
+        try:
+            with _one_process_at_a_time(self.path):
+                while not _take(lock):
+                    owner = _read_lock(lock)
+                    if owner and not _is_dead(owner):
+                        raise UserError(
+                            f"{self.path} is in use by process {owner['pid']} on {owner['host']}. Wait for it or stop "
+                            f"it; if it is gone for good, delete {lock}"
+                        )
+                    lock.unlink(missing_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, self.path) from None
         try:
             yield
         finally:
@@ -261,6 +259,40 @@ def explain_os_error(error: OSError, path: Path) -> UserError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"no permission to write {path}; choose a folder of yours with --run-dir")
     return UserError(f"{path}: {error}")
+
+
+@contextmanager
+def _one_process_at_a_time(folder: Path) -> Iterator[None]:
+    """Keeps the other processes of this machine out meanwhile: two that find a dead one's lock would both take it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems know no such locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(lock: Path) -> bool:
+    """Makes the lock, which nobody ever sees half written; False where there is one."""
+    mine = lock.with_name(f"lock.{os.getpid()}.{threading.get_ident()}")
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+    try:
+        mine.write_text(json.dumps(owner))
+        os.link(mine, lock)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        # A file system without links.
+        with suppress(FileExistsError), lock.open("x") as file:
+            json.dump(owner, file)
+            return True
+        return False
+    finally:
+        mine.unlink(missing_ok=True)
+    return True
 
 
 def _read_lock(path: Path) -> dict[str, Any] | None:
