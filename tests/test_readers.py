@@ -368,6 +368,18 @@ def test_the_feedback_text_of_a_tutorial_becomes_a_critique() -> None:
     assert [r.score for r in of_kind(result, Rating)] == [4.0]
 
 
+def test_a_bare_1_of_a_tutorial_is_refused_for_it_may_be_the_worst_or_the_best(tmp_path: Path) -> None:
+    row = {"input": "Why?", "response": "Light."}
+    said = [{"feedback": 1}, {"feedback": 1, "scale": [1, 5]}, {"feedback": 1, "scale": [0, 1]}, {"feedback": 0}]
+    path = tmp_path / "f.jsonl"
+    path.write_text("".join(json.dumps({**row, **one}) + "\n" for one in said))
+    result = read(path)
+    assert [refused.line for refused in result.refused] == [1]
+    assert 'add "scale": [1, 5] or [0, 1]' in result.refused[0].reason
+    assert [r.score for r in of_kind(result, Rating)] == [1.0]
+    assert [t.label for t in of_kind(result, Thumb)] == [True, False]
+
+
 def test_trl_data_sets_of_every_kind() -> None:
     assert winners(fixture("trl_implicit_prompt.jsonl", "trl")) == [("a", "Air scatters blue light.", "It just is.")]
     answers = fixture("trl_prompt_completion.jsonl", "trl").prompts

@@ -28,8 +28,7 @@ from rlhf_loop.feedback.importers.fields import (
     said_by,
     text_of,
 )
-from rlhf_loop.feedback.importers.langfuse import thumb_named
-from rlhf_loop.feedback.importers.words import Winner, prompt_and_answers, thumb_of, winner_of
+from rlhf_loop.feedback.importers.words import Winner, prompt_and_answers, thumb_named, thumb_of, winner_of
 from rlhf_loop.feedback.rows import RowError
 from rlhf_loop.records import Completion, Critique, Preference, Prompt, Rating, Skip, Thumb
 

@@ -35,7 +35,7 @@ from rlhf_loop.feedback.importers.fields import (
     prompt_of,
     said_by,
 )
-from rlhf_loop.feedback.importers.words import plain, thumb_of
+from rlhf_loop.feedback.importers.words import speaks_of_bad, thumb_named, words_of
 from rlhf_loop.feedback.rows import RowError
 from rlhf_loop.records import Completion, Critique, Edit, Prompt, Rating, Thumb
 
@@ -55,15 +55,6 @@ EXPORTED = {
 ANSWERS = ("messages", "choices", "role", "content", "answer", "output", "response", "completion", "text")
 
 _FEEDBACK = re.compile(r"(?:^|_)(?:feedback|thumbs?)")
-_GOOD = re.compile(
-    r"(?:^|_)(?:feedback|thumbs?|helpful|correct|good|likes?d?(?:_|$)|accept|accura|useful|quality|satisf|approv|relevan"
-    r"|success|resolv|pass|verdict|rating|positive|upvote|harmless)"
-)
-_BAD = re.compile(
-    r"(?:^|_)(?:(?:not?|non)(?:_|$)|hallucinat|toxic|harm(?!less)|bias|error|fail|bad|wrong|risk|spam|frustrat|refus|abus"
-    r"|insult|offens|profan|leak|inject|jailbreak|violat|denigrat|negative|dislike|complain|escalat|issue|problem"
-    r"|in(?:correct|accura|appropriate)|un(?:safe|helpful|clear|satisf)|irrelevan)"
-)
 
 
 def recognises(row: Mapping[str, Any]) -> bool:
@@ -91,25 +82,6 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     if not scores:
         records += [*(_exchange(trace, None, place) or ()), Note("a trace has no score")]
     return records
-
-
-def thumb_named(name: str, value: Any) -> bool | None:
-    """Whether a value means good (True) or bad (False), given what it answers; None where that cannot be told.
-
-    Words such as `good` and `bad` speak for themselves. Yes and no depend on the question: `name` must call for a good
-    thing (`helpful`), as `toxic: no` and `is_code: yes` say nothing of the answer's worth that would be safe to learn.
-    """
-    label = thumb_of(value)
-    word = plain(value)
-    if word in ("true", "false", "yes", "no", "y", "n", "1", "0", "1.0", "0.0"):
-        words = _words(name)
-        return label if _GOOD.search(words) and not _BAD.search(words) else None
-    return label
-
-
-def _words(name: str) -> str:
-    """A name in small letters, its words parted by underscores: `userFeedback` is `user_feedback`."""
-    return plain(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).replace("-", "_").replace(".", "_")
 
 
 def _trace(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -202,7 +174,7 @@ def _score(score: Mapping[str, Any], place: Place, prompt_id: str, completion_id
     source = str(score.get("source") or "API").upper()
     name = optional_text(score, "name") or "score"
     comment = optional_text(score, "comment")
-    users = bool(_FEEDBACK.search(_words(name))) and source in ("API", "EXPORT")
+    users = bool(_FEEDBACK.search(words_of(name))) and source in ("API", "EXPORT")
     who = optional_text(score, "authorUserId")
     if who is None:
         who = optional_text(score, "user") if users else None if KINDS.get(source) == "HUMAN" else f"langfuse:{name}"
@@ -227,7 +199,7 @@ def _score(score: Mapping[str, Any], place: Place, prompt_id: str, completion_id
     if label is not None:
         common = said_by(place, who, "thumb", completion_id, label, name, **given)
         return [Thumb(label=label, comment=comment, **about, **common)]
-    if type_ == "NUMERIC" and not _BAD.search(_words(name)):
+    if type_ == "NUMERIC" and not speaks_of_bad(name):
         value = optional_number(score, "value")
         if value is not None and 0 <= value <= 1:
             common = said_by(place, who, "rating", completion_id, value, name, **given)
@@ -244,6 +216,6 @@ def _label(score: Mapping[str, Any], type_: str, name: str) -> bool | None:
         return thumb_named(name, text if value is None else value)
     if type_ == "CATEGORICAL":
         return thumb_named(name, value if text is None else text)
-    if type_ != "NUMERIC" or value not in (-1, 0, 1) or _BAD.search(_words(name)):
+    if type_ != "NUMERIC" or value not in (-1, 0, 1) or speaks_of_bad(name):
         return None
     return thumb_named(name, value)

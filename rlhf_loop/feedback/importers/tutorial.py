@@ -1,7 +1,8 @@
 """The JSON Lines of feedback tutorials: `{"input", "response", "feedback"}`.
 
-A text in `feedback` becomes a critique of the response; a word such as `good` or `bad`, true or false a thumb; a number
-from 1 to 5 a rating.
+A text in `feedback` becomes a critique of the response; a word such as `good` or `bad`, true, false, 0 or -1 a thumb; a
+number from 2 to 5 a rating. A 1 is the lowest of five stars in one file and praise in the next, so it needs a `scale`
+beside it: `[1, 5]`, or `[0, 1]` for a thumb.
 """
 
 from __future__ import annotations
@@ -41,10 +42,15 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     prompt = prompt_of(messages, place, optional_text(row, "group"))
     completion = completion_of(prompt, answer_of(row["response"], "response", messages))
     about: dict[str, Any] = {"prompt_id": prompt.id, "completion_id": completion.id}
-    said = row["feedback"]
+    said, scale = row["feedback"], row.get("scale")
+    if scale not in (None, [0, 1], [1, 5]):
+        raise RowError("`scale` must be [1, 5] or [0, 1]")
+    number = float(said) if isinstance(said, (int, float)) and not isinstance(said, bool) else None
+    if number == 1 and scale is None:
+        raise RowError('a `feedback` of 1 may be the lowest of five stars or a thumb up; add "scale": [1, 5] or [0, 1]')
     label = thumb_of(said)
-    if isinstance(said, (int, float)) and not isinstance(said, bool) and 1 <= said <= 5:
-        score = float(said)
+    if number is not None and 1 <= number <= 5 and scale != [0, 1]:
+        score = number
         return [prompt, completion, Rating(score=score, **about, **made_of(row, place, "rating", completion.id, score))]
     if label is not None:
         return [prompt, completion, Thumb(label=label, **about, **made_of(row, place, "thumb", completion.id, label))]

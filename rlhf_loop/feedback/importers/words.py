@@ -36,6 +36,16 @@ _B = (
 _TIE = ("tie", "same", "equal", "both", "both_good", "draw", "either", "similar", "no_preference", "none_better")
 _BOTH_BAD = ("both_bad", "bothbad", "tie_bothbad", "tie_both_bad", "neither", "none", "both_are_bad")
 
+_GOOD_THING = re.compile(
+    r"(?:^|_)(?:feedback|thumbs?|helpful|correct|good|likes?d?(?:_|$)|accept|accura|useful|quality|satisf|approv|relevan"
+    r"|success|resolv|pass|verdict|rating|positive|upvote|harmless)"
+)
+_BAD_THING = re.compile(
+    r"(?:^|_)(?:(?:not?|non)(?:_|$)|hallucinat|toxic|harm(?!less)|bias|error|fail|bad|wrong|risk|spam|frustrat|refus|abus"
+    r"|insult|offens|profan|leak|inject|jailbreak|violat|denigrat|negative|dislike|complain|escalat|issue|problem"
+    r"|in(?:correct|accura|appropriate)|un(?:safe|helpful|clear|satisf)|irrelevan)"
+)
+
 
 def plain(value: Any) -> str:
     """A word of a verdict without case, spaces and signs: `Tie (both bad)` is `tie_both_bad`."""
@@ -49,6 +59,30 @@ def thumb_of(value: Any) -> bool | None:
         return None
     word = plain(value)
     return True if word in _GOOD else False if word in _BAD else None
+
+
+def thumb_named(name: str, value: Any) -> bool | None:
+    """Whether a value means good (True) or bad (False), given what it answers; None where that cannot be told.
+
+    Words such as `good` and `bad` speak for themselves. Yes and no depend on the question: `name` must call for a good
+    thing (`helpful`), as `toxic: no` and `is_code: yes` say nothing of the answer's worth that would be safe to learn.
+    """
+    label = thumb_of(value)
+    word = plain(value)
+    if word in ("true", "false", "yes", "no", "y", "n", "1", "0", "1.0", "0.0"):
+        words = words_of(name)
+        return label if _GOOD_THING.search(words) and not _BAD_THING.search(words) else None
+    return label
+
+
+def speaks_of_bad(name: str) -> bool:
+    """Whether a name asks for something that is bad to have (`toxicity`), so that much of it is no praise."""
+    return _BAD_THING.search(words_of(name)) is not None
+
+
+def words_of(name: str) -> str:
+    """A name in small letters, its words parted by underscores: `userFeedback` is `user_feedback`."""
+    return plain(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).replace("-", "_").replace(".", "_")
 
 
 def winner_of(value: Any, answers: tuple[str, str] = ("", "")) -> Winner | None:
