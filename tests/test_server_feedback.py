@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rlhf_loop.errors import StoreUnavailable
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.run_dir import write_json
+from rlhf_loop.server.feedback_api import forget_old_answers
 from rlhf_loop.server.service import Service
 
 HI = [{"role": "user", "content": "red green"}]
@@ -179,6 +181,14 @@ def test_a_retry_gets_the_first_answer_and_stores_nothing_twice(http: TestClient
     assert again.headers["Idempotency-Replayed"] == "true"
     assert len(served.store.feedback(effective=False)) == 1
     assert give(http, id, code=409, headers=key, thumb="down")["error"]["param"] == "Idempotency-Key"
+
+
+def test_keys_are_forgotten_after_a_week(http: TestClient, served: Service) -> None:
+    id, key = ask(http), {"Idempotency-Key": "k1"}
+    give(http, id, headers=key, thumb="up")
+    assert forget_old_answers(served.store, time.time() + 6 * 86400) == 0
+    assert forget_old_answers(served.store, time.time() + 8 * 86400) == 1
+    give(http, id, headers=key, thumb="down")  # the key is a new one
 
 
 def test_a_refused_request_does_not_use_its_key_up(http: TestClient) -> None:

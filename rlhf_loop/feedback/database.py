@@ -128,15 +128,17 @@ class Database:
                 options = (
                     {"connect_timeout": max(2, int(busy_seconds))} if "connect_timeout" not in self.url.query else {}
                 )
-                return sa.create_engine(self.url, connect_args=options, pool_pre_ping=True)
+                return sa.create_engine(self.url, connect_args=options, pool_pre_ping=True, hide_parameters=True)
             except (ModuleNotFoundError, NoSuchModuleError) as error:
                 raise UserError(
                     f"PostgreSQL needs a driver that is not installed ({error}); pip install 'rlhf-loop[postgres]'"
                 ) from None
         if self.path is None:
-            engine = sa.create_engine(self.url, poolclass=StaticPool, connect_args={"check_same_thread": False})
+            engine = sa.create_engine(
+                self.url, poolclass=StaticPool, connect_args={"check_same_thread": False}, hide_parameters=True
+            )
         else:
-            engine = sa.create_engine(self.url, connect_args={"timeout": busy_seconds})
+            engine = sa.create_engine(self.url, connect_args={"timeout": busy_seconds}, hide_parameters=True)
         network = network_file_system(self.path) if self.path else None
         if network:
             warnings.warn(

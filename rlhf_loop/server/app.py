@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -79,7 +80,9 @@ def create_app(service: Service) -> FastAPI:
         await asyncio.to_thread(service.user_key, "")  # makes the store's key for users now, not within a request
         if service.policies is not None:
             service.policies.begin()
+        tidying = asyncio.create_task(_tidy(service))
         yield
+        tidying.cancel()
         if service.answers:
             await asyncio.wait(service.answers)
         if service.policies is not None:
@@ -109,6 +112,14 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(BodyLimit, limits=service.limits)
     app.add_middleware(Observed, metrics=service.metrics, headers=SECURITY_HEADERS)
     return app
+
+
+async def _tidy(service: Service) -> None:
+    """Every hour: what is kept for retries is forgotten when it is old."""
+    while True:
+        with suppress(StoreUnavailable):  # then an hour later
+            await asyncio.to_thread(feedback_api.forget_old_answers, service.store, time.time())
+        await asyncio.sleep(3600)
 
 
 def _add_own_routes(app: FastAPI, service: Service) -> None:

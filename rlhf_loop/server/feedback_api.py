@@ -22,9 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback import deletion, tables
+from rlhf_loop.feedback.store import Store
 from rlhf_loop.server.access import Caller, require
 from rlhf_loop.server.said import Item, Refused, What, records_of, store_said
 from rlhf_loop.server.service import Service
+
+KEY_DAYS = 7
+"""How long a retry with the same idempotency key gets the first answer."""
 
 router = APIRouter(prefix="/v1", tags=["feedback"])
 
@@ -198,6 +202,14 @@ _ANSWERED = sa.select(tables.answered_requests).where(
     tables.answered_requests.c.key == sa.bindparam("key"),
 )
 _NOTE_ANSWER = tables.answered_requests.insert()
+
+
+def forget_old_answers(store: Store, now: float) -> int:
+    """Forgets the answers to idempotency keys that are older than `KEY_DAYS`; gives how many there were."""
+    column = tables.answered_requests.c
+    with store.database.write() as connection:
+        old = column.answered_at < now - KEY_DAYS * 86400
+        return connection.execute(tables.answered_requests.delete().where(old)).rowcount
 
 
 async def _once(sent: Sent, body: dict[str, Any], store: Callable[[sa.Connection], dict[str, Any]]) -> Response:

@@ -27,10 +27,9 @@ class Answers:
 def known_answers(store: Store) -> dict[tuple[str, str], int]:
     """Pair of completion ids, in alphabetical order -> the verdict it should get."""
     column = tables.questions.c
+    given = [column.body.contains(text, autoescape=True) for text in ('"known": "', '"known":"')]
     with store.database.read() as connection:
-        bodies = connection.scalars(
-            sa.select(column.body).where(column.body.contains('"known": "', autoescape=True)).order_by(column.number)
-        ).all()
+        bodies = connection.scalars(sa.select(column.body).where(sa.or_(*given)).order_by(column.number)).all()
     found = {}
     for text in bodies:
         body: Mapping[str, str] = json.loads(text)
