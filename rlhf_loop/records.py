@@ -19,8 +19,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
@@ -342,6 +340,9 @@ def write_records(path: Path, records: Sequence[Any]) -> None:
 
     Plain fields become columns of their own type; nested fields become JSON text, so the file opens in any tool.
     """
+    import pyarrow as pa  # a tenth of a second, which most commands need not spend
+    import pyarrow.parquet as pq
+
     kinds = list(dict.fromkeys(map(type, records)))
     columns: dict[str, list[Any]] = {}
     nested: list[str] = []
@@ -379,6 +380,8 @@ def _get(name: str, record: Any) -> Any:
 
 def read_records(path: Path, record_type: Any) -> list[Any]:
     """The records that `write_records` wrote, in order."""
+    import pyarrow.parquet as pq
+
     table = pq.read_table(path)
     nested = set(json.loads((table.schema.metadata or {}).get(b"nested", b"[]")))
     allowed = _field_names(record_type)

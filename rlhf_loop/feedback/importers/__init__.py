@@ -12,14 +12,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_loop.feedback.importers.formats import FORMATS
 from rlhf_loop.feedback.importers.reading import Parsed, open_rows
 from rlhf_loop.feedback.rows import Refused, RowError, line_of
-from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.table_rows import AnyFeedback, about
 from rlhf_loop.records import Artifact, Completion, Prompt, Question, Score
+
+if TYPE_CHECKING:
+    from rlhf_loop.feedback.store import Store
 
 __all__ = ["FORMATS", "ImportResult", "read", "save"]
 
