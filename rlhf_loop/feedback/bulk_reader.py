@@ -92,7 +92,7 @@ class ReadAhead:
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
-        self._arrived: queue.Queue[bytes] = queue.Queue(AHEAD)  # an empty message: the process has ended
+        self._arrived: queue.Queue[Any] = queue.Queue(AHEAD)  # what the process says, or what it raised
         self._next: Batch | None = None
         self._error: BaseException | None = None
         self._ended = False
@@ -103,7 +103,10 @@ class ReadAhead:
             assert self._process.stdin is not None
             with suppress(BrokenPipeError), self._process.stdin as given:
                 pickle.dump(source, given)
-            self.format: str = self._understood(self._arrived.get())
+            first = self._arrived.get()
+            if isinstance(first, BaseException):
+                raise first
+            self.format: str = first
         except BaseException:
             self.__exit__()
             raise
@@ -142,34 +145,27 @@ class ReadAhead:
     def _fetch(self, seconds: float | None) -> None:
         if self._next is not None or self._ended:
             return
-        message = self._arrived.get(timeout=seconds)
-        try:
-            self._next = self._understood(message)
-        except Exception as error:
-            self._error = error
+        said = self._arrived.get(timeout=seconds)
+        if isinstance(said, BaseException):
+            self._error = said
+        else:
+            self._next = said
         self._ended = self._next is None
 
-    def _understood(self, message: bytes) -> Any:
-        """What the process says; raises what it raised."""
-        if not message:
-            raise UserError(
-                f"the process that reads {self._path} ended with status {self._process.wait()}, perhaps for want of "
-                "memory. What was imported before stays; type the same command again to go on"
-            )
-        value = pickle.loads(message)
-        if isinstance(value, BaseException):
-            raise value
-        return value
-
     def _receive(self) -> None:
-        """Takes messages out of the pipe, which holds little, so that the process can go on."""
+        """Takes messages out of the pipe, which holds little, and unpacks them while the store is being written."""
         assert self._process.stdout is not None
         with self._process.stdout as pipe, Connection(os.dup(pipe.fileno()), writable=False) as messages:
             while not self._left:
                 try:
-                    self._arrived.put(messages.recv_bytes())
+                    said = pickle.loads(messages.recv_bytes())
                 except (EOFError, OSError):
-                    self._arrived.put(b"")
+                    said = UserError(
+                        f"the process that reads {self._path} ended with status {self._process.wait()}, perhaps for "
+                        "want of memory. What was imported before stays; type the same command again to go on"
+                    )
+                self._arrived.put(said)
+                if not isinstance(said, (Batch, str)):  # the end
                     return
 
 
