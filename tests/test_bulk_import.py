@@ -418,7 +418,7 @@ plain = st.none() | st.text(max_size=20) | st.integers() | st.booleans() | st.li
     ),
     who=st.none() | st.text(min_size=1, max_size=5),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_plain_pairs_become_the_rows_that_their_records_become(tmp_path: Path, row: Any, who: str | None) -> None:
     path = write(tmp_path / "f.jsonl", [row])
     batches = []

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rlhf_loop.feedback.bulk import ImportSummary
 
 VALUES = 32_766  # that SQLite takes in a statement
-CACHE_KIB = 128 * 1024  # of SQLite, while an import runs: its indexes are written in random order
+CACHE_KIB = 384 * 1024  # of SQLite, while an import runs: its indexes are written in random order
 NOWHERE = "which is neither before it in the file nor in the store"
 DELETED = "was deleted at a person's wish and is not taken again"
 EXAMPLES = 20  # rejected rows that a summary names

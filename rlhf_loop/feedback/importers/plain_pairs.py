@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 from rlhf_loop.feedback.importers.fields import Place
-from rlhf_loop.feedback.table_rows import TableRow, pair_key
+from rlhf_loop.feedback.table_rows import TableRow, pair_key, storable
 
 KEYS = {"id", "prompt", "chosen", "rejected", "annotator", "group"}
 
@@ -34,6 +34,8 @@ def rows(row: Mapping[str, Any], place: Place) -> list[tuple[str, TableRow]] | N
     for text in (external_id, who, group):
         if text is not None and (type(text) is not str or "\0" in text):
             return None
+    if any(storable(text) != text for text in (place.annotator.id, place.file)):
+        return None
     try:
         return _rows(prompt, a, b, external_id or None, who or None, group or None, place)  # type: ignore[arg-type]
     except UnicodeEncodeError:  # half of a surrogate pair
