@@ -111,22 +111,17 @@ with Store.open(sys.argv[1], create=False) as store:
 def fill(path: Path, records: int, shape: str) -> None:
     """Makes a store of `records` preferences by simulated annotators, with direct inserts."""
     from rlhf_loop.feedback.store import Store
+    from rlhf_loop.feedback.table_rows import COLUMNS
 
     with Store.open(path) as store:
-        tables = ("prompts", "completions", "feedback")
-        columns = {
-            "prompts": "id split group_name text body",
-            "completions": "id prompt_id policy round parent text body",
-            "feedback": "id kind prompt_id completion_id a_id b_id pair annotator round created_at supersedes body",
-        }
-        batches: dict[str, list[tuple[Any, ...]]] = {name: [] for name in tables}
+        batches: dict[str, list[tuple[Any, ...]]] = {name: [] for name in ("prompts", "completions", "feedback")}
         connection = store.database.engine.raw_connection()
         connection.execute("PRAGMA foreign_keys = OFF")
         connection.execute("BEGIN")
 
         def flush() -> None:
             for name, rows in batches.items():
-                names = columns[name].split()
+                names = COLUMNS[name]
                 marks = ", ".join("?" * len(names))
                 connection.executemany(f"INSERT INTO {name} ({', '.join(names)}) VALUES ({marks})", rows)
                 rows.clear()

@@ -19,6 +19,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, model_validator
 
 from rlhf_loop.errors import StoreUnavailable
+from rlhf_loop.feedback.table_rows import storable
 from rlhf_loop.records import Message, event_id
 from rlhf_loop.server.access import require
 from rlhf_loop.server.answers import Choice, Conversation, prompt_of, response, save_answer, usage
@@ -121,8 +122,8 @@ class ChatRequest(BaseModel):
         return Conversation(
             messages=tuple(turn.message() for turn in self.messages),
             user=self.user,
-            name=None if name is None else _storable(str(name)),
-            tags=tuple(_storable(word) for part in words[:20] if (word := part.strip()[:100])),
+            name=None if name is None else storable(str(name)),
+            tags=tuple(storable(word) for part in words[:20] if (word := part.strip()[:100])),
         )
 
     def _metadata(self, name: str) -> Any:
@@ -274,11 +275,6 @@ class Answer:
     def _chunk(self, number: int, delta: dict[str, str], finish: str | None = None) -> str:
         choice = {"index": number, "delta": delta, "finish_reason": finish, "logprobs": None}
         return _event({**self._head(), "choices": [choice]})
-
-
-def _storable(text: str) -> str:
-    """Without halves of surrogate pairs, which JSON may hold and no database takes."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _event(values: dict[str, Any]) -> str:

@@ -14,7 +14,6 @@ import time
 from contextvars import ContextVar
 from typing import Any
 
-from sqlalchemy.exc import StatementError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -42,17 +41,8 @@ class JsonLines(logging.Formatter):
             values["request_id"] = id
         values |= getattr(record, "fields", {})
         if record.exc_info:
-            _hide_texts(record.exc_info[1])
             values["traceback"] = self.formatException(record.exc_info)
         return json.dumps(values, ensure_ascii=False, default=str)
-
-
-def _hide_texts(error: BaseException | None) -> None:
-    """Keeps the values of a statement, which are what people wrote, out of the words of a database's errors."""
-    while error is not None:
-        if isinstance(error, StatementError):
-            error.hide_parameters = True
-        error = error.__cause__ or error.__context__
 
 
 def to_stderr() -> None:
