@@ -22,6 +22,7 @@ from rlhf_loop.feedback.bulk_reader import ReadAhead, Source, read_batches
 from rlhf_loop.feedback.export import export
 from rlhf_loop.feedback.importers import FORMATS, read, save
 from rlhf_loop.feedback.importers.reading import open_rows
+from rlhf_loop.feedback.json_elements import Elements
 from rlhf_loop.feedback.prompts import assign_splits
 from rlhf_loop.feedback.rows import Refused
 from rlhf_loop.feedback.store import Store
@@ -545,7 +546,7 @@ def test_a_line_beyond_the_limit_is_refused_and_the_next_one_read(
 def test_a_json_list_is_read_element_by_element_however_it_is_cut(values: list[Any], cut: int, indent: int) -> None:
     text = json.dumps(values, indent=indent or None)
     pieces = iter([text[start : start + cut] for start in range(0, len(text), cut)])
-    read = list(rows._Elements(pieces))
+    read = list(Elements(pieces, rows.MAX_ROW))
     assert json.dumps(read) == json.dumps(values)
 
 

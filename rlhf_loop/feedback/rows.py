@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.json_elements import Elements, name_of
 from rlhf_loop.records import to_dict
 
 RAW_LENGTH = 10_000  # characters of a refused row that are kept
@@ -183,7 +184,7 @@ def _loads(path: Path, number: int, text: str) -> Row | Refused:
     except ValueError as error:  # a number with more digits than Python converts
         return Refused(str(path), number, f"not valid JSON: {error}", text[:RAW_LENGTH])
     if not isinstance(values, dict):
-        return Refused(str(path), number, f"a row must be a JSON object, this is {_name(values)}", text[:RAW_LENGTH])
+        return Refused(str(path), number, f"a row must be a JSON object, this is {name_of(values)}", text[:RAW_LENGTH])
     return Row(number, values, text)
 
 
@@ -215,7 +216,7 @@ def _json(path: Path, lines: Iterator[tuple[int, str] | Refused]) -> Iterator[Ro
                 return
             yield item[1]
 
-    elements = _Elements(texts())
+    elements = Elements(texts(), MAX_ROW)
     if not first.startswith("["):
         yield from _wrapped(path, elements)
     else:
@@ -223,21 +224,23 @@ def _json(path: Path, lines: Iterator[tuple[int, str] | Refused]) -> Iterator[Ro
     yield from broken
 
 
-def _list(path: Path, elements: _Elements) -> Iterator[Row | Refused]:
+def _list(path: Path, elements: Elements) -> Iterator[Row | Refused]:
     number = 0
     try:
         for number, values in enumerate(elements, 1):
             yield _object(path, number, values)
     except (ValueError, RecursionError) as error:
-        yield Refused(str(path), number + 1, f"not valid JSON from here on: {_said(error)}", elements.rest())
+        yield Refused(
+            str(path), number + 1, f"not valid JSON from here on: {_said(error)}", sound(elements.rest()[:RAW_LENGTH])
+        )
 
 
-def _wrapped(path: Path, elements: _Elements) -> Iterator[Row | Refused]:
+def _wrapped(path: Path, elements: Elements) -> Iterator[Row | Refused]:
     """The rows of one object: those of the list that it holds, or itself."""
     try:
         values = elements.whole()
     except (ValueError, RecursionError) as error:
-        yield Refused(str(path), 1, f"not valid JSON: {_said(error)}", elements.rest())
+        yield Refused(str(path), 1, f"not valid JSON: {_said(error)}", sound(elements.rest()[:RAW_LENGTH]))
         return
     name = next((name for name in LISTS if isinstance(values.get(name), list)), None)
     for number, row in enumerate(values[name] if name else [values], 1):
@@ -247,95 +250,8 @@ def _wrapped(path: Path, elements: _Elements) -> Iterator[Row | Refused]:
 def _object(path: Path, number: int, values: Any) -> Row | Refused:
     if isinstance(values, dict):
         return Row(number, values)
-    reason = f"a row must be a JSON object, this is {_name(values)}"
+    reason = f"a row must be a JSON object, this is {name_of(values)}"
     return Refused(str(path), number, reason, sound(str(values)[:RAW_LENGTH]))
-
-
-class _Elements:
-    """The elements of a JSON list that comes in pieces of text, one by one."""
-
-    def __init__(self, texts: Iterator[str]):
-        self.texts = texts
-        self.held = ""
-        self.at = 0
-        self.ended = False
-
-    def __iter__(self) -> Iterator[Any]:
-        self._next_is("[")
-        if self._peek() == "]":
-            return
-        while True:
-            yield self._element()
-            if self._peek() == "]":
-                self.at += 1
-                if self._peek():
-                    raise ValueError("there is text after the end of the list")
-                return
-            self._next_is(",")
-
-    def whole(self) -> dict[str, Any]:
-        """All of it as one object."""
-        while not self.ended:
-            self._more(MAX_ROW)
-            if len(self.held) > 8 * MAX_ROW:
-                raise ValueError(f"an object of more than {8 * MAX_ROW >> 20} MiB; write it as JSON Lines")
-        values = _decode(self.held)
-        if not isinstance(values, dict):
-            raise ValueError(f"this is {_name(values)}")
-        return values
-
-    def rest(self) -> str:
-        """The text where reading stopped, for the quarantine."""
-        return sound(self.held[self.at : self.at + RAW_LENGTH])
-
-    def _element(self) -> Any:
-        self._peek()
-        piece = 1 << 16
-        while True:
-            try:
-                value, end = _scan(self.held, self.at)
-                if end < len(self.held) or self.ended:  # else a number might go on
-                    self.at = end
-                    return value
-            except (json.JSONDecodeError, StopIteration):
-                if self.ended:
-                    raise
-            if len(self.held) - self.at > MAX_ROW:
-                raise ValueError(f"an element of more than {MAX_ROW >> 20} MiB")
-            self._more(piece)
-            piece *= 2
-
-    def _peek(self) -> str:
-        """The next character that is no space; empty at the end."""
-        while True:
-            while self.at < len(self.held):
-                if not self.held[self.at].isspace():
-                    return self.held[self.at]
-                self.at += 1
-            if self.ended:
-                return ""
-            self._more(1 << 16)
-
-    def _next_is(self, wanted: str) -> None:
-        found = self._peek()
-        if found != wanted:
-            raise ValueError(f"`{wanted}` is missing" + (f" before `{found}`" if found else " at the end of the file"))
-        self.at += 1
-
-    def _more(self, characters: int) -> None:
-        pieces = [self.held[self.at :]]
-        self.at = 0
-        while characters > 0:
-            text = next(self.texts, None)
-            if text is None:
-                self.ended = True
-                break
-            pieces.append(text)
-            characters -= len(text)
-        self.held = "".join(pieces)
-
-
-_scan = json.JSONDecoder().raw_decode
 
 
 def _said(error: Exception) -> str:
@@ -415,8 +331,3 @@ def parquet_rows(path: Path) -> Iterator[Row | Refused]:
         if number == 0:
             raise UserError(f"{path} cannot be read as Parquet ({error}); write or fetch it again") from None
         yield Refused(str(path), number + 1, f"the Parquet file is damaged from here on ({error})", "")
-
-
-def _name(value: Any) -> str:
-    names = {list: "a list", str: "a text", bool: "true or false", type(None): "null", int: "a number"}
-    return names.get(type(value), "a number")
