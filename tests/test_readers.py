@@ -457,6 +457,20 @@ def test_names_of_files_do_not_lead_out_of_a_data_sets_folder(tmp_path: Path) ->
         read(folder)
 
 
+def test_a_data_set_as_the_hub_holds_it_is_streamed_split_by_split(tmp_path: Path) -> None:
+    """`datasets` reads a folder on disk as it reads a repository of the hub."""
+    row = {"prompt": "Why?", "chosen": "Light.", "rejected": "No.", "margin": None}
+    for split, count in (("train", 3), ("test", 2)):
+        lines = [json.dumps({**row, "prompt": f"{split} {i}?"}) for i in range(count)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    assert len(read(f"hf:{tmp_path}").feedback) == 3
+    result = read(f"hf:{tmp_path}:test")
+    assert (result.format, winners(result)) == ("pairs", [("a", "Light.", "No.")] * 2)
+    assert result.feedback[1].source == f"hf:{tmp_path}:test:2"
+    with pytest.raises(UserError, match=r"cannot be read from the hub: .*dev"):
+        read(f"hf:{tmp_path}:dev")
+
+
 def test_a_data_set_of_the_hub_that_cannot_be_had_is_an_error_with_remedies() -> None:
     pytest.importorskip("datasets")
     with pytest.raises(UserError, match=r"hf:nobody/nothing cannot be read from the hub: .* Check its name"):

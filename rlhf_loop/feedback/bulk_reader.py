@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.bulk_batches import Batch, batches_of
+from rlhf_loop.feedback.data_sets import is_data_set
 from rlhf_loop.feedback.importers.reading import Parsed, Reading, open_rows
 from rlhf_loop.feedback.redaction import RedactorName, make_redactor
 from rlhf_loop.feedback.rows import Refused
@@ -175,8 +176,8 @@ def read_batches(source: Source) -> ReadHere | ReadAhead:
     Raises `UserError` as `open_rows` does.
     """
     path = Path(source.path)
-    small = not path.exists() or (path.is_file() and path.stat().st_size <= SMALL)
-    return ReadHere(source) if small else ReadAhead(source)
+    large = is_data_set(path) if not path.is_file() else path.stat().st_size > SMALL
+    return ReadAhead(source) if large else ReadHere(source)
 
 
 def groups_of(source: Source) -> set[str]:
