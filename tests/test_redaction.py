@@ -7,6 +7,7 @@ import json
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -185,6 +186,36 @@ def test_presidio_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
     with pytest.raises(UserError, match=r"pip install 'rlhf-loop\[presidio\]'"):
         make_redactor("presidio")
+
+
+def test_presidio_without_its_language_model_is_an_error_with_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine() -> None:
+        raise SystemExit("no network to fetch it")  # as spaCy's download ends
+
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", types.SimpleNamespace(AnalyzerEngine=engine))
+    with pytest.raises(UserError, match=r"no network to fetch it.* spacy download en_core_web_lg"):
+        make_redactor("presidio")
+
+
+def test_the_real_presidio_finds_names_of_a_small_language_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("presidio_analyzer")
+    import spacy
+
+    language = spacy.blank("en")
+    language.add_pipe("entity_ruler").add_patterns(
+        [{"label": "PERSON", "pattern": "Jane Miller"}, {"label": "GPE", "pattern": "Berlin"}]
+    )
+    language.to_disk(tmp_path / "en_core_web_lg")
+    monkeypatch.chdir(tmp_path)  # Presidio takes a folder of the model's name for the model
+    redactor = make_redactor("presidio")
+    assert redactor is not None
+    text = "Jane Miller in Berlin, jane@example.org, card 4111 1111 1111 1111"
+    assert redactor.redact(text) == (
+        "[PERSON] in Berlin, [EMAIL], card [CREDIT_CARD]",
+        {"EMAIL": 1, "CREDIT_CARD": 1, "PERSON": 1},
+    )
 
 
 def test_presidio_finds_names_beside_the_patterns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,13 @@ class PresidioRedactor:
                 "annotation.redact: presidio is not installed: pip install 'rlhf-loop[presidio]' and "
                 "python -m spacy download en_core_web_lg, or set `annotation.redact: patterns`"
             ) from None
-        self._analyzer: Any = presidio.AnalyzerEngine()
+        try:
+            self._analyzer: Any = presidio.AnalyzerEngine()
+        except (Exception, SystemExit) as error:  # it fetches the language model if that is not there
+            raise UserError(
+                f"annotation.redact: presidio cannot load its language model ({' '.join(str(error).split())[:200]}); "
+                "python -m spacy download en_core_web_lg, or set `annotation.redact: patterns`"
+            ) from error
         self._patterns = PatternRedactor()
 
     def redact(self, text: str) -> tuple[str, dict[str, int]]:
