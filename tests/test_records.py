@@ -23,14 +23,13 @@ def test_a_file_holds_each_field_of_records_of_several_kinds(tmp_path: Path) -> 
     for row, written in zip(rows, table.to_pylist(), strict=True):
         for name, value in written.items():
             expected = row.get(name)
-            wanted = json.dumps(expected, ensure_ascii=False) if name in nested and expected is not None else expected
-            assert value == wanted, name
+            assert (json.loads(value) if name in nested and value is not None else value) == expected, name
 
 
 def test_empty_nested_fields_and_numbers_of_numpy_keep_their_types(tmp_path: Path) -> None:
     path = tmp_path / "records.parquet"
     write_records(path, [completion("a", sampling={"top_p": 0.9}), completion("b")])
-    assert pq.read_table(path)["sampling"].to_pylist() == ['{"top_p": 0.9}', "{}"]
+    assert pq.read_table(path)["sampling"].to_pylist() == ['{"top_p":0.9}', "{}"]
     scores = [Score(completion_id="a", reward_model="rm", value=np.float64(0.25), breakdown={"x": np.float64(0.5)})]
     write_records(path, scores)
     assert pq.read_table(path)["value"].to_pylist() == [0.25]
