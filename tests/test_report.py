@@ -191,6 +191,18 @@ def _page(run: RunDir) -> _Page:
     return _Page(path.read_text(encoding="utf-8"))
 
 
+def test_what_people_said_in_a_simulated_run_is_counted(tmp_path: Path) -> None:
+    run = _make_run(tmp_path / "mixed", rounds=1)
+    file = run.step(1, "snapshot") / "validation.json"
+    checked = json.loads(file.read_text())
+    for given, words in (
+        ({"simulated:rule": {"given": 94}, "you": {"given": 5}, "ann": {"given": 1}}, "6 pieces of it from people"),
+        ({"simulated:rule": {"given": 100}}, "noise and biases, not from people"),
+    ):
+        file.write_text(json.dumps({**checked, "per_annotator": given}))
+        assert words in _Page(write_report(run).read_text(encoding="utf-8")).text
+
+
 def test_the_report_tells_the_whole_run(whole: tuple[_Page, str]):
     page, _ = whole
     assert page.open == []

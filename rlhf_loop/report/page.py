@@ -295,7 +295,8 @@ def feedback_row(r: Round) -> dict[str, Any]:
 
 
 def validation(rounds: Sequence[Round]) -> dict[str, Any]:
-    """The last validation: `{round, tables, examples}`; a table is `{title, columns, rows}`, a row (name, cells)."""
+    """The last validation: `{round, tables, examples, of_others}`; a table is `{title, columns, rows}`, a row (name,
+    cells). `of_others`: pieces of feedback that no simulated annotator gave."""
     checked = [(r.number, r.json("snapshot", "validation.json")) for r in rounds]
     found_at: tuple[int | None, dict[str, Any]] = next(((n, v) for n, v in reversed(checked) if v), (None, {}))
     round_number, last = found_at
@@ -319,7 +320,13 @@ def validation(rounds: Sequence[Round]) -> dict[str, Any]:
         for name, lines in (last.get("examples") or {}).items()
         for line in lines
     ]
-    return {"round": round_number, "tables": [table for table in tables if table["rows"]], "examples": examples}
+    given = last.get("per_annotator") or {}
+    return {
+        "round": round_number,
+        "tables": [table for table in tables if table["rows"]],
+        "examples": examples,
+        "of_others": sum(row.get("given", 0) for who, row in given.items() if not who.startswith("simulated:")),
+    }
 
 
 def timings_chart(rounds: Sequence[Round]) -> Chart | None:

@@ -131,6 +131,8 @@ def annotator_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 def day(seconds: float) -> str:
     """A time as a date, UTC."""
+    if seconds <= 0:  # an import without times, or a simulation
+        return "an unknown time"
     return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
 
 
