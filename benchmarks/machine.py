@@ -21,6 +21,7 @@ def describe() -> dict[str, object]:
     flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
     return {
         "cores": os.cpu_count(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),  # None: as many as cores
         "cpu": model or platform.processor(),
         "cpu_flags": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()],
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
