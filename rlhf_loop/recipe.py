@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rlhf_loop.algorithms import ALGORITHMS, TRAINER_CONFIGS, AlgorithmName, Consumes
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.redaction import RedactorName
 from rlhf_loop.settings_text import read_yaml, write_yaml
 
 
@@ -68,7 +69,7 @@ class Import(Settings):
     path: Path
     format: str = "auto"  # a name in rlhf_loop/feedback/importers, or auto
     split: Literal["train", "test", "judge"] | None = None  # None: by group, with the fractions of `prompts`
-    redact: Literal["patterns", "presidio", "none"] = "patterns"  # personal data, taken out before texts are stored
+    redact: RedactorName = "patterns"  # personal data, taken out before texts are stored
 
 
 class SimulatedAnnotator(Settings):
@@ -119,7 +120,7 @@ class Annotation(Settings):
     lease_minutes: float = Field(10, gt=0)  # how long a card is kept for whoever opened it
     calibration: Path | None = None  # pairs with known answers, in any format that `feedback import` reads
     calibration_share: float = Field(0.1, ge=0, lt=1)  # of the cards, where there is a `calibration`
-    redact: Literal["patterns", "presidio", "none"] = "patterns"  # personal data, taken out before texts are stored
+    redact: RedactorName = "patterns"  # personal data, taken out before texts are stored
 
 
 class Watch(Settings):

@@ -110,9 +110,8 @@ def delete_user(store: Store, user: str, run_dirs: Sequence[Path]) -> DeletionRe
         if store.database.path is not None:
             _empty_log(store)
         for folder in run_dirs:
-            if (
-                folder / "report.html"
-            ).exists():  # it shows answers; an interrupted deletion may have left it as it was
+            # The report shows answers; an interrupted deletion may have left it as it was.
+            if (folder / "report.html").exists():
                 from rlhf_loop.report import write_report
 
                 write_report(RunDir(folder))

@@ -396,6 +396,11 @@ class Store:
             current = _promoted_id(connection)
             return _artifacts(connection, tables.artifacts.c.id == current)[0] if current else None
 
+    def promoted_id(self) -> str | None:
+        """The id of the promoted policy, without all that it was trained on."""
+        with self.database.read() as connection:
+            return _promoted_id(connection)
+
     def promotions(self) -> list[tuple[str, float]]:
         """Every promotion so far, oldest first: policy id, and when (seconds since the epoch)."""
         column = tables.promotions.c

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import holds
 
 LISTED = 20
 """How many pieces of feedback are listed: the newest."""
@@ -153,10 +154,9 @@ def _state(connection: sa.Connection, row: Any, used: int, corrected: str | None
         return f"on a prompt that nothing is trained on (split {row.split})"
     if row.round >= round:
         return f"waits for round {round + 1}"
-    raw = tables.quarantine.c.raw
     reason = connection.scalar(
         sa.select(tables.quarantine.c.reason)
-        .where(sa.or_(*(raw.contains(f'"id":{space}"{row.id}"', autoescape=True) for space in ("", " "))))
+        .where(holds(tables.quarantine.c.raw, "id", f'"{row.id}"'))
         .order_by(tables.quarantine.c.number.desc())
         .limit(1)
     )

@@ -8,11 +8,10 @@ import os
 import socket
 from pathlib import Path
 
-import sqlalchemy as sa
 import uvicorn
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback import tables, tokens
+from rlhf_loop.feedback import tokens
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.policies import open_loop
 from rlhf_loop.records import Artifact
@@ -81,10 +80,7 @@ def set_up_chat(service: Service, upstream: str | None) -> None:
     def look() -> Artifact | None:
         """The promoted policy; read whole, with all that it was trained on, only when it is another one."""
         nonlocal known
-        with store.database.read() as connection:
-            newest = sa.select(tables.promotions.c.artifact_id).order_by(tables.promotions.c.number.desc()).limit(1)
-            id = connection.scalar(newest)
-        if id != (known.id if known is not None else None):
+        if store.promoted_id() != (known.id if known is not None else None):
             known = store.promoted_policy()
         return known
 

@@ -193,15 +193,19 @@ def test_what_was_typed_survives_a_reload(sitting: Any, store: Store) -> None:
     assert page.input_value("#comment-0") == "Half a thought"
 
 
+def save_but_lose_the_answer(page: Any) -> None:
+    page.keyboard.press("1")
+    page.route("**/api/submit", lambda route: (route.fetch(), route.abort()))
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#status.wrong:has-text('Not saved')")
+    page.unroute("**/api/submit")
+
+
 def test_nothing_is_lost_or_doubled_when_the_service_cannot_be_reached(sitting: Any, store: Store) -> None:
     fill_queue(store, 1)
     one = sitting()
     page = one.open()
-    page.keyboard.press("1")
-    page.route("**/api/submit", lambda route: (route.fetch(), route.abort()))  # stored, but the answer got lost
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#status.wrong:has-text('Not saved')")
-    page.unroute("**/api/submit")
+    save_but_lose_the_answer(page)
     page.keyboard.press("Enter")
     page.wait_for_selector("#empty:not([hidden])")
     assert verdicts(store) == ["first"]
@@ -213,11 +217,7 @@ def test_a_change_after_an_answer_that_seemed_lost_is_stored(sitting: Any, store
     fill_queue(store, 1)
     one = sitting()
     page = one.open()
-    page.keyboard.press("1")
-    page.route("**/api/submit", lambda route: (route.fetch(), route.abort()))  # stored, but the answer got lost
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#status.wrong:has-text('Not saved')")
-    page.unroute("**/api/submit")
+    save_but_lose_the_answer(page)
     page.keyboard.press("5")
     page.keyboard.press("Enter")
     page.wait_for_selector("#empty:not([hidden])")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.quality.votes import BOTH_BAD, FIRST, SECOND, TIE, Votes
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import holds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,9 +28,10 @@ class Answers:
 def known_answers(store: Store) -> dict[tuple[str, str], int]:
     """Pair of completion ids, in alphabetical order -> the verdict it should get."""
     column = tables.questions.c
-    given = [column.body.contains(text, autoescape=True) for text in ('"known": "', '"known":"')]
     with store.database.read() as connection:
-        bodies = connection.scalars(sa.select(column.body).where(sa.or_(*given)).order_by(column.number)).all()
+        bodies = connection.scalars(
+            sa.select(column.body).where(holds(column.body, "known", '"')).order_by(column.number)
+        ).all()
     found = {}
     for text in bodies:
         body: Mapping[str, str] = json.loads(text)
