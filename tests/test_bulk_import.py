@@ -148,6 +148,8 @@ def test_prompts_are_split_by_their_groups_as_the_plain_import_splits_them(store
     assert counts(import_and_split(store, path, "auto", "none", 3, 0.5, 0.3)) == (10, 30, 0, 1)
     assert {p.id: p.split for p in store.prompts()}.items() >= before.items()
     other = write(tmp_path / "g.jsonl", [{**PAIR, "prompt": "How?"}])
+    import_and_split(store, write(tmp_path / "h.jsonl", [{**PAIR, "prompt": "Who?"}]), "auto", "none", 3, 0.0, 0.0)
+    assert [p.split for p in store.prompts() if p.messages[0]["content"] == "Who?"] == ["train"]
     import_file(store, other, splits="judge")
     assert [p.split for p in store.prompts() if p.messages[0]["content"] == "How?"] == ["judge"]
 

@@ -135,9 +135,11 @@ def import_and_split(
     judge_fraction: float,
 ) -> ImportSummary:
     """`import_file`, with new prompts in train, test or judge by their groups (`prompts.split_groups`)."""
-    with collector_paused():
-        groups = groups_of(Source(str(path), format, None, {}, redact))
-    splits = split_groups(groups, seed, test_fraction, judge_fraction)
+    splits: Mapping[str, Split] | Split = "train"
+    if test_fraction or judge_fraction:  # which takes reading the file once before
+        with collector_paused():
+            groups = groups_of(Source(str(path), format, None, {}, redact))
+        splits = split_groups(groups, seed, test_fraction, judge_fraction)
     return import_file(store, path, format, redact=redact, splits=splits)
 
 
