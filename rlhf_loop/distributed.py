@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -59,6 +59,18 @@ def sharded_map(function: Callable[[Sequence[T]], Sequence[Any]], items: Sequenc
     `function` gives one result an item.
     """
     return gather(function(shard(items)))
+
+
+def said_by_main(function: Callable[[], T]) -> T:
+    """What `function` gives on the main rank, which alone calls it; on every rank."""
+    if world_size() == 1:
+        return function()
+    import torch.distributed as dist
+
+    start()
+    said: list[Any] = [function() if is_main() else None]
+    dist.broadcast_object_list(said, src=0)
+    return cast(T, said[0])
 
 
 def barrier() -> None:

@@ -121,6 +121,7 @@ def step_folder(folder: Path, key: str, settings: Mapping[str, Any], keep_partia
         write_text(key_file, key)
         yield partial
         key_file.unlink()
+        _remove_unfinished(partial)
         manifest = {
             "key": key,
             "settings": dict(settings),
@@ -176,6 +177,15 @@ def commit_folder(partial: Path, folder: Path) -> None:
     _sync(folder.parent)
     if old.exists():
         shutil.rmtree(old)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Takes away what an interrupted attempt was writing when it died: such names are put in place by renaming."""
+    for path in sorted(folder.rglob("*.partial")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def is_complete(folder: Path, key: str) -> bool:

@@ -40,6 +40,7 @@ def training_arguments(
             seed=seed,
             data_seed=seed,
             save_strategy="steps" if "save_steps" in values else "no",
+            save_total_limit=None,  # ours are removed in an order that a kill cannot break
             report_to="none",  # trackers are added as callbacks, with the round in the step axis
             disable_tqdm=True,
             use_cpu=not torch.accelerator.is_available(),

@@ -196,3 +196,19 @@ def test_ids_of_content_are_stable_and_ids_of_events_sort_by_time() -> None:
     assert ids[0][:13] <= ids[2][:13]
     assert ids[0][14] == "7"
     assert ids[0][19] in "89ab"
+
+
+def test_what_an_interrupted_attempt_was_writing_never_enters_the_manifest(tmp_path: Path) -> None:
+    folder = tmp_path / "step"
+    with suppress(KeyError), step_folder(folder, "k", {}, keep_partial=True) as partial:
+        (partial / "train_log.jsonl").write_text("{}\n")
+        (partial / "metrics.json.123.partial").write_text('{"half')
+        (partial / "reward" / "model.partial").mkdir(parents=True)
+        (partial / "reward" / "model.partial" / "weights").touch()
+        (partial / "key.txt.123.partial").touch()
+        raise KeyError
+    with step_folder(folder, "k", {}, keep_partial=True) as partial:
+        assert (partial / "train_log.jsonl").exists()
+        write_json(partial / "metrics.json", {})
+    assert set(read_manifest(folder)["files"]) == {"train_log.jsonl", "metrics.json"}
+    assert not list(folder.rglob("*.partial"))

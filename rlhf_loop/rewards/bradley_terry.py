@@ -10,7 +10,6 @@ distinct answers everywhere an element is one pair and everything is as in TRL.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch.nn.functional import logsigmoid
 from transformers import PrinterCallback, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
-from rlhf_loop.checkpoints import last_complete
+from rlhf_loop.checkpoints import last_complete, remove_all
 from rlhf_loop.distributed import is_main, sharded_map
 from rlhf_loop.errors import UserError
 from rlhf_loop.models import tune_cpu_memory
@@ -94,7 +93,7 @@ def train(
         else:
             save_adapter(model, output, _reference(spec, policy))
         tokenizer.save_pretrained(str(output))
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+        remove_all(output / "checkpoints")
     return {
         **counts,
         "steps": int(trainer.state.global_step),

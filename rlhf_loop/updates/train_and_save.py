@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
-from rlhf_loop.checkpoints import last_complete
+from rlhf_loop.checkpoints import last_complete, remove_all
 from rlhf_loop.distributed import is_main
 from rlhf_loop.errors import UserError
 from rlhf_loop.models import save_policy, to_messages, tune_cpu_memory
@@ -76,7 +75,7 @@ def train_and_save(
         model = trainer.accelerator.unwrap_model(trainer.model)
         before_saving(model)
         save_policy(model, tokenizer, output / "policy", training.policy.model)
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+        remove_all(output / "checkpoints")
     return {"steps": int(trainer.state.global_step), "train_loss": mean_loss(log)}
 
 
