@@ -284,14 +284,18 @@ class _Run:
 
     def _reward(self, n: int, frozen: Path) -> Path:
         pairs = hash_file(frozen / "pairs.parquet")
+        specs = self._spec_hashes()
         for earlier in range(1, n):
             same = self.files.step(earlier, "snapshot") / "pairs.parquet"
-            if same.exists() and hash_file(same) == pairs and not is_redacted(same.parent):
+            made = read_manifest(self.files.step(earlier, "reward"))
+            if made is None or made["settings"]["specs"] != specs or is_redacted(same.parent):
+                continue
+            if same.exists() and hash_file(same) == pairs:
                 self.progress.note("reward", f"no new pairs: the reward model of round {earlier} stays")
                 return self.files.step(earlier, "reward")
         folder = self._stage(
             n, "reward", "reward", {"pairs": frozen / "pairs.parquet"}, [frozen],
-            {"role": "reward", "id": self._id("reward_model", n), "specs": self._spec_hashes()},
+            {"role": "reward", "id": self._id("reward_model", n), "specs": specs},
         )  # fmt: skip
         metrics = read_json(folder / "metrics.json")
         self.store.add_artifact(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ def rollback(run: Path) -> str:
         current = store.promoted_policy()
         if current is None or current.id == BASE:
             raise UserError(f"{run}: the base policy is promoted; there is nothing to roll back to")
-        before = _find(store, current.parent or BASE)
-        store.promote(before.id)
-        return before.id
+        before = _promoted_before([policy for policy, _ in store.promotions()])
+        store.promote(_find(store, before).id)
+        return before
 
 
 def export(run: Path, output: Path, policy_id: str | None = None, form: str = "merged") -> Path:
@@ -92,6 +93,20 @@ def export(run: Path, output: Path, policy_id: str | None = None, form: str = "m
         output.rmdir()
     commit_folder(partial, output)
     return output
+
+
+def _promoted_before(promotions: Sequence[str]) -> str:
+    """The policy that was promoted before the last of `promotions`, which are in order.
+
+    A step back to the one before undoes a promotion, so that two rollbacks go two back and not to and fro.
+    """
+    standing: list[str] = []
+    for policy in promotions:
+        if policy in standing[-2:-1]:
+            standing.pop()
+        else:
+            standing.append(policy)
+    return standing[-2] if len(standing) > 1 else BASE
 
 
 def _find(store: Store, policy_id: str) -> Artifact:

@@ -1,8 +1,9 @@
 """Every setting of a run, checked when the recipe is loaded, before anything is computed.
 
-A recipe is one YAML file. Relative paths in it are relative to the file. `trainer:` blocks go verbatim to the TRL
-config of the algorithm; their field names are kept in `data/trl_fields.json` (a test holds it against the
-installed TRL), so that a wrong one is refused here, without importing torch.
+A recipe is one YAML file. Relative paths in it are relative to the file, those typed on the command line to where one
+stands. `trainer:` blocks go verbatim to the TRL config of the algorithm; their field names are kept in
+`data/trl_fields.json` (a test holds it against the installed TRL), so that a wrong one is refused here, without
+importing torch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rlhf_loop.algorithms import ALGORITHMS, TRAINER_CONFIGS, AlgorithmName, Consumes
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.redaction import RedactorName
+from rlhf_loop.places import absolute_model, absolute_path, absolute_store
 from rlhf_loop.settings_text import read_yaml, write_yaml
 
 
@@ -291,7 +293,7 @@ class Recipe(Settings):
     seed: int = Field(0, ge=0)
     rounds: int = Field(3, ge=1)
     run_dir: Path | None = None  # None: runs/NAME in the working folder
-    store: str | None = None  # None: SQLite inside the run; or sqlite:///FILE, postgresql://...
+    store: str | None = None  # None: SQLite inside the run; or FILE, sqlite:///FILE, postgresql://...
     launch: Literal["auto", "inline", "child", "ranks"] = "auto"
     accelerate_config: Path | None = None  # for `launch: child`
     report_to: list[str] = Field(default_factory=list)  # tensorboard, wandb, mlflow, trackio
@@ -312,7 +314,8 @@ class Recipe(Settings):
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         """Reads and checks a recipe; `overrides` are `key.sub=value` (YAML values), as on the command line.
 
-        Raises `UserError` naming the file, the key and the nearest valid name for anything that is wrong.
+        Paths in the file are relative to its folder, those of `overrides` to the working folder. Raises `UserError`
+        naming the file, the key and the nearest valid name for anything that is wrong.
         """
         path = Path(path)
         try:
@@ -328,7 +331,9 @@ class Recipe(Settings):
         for override in overrides:
             _apply_override(values, override)
         _refuse_overrides_without_effect(values, overrides)
-        return parse(values, where=str(path), base=path.parent.resolve())
+        recipe = parse(values, where=str(path))
+        _resolve_paths(recipe, _Bases(path.parent.resolve(), [_key(override) for override in overrides]))
+        return recipe
 
     @model_validator(mode="after")
     def _settings_work_together(self) -> Recipe:
@@ -428,11 +433,9 @@ class Recipe(Settings):
         return write_yaml(self.model_dump(mode="json"))
 
 
-def parse(values: Mapping[str, Any], where: str = "recipe", base: Path | None = None) -> Recipe:
-    """A recipe from plain values; `base` is the folder that relative paths start from."""
+def parse(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain values; its paths stay as they are."""
     recipe: Recipe = parse_settings(Recipe, values, where)
-    if base is not None:
-        _resolve_paths(recipe, base)
     return recipe
 
 
@@ -493,7 +496,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise UserError(f"`{override}` is not an override; write key.sub=value, such as update.trainer.beta=0.2")
-    *parents, last = key.strip().split(".")
+    *parents, last = _key(override)
     place: Any = values
     for parent in parents:
         if isinstance(place, list):
@@ -509,6 +512,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         place[last] = read_yaml(text, f"`{override}`")
     else:
         raise UserError(f"`{override}`: {'.'.join(parents)} is a single value and has no part {last}")
+
+
+def _key(override: str) -> tuple[str, ...]:
+    """The names on the way to what an override sets."""
+    return tuple(override.partition("=")[0].strip().split("."))
 
 
 def _refuse_overrides_without_effect(values: Mapping[str, Any], overrides: Iterable[str]) -> None:
@@ -534,23 +542,35 @@ def _item(place: list[Any], index: str, override: str) -> Any:
     return place[int(index)]
 
 
-def _resolve_paths(settings: Settings, base: Path) -> None:
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, Settings):
-            _resolve_paths(value, base)
-        elif isinstance(value, list):
-            for item in value:
-                if isinstance(item, Settings):
-                    _resolve_paths(item, base)
-            if value and isinstance(value[0], Path):
-                setattr(settings, name, [_absolute(item, base) for item in value])
-        elif isinstance(value, Path) and name != "run_dir":
-            setattr(settings, name, _absolute(value, base))
+class _Bases:
+    """The folder that a path starts from: the recipe's, or the working folder where its key was typed."""
+
+    def __init__(self, folder: Path, typed: Iterable[tuple[str, ...]]):
+        self.folder = folder
+        self.typed = list(typed)
+
+    def of(self, key: tuple[str, ...]) -> Path:
+        """For the value at `key`."""
+        return Path.cwd() if any(key[: len(typed)] == typed for typed in self.typed) else self.folder
 
 
-def _absolute(path: Path, base: Path) -> Path:
-    return (base / path.expanduser()).resolve()
+def _resolve_paths(value: Any, bases: _Bases, key: tuple[str, ...] = ()) -> Any:
+    """`value`, which stands at `key` of a recipe, with every path in it absolute; blocks are changed in place."""
+    if isinstance(value, Settings):
+        for name in type(value).model_fields:
+            before = getattr(value, name)
+            after = _resolve_paths(before, bases, (*key, name))
+            if after != before:
+                setattr(value, name, after)
+    elif isinstance(value, list):
+        return [_resolve_paths(item, bases, (*key, str(number))) for number, item in enumerate(value)]
+    elif isinstance(value, Path):
+        return absolute_path(value, bases.of(key))
+    elif value is not None and key == ("store",):
+        return absolute_store(value, bases.of(key))
+    elif key == ("policy", "model"):
+        return absolute_model(value, bases.of(key))
+    return value
 
 
 def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:

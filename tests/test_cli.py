@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.records import Artifact
 from rlhf_loop.run_dir import read_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -110,15 +112,33 @@ def test_one_stage_runs_alone_and_makes_the_same_files(run: Path) -> None:
     assert (folder / "scores.parquet").read_bytes() == before
 
 
-def test_policies_are_listed_promoted_and_rolled_back(run: Path) -> None:
+def test_policies_are_listed_and_promoted(run: Path) -> None:
     rows = json.loads(rlhf_loop("policy", "list", run, "--json").stdout)
     assert [row["round"] for row in rows] == [0, 1, 2]
     rlhf_loop("policy", "promote", run, rows[2]["id"])
-    back = rlhf_loop("policy", "rollback", run).stdout.split()[-1]
-    assert back == rows[2]["parent"]
+    assert [row["promoted"] for row in json.loads(rlhf_loop("policy", "list", run, "--json").stdout)][2]
     rlhf_loop("policy", "promote", run, "base")
     assert "nothing to roll back" in rlhf_loop("policy", "rollback", run, code=2).stderr
     assert "there are: base" in rlhf_loop("policy", "promote", run, "policy-9", code=2).stderr
+
+
+def test_rollback_goes_to_the_policy_that_was_promoted_before_and_a_second_one_further_back(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(run / "recipe.yaml", folder)
+    with Store.open(folder / "feedback.db") as store:
+        # As `update.start_from: base` leaves them: each one's parent is the base.
+        for number, parent in enumerate([None, "base", "base", "base"]):
+            name = f"policy-{number}" if number else "base"
+            store.add_artifact(Artifact(id=name, kind="policy", path="", round=number, parent=parent))
+            store.promote(name)
+    said = [rlhf_loop("policy", "rollback", folder).stdout.split()[-1] for _ in range(2)]
+    assert said == ["policy-2", "policy-1"]
+    rlhf_loop("policy", "promote", folder, "policy-3")
+    assert rlhf_loop("policy", "rollback", folder).stdout.split()[-1] == "policy-1"
+    assert rlhf_loop("policy", "rollback", folder).stdout.split()[-1] == "base"
 
 
 def test_an_exported_policy_loads_with_plain_transformers_and_answers_the_same(run: Path, tmp_path: Path) -> None:

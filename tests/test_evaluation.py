@@ -12,9 +12,14 @@ from rlhf_loop import evaluation
 from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation import Models, language_model, text, winrate
 from rlhf_loop.evaluation.language_model import Tokens
+from rlhf_loop.feedback.prompts import read_prompts
+from rlhf_loop.feedback.store import Store
 from rlhf_loop.models import encode_prompts, load_policy
-from rlhf_loop.recipe import Evaluation, Policy
+from rlhf_loop.recipe import Evaluation, Policy, Recipe
 from rlhf_loop.records import Completion, Message, Prompt
+from rlhf_loop.steps.snapshot import snapshot
+
+ROOT = Path(__file__).parent.parent
 
 # win-rate
 
@@ -95,6 +100,18 @@ def test_infinite_scores_are_compared_and_missing_ones_refused():
         winrate.win_rate([], [], [])
     with pytest.raises(ValueError, match="2 and 1 scores"):
         winrate.win_rate([1, 2], [1], ["a", "b"])
+
+
+def test_no_held_out_prompts_are_said_with_the_setting_that_gives_some(tmp_path):
+    recipe = Recipe.load(ROOT / "recipes" / "smoke.yaml")
+    with Store.open(":memory:") as store:
+        store.add_prompts(read_prompts(recipe.prompts.train[0], "train"))
+        with pytest.raises(UserError, match=r"split `test`.*`prompts\.test`"):
+            snapshot(store, recipe, 0, tmp_path)
+    with pytest.raises(UserError, match=r"prompts\.test"):
+        evaluation.evaluate(
+            [], [], [], None, judge=lambda p, a: [], judge_name="j", simulated=True, settings=recipe.evaluation
+        )
 
 
 def test_length_matched_keeps_only_answers_of_like_length():

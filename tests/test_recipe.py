@@ -21,6 +21,7 @@ def changed(tmp_path: Path, **blocks: object) -> Path:
     values = yaml.safe_load(SMOKE.read_text())
     values.update(blocks)
     path = tmp_path / "recipe.yaml"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(values))
     return path
 
@@ -86,10 +87,81 @@ def test_settings_that_cannot_work_are_refused_at_load_with_the_remedy(
 
 
 def test_overrides_reach_nested_keys_and_lists() -> None:
-    recipe = Recipe.load(SMOKE, ["update.trainer.beta=0.3", "seed=7", "prompts.train.0=data/smoke_test.jsonl"])
+    recipe = Recipe.load(SMOKE, ["update.trainer.beta=0.3", "seed=7", "prompts.train.0=mine.jsonl"])
     assert recipe.update.trainer["beta"] == 0.3
     assert recipe.seed == 7
-    assert recipe.prompts.train == [(ROOT / "recipes/data/smoke_test.jsonl").resolve()]
+    assert recipe.prompts.train == [Path("mine.jsonl").resolve()]
+
+
+def test_paths_in_a_file_start_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in ("recipes/org/beside", "elsewhere/gpt2"):
+        (tmp_path / folder).mkdir(parents=True)
+
+    def of(**blocks: object) -> Recipe:
+        path = changed(tmp_path / "recipes", **blocks)
+        return Recipe.load(path)
+
+    here = tmp_path / "recipes"
+    imports = [{"path": "votes.jsonl"}, {"path": "hf:owner/name:train"}, {"path": "~/votes.jsonl"}]
+    recipe = of(feedback={"imports": imports, "annotator": {"kind": "simulated"}}, run_dir="mine")
+    assert [i.path for i in recipe.feedback.imports] == [
+        here / "votes.jsonl", Path("hf:owner/name:train"), tmp_path / "home" / "votes.jsonl",
+    ]  # fmt: skip
+    assert recipe.run_dir == here / "mine"
+    models = {
+        "./m": str(here / "m"),
+        "../m": str(tmp_path / "m"),
+        "~/m": str(tmp_path / "home" / "m"),
+        "/m": "/m",
+        "org/beside": str(here / "org" / "beside"),
+        "org/name": "org/name",
+        "gpt2": "gpt2",
+        "tiny-random:0": "tiny-random:0",
+        "pypi:a==1/b.gguf": "pypi:a==1/b.gguf",
+    }
+    assert {model: of(policy={"model": model}).policy.model for model in models} == models
+    stores = {
+        "sqlite:///feedback.db": f"sqlite:///{here}/feedback.db",
+        "sqlite:///../feedback.db?timeout=3": f"sqlite:///{tmp_path}/feedback.db?timeout=3",
+        "sqlite:////data/feedback.db": "sqlite:////data/feedback.db",
+        "sqlite:///~/feedback.db": f"sqlite:///{tmp_path}/home/feedback.db",
+        "feedback.db": f"{here}/feedback.db",
+        ":memory:": ":memory:",
+        "sqlite://": "sqlite://",
+        "postgresql://u:p@host/db": "postgresql://u:p@host/db",
+    }
+    assert {store: of(store=store).store for store in stores} == stores
+
+
+def test_typed_paths_start_from_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work" / "m").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    work = tmp_path / "work"
+    recipe = Recipe.load(
+        ROOT / "recipes" / "own_pairs.yaml",
+        [
+            "feedback.imports.0.path=votes.jsonl",
+            "policy.model=m",
+            "store=sqlite:///votes.db",
+            "run_dir=runs/x",
+            "reward.model=mine/reward",
+            "launch=child",
+            "accelerate_config=cpu.yaml",
+            "prompts.test=[a.jsonl, ~/b.jsonl]",
+        ],
+    )
+    assert recipe.feedback.imports[0].path == work / "votes.jsonl"
+    assert recipe.policy.model == str(work / "m")
+    assert recipe.store == f"sqlite:///{work}/votes.db"
+    assert recipe.run_dir == work / "runs" / "x"
+    assert recipe.reward is not None
+    assert recipe.reward.model == work / "mine" / "reward"
+    assert recipe.accelerate_config == work / "cpu.yaml"
+    assert recipe.prompts.test == [work / "a.jsonl", Path("~/b.jsonl").expanduser()]
+    assert getattr(recipe.evaluation.judge, "model", None) == ROOT / "reward_models" / "frozen_head"
 
 
 def test_a_malformed_override_is_explained() -> None:

@@ -107,6 +107,14 @@ def test_a_wrong_spec_is_refused_with_the_remedy(tmp_path, text, said):
         load_spec(tmp_path)
     assert said in str(error.value)
     assert str(tmp_path / "reward_model.yaml") in str(error.value)
+    assert str(error.value).count("valid:") <= 1
+
+
+def test_a_base_that_is_a_folder_is_relative_to_the_reward_model(tmp_path):
+    for written, meant in (("../m", str(tmp_path / "m")), ("org/name", "org/name"), ("policy", "policy")):
+        (tmp_path / "reward").mkdir(exist_ok=True)
+        (tmp_path / "reward" / "reward_model.yaml").write_text(f"kind: head\nbase: {written}\n")
+        assert load_spec(tmp_path / "reward").base == meant
 
 
 def test_a_misspelt_folder_is_named_with_the_nearest_one():

@@ -59,8 +59,11 @@ def evaluate(
     `win_rate_vs_base`, `win_rate_vs_previous`, `length_matched_win_rate_vs_base` (None: too few), `judge`, `proxy`,
     `kl`, `length`, `diversity`, `perplexity`, `plain_text_perplexity`, `rows` (one a comparison).
 
-    Raises `UserError` when the answers do not belong to the same prompts and samples, or a score is not a number.
+    Raises `UserError` when there are no answers, they do not belong to the same prompts and samples, or a score is not
+    a number.
     """
+    if not prompts or not candidate:
+        raise UserError("there are no answers to held-out prompts to compare: give some in `prompts.test`")
     asked = {prompt.id: prompt for prompt in prompts}
     ours = _in_order(candidate, asked, "candidate")
     theirs = _in_order(base, asked, "base")

@@ -16,8 +16,7 @@ from typing import Any
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.rows import Refused, Row, parquet_rows
-
-HUB = "hf:"
+from rlhf_loop.places import HUB
 
 
 def is_data_set(path: str | Path) -> bool:

@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from rlhf_loop import recipe, run_dir
 from rlhf_loop.errors import UserError
+from rlhf_loop.places import absolute_model
 from rlhf_loop.settings_text import read_yaml, write_yaml
 
 FILE = "reward_model.yaml"
@@ -128,6 +129,8 @@ def load_spec(folder: Path) -> BradleyTerrySpec | HeadSpec | FunctionSpec:
         raise UserError(f"{path} must hold a mapping of settings, as in reward_models/bradley_terry/{FILE}")
     spec = parse_spec(values, str(path))
     spec._folder = Path(folder)
+    if not isinstance(spec, FunctionSpec) and spec.base != "policy":
+        spec.base = absolute_model(spec.base, path.parent)
     return spec
 
 
@@ -135,7 +138,7 @@ def parse_spec(values: Mapping[str, Any], where: str = FILE) -> BradleyTerrySpec
     """A spec from plain values; `where` is named in errors."""
     kind = values.get("kind")
     if not isinstance(kind, str) or kind not in SPECS:
-        said = f"`kind` is missing{recipe._nearest('', SPECS)}" if kind is None else f"`kind: {kind}` is not known"
+        said = "`kind` is missing" if kind is None else f"`kind: {kind}` is not known"
         raise UserError(f"{where}: {said}; valid: {', '.join(SPECS)}")
     spec: BradleyTerrySpec | HeadSpec | FunctionSpec = recipe.parse_settings(SPECS[kind], values, where)
     return spec

@@ -32,9 +32,18 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> Validati
     """Writes the folder; rows that fail validation go to the store's quarantine.
 
     Feedback of this round and later is left out, so that a round that is made again sees what it saw.
-    Raises `UserError` when a round of learning has too few pairs, with the number needed.
+    Raises `UserError` when a round of learning has too few pairs, with the number needed, and where no prompts are
+    held out.
     """
     prompts = {prompt.id: prompt for prompt in store.prompts()}
+    held_out = held_out_prompts(list(prompts.values()), recipe)
+    if not held_out:
+        wanted = recipe.evaluation.split
+        raise UserError(
+            f"there are no held-out prompts to evaluate on: none of the {len(prompts)} prompts is of the split "
+            f"`{wanted}` (evaluation.split). Give a file of them in `prompts.{wanted}`, raise `prompts.test_fraction` "
+            "where prompts come from imported feedback, or import feedback on more groups of prompts"
+        )
     feedback = [record for record in store.feedback() if record.round < max(round, 1)]
     about = {c for record in feedback for c in _completion_ids(record)}
     ids = sorted(about) if len(about) < MANY else None
@@ -74,7 +83,7 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> Validati
     write_records(folder / "demonstrations.parquet", demonstrations(sound, completions, training))
     write_records(folder / "judge_pairs.parquet", by_split["judge"])
     write_records(folder / "prompts.parquet", _of_split(list(prompts.values()), "train"))
-    write_records(folder / "held_out.parquet", held_out_prompts(list(prompts.values()), recipe))
+    write_records(folder / "held_out.parquet", held_out)
     write_json(
         folder / "validation.json",
         {
