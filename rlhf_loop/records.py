@@ -23,9 +23,10 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-Split = Literal["train", "dev", "test", "judge"]
+Split = Literal["train", "dev", "test", "judge", "untrained"]
 """train: feedback, reward model and policy learn from it. dev: for choosing settings. test: evaluation
-only. judge: kept apart to train an independent judge."""
+only. judge: kept apart to train an independent judge. untrained: a conversation with more in it than text, such as
+calls of tools, which nothing learns from."""
 
 
 class Message(TypedDict):

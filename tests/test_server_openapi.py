@@ -56,7 +56,9 @@ def test_every_request_is_answered_as_the_api_says(case: schemathesis.Case, http
 def test_the_api_names_what_there_is() -> None:
     assert set(APP.openapi()["paths"]) == {
         "/v1/chat/completions",
+        "/v1/completions",
         "/v1/models",
+        "/v1/models/{model}",
         "/v1/feedback",
         "/v1/feedback/bulk",
         "/v1/users/{user}",

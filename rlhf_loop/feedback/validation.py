@@ -20,6 +20,7 @@ N = TypeVar("N", bound=Hashable)
 
 CHECKS = {
     "unknown": "name a prompt or completion that is not there",
+    "untrained": "are about a conversation with tools or with more than text, which nothing is trained on",
     "empty": "have an empty answer",
     "identical": "compare an answer with itself",
     "overlong": "have an answer that is too long",
@@ -32,7 +33,8 @@ CHECKS = {
     "skip": "decline to judge",
     "cycle": "are part of a circle: a beats b beats c beats a",
 }
-"""What is counted, and how a person reads it. Ties, vague critiques and circles are counted, not quarantined."""
+"""What is counted, and how a person reads it. Ties, skips, vague critiques, circles and what is about conversations
+that nothing is trained on are counted, not quarantined."""
 
 LEAK_WORDS = 8  # answers shorter than this may well be the same by chance
 EXAMPLES = 3
@@ -67,7 +69,7 @@ class ValidationReport:
 
     usable: list[AnyFeedback]  # decided preferences, and the other kinds that passed
     quarantined: list[tuple[AnyFeedback, str]]  # with the reason
-    set_aside: list[AnyFeedback]  # sound, but no pair: ties, both bad, skips
+    set_aside: list[AnyFeedback]  # sound, but no pair: ties, both bad, skips, conversations that are not trained on
     counts: dict[str, int]  # by the names in `CHECKS`
     examples: dict[str, list[str]]  # up to three of each
     per_annotator: dict[str, dict[str, int]]  # given, usable, quarantined, set_aside
@@ -125,6 +127,7 @@ def validate(
     """
     check = _Checks(feedback, completions, prompts, settings)
     check.references()
+    check.untrained()
     check.answers()
     check.leakage()
     check.duplicates()
@@ -177,6 +180,17 @@ class _Checks:
             return None
 
         self._quarantine("unknown", reason)
+
+    def untrained(self) -> None:
+        """Sets aside what is about conversations that nothing is trained on."""
+        kept: list[AnyFeedback] = []
+        for record in self.remaining:
+            if self.prompts[record.prompt_id].split == "untrained":
+                self._count("untrained", f"{record.id}: on prompt {record.prompt_id}")
+                self.set_aside.append(record)
+            else:
+                kept.append(record)
+        self.remaining = kept
 
     def answers(self) -> None:
         """Takes out what is about empty, identical or over-long answers."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rlhf_loop.feedback.deletion import remember
-from rlhf_loop.records import Completion, Message, Prompt, stable_id
+from rlhf_loop.records import Completion, Message, Prompt, Split, stable_id
 from rlhf_loop.server.service import Service
 
 SOURCE = "chat"
@@ -26,15 +26,18 @@ class Conversation:
     user: str | None  # the application's name for whom it talks to
     name: str | None  # of the conversation, in the application; None: what begins alike is one
     tags: tuple[str, ...] = ()
+    beyond: dict[str, Any] = field(default_factory=dict)
+    """What the model reads beside the texts, such as tools. The policy cannot be trained on what it would read then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
     """One answer, whole."""
 
-    text: str
+    text: str  # as it is stored
     finish: Literal["stop", "length"]
     tokens: int
+    values: dict[str, Any]  # as OpenAI's API has it: `message`, `finish_reason`, `logprobs`, and what else was said
 
 
 def choice_id(response_id: str, choice: int) -> str:
@@ -46,7 +49,7 @@ def prompt_of(service: Service, said: Conversation) -> tuple[Prompt, str | None]
     """The prompt that a conversation is, and the key of its user.
 
     The same conversation up to the same turn, of the same user, is the same prompt: its answers can be compared. A
-    conversation is one group, which is never split.
+    conversation is one group, which is never split. One with more than text in it is kept, but untrained.
     """
     key = service.user_key(said.user) if said.user else None
     messages = tuple(Message(role=m["role"], content=service.redact(m["content"])) for m in said.messages)
@@ -54,8 +57,9 @@ def prompt_of(service: Service, said: Conversation) -> tuple[Prompt, str | None]
     about: Any = said.name if said.name is not None else messages[: begins + 1]
     group = stable_id(SOURCE, key, about)
     tags = tuple(service.redact(tag) for tag in said.tags)
-    id = stable_id(SOURCE, group, messages)
-    return Prompt(id=id, messages=messages, group=group, tags=tags, source=SOURCE), key
+    id = stable_id(SOURCE, group, messages, *([said.beyond] if said.beyond else []))
+    split: Split = "untrained" if said.beyond else "train"
+    return Prompt(id=id, messages=messages, group=group, split=split, tags=tags, source=SOURCE), key
 
 
 def save_answer(
@@ -68,9 +72,10 @@ def save_answer(
     policy_id: str,
     sampling: dict[str, Any],
     seed: int,
+    round: int,
 ) -> None:
     """Stores an answer of all its choices, in one transaction."""
-    store, round = service.store, service.round
+    store, sampling = service.store, _redacted(service, sampling)
     with store.database.write() as connection:
         while store.deleted_within(connection, "prompt", [prompt.id]):  # the user was deleted, and asks the same again
             prompt = replace(prompt, id=stable_id(SOURCE, prompt.id))
@@ -98,24 +103,18 @@ def save_answer(
     service.metrics.saved(completions)
 
 
-def response(response_id: str, policy_id: str, choices: Sequence[Choice], prompt_tokens: int) -> dict[str, Any]:
-    """An answer in the words of OpenAI's API."""
-    written = sum(choice.tokens for choice in choices)
+def response(
+    response_id: str, policy_id: str, choices: Sequence[Choice], usage: dict[str, Any] | None, fields: dict[str, Any]
+) -> dict[str, Any]:
+    """An answer in the words of OpenAI's API, with further `fields` of another server's."""
     return {
+        **fields,
         "id": response_id,
         "object": "chat.completion",
         "created": int(time.time()),
         "model": policy_id,
-        "choices": [
-            {
-                "index": number,
-                "message": {"role": "assistant", "content": choice.text},
-                "finish_reason": choice.finish,
-                "logprobs": None,
-            }
-            for number, choice in enumerate(choices)
-        ],
-        "usage": usage(prompt_tokens, written),
+        "choices": [{"index": number, **choice.values} for number, choice in enumerate(choices)],
+        "usage": usage,
     }
 
 
@@ -126,3 +125,12 @@ def usage(prompt_tokens: int, written: int) -> dict[str, int]:
         "completion_tokens": written,
         "total_tokens": prompt_tokens + written,
     }
+
+
+def _redacted(service: Service, value: Any) -> Any:
+    """The same with all its texts as they are stored."""
+    if isinstance(value, str):
+        return service.redact(value)
+    if isinstance(value, dict):
+        return {name: _redacted(service, item) for name, item in value.items()}
+    return [_redacted(service, item) for item in value] if isinstance(value, list) else value

@@ -72,7 +72,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 def create_app(service: Service) -> FastAPI:
     """The application that serves `service`; `uvicorn.run(create_app(service))` runs it.
 
-    When it ends, answers that are being written are written and stored first.
+    When it ends, answers that are being written are written and stored first, within `Service.stop_seconds`.
     """
 
     @asynccontextmanager
@@ -83,10 +83,7 @@ def create_app(service: Service) -> FastAPI:
         tidying = asyncio.create_task(_tidy(service))
         yield
         tidying.cancel()
-        if service.answers:
-            await asyncio.wait(service.answers)
-        if service.policies is not None:
-            await service.policies.close()
+        await _end_answers(service)
         await asyncio.to_thread(service.writer.close)
 
     app = FastAPI(
@@ -112,6 +109,20 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(BodyLimit, limits=service.limits)
     app.add_middleware(Observed, metrics=service.metrics, headers=SECURITY_HEADERS)
     return app
+
+
+async def _end_answers(service: Service) -> None:
+    """Lets answers be written to their end and stored, and ends the policies; what takes too long is given up."""
+    if service.answers:
+        await asyncio.wait(service.answers, timeout=service.stop_seconds)
+    lost = list(service.answers)
+    if service.policies is not None:
+        await service.policies.close()
+    for answer in lost:
+        answer.cancel()
+    if lost:
+        await asyncio.wait(lost)
+        logger.error("answers were given up", extra={"fields": {"answers": len(lost), "after": service.stop_seconds}})
 
 
 async def _tidy(service: Service) -> None:
@@ -173,7 +184,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return _answer(422, feedback_api.field_error({**first, "loc": first["loc"][1:]}))  # without body, query, header
+    status = 400 if request.scope["path"] in chat.OPENAI_S else 422
+    return _answer(status, feedback_api.field_error({**first, "loc": first["loc"][1:]}))  # without body, query, header
 
 
 async def _wrong(request: Request, error: Exception) -> Response:

@@ -116,9 +116,10 @@ async def feedback(item: Item, sent: FromApp) -> Response:
     """Stores what a user says of an answer. 404: an answer it names is not there; 422: what is wrong, and where."""
     service, dry_run = sent.service, sent.dry_run
     user = service.user_key(item.user) if item.user is not None else None
+    round = await run_in_threadpool(lambda: service.round)
 
     def store(connection: sa.Connection) -> dict[str, Any]:
-        said = records_of(service, connection, item, user)
+        said = records_of(service, connection, item, user, round)
         if not dry_run:
             store_said(service, connection, [said])
         return {"response_id": item.response_id, "records": said.summary(dry_run), "dry_run": dry_run}
@@ -131,6 +132,7 @@ async def bulk(body: Bulk, sent: FromApp) -> Response:
     """Stores up to 1000 items, those that are right; the answer says of each what became of it."""
     service, dry_run = sent.service, sent.dry_run
     checked = await run_in_threadpool(lambda: [_checked(service, values) for values in body.items])
+    round = await run_in_threadpool(lambda: service.round)
 
     def store(connection: sa.Connection) -> dict[str, Any]:
         results: list[dict[str, Any]] = []
@@ -145,7 +147,7 @@ async def bulk(body: Bulk, sent: FromApp) -> Response:
                 if named & about:  # what the one before said must be there, to be superseded
                     store_said(service, connection, waiting)
                     waiting, named = [], set()
-                said = records_of(service, connection, item, user)
+                said = records_of(service, connection, item, user, round)
                 results.append({"index": index, "status": 200, "records": said.summary(dry_run)})
                 if not dry_run:
                     waiting.append(said)

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -27,7 +27,14 @@ POLL_SECONDS = 2.0
 WAIT_SECONDS = 30.0
 """How long a chat waits for a policy that is starting before it is told to come again."""
 
-_BACK_OFF = (0.5, 2.0, 10.0, 60.0)  # seconds before a process that failed is started again
+KILL_SECONDS = 5.0
+"""How long a killed process is waited for."""
+
+MOST_TOKENS = 32768
+"""In an answer of a policy of our own, whatever a request allows."""
+
+BACK_OFF = (0.5, 2.0, 10.0, 60.0)
+"""Seconds before a process that failed is started again, and again."""
 
 
 class PolicyLost(Exception):
@@ -35,7 +42,18 @@ class PolicyLost(Exception):
 
 
 class PolicyRefused(Exception):
-    """The policy will not answer this conversation; the text says why."""
+    """The policy will not answer this request; the text says why. The other values are as OpenAI's API has them."""
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        param: str | None = None,
+        type: str = "invalid_request_error",
+        retry_after: str | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.param, self.type, self.retry_after = status, param, type, retry_after
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +70,8 @@ class Ask:
     seed: int
     round: int
     key: str  # with seed and round: what random numbers depend on
+    stream: bool = True  # whether whoever asked reads it bit by bit
+    more: dict[str, Any] = field(default_factory=dict)  # fields of OpenAI's API beyond these, for a server that knows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +82,7 @@ class Said:
     text: str = ""
     finish: Literal["stop", "length"] | None = None
     tokens: int = 0  # of the whole answer, at its end
+    raw: dict[str, Any] | None = None  # what another server said: a choice of OpenAI's API, as it came
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +93,14 @@ class Started:
     prompt_tokens: int
 
 
-Event = Said | Started
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noted:
+    """What another server says of the whole answer, such as `usage`."""
+
+    fields: dict[str, Any]
+
+
+Event = Said | Started | Noted
 
 
 class Engine(Protocol):
@@ -83,7 +111,7 @@ class Engine(Protocol):
     answering: int  # answers that are being written now
 
     async def start(self) -> None:
-        """Returns when it can answer; raises `PolicyLost` when it cannot be brought to."""
+        """Returns when it can answer; raises `PolicyLost` when it cannot be brought to. `close` ends it either way."""
 
     def stream(self, ask: Ask) -> AsyncIterator[Event]:
         """The answer bit by bit. Raises `PolicyLost` and `PolicyRefused`."""
@@ -126,16 +154,12 @@ class OwnProcess:
         )
         log = asyncio.create_task(self._keep_log())
         self._readers = [log]
-        try:
-            self._write(self._start)
-            assert self._process.stdout is not None
-            line = await self._process.stdout.readline()
-            if not line:
-                await log
-                raise PolicyLost(f"policy {self.policy_id} cannot be started: {self._why()}")
-        except BaseException:
-            await self.close()
-            raise
+        self._write(self._start)
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            await log
+            raise PolicyLost(f"policy {self.policy_id} cannot be started: {self._why()}")
         self.alive = True
         self._readers.append(asyncio.create_task(self._read()))
 
@@ -148,7 +172,8 @@ class OwnProcess:
         inbox = self._inboxes[id] = asyncio.Queue()
         left = ask.n
         try:
-            self._write({"id": id, **{name: getattr(ask, name) for name in Ask.__slots__}})
+            values = {name: getattr(ask, name) for name in Ask.__slots__ if name not in ("stream", "more")}
+            self._write({"id": id, **values, "max_tokens": min(ask.max_tokens, MOST_TOKENS)})
             while left:
                 message = await inbox.get()
                 if message is None:
@@ -169,12 +194,15 @@ class OwnProcess:
                 self._write({"cancel": id})
 
     async def close(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """Ends the process, whatever it is doing; answers that it still owes are lost."""
         self.alive = False
         if self._process is not None and self._process.returncode is None:
             with suppress(ProcessLookupError):
                 self._process.kill()
-            await self._process.wait()
+            with suppress(TimeoutError):  # one that a driver holds cannot even be killed
+                await asyncio.wait_for(self._process.wait(), KILL_SECONDS)
+        for inbox in self._inboxes.values():
+            inbox.put_nowait(None)
         for reader in self._readers:
             if reader is not asyncio.current_task():
                 reader.cancel()
@@ -216,6 +244,7 @@ class Policies:
     make: Callable[[Artifact], Engine]
     poll_seconds: float = POLL_SECONDS
     wait_seconds: float = WAIT_SECONDS
+    back_off: Sequence[float] = BACK_OFF
     current: Engine | None = None
     restarts: int = 0  # of policies that failed
     problem: str | None = None  # why the promoted policy does not run, where it does not
@@ -251,8 +280,8 @@ class Policies:
         finally:
             engine.answering -= 1
 
-    async def close(self) -> None:
-        """Lets the answers that are being written end, then ends all processes."""
+    async def close(self, seconds: float = 5.0) -> None:
+        """Lets the answers that are being written end, for so many seconds, then ends all processes."""
         if self._watcher is not None:
             self._watcher.cancel()
             with suppress(asyncio.CancelledError):
@@ -260,6 +289,10 @@ class Policies:
         if self.current is not None:
             self._drain(self.current)
             self.current = None
+        if self._draining:
+            await asyncio.wait(self._draining, timeout=seconds)
+        for task in self._draining:  # of a process that hangs, or an answer too long to wait for
+            task.cancel()
         await asyncio.gather(*self._draining, return_exceptions=True)
 
     async def _watch(self) -> None:
@@ -272,7 +305,7 @@ class Policies:
             except Exception as error:  # whatever it was: the policy that answers goes on doing so
                 self.problem = str(error)
                 self.restarts += 1
-                pause = max(pause, _BACK_OFF[min(failures, len(_BACK_OFF) - 1)])
+                pause = max(pause, self.back_off[min(failures, len(self.back_off) - 1)])
                 failures += 1
                 logger.error("the policy does not start", extra={"fields": {"reason": str(error)}})
             await self._pause(pause)
@@ -292,7 +325,11 @@ class Policies:
             return False
         died = self.current is not None and not self.current.alive
         engine = self.make(wanted)
-        await engine.start()
+        try:
+            await engine.start()
+        except BaseException:
+            await engine.close()
+            raise
         self.restarts += died
         logger.info("policy ready", extra={"fields": {"policy": wanted.id, "again": died}})
         async with self._changed:
@@ -304,9 +341,11 @@ class Policies:
 
     def _drain(self, engine: Engine) -> None:
         async def drain() -> None:
-            while engine.alive and engine.answering:
-                await asyncio.sleep(0.02)
-            await engine.close()
+            try:
+                while engine.answering:
+                    await asyncio.sleep(0.02)
+            finally:
+                await engine.close()
 
         task = asyncio.create_task(drain())
         self._draining.add(task)

@@ -20,7 +20,7 @@ from rlhf_loop.server.app import create_app
 from rlhf_loop.server.logs import to_stderr
 from rlhf_loop.server.policy_process import Engine, OwnProcess, Policies
 from rlhf_loop.server.service import Service
-from rlhf_loop.server.upstream import KEY_VARIABLE, Upstream
+from rlhf_loop.server.upstream import BACK_OFF, KEY_VARIABLE, Upstream
 
 GRACE_SECONDS = 30
 """How long requests may take to end after the service was told to."""
@@ -92,7 +92,7 @@ def set_up_chat(service: Service, upstream: str | None) -> None:
 
     if upstream is not None:
         url, key = upstream, os.environ.get(KEY_VARIABLE)
-        service.policies = Policies(promoted, lambda policy: Upstream(url, policy.id, key))
+        service.policies = Policies(promoted, lambda policy: Upstream(url, policy.id, key), back_off=BACK_OFF)
         return
     if recipe is None or run_dir is None:
         service.chat_off = "a store alone has no policy to serve; serve a run, or give --upstream URL"

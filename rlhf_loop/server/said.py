@@ -115,8 +115,8 @@ class What:
         return [{"id": None if dry_run else record.id, "kind": record.kind} for record in self.records]
 
 
-def records_of(service: Service, connection: sa.Connection, item: Item, user: str | None) -> What:
-    """The feedback that an item is, by the user with this key (None: who asked).
+def records_of(service: Service, connection: sa.Connection, item: Item, user: str | None, round: int) -> What:
+    """The feedback that an item is, in this round (`service.round`), by the user with this key (None: who asked).
 
     Raises `Refused` where an answer is not there, or two answer different prompts.
     """
@@ -127,7 +127,7 @@ def records_of(service: Service, connection: sa.Connection, item: Item, user: st
         "prompt_id": answer.prompt_id,
         "annotator": Annotator(id=who),
         "created_at": time.time(),
-        "round": service.round,
+        "round": round,
         "lead_time": item.lead_time,
         "source": "app",
     }

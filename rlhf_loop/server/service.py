@@ -33,6 +33,7 @@ class Service:
     policies: Policies | None = None  # what answers chats; None: chat is off
     chat_off: str = "this service was started without chat"  # why, and what to do about it
     log_texts: bool = False
+    stop_seconds: float = 30.0  # how long answers that are being written may take once the service was told to stop
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
     seen_tokens: dict[str, tuple[Token, float]] = field(default_factory=dict, init=False, repr=False)
@@ -48,13 +49,14 @@ class Service:
     def round(self) -> int:
         """The last round whose snapshot is taken: what is said now is learned from in the next one.
 
-        A round that was begun but found too little feedback has no snapshot yet, and takes what is said now.
+        A round that was begun but found too little feedback has no snapshot yet, and takes what is said now. Looked up
+        in the run's folder, which takes a while: ask once a request, and not while others wait to write.
         """
         if self.run_dir is None:
             return 0
         run = RunDir(self.run_dir)
-        taken = [n for n in run.rounds() if (run.step(n, "snapshot") / "manifest.json").exists()]
-        return max(taken, default=0)
+        latest = reversed(run.rounds())
+        return next((n for n in latest if (run.step(n, "snapshot") / "manifest.json").exists()), 0)
 
     @property
     def sampling(self) -> Generation:
