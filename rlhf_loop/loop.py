@@ -5,6 +5,7 @@ The loop runs the torch-free steps itself, starts the stages by name, and takes 
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlhf_loop import launch
-from rlhf_loop.algorithms import ALGORITHMS, ROWS, AlgorithmName
+from rlhf_loop.algorithms import ALGORITHMS, AlgorithmName
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.bulk import import_and_split, import_file
 from rlhf_loop.feedback.deletion_files import is_redacted
@@ -25,7 +26,7 @@ from rlhf_loop.feedback.prompts import read_prompts
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, RewardModelJudge
-from rlhf_loop.records import Artifact, Completion, PreferencePair, Score, read_records, stable_id
+from rlhf_loop.records import Artifact, Completion, Score, read_records, stable_id
 from rlhf_loop.report import write_report
 from rlhf_loop.run_dir import (
     RunDir,
@@ -95,13 +96,11 @@ class Loop:
                 run = _Run(self, store, launcher)
                 run.prepare()
                 waiting = 0
-                for number in range(total + 1):
-                    if number in self.run_dir.complete_rounds():
-                        continue
+                for number in sorted(set(range(total + 1)) - set(self.run_dir.complete_rounds())):
                     waiting = run.open_questions() if number and wait else 0
                     if waiting:
                         break
-                    self.progress.round(number, total, run.promoted().id)
+                    self.progress.round(number, total, run.promoted())
                     run.make_round(number)
             # Only now: after an error the other ranks may be anywhere, and it is the launcher's work to end them.
             launcher.close()
@@ -166,7 +165,7 @@ class _Run:
         recipe = self.recipe
         base = Artifact(id=BASE, kind="policy", path=recipe.policy.model, round=0)
         self.store.add_artifact(base)
-        if self.store.promoted_policy() is None:
+        if self.store.promoted_id() is None:
             self.store.promote(BASE)
         for split in ("train", "dev", "test"):
             for path in getattr(recipe.prompts, split):
@@ -283,16 +282,11 @@ class _Run:
         return folder
 
     def _reward(self, n: int, frozen: Path) -> Path:
-        pairs = hash_file(frozen / "pairs.parquet")
         specs = self._spec_hashes()
-        for earlier in range(1, n):
-            same = self.files.step(earlier, "snapshot") / "pairs.parquet"
-            made = read_manifest(self.files.step(earlier, "reward"))
-            if made is None or made["settings"]["specs"] != specs or is_redacted(same.parent):
-                continue
-            if same.exists() and hash_file(same) == pairs:
-                self.progress.note("reward", f"no new pairs: the reward model of round {earlier} stays")
-                return self.files.step(earlier, "reward")
+        earlier = self._reward_of_same_pairs(n, frozen, specs)
+        if earlier is not None:
+            self.progress.note("reward", f"no new pairs: the reward model of round {earlier} stays")
+            return self.files.step(earlier, "reward")
         folder = self._stage(
             n, "reward", "reward", {"pairs": frozen / "pairs.parquet"}, [frozen],
             {"role": "reward", "id": self._id("reward_model", n), "specs": specs},
@@ -304,7 +298,7 @@ class _Run:
                 kind="reward_model",
                 path=str(folder),
                 round=n,
-                trained_on=tuple(_feedback_ids(frozen / "pairs.parquet", PreferencePair)),
+                trained_on=tuple(_feedback_ids(frozen / "pairs.parquet")),
                 metrics=metrics,
             )
         )
@@ -313,6 +307,18 @@ class _Run:
             if accuracy:
                 self.progress.note("", f"{name}: held-out accuracy {_interval(accuracy)}")
         return folder
+
+    def _reward_of_same_pairs(self, n: int, frozen: Path, specs: list[str]) -> int | None:
+        """The last round that trained a reward model, if since then no pair came or went and nobody edited it."""
+        pairs = _hash_of_pairs(frozen)
+        for earlier in range(n - 1, 0, -1):
+            before = self.files.step(earlier, "snapshot")
+            if is_redacted(before) or _hash_of_pairs(before) != pairs:
+                return None
+            made = read_manifest(self.files.step(earlier, "reward"))
+            if made is not None:
+                return earlier if made["settings"]["specs"] == specs else None
+        return None
 
     def _score(self, n: int, step: str, frozen: Path, reward: Path, completions: Path) -> Path:
         inputs = {
@@ -357,11 +363,6 @@ class _Run:
         origin = self._warm_policy() if n and self.recipe.warm_start is not None else BASE
         start = promoted if n and update.start_from == "promoted" else origin
         reference = promoted if n and update.reference == "previous" else origin
-        offset = sum(
-            read_json(self.files.step(k, "update") / "metrics.json")["steps"]
-            for k in range(n)
-            if (self.files.step(k, "update") / "metrics.json").exists()
-        )
         inputs, read = {"training_data": training / "training_data.parquet"}, [training]
         if algorithm.online:
             assert reward is not None
@@ -376,7 +377,7 @@ class _Run:
             {
                 "start": self.weights(self.store_policy(start)),
                 "reference": self.weights(self.store_policy(reference)),
-                "step_offset": offset,
+                "step_offset": self._steps_before(n),
             },
         )
         candidate = Artifact(
@@ -391,12 +392,21 @@ class _Run:
         self.store.add_artifact(candidate)
         return candidate
 
+    def _steps_before(self, n: int) -> int:
+        """Optimizer steps of all updates before round `n`: those before the last one, and its own."""
+        for earlier in range(n - 1, -1, -1):
+            metrics = self.files.step(earlier, "update") / "metrics.json"
+            if metrics.exists():
+                begun_at: int = StageArguments.read(self.files.arguments(earlier, "update")).values["step_offset"]
+                return begun_at + int(read_json(metrics)["steps"])
+        return 0
+
     def _trained_on(self, n: int, frozen: Path, training: Path) -> list[str]:
         """The feedback that a policy was trained on; where only the reward model speaks, what that was trained on."""
         consumes = ALGORITHMS[self._algorithm(n)].consumes
         if consumes in ("prompts", "best_of_n"):
-            return _feedback_ids(frozen / "pairs.parquet", PreferencePair)
-        return _feedback_ids(training / "training_data.parquet", ROWS[consumes])
+            return _feedback_ids(frozen / "pairs.parquet")
+        return _feedback_ids(training / "training_data.parquet")
 
     def _warm_start(self, frozen: Path) -> str:
         """Trains, evaluates and promotes the policy that the rounds start from."""
@@ -405,7 +415,7 @@ class _Run:
         evaluation = self._evaluate(0, frozen, policy, None, step="evaluate_warm_start")
         numbers = read_json(evaluation / "evaluation.json")
         self.progress.note("", f"warm start: win-rate vs base {_interval(numbers['win_rate_vs_base'])}")
-        if self.promoted().id == BASE:  # not when a later round, or a person, promoted another one
+        if self.promoted() == BASE:  # not when a later round, or a person, promoted another one
             self.store.promote(policy.id)
         return policy.id
 
@@ -453,7 +463,7 @@ class _Run:
         self.progress.note("", decision["reason"])
         kept: str = read_json(frozen / "state.json")["promoted"]
         policy = candidate.id if decision["promoted"] else kept
-        if self.promoted().id == kept:  # not when a person promoted another one in the meantime
+        if self.promoted() == kept:  # not when a person promoted another one in the meantime
             self.store.promote(policy)
         return policy
 
@@ -535,7 +545,7 @@ class _Run:
             inputs={name: str(path) for name, path in inputs.items()},
             values=dict(values),
         )
-        file = self.files.round(n) / f"{step}.arguments.json"
+        file = self.files.arguments(n, step)
         arguments.write(file)
         with self.progress.step(step) as report:
             self.launcher.run(file, report)
@@ -548,22 +558,21 @@ class _Run:
 
     # What the run knows
 
-    def promoted(self) -> Artifact:
-        """The policy that generates now."""
-        policy = self.store.promoted_policy()
+    def promoted(self) -> str:
+        """The id of the policy that generates now."""
+        policy = self.store.promoted_id()
         assert policy is not None  # `prepare` promotes the base
         return policy
 
     def store_policy(self, policy_id: str) -> Artifact:
-        """A policy by its id."""
-        for artifact in self.store.artifacts(kind="policy"):
-            if artifact.id == policy_id:
-                return artifact
+        """A policy by its id, without what it was trained on."""
+        for artifact in self.store.artifacts(kind="policy", ids=[policy_id], with_feedback=False):
+            return artifact
         raise UserError(f"policy {policy_id} is not in the store; was {self.files.path} moved to another store?")
 
     def open_questions(self) -> int:
         """Questions that people have not answered yet."""
-        return len(self.store.questions(status="open")) if self.recipe.feedback.annotator is None else 0
+        return self.store.open_questions() if self.recipe.feedback.annotator is None else 0
 
     def _id(self, kind: str, n: int) -> str:
         return f"{kind}-{n:03d}-{stable_id(kind, self.files.name, self.recipe.seed, n)[:8]}"
@@ -598,8 +607,21 @@ _SETTINGS = {
 """Blocks of the recipe that a stage depends on, beside the seed and the policy."""
 
 
-def _feedback_ids(rows: Path, record_type: Any) -> list[str]:
-    return sorted({id for row in read_records(rows, record_type) for id in row.feedback_ids})
+def _hash_of_pairs(snapshot: Path) -> str | None:
+    """That of its `pairs.parquet`; None where the snapshot is not complete."""
+    manifest = read_manifest(snapshot)
+    return None if manifest is None else manifest["files"]["pairs.parquet"]
+
+
+def _feedback_ids(rows: Path) -> list[str]:
+    """All `feedback_ids` of a file of training rows."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    if "feedback_ids" not in pq.read_schema(rows).names:  # a file without rows has no columns
+        return []
+    lists = pc.unique(pq.read_table(rows, columns=["feedback_ids"]).column(0)).to_pylist()
+    return sorted({id for text in lists for id in json.loads(text)})
 
 
 def _interval(value: Mapping[str, Any]) -> str:

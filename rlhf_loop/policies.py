@@ -25,13 +25,13 @@ def listed(run: Path) -> list[dict[str, Any]]:
     """One row a policy, in order of rounds: `{id, round, parent, promoted, path, win_rate_vs_base}`."""
     loop = open_loop(run)
     with Store.open(loop.store_url) as store:
-        policies, promoted = store.artifacts(kind="policy"), store.promoted_policy()
+        policies = store.artifacts(kind="policy", with_feedback=False)
     return [
         {
             "id": policy.id,
             "round": policy.round,
             "parent": policy.parent,
-            "promoted": promoted is not None and policy.id == promoted.id,
+            "promoted": policy.promoted,
             "path": loop.weights(policy),
             "win_rate_vs_base": _evaluation(loop, policy).get("win_rate_vs_base"),
         }
@@ -71,8 +71,7 @@ def export(run: Path, output: Path, policy_id: str | None = None, form: str = "m
         raise UserError(f"{output} is not empty; name a new folder")
     loop = open_loop(run)
     with Store.open(loop.store_url) as store:
-        promoted = store.promoted_policy()
-        policy = _find(store, policy_id or (promoted.id if promoted else BASE))
+        policy = _find(store, policy_id or store.promoted_id() or BASE)
         lineage = store.lineage(policy.id)
     source = loop.weights(policy)
     partial = output.with_name(output.name + ".partial")
@@ -110,10 +109,10 @@ def _promoted_before(promotions: Sequence[str]) -> str:
 
 
 def _find(store: Store, policy_id: str) -> Artifact:
-    policies = {policy.id: policy for policy in store.artifacts(kind="policy")}
-    if policy_id not in policies:
-        raise UserError(f"no policy {policy_id}; there are: {', '.join(sorted(policies))}")
-    return policies[policy_id]
+    for policy in store.artifacts(kind="policy", ids=[policy_id]):
+        return policy
+    known = sorted(policy.id for policy in store.artifacts(kind="policy", with_feedback=False))
+    raise UserError(f"no policy {policy_id}; there are: {', '.join(known)}")
 
 
 def _evaluation(loop: Loop, policy: Artifact) -> dict[str, Any]:

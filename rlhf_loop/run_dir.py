@@ -68,6 +68,10 @@ class RunDir:
         """The folder of a step of a round, complete or not yet there."""
         return self.round(number) / step
 
+    def arguments(self, number: int, step: str) -> Path:
+        """What the stage of a step was told: a file that stays when the step is done."""
+        return self.round(number) / f"{step}.arguments.json"
+
     def rounds(self) -> list[int]:
         """Numbers of the rounds that were begun, in order."""
         return sorted(int(p.name[6:]) for p in self.path.glob("round_*") if p.name[6:].isdigit())

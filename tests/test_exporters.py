@@ -3,12 +3,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from feedback_samples import contents, fill, preference
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.bulk import import_file
 from rlhf_loop.feedback.export import export
 from rlhf_loop.feedback.exporters import pages
@@ -120,6 +122,35 @@ def test_exports_are_the_same_however_many_pages_they_take(tmp_path: Path, monke
         with Store.open(":memory:") as other:
             import_file(other, tmp_path / "paged" / "x.jsonl", redact="none")
             assert contents(other) == contents(store)
+
+
+@pytest.mark.parametrize("format", ["native", "trl", "trl-unpaired", "argilla", "parquet", "questions"])
+def test_an_export_is_of_one_state_of_the_store(
+    format: str, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All feedback is deleted while it is written."""
+    names = {"argilla": "x.json", "parquet": "x"}
+    monkeypatch.setattr(pages, "PAGE", 2)
+    with Store.open(store_url) as store, Store.open(store_url) as other:
+        fill(store)
+        whole = export(store, tmp_path / "whole" / names.get(format, "x.jsonl"), format)
+        seen, made = [], pages.records_of
+
+        def deleting(*arguments: Any) -> list[Any]:
+            if not seen:
+                with other.database.write() as connection:
+                    for table in (tables.feedback, tables.scores, tables.questions, tables.completions):
+                        connection.execute(table.delete())
+            seen.append(arguments)
+            return made(*arguments)
+
+        monkeypatch.setattr(pages, "records_of", deleting)
+        monkeypatch.setattr("rlhf_loop.feedback.store.records_of", deleting)
+        assert export(store, tmp_path / "during" / names.get(format, "x.jsonl"), format) == whole
+        assert seen
+        assert other.counts()["completions"] == 0
+    for path in (tmp_path / "whole").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "during" / path.relative_to(tmp_path / "whole")).read_bytes()
 
 
 def test_places_that_do_not_fit_the_format_are_refused(tmp_path: Path) -> None:

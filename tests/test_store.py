@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from feedback_samples import (
     completion,
     contents,
@@ -338,6 +339,15 @@ def test_threads_share_a_store(store: Store) -> None:
     assert store.counts()["completions"] == 40
 
 
+def test_what_is_read_inside_a_read_is_of_the_same_state(store_url: str) -> None:
+    with Store.open(store_url) as store, Store.open(store_url) as other:
+        with store.database.read():
+            assert store.counts()["prompts"] == 0
+            other.add_prompts([prompt()])
+            assert (store.counts()["prompts"], store.prompts()) == (0, [])
+        assert store.counts()["prompts"] == 1
+
+
 def test_two_processes_never_claim_the_same_question(store_url: str) -> None:
     with Store.open(store_url) as store:
         with_questions(store, 60)
@@ -482,6 +492,18 @@ def test_a_full_disk_is_an_error_that_says_what_is_safe(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"disk is full.*free some space"):
             store.add_completions([completion(str(i), "x" * 1000) for i in range(500)])
         assert store.counts()["completions"] == 0
+
+
+def test_an_error_in_a_query_is_not_called_a_store_that_is_away(store: Store) -> None:
+    with store.database.read() as connection, pytest.raises(sa.exc.DBAPIError, match="nowhere"):
+        connection.execute(sa.text("SELECT nowhere FROM prompts"))
+    with pytest.raises(sa.exc.DBAPIError) as error, store.database.read() as connection:
+        connection.execute(sa.text("SELECT nowhere FROM prompts"))
+    assert not isinstance(error.value, UserError)
+    twice = [{"name": "a", "value": "1"}, {"name": "a", "value": "2"}]
+    with pytest.raises(sa.exc.IntegrityError), store.database.write() as connection:
+        connection.execute(metadata.tables["settings"].insert(), twice)
+    assert store.counts()["settings"] == 0
 
 
 @pytest.mark.parametrize(

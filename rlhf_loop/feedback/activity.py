@@ -13,7 +13,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -198,17 +197,14 @@ def _measure(found: Activity, sample: Sequence[Preference]) -> None:
         if preference.lead_time is not None:
             seconds[who].append(preference.lead_time)
     found.agreement = agreement(sample)
-    found.first_shown_wins = _share(first_won.total(), shown.total()) if shown else None
+    found.first_shown_wins = share(first_won.total(), shown.total()) if shown else None
     found.verdicts = dict(verdicts.most_common())
     agreed, compared = _agreements(by_pair)
     for annotator in found.annotators:
         name = annotator.name
-        annotator.first_shown_wins = _share(first_won[name], shown[name]) if shown[name] else None
+        annotator.first_shown_wins = share(first_won[name], shown[name]) if shown[name] else None
         annotator.agreed = (agreed[name], compared[name]) if compared[name] else None
         annotator.seconds = statistics.median(seconds[name]) if seconds[name] else None
-
-
-_share = lru_cache(maxsize=4096)(share)
 
 
 def _agreements(by_pair: Mapping[str, Mapping[str, str]]) -> tuple[Counter[str], Counter[str]]:

@@ -305,7 +305,7 @@ class BatchWriter:
         else:
             for artifact in records:
                 self.summary.new["artifacts"] += self.store.add_artifact(artifact)
-                if artifact.promoted and self.store.promoted_policy() is None:
+                if artifact.promoted and self.store.promoted_id() is None:
                     self.store.promote(artifact.id)
 
     def _known(self, records: Sequence[Any]) -> set[Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from rlhf_loop.errors import StoreUnavailable, UserError
@@ -54,6 +54,7 @@ class Database:
         self._memory_lock = threading.RLock() if self.is_sqlite and self.path is None else None
         # SQLite makes whoever finds it locked sleep for up to 100 ms; threads of one process need not.
         self._write_lock = threading.RLock() if self.path is not None else None
+        self._reading = threading.local()
         if self.path is not None:
             _check_file(self.path, create)
         self.engine = self._make_engine(busy_seconds)
@@ -71,9 +72,21 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A connection in a transaction that sees one state of the database."""
+        """A connection in a transaction that sees one state of the database.
+
+        Inside another `read` of the same thread it is that one, so a caller who holds one open sees the same state
+        through all that is read meanwhile.
+        """
+        outer: sa.Connection | None = getattr(self._reading, "connection", None)
+        if outer is not None:
+            yield outer
+            return
         with self._transaction(write=False) as connection:
-            yield connection
+            self._reading.connection = connection
+            try:
+                yield connection
+            finally:
+                self._reading.connection = None
 
     @contextmanager
     def write(self, exclusive: bool = True) -> Iterator[sa.Connection]:
@@ -116,15 +129,22 @@ class Database:
     @contextmanager
     def _transaction(self, write: bool) -> Iterator[sa.Connection]:
         with self._memory_lock or (self._write_lock if write else None) or nullcontext(), self._explained():
-            with self.engine.connect() as connection, connection.execution_options(write=write).begin():
-                yield connection
+            with self.engine.connect() as connection:
+                options: dict[str, Any] = {"write": write}
+                if not write and not self.is_sqlite:  # by default each statement there sees a state of its own
+                    options["isolation_level"] = "REPEATABLE READ"
+                with connection.execution_options(**options).begin():
+                    yield connection
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except DBAPIError as error:
-            raise self._explain(error) from error
+            explained = self._explain(error)
+            if explained is None:
+                raise
+            raise explained from error
         except OverflowError as error:
             raise UserError(f"{self.name}: a number is too large for the store ({error})") from error
 
@@ -213,40 +233,52 @@ class Database:
                 "store; nothing was changed. Give another file or database"
             )
 
-    def _explain(self, error: DBAPIError) -> UserError:
+    def _explain(self, error: DBAPIError) -> UserError | None:
+        """What keeps the store from being used, in words; None for an error of ours, such as in a query."""
         text = str(error.orig).strip()
+        if isinstance(error, DataError):
+            return UserError(f"{self.name}: a value cannot be stored ({text.splitlines()[0]})")
         if not self.is_sqlite:
-            if isinstance(error, sa.exc.OperationalError):
-                return StoreUnavailable(
-                    f"the PostgreSQL server of {self.name} cannot be reached or refused: {text.splitlines()[0]}. Check "
-                    "that it runs and that host, port, user, password and database in the URL are right"
-                )
-            if "permission denied" in text:
-                return StoreUnavailable(
-                    f"{self.name}: {text}. The user in the URL needs the right to create and fill tables"
-                )
-            return StoreUnavailable(f"{self.name}: {text}")
-        if "locked" in text or "busy" in text:
+            return self._explain_postgres(error, text)
+        reason = getattr(error.orig, "sqlite_errorname", "")
+        if reason.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             return StoreUnavailable(
                 f"{self.name} is locked by another process{_holders(self.path)}, and stayed so for "
                 f"{self._busy_seconds:g} seconds. Wait until it is done or stop it, then type the same command again; "
                 "for many writers at once use PostgreSQL (`store: postgresql://...`)"
             )
-        if "not a database" in text or "malformed" in text:
+        if reason.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
             return StoreUnavailable(
                 f"{self.name} is damaged or not a SQLite database ({text}). Move it away and restore a copy, or make a "
                 f"new store and import an export into it; `sqlite3 {self.name} .recover` may save what is left"
             )
-        if "readonly" in text or "unable to open" in text:
+        if reason.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
             return StoreUnavailable(
                 f"{self.name} cannot be written ({text}); check the permissions of the file and its folder"
             )
-        if "full" in text:
+        if reason.startswith("SQLITE_FULL"):
             return StoreUnavailable(
                 f"the disk is full while writing {self.name}. What was saved before is safe: free some space and type "
                 "the same command again"
             )
-        return StoreUnavailable(f"{self.name}: {text}")
+        if reason.startswith(("SQLITE_IOERR", "SQLITE_PROTOCOL", "SQLITE_NOMEM", "SQLITE_NOLFS")):
+            return StoreUnavailable(f"{self.name}: {text}")
+        return None
+
+    def _explain_postgres(self, error: DBAPIError, text: str) -> UserError | None:
+        if isinstance(error, OperationalError) or error.connection_invalidated:
+            return StoreUnavailable(
+                f"the PostgreSQL server of {self.name} cannot be reached or refused: {text.splitlines()[0]}. Check "
+                "that it runs and that host, port, user, password and database in the URL are right"
+            )
+        state = getattr(error.orig, "sqlstate", None)
+        if state == "42501":  # insufficient privilege
+            return StoreUnavailable(
+                f"{self.name}: {text}. The user in the URL needs the right to create and fill tables"
+            )
+        if state == "25006":  # read-only transaction: a standby
+            return StoreUnavailable(f"{self.name}: {text}. Give the URL of a server that can be written")
+        return None
 
 
 def chunks(ids: Iterable[str]) -> Iterator[list[str]]:

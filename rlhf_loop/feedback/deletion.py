@@ -26,6 +26,7 @@ from rlhf_loop.feedback.database import chunks
 from rlhf_loop.feedback.deletion_files import Gone, redact_run
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.tokens import signing_key
+from rlhf_loop.feedback.trained_on import models_of
 from rlhf_loop.run_dir import RunDir
 
 _one_at_a_time = threading.Lock()
@@ -219,8 +220,8 @@ def _blank_answers(connection: sa.Connection, gone: Gone) -> None:
 
 def _models(connection: sa.Connection, gone: Gone, runs: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
     """Every artifact that learned from what goes: by its feedback, its training rows, its reward model, its parent."""
-    link, stored = tables.artifact_feedback.c, tables.artifacts
-    learned = dict.fromkeys(_ids_where(connection, link.artifact_id, link.feedback_id, gone.feedback), "directly")
+    stored = tables.artifacts
+    learned = {id: "directly" for chunk in chunks(gone.feedback) for id in models_of(connection, chunk)}
     rows = connection.execute(sa.select(stored).order_by(stored.c.number)).all()
     promoted = connection.scalar(
         sa.select(tables.promotions.c.artifact_id).order_by(tables.promotions.c.number.desc()).limit(1)

@@ -54,16 +54,17 @@ def export(store: Store, path: str | Path, format: str = "native") -> dict[str, 
     if parquet and not format.startswith("trl"):
         raise UserError(f"{format} is written as JSON Lines; name the file {path.with_suffix('.jsonl')}")
     left_out: Counter[str] = Counter()
-    rows = FORMATS[format](store, left_out)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if parquet:
-            count = _write_parquet(partial, rows, format)
-        elif format == "argilla":
-            count = _write_list(partial, rows)
-        else:
-            count = _write_lines(partial, rows, path.suffix == ".gz")
+        with store.database.read():  # one state of the store, whatever is added or deleted meanwhile
+            rows = FORMATS[format](store, left_out)
+            if parquet:
+                count = _write_parquet(partial, rows, format)
+            elif format == "argilla":
+                count = _write_list(partial, rows)
+            else:
+                count = _write_lines(partial, rows, path.suffix == ".gz")
         partial.replace(path)
     except OSError as error:
         raise explain_os_error(error, path) from error
@@ -83,7 +84,8 @@ def _export_table(store: Store, folder: Path) -> dict[str, int]:
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        count = write_table(store, partial, left_out)
+        with store.database.read():
+            count = write_table(store, partial, left_out)
         partial.replace(folder)
     except OSError as error:
         raise explain_os_error(error, folder) from error

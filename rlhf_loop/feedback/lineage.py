@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
+from rlhf_loop.feedback.trained_on import feedback_of, models_of
 
 
 def lineage(connection: sa.Connection, id: str) -> dict[str, Any]:
@@ -36,8 +37,6 @@ def _artifact(connection: sa.Connection, id: str) -> dict[str, Any] | None:
     row = connection.execute(sa.select(tables.artifacts).where(tables.artifacts.c.id == id)).first()
     if row is None:
         return None
-    link = tables.artifact_feedback.c
-    trained_on = sa.select(link.feedback_id).where(link.artifact_id == id).order_by(link.position)
     children = sa.select(tables.artifacts.c.id).where(tables.artifacts.c.parent == id)
     wrote = sa.select(tables.completions.c.id).where(tables.completions.c.policy == id)
     scored = sa.select(tables.scores.c.completion_id).where(tables.scores.c.reward_model == id)
@@ -49,7 +48,7 @@ def _artifact(connection: sa.Connection, id: str) -> dict[str, Any] | None:
         "made_by": {
             "round": row.round,
             "parents": _parents(connection, row.parent),
-            "feedback": _list(connection, trained_on),
+            "feedback": _list(connection, feedback_of(id)),
         },
         "went_into": {
             "artifacts": _list(connection, children.order_by(tables.artifacts.c.number)),
@@ -88,7 +87,7 @@ def _completion(connection: sa.Connection, id: str) -> dict[str, Any] | None:
             "scores": [dict(s._mapping) for s in scores],
             "feedback": feedback_ids,
             "revisions": _list(connection, revisions.order_by(tables.completions.c.number)),
-            "artifacts": _trained_on(connection, sa.select(feedback.id).where(about)),
+            "artifacts": list(models_of(connection, sa.select(feedback.id).where(about))),
         },
     }
 
@@ -116,7 +115,7 @@ def _feedback(connection: sa.Connection, id: str) -> dict[str, Any] | None:
         },
         "went_into": {
             "corrected_by": _list(connection, corrections),
-            "artifacts": _trained_on(connection, sa.select(feedback.id).where(feedback.id == id)),
+            "artifacts": list(models_of(connection, [id])),
         },
     }
 
@@ -137,12 +136,7 @@ def _score(connection: sa.Connection, id: str) -> dict[str, Any] | None:
         "made_by": {
             "completion": completion_id,
             "reward_model": reward_model,
-            "reward_model_feedback": _list(
-                connection,
-                sa.select(tables.artifact_feedback.c.feedback_id)
-                .where(tables.artifact_feedback.c.artifact_id == reward_model)
-                .order_by(tables.artifact_feedback.c.position),
-            ),
+            "reward_model_feedback": _list(connection, feedback_of(reward_model)),
             "round": row.round,
         },
         "went_into": {"policies_of_its_round": _list(connection, policies.order_by(artifact.number))},
@@ -156,13 +150,6 @@ def _parents(connection: sa.Connection, id: str | None) -> list[str]:
         chain.append(id)
         id = connection.scalar(sa.select(tables.artifacts.c.parent).where(tables.artifacts.c.id == id))
     return chain
-
-
-def _trained_on(connection: sa.Connection, feedback_ids: sa.Select[tuple[str]]) -> list[str]:
-    link = tables.artifact_feedback.c
-    trained = sa.select(link.artifact_id).where(link.feedback_id.in_(feedback_ids))
-    artifact = tables.artifacts.c
-    return _list(connection, sa.select(artifact.id).where(artifact.id.in_(trained)).order_by(artifact.number))
 
 
 def _list(connection: sa.Connection, query: sa.Select[Any]) -> list[Any]:

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 import sqlalchemy as sa
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback import queue, tables
+from rlhf_loop.feedback import queue, tables, trained_on
 from rlhf_loop.feedback.database import CHUNK, Database, chunks
 from rlhf_loop.feedback.lineage import lineage
 from rlhf_loop.feedback.rows import Refused, line_of
@@ -132,7 +132,7 @@ class Store:
             moving = {id: replace(p, split=wanted[id]) for id, p in stored.items() if p.split != wanted[id]}
             leaving = [id for id in moving if stored[id].split == "train"]
             used = sa.select(tables.feedback.c.prompt_id).join(
-                tables.artifact_feedback, tables.artifact_feedback.c.feedback_id == tables.feedback.c.id
+                tables.trained_on, tables.trained_on.c.feedback_id == tables.feedback.c.id
             )
             for chunk in chunks(leaving):
                 trained = connection.scalar(used.where(tables.feedback.c.prompt_id.in_(chunk)).limit(1))
@@ -232,12 +232,7 @@ class Store:
                 connection.execute(update.values(body=artifact_row(artifact)[-1]))
                 return 0
             _insert(connection, tables.artifacts, [artifact_row(artifact)])
-            trained_on = [
-                {"artifact_id": artifact.id, "position": position, "feedback_id": feedback_id}
-                for position, feedback_id in enumerate(artifact.trained_on)
-            ]
-            if trained_on:
-                connection.execute(tables.artifact_feedback.insert(), trained_on)
+            trained_on.note(connection, artifact.id, artifact.kind, artifact.trained_on)
             return 1
 
     def promote(self, artifact_id: str) -> bool:
@@ -382,22 +377,28 @@ class Store:
         with self.database.read() as connection:
             return _read(connection, tables.scores, Score, completion_ids, *where, key=column.completion_id)
 
-    def artifacts(self, *, kind: str | None = None, ids: Iterable[str] | None = None) -> list[Artifact]:
-        """Policies, reward models and judges; the promoted policy has `promoted` set."""
+    def artifacts(
+        self, *, kind: str | None = None, ids: Iterable[str] | None = None, with_feedback: bool = True
+    ) -> list[Artifact]:
+        """Policies, reward models and judges; the promoted policy has `promoted` set.
+
+        `with_feedback=False`: without the ids of what they were trained on, which may be all feedback for each of them.
+        """
         where = _equal({tables.artifacts.c.kind: kind})
         if ids is not None:
             where.append(tables.artifacts.c.id.in_(list(ids)))
         with self.database.read() as connection:
-            return _artifacts(connection, *where)
+            return _artifacts(connection, *where, with_feedback=with_feedback)
 
     def promoted_policy(self) -> Artifact | None:
-        """The policy that was promoted last, or None before any was."""
+        """The policy that was promoted last, without what it was trained on; None before any was."""
         with self.database.read() as connection:
             current = _promoted_id(connection)
-            return _artifacts(connection, tables.artifacts.c.id == current)[0] if current else None
+            found = _artifacts(connection, tables.artifacts.c.id == current, with_feedback=False) if current else []
+            return found[0] if found else None
 
     def promoted_id(self) -> str | None:
-        """The id of the promoted policy, without all that it was trained on."""
+        """The id of the policy that was promoted last."""
         with self.database.read() as connection:
             return _promoted_id(connection)
 
@@ -432,6 +433,12 @@ class Store:
                 sa.select(column.body).where(*where).order_by(column.priority.desc(), column.number)
             )
             return [from_dict(Question, json.loads(row.body)) for row in rows]
+
+    def open_questions(self) -> int:
+        """How many questions nobody, or not yet enough people, have answered."""
+        with self.database.read() as connection:
+            is_open = sa.not_(tables.questions.c.answered)
+            return connection.scalar(sa.select(sa.func.count()).select_from(tables.questions).where(is_open)) or 0
 
     def quarantined(self) -> list[Refused]:
         """Rows that were refused, in the order in which they were met."""
@@ -486,12 +493,10 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """How many rows each table has, and how many questions are open."""
-        counted = [t for t in tables.metadata.sorted_tables if t.name not in ("artifact_feedback",)]
+        counted = [t for t in tables.metadata.sorted_tables if t.name != "trained_on"]
         with self.database.read() as connection:
             counts = {t.name: connection.scalar(sa.select(sa.func.count()).select_from(t)) or 0 for t in counted}
-            is_open = sa.select(sa.func.count()).where(sa.not_(tables.questions.c.answered))
-            counts["open_questions"] = connection.scalar(is_open) or 0
-        return counts
+        return {**counts, "open_questions": self.open_questions()}
 
     def lineage(self, id: str) -> dict[str, Any]:
         """What made a completion, a score (`COMPLETION:REWARD_MODEL`), a piece of feedback or an artifact, and what
@@ -579,8 +584,8 @@ class Store:
 
 def _made_from(artifact: Artifact, deleted: set[str]) -> Artifact:
     """What must not change of an artifact: what it was made from, as far as that is still there."""
-    trained_on = tuple(id for id in artifact.trained_on if id not in deleted)
-    return replace(artifact, path="", metrics={}, promoted=False, trained_on=trained_on)
+    learned = tuple(sorted({id for id in artifact.trained_on if id not in deleted}))
+    return replace(artifact, path="", metrics={}, promoted=False, trained_on=learned)
 
 
 def _without_source(prompt: Prompt) -> Prompt:
@@ -615,16 +620,13 @@ def _check_same_score(old: Score, new: Score) -> None:
         )
 
 
-def _artifacts(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> list[Artifact]:
+def _artifacts(connection: sa.Connection, *where: sa.ColumnElement[bool], with_feedback: bool = True) -> list[Artifact]:
     current = _promoted_id(connection)
-    link = tables.artifact_feedback.c
     found = []
     rows = connection.execute(sa.select(tables.artifacts).where(*where).order_by(tables.artifacts.c.number)).all()
     for row in rows:
-        trained_on = connection.scalars(
-            sa.select(link.feedback_id).where(link.artifact_id == row.id).order_by(link.position)
-        ).all()
-        values = {**json.loads(row.body), "trained_on": trained_on, "promoted": row.id == current}
+        learned = connection.scalars(trained_on.feedback_of(row.id)).all() if with_feedback else ()
+        values = {**json.loads(row.body), "trained_on": learned, "promoted": row.id == current}
         found.append(from_dict(Artifact, values))
     return found
 

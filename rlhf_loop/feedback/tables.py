@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
-SCHEMA = "0003"
+SCHEMA = "0004"
 """The newest migration."""
 
 VERSION_TABLE = "rlhf_loop_version"
@@ -97,15 +97,18 @@ artifacts = Table(
     Column("kind", String, nullable=False, index=True),
     Column("round", Integer, nullable=False),
     Column("parent", String, index=True),
+    Column("series", BigInteger),  # the number of the first model of its series; null: it was trained on nothing
     Column("body", Text, nullable=False),  # without `trained_on` and `promoted`
 )
 
-artifact_feedback = Table(
-    "artifact_feedback",
+trained_on = Table(  # see trained_on.py
+    "trained_on",
     metadata,
-    Column("artifact_id", String, ForeignKey("artifacts.id"), primary_key=True),
-    Column("position", Integer, primary_key=True, autoincrement=False),
-    Column("feedback_id", String, nullable=False, index=True),
+    _number(),
+    Column("series", BigInteger, nullable=False, index=True),
+    Column("feedback_id", String, nullable=False, index=True),  # stays when the feedback is deleted
+    Column("since", BigInteger, nullable=False),
+    Column("until", BigInteger),
 )
 
 promotions = Table(

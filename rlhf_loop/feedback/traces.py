@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ import sqlalchemy as sa
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.table_rows import holds
+from rlhf_loop.feedback.trained_on import feedback_of, models_of, times_used
 
 LISTED = 20
 """How many pieces of feedback are listed: the newest."""
@@ -61,13 +61,12 @@ def trace(store: Store, id: str, round: int, user: str | None = None) -> Trace |
     `round`: the last one that is known to have taken its snapshot; what was said since waits. `user`: the pseudonym
     that stands for `id` if it is an application's name for one of its users.
     """
-    column, link = tables.feedback.c, tables.artifact_feedback.c
-    trained_on = sa.select(link.feedback_id).where(link.artifact_id == id)
+    column = tables.feedback.c
     about = sa.or_(column.completion_id == id, column.a_id == id, column.b_id == id)
     ways: list[tuple[Literal["feedback", "annotator", "artifact", "completion"], sa.ColumnElement[bool]]] = [
         ("feedback", column.id == id),
         ("annotator", column.annotator == id),
-        ("artifact", column.id.in_(trained_on)),
+        ("artifact", column.id.in_(feedback_of(id).order_by(None))),
         ("completion", about),
     ]
     if user is not None:
@@ -78,32 +77,34 @@ def trace(store: Store, id: str, round: int, user: str | None = None) -> Trace |
             counted = connection.execute(sa.select(column.kind, sa.func.count()).where(where).group_by(column.kind))
             kinds: dict[str, int] = dict(counted.tuples().all())
             if kinds:
-                uses = _uses(connection, where if what != "artifact" else None, id)
+                if what == "artifact":
+                    uses = _uses(connection, _learned(connection, id))
+                else:
+                    uses = _uses(connection, models_of(connection, sa.select(column.id).where(where)))
                 pieces = _pieces(connection, where, round)
                 return Trace(what=what, id=id, total=sum(kinds.values()), kinds=kinds, uses=uses, pieces=pieces)
         if connection.scalar(sa.select(tables.artifacts.c.id).where(tables.artifacts.c.id == id)):
-            return Trace(what="artifact", id=id, total=0, kinds={}, uses=_uses(connection, None, id))
+            return Trace(what="artifact", id=id, total=0, kinds={}, uses=_uses(connection, _learned(connection, id)))
         if connection.scalar(sa.select(tables.completions.c.id).where(tables.completions.c.id == id)):
             return Trace(what="completion", id=id, total=0, kinds={})
     return None
 
 
-def _uses(connection: sa.Connection, feedback: sa.ColumnElement[bool] | None, id: str) -> list[Use]:
-    """Models trained on this feedback; or the model `id` alone, with how much it was trained on."""
-    artifact, link = tables.artifacts.c, tables.artifact_feedback.c
-    pieces = sa.select(link.artifact_id, sa.func.count().label("pieces")).group_by(link.artifact_id)
-    if feedback is not None:
-        pieces = pieces.join(tables.feedback, tables.feedback.c.id == link.feedback_id).where(feedback)
-    else:
-        pieces = pieces.where(link.artifact_id == id)
-    counted = pieces.subquery()
+def _learned(connection: sa.Connection, model: str) -> dict[str, int]:
+    """The model alone, with how much it was trained on."""
+    ids = feedback_of(model).order_by(None).subquery()
+    return {model: connection.scalar(sa.select(sa.func.count()).select_from(ids)) or 0}
+
+
+def _uses(connection: sa.Connection, pieces: dict[str, int]) -> list[Use]:
+    """The models, by id, with how much of the feedback each was trained on."""
+    artifact = tables.artifacts.c
     promoted = sa.select(tables.promotions.c.number).where(tables.promotions.c.artifact_id == artifact.id).exists()
-    query = sa.select(artifact.id, artifact.kind, artifact.round, counted.c.pieces, promoted.label("promoted"))
-    joined = query.outerjoin(counted, counted.c.artifact_id == artifact.id)
-    rows = joined.where(artifact.id == id if feedback is None else counted.c.pieces > 0).order_by(artifact.number)
+    query = sa.select(artifact.id, artifact.kind, artifact.round, promoted.label("promoted")).order_by(artifact.number)
     return [
-        Use(id=row.id, kind=row.kind, round=row.round, pieces=row.pieces or 0, promoted=bool(row.promoted))
-        for row in connection.execute(rows)
+        Use(id=row.id, kind=row.kind, round=row.round, pieces=pieces[row.id], promoted=bool(row.promoted))
+        for row in connection.execute(query)
+        if row.id in pieces
     ]
 
 
@@ -116,15 +117,15 @@ def _pieces(connection: sa.Connection, where: sa.ColumnElement[bool], round: int
         .order_by(column.number.desc())
         .limit(LISTED)
     ).all()
-    link, later = tables.artifact_feedback.c, tables.feedback.alias()
+    later = tables.feedback.alias()
     ids = [row.id for row in rows]
-    used: Counter[str] = Counter(connection.scalars(sa.select(link.feedback_id).where(link.feedback_id.in_(ids))))
+    used = times_used(connection, ids)
     correcting = sa.select(later.c.supersedes, later.c.kind).where(later.c.supersedes.in_(ids))
     corrected: dict[str, str] = dict(connection.execute(correcting).tuples().all())
     found = []
     for row in rows:
         body = json.loads(row.body)
-        state = _state(connection, row, used[row.id], corrected.get(row.id), round)
+        state = _state(connection, row, used.get(row.id, 0), corrected.get(row.id), round)
         found.append(
             Piece(
                 id=row.id,
@@ -135,7 +136,7 @@ def _pieces(connection: sa.Connection, where: sa.ColumnElement[bool], round: int
                 prompt_id=row.prompt_id,
                 said=_said(body),
                 state=state,
-                used=used[row.id] > 0,
+                used=row.id in used,
             )
         )
     return found

@@ -83,7 +83,7 @@ def _open_questions(run: RunDir, recipe: dict[str, Any]) -> int | None:
     from rlhf_loop.feedback.store import Store
 
     with Store.open(_store_url(run, recipe), create=False) as store:
-        return len(store.questions(status="open"))
+        return store.open_questions()
 
 
 def _store_url(run: RunDir, recipe: dict[str, Any]) -> str:

@@ -19,7 +19,6 @@ from starlette.exceptions import HTTPException
 
 from rlhf_loop import __version__
 from rlhf_loop.errors import StoreUnavailable, UserError
-from rlhf_loop.feedback import tables
 from rlhf_loop.server import access, annotation, chat, dashboard, feedback_api
 from rlhf_loop.server.limits import BodyLimit
 from rlhf_loop.server.logs import Observed
@@ -142,10 +141,8 @@ def _add_own_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", include_in_schema=False, dependencies=[Depends(access.require("app"))])
     def metrics() -> Response:
-        with service.store.database.read() as connection:
-            questions = connection.scalar(sa.select(sa.func.count()).where(sa.not_(tables.questions.c.answered)))
         text = service.metrics.text(
-            open_questions=questions or 0,
+            open_questions=service.store.open_questions(),
             writing=len(service.answers),
             ready=service.policies is not None and service.policies.ready,
             restarts=service.policies.restarts if service.policies is not None else 0,

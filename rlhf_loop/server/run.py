@@ -75,17 +75,8 @@ def set_up_chat(service: Service, upstream: str | None) -> None:
     """Gives the service its policies, or the reason why it has none."""
     store, recipe, run_dir = service.store, service.recipe, service.run_dir
 
-    known: Artifact | None = None
-
-    def look() -> Artifact | None:
-        """The promoted policy; read whole, with all that it was trained on, only when it is another one."""
-        nonlocal known
-        if store.promoted_id() != (known.id if known is not None else None):
-            known = store.promoted_policy()
-        return known
-
     async def promoted() -> Artifact | None:
-        found = await asyncio.to_thread(look)
+        found = await asyncio.to_thread(store.promoted_policy)
         if found is None and upstream is not None:
             return Artifact(id="upstream", kind="policy", path=upstream, round=0)
         return found
@@ -97,7 +88,7 @@ def set_up_chat(service: Service, upstream: str | None) -> None:
     if recipe is None or run_dir is None:
         service.chat_off = "a store alone has no policy to serve; serve a run, or give --upstream URL"
         return
-    if store.promoted_policy() is None:
+    if store.promoted_id() is None:
         service.chat_off = "the run has no policy yet; `rlhf-loop run` makes its first round, then start this again"
         return
     loop = open_loop(run_dir)

@@ -76,7 +76,6 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> Validati
     labels, unlabelled = labels_from_feedback(
         sound, completions, training, settings.validation.contradictions, settings.implicit
     )
-    promoted = store.promoted_policy()
     write_records(folder / "feedback.parquet", report.usable)
     write_records(folder / "pairs.parquet", by_split["train"])
     write_records(folder / "labels.parquet", labels)
@@ -94,7 +93,7 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> Validati
             "no_label": dict(unlabelled),
         },
     )
-    write_json(folder / "state.json", {"promoted": promoted.id if promoted else None})
+    write_json(folder / "state.json", {"promoted": store.promoted_id()})
     return report
 
 

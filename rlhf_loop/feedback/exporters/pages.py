@@ -1,6 +1,7 @@
 """Records of a store page by page, so that an export of a million takes the memory of a few thousand.
 
-Every page is a transaction of its own. The store only grows, so what was there at the start is all in it.
+The caller holds a transaction open (`with store.database.read()`), so that pages and the texts they are about are of
+one state of the store, whatever is added or deleted meanwhile.
 """
 
 from __future__ import annotations

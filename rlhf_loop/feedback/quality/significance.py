@@ -1,4 +1,4 @@
-"""Tests and intervals that the measures of quality share; numpy and the standard library are enough."""
+"""Tests and intervals that the measures of quality share."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from rlhf_loop.feedback.agreement import upper_tail
 
 Floats = NDArray[np.float64]
 Z = 1.959963984540054  # of a 95% interval
@@ -28,7 +26,12 @@ class Change:
 
 def sign_test(k: int, n: int) -> float | None:
     """Two-sided exact binomial p-value of k successes in n, for a chance of one half; None for n = 0."""
-    return min(1.0, 2 * upper_tail(max(k, n - k), n, 0.5)) if n else None
+    if not n:
+        return None
+    from scipy.special import betainc  # P(X >= most) for X ~ Binomial(n, 1/2)
+
+    most = max(k, n - k)
+    return min(1.0, 2 * float(betainc(most, n - most + 1, 0.5)))
 
 
 def wilson(k: NDArray[Any], n: NDArray[Any]) -> tuple[Floats, Floats]:
