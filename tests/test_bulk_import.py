@@ -1,4 +1,4 @@
-"""The streamed import: it stores what the plain one stores, counts every row, and survives hostile files."""
+"""The import: it stores what a file holds, counts every row, and survives hostile files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback import bulk, bulk_batches, bulk_reader, rows, tables
+from rlhf_loop.feedback import bulk, bulk_batches, rows, tables
 from rlhf_loop.feedback.bulk import column_map, import_and_split, import_file
-from rlhf_loop.feedback.bulk_batches import Batch
-from rlhf_loop.feedback.bulk_reader import ReadAhead, Source, read_batches
 from rlhf_loop.feedback.export import export
-from rlhf_loop.feedback.importers import FORMATS, read, save
-from rlhf_loop.feedback.importers.reading import open_rows
+from rlhf_loop.feedback.importers import FORMATS, ImportResult, read
 from rlhf_loop.feedback.json_elements import Elements
 from rlhf_loop.feedback.prompts import assign_splits
-from rlhf_loop.feedback.rows import Refused
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.table_rows import as_columns, completion_row, feedback_row, prompt_row
 from rlhf_loop.records import Annotator, Completion, Preference, Prompt, Question, loads, stable_id, to_dict
@@ -44,29 +40,25 @@ def counts(summary: bulk.ImportSummary) -> tuple[int, int, int, int]:
     return summary.accepted, summary.duplicate, summary.contradictory, summary.rejected
 
 
-def assert_no_dangling_reference(store: Store) -> None:
-    """An import leaves it to itself to check them, where SQLite would do it once more."""
-    if store.database.is_sqlite:
-        with store.database.read() as connection:
-            assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1  # it is as it was
-            assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+def assert_holds(store: Store, result: ImportResult) -> None:
+    """The store has all that was read and nothing else."""
+    stored = {"prompts": store.prompts(), "completions": store.completions(), "feedback": store.feedback()}
+    for name, records in stored.items():
+        assert {record.id: record for record in records} == {record.id: record for record in getattr(result, name)}
+    assert sorted(store.quarantined()) == sorted(result.refused)
 
 
 @pytest.mark.parametrize("path", sorted(FIXTURES.iterdir()), ids=lambda path: path.name)
-def test_every_format_is_stored_as_the_plain_import_stores_it(store: Store, path: Path) -> None:
-    with Store.open(":memory:") as plain:
-        result = read(path)
-        save(plain, result)
-        summary = import_file(store, path, redact="none")
-        assert summary.format == result.format
-        assert contents(store) == contents(plain)
-        assert store.quarantined() == plain.quarantined()
-        assert dict(summary.notes) == result.notes
-        before = store.counts()
-        again = import_file(store, path, redact="none")
-        assert (again.accepted, again.rejected, again.duplicate) == (0, summary.rejected, summary.accepted)
-        assert_no_dangling_reference(store)
-        assert store.counts() == before
+def test_every_format_is_stored_as_it_is_read(store: Store, path: Path) -> None:
+    result = read(path)
+    summary = import_file(store, path, redact="none")
+    assert summary.format == result.format
+    assert_holds(store, result)
+    assert dict(summary.notes) == result.notes
+    before = store.counts()
+    again = import_file(store, path, redact="none")
+    assert (again.accepted, again.rejected, again.duplicate) == (0, summary.rejected, summary.accepted)
+    assert store.counts() == before
 
 
 def test_an_export_of_everything_comes_back_whole(store: Store, tmp_path: Path) -> None:
@@ -137,7 +129,7 @@ def test_a_prompt_keeps_the_split_it_has(store: Store, tmp_path: Path) -> None:
     assert store.prompts()[0].split == "test"
 
 
-def test_prompts_are_split_by_their_groups_as_the_plain_import_splits_them(store: Store, tmp_path: Path) -> None:
+def test_prompts_are_split_by_their_groups_as_assigned(store: Store, tmp_path: Path) -> None:
     rows = [{**PAIR, "prompt": f"Why {i}?", "group": f"topic {i % 10}", "id": str(i)} for i in range(40)]
     path = write(tmp_path / "f.jsonl", [*rows[:30], "broken"])
     import_and_split(store, path, "auto", "none", seed=3, test_fraction=0.2, judge_fraction=0.3)
@@ -191,20 +183,15 @@ def test_many_batches_and_transactions_store_the_same(
     rows[50] = "broken"
     rows[120] = {**PAIR, "prompt": 5}
     path = write(tmp_path / "f.jsonl", rows)
-    with Store.open(":memory:") as plain:
-        result = read(path)
-        save(plain, result)
-        monkeypatch.setattr(bulk_batches, "BATCH_ROWS", 9)
-        monkeypatch.setattr(bulk, "TRANSACTION_SECONDS", 0.0)
-        summary = import_file(store, path, redact="none")
-        assert contents(store) == contents(plain)
-        assert summary.rejected == 2
+    monkeypatch.setattr(bulk_batches, "BATCH_ROWS", 9)
+    summary = import_file(store, path, redact="none")
+    assert_holds(store, read(path))
+    assert summary.rejected == 2
 
 
 def test_an_import_that_is_interrupted_goes_on(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "f.jsonl", [{**PAIR, "prompt": f"Why {i}?"} for i in range(100)])
     monkeypatch.setattr(bulk_batches, "BATCH_ROWS", 10)
-    monkeypatch.setattr(bulk, "TRANSACTION_SECONDS", 0.0)
 
     def stop(summary: bulk.ImportSummary) -> None:
         if summary.rows >= 50:
@@ -216,78 +203,7 @@ def test_an_import_that_is_interrupted_goes_on(store: Store, tmp_path: Path, mon
     assert counts(import_file(store, path)) == (50, 50, 0, 0)
 
 
-# -- read by a process of its own -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every file is one that a process of its own reads."""
-    monkeypatch.setattr(bulk_reader, "SMALL", 0)
-
-
-@pytest.mark.usefixtures("large")
-def test_a_file_that_a_process_reads_is_stored_the_same(store: Store, tmp_path: Path) -> None:
-    rows: list[Any] = [{**PAIR, "prompt": f"Why {i % 900}?", "id": str(i)} for i in range(2500)]
-    rows[7] = "broken"
-    rows[8] = {**PAIR, "prompt": "Write to jane@example.org", "critiques": ["Too short."], "votes": {"chosen": 1}}
-    rows[9] = {**rows[8], "votes": {"rejected": 3}}  # a note
-    rows[11] = rows[12]
-    path = write(tmp_path / "f.jsonl", rows)
-    with Store.open(":memory:") as other, read_batches(Source(str(path), "auto", None, {}, "none")) as reading:
-        assert isinstance(reading, ReadAhead)
-        summary = import_file(store, path)
-        bulk_reader.SMALL = 2**20
-        expected = import_file(other, path)
-        assert contents(store) == contents(other)
-        assert store.quarantined() == other.quarantined()
-    assert {**summary.to_dict(), "seconds": 0} == {**expected.to_dict(), "seconds": 0}
-    assert (summary.redacted, summary.rejected, summary.duplicate, sum(summary.notes.values())) == (2, 1, 1, 1)
-    assert_no_dangling_reference(store)
-
-
-@pytest.mark.usefixtures("large")
-def test_what_the_process_finds_wrong_is_said_here(store: Store, tmp_path: Path) -> None:
-    path = write(tmp_path / "f.jsonl", [{"what": 1}])
-    with pytest.raises(UserError, match="the format is not known"):
-        import_file(store, path)
-    with pytest.raises(UserError, match="there is no column `Question`"):
-        import_file(store, path, columns={"prompt": "Question"})
-
-
-@pytest.mark.usefixtures("large")
-def test_a_killed_process_ends_the_import_and_what_was_written_stays(store: Store, tmp_path: Path) -> None:
-    path = write(tmp_path / "f.jsonl", [{**PAIR, "prompt": f"Why {i}?"} for i in range(50_000)])
-    started: list[ReadAhead] = []
-
-    class Watched(ReadAhead):
-        def __init__(self, source: Source):
-            super().__init__(source)
-            started.append(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bulk_reader, "ReadAhead", Watched)
-        patch.setattr(bulk, "TRANSACTION_SECONDS", 0.0)
-        with pytest.raises(UserError, match=r"the process that reads .* ended with status -9.* again to go on"):
-            import_file(store, path, progress=lambda summary: started[0]._process.kill())
-    there = store.counts()["feedback"]
-    assert 0 < there < 50_000
-    assert not started[0]._thread.is_alive()
-    assert counts(import_file(store, path)) == (50_000 - there, there, 0, 0)
-
-
-@pytest.mark.usefixtures("large")
-def test_an_import_that_is_given_up_ends_the_process(store: Store, tmp_path: Path) -> None:
-    path = write(tmp_path / "f.jsonl", [{**PAIR, "prompt": f"Why {i}?"} for i in range(50_000)])
-    reading = read_batches(Source(str(path), "auto", None, {}, "none"))
-    assert isinstance(reading, ReadAhead)
-    with suppress(KeyboardInterrupt), reading:
-        assert reading.more()
-        raise KeyboardInterrupt
-    assert reading._process.poll() is not None
-    assert not reading._thread.is_alive()
-
-
-def test_answers_that_were_there_before_are_found_though_nothing_was_looked_for(store: Store, tmp_path: Path) -> None:
+def test_answers_that_were_there_before_are_found(store: Store, tmp_path: Path) -> None:
     """Many files in one store: batches that are all new, partly new and not new at all, one after another."""
     parts = [(0, 30), (30, 60), (20, 80), (0, 80), (80, 100)]
     for number, (first, last) in enumerate(parts):
@@ -299,7 +215,6 @@ def test_answers_that_were_there_before_are_found_though_nothing_was_looked_for(
             patch.setattr(bulk_batches, "BATCH_ROWS", 7)
             assert counts(import_file(store, path)) == (new, last - first - new, 0, 0)
         assert store.counts()["feedback"] == max(last, known)
-    assert_no_dangling_reference(store)
     opposite = {**PAIR, "prompt": "Why 3?", "chosen": PAIR["rejected"], "rejected": PAIR["chosen"], "annotator": "ann"}
     assert counts(import_file(store, write(tmp_path / "o.jsonl", [opposite]))) == (1, 0, 1, 0)
 
@@ -411,38 +326,6 @@ def test_rows_of_every_kind_of_feedback_hold_all_of_them() -> None:
         assert columns["supersedes"] == record.supersedes
 
 
-plain = st.none() | st.text(max_size=20) | st.integers() | st.booleans() | st.lists(texts) | st.floats()
-
-
-@given(
-    row=st.fixed_dictionaries(
-        {"prompt": st.text(), "chosen": st.text(), "rejected": st.text()},
-        optional=dict.fromkeys(("id", "annotator", "group", "critiques", "margin", "other"), plain),
-    ),
-    who=st.none() | st.text(min_size=1, max_size=5),
-)
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_plain_pairs_become_the_rows_that_their_records_become(tmp_path: Path, row: Any, who: str | None) -> None:
-    path = write(tmp_path / "f.jsonl", [row])
-    batches = []
-    for as_rows in (False, True):
-        batch = Batch()
-        for item in open_rows(path, "pairs", who, as_rows=as_rows).rows:
-            batch.add(item)
-        batches.append(batch)
-    slow, fast = batches
-    assert [item[:2] if isinstance(item, Refused) else item.rows for item in fast.items] == [
-        item[:2] if isinstance(item, Refused) else item.rows for item in slow.items
-    ]
-    assert (fast.rows, fast.regular, fast.size) == (slow.rows, slow.regular, slow.size)
-
-
-def test_a_plain_pair_needs_no_records(tmp_path: Path) -> None:
-    rows = [{**PAIR, "id": 7, "annotator": "ann", "group": "sky"}, {**PAIR, "critiques": ["Too short."]}]
-    found = list(open_rows(write(tmp_path / "f.jsonl", rows), as_rows=True).rows)
-    assert [bool(item.rows) for item in found if not isinstance(item, Refused)] == [True, False]
-
-
 @given(st.lists(st.none() | st.integers() | st.floats(allow_nan=False) | texts | messages | st.booleans()))
 def test_ids_are_the_hash_of_the_json_of_their_parts(parts: list[Any]) -> None:
     import hashlib
@@ -500,7 +383,6 @@ def test_files_of_tools_with_anything_wrong_in_them_are_read(tmp_path: Path, dat
         summary = import_file(store, write(tmp_path / "f.jsonl", [{"prompt": 1}, *values]), format)
         counts(summary)
         assert len(store.quarantined()) == summary.rejected
-        assert_no_dangling_reference(store)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -573,7 +455,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
             for i in range(count):
                 file.write(json.dumps({**PAIR, "prompt": f"Why {i}?", "chosen": f"light {i} " * 20}) + "\n")
         code = (
-            "import resource, sys; from rlhf_loop.feedback import bulk_write; bulk_write.CACHE_KIB = 8192\n"
+            "import resource, sys\n"
             "from rlhf_loop.feedback.bulk import import_file; from rlhf_loop.feedback.store import Store\n"
             "with Store.open(sys.argv[2]) as store: import_file(store, sys.argv[1], redact='none')\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

@@ -10,8 +10,9 @@ import pytest
 from feedback_samples import contents, fill
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.bulk import import_file
 from rlhf_loop.feedback.export import export
-from rlhf_loop.feedback.importers import read, save
+from rlhf_loop.feedback.importers import read
 from rlhf_loop.feedback.prompts import assign_splits, read_prompts
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.records import Critique, Preference, Prompt, Question, Skip, Thumb
@@ -100,10 +101,10 @@ def test_a_margin_in_0_1_is_the_strength_and_another_is_left_out_and_counted(tmp
 def test_importing_twice_or_under_another_name_adds_nothing(tmp_path: Path) -> None:
     rows = [{**PAIR, "critiques": ["a b c", "d e f"]}, {**PAIR, "chosen": "Rayleigh."}]
     with Store.open(":memory:") as store:
-        assert save(store, read(write(tmp_path / "f.jsonl", rows)))["feedback"] == 3
+        assert import_file(store, write(tmp_path / "f.jsonl", rows)).new["feedback"] == 3
         for name in ("f.jsonl", "g.jsonl"):
-            again = save(store, read(write(tmp_path / name, rows)))
-            assert set(again.values()) == {0}
+            again = import_file(store, write(tmp_path / name, rows))
+            assert (again.accepted, set(again.new.values())) == (0, {0})
 
 
 def test_rows_that_repeat_are_taken_once_and_counted(tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_everything_in_a_store_survives_export_and_import(tmp_path: Path) -> Non
             export(first, tmp_path / name)
             result = read(tmp_path / name)
             assert (result.format, result.refused) == ("native", [])
-            save(second, result)
+            import_file(second, tmp_path / name, redact="none")
             assert contents(second) == contents(first)
         export(second, tmp_path / "again.jsonl")
         assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "all.jsonl").read_text()
@@ -288,9 +289,9 @@ def test_imported_pairs_survive_export_and_import(tmp_path: Path) -> None:
         for i in range(20)
     ]
     with Store.open(":memory:") as first, Store.open(":memory:") as second:
-        save(first, read(write(tmp_path / "f.jsonl", rows)))
+        import_file(first, write(tmp_path / "f.jsonl", rows), redact="none")
         export(first, tmp_path / "all.jsonl")
-        save(second, read(tmp_path / "all.jsonl"))
+        import_file(second, tmp_path / "all.jsonl", redact="none")
         assert contents(second) == contents(first)
         assert len(first.feedback()) == 30
 
@@ -322,10 +323,10 @@ def test_feedback_about_what_is_not_there_goes_to_the_quarantine(tmp_path: Path)
         fill(first)
         export(first, tmp_path / "all.jsonl")
         lines = [x for x in (tmp_path / "all.jsonl").read_text().splitlines() if '"record": "completion"' not in x]
-        new = save(second, read(write(tmp_path / "part.jsonl", lines)))
+        new = import_file(second, write(tmp_path / "part.jsonl", lines), redact="none").new
         assert (new["feedback"], new["scores"], new["questions"]) == (0, 0, 0)
         assert new["quarantined"] == len(second.quarantined()) == 9 + 2 + 1
-        assert all("neither in the file nor in the store" in row.reason for row in second.quarantined())
+        assert all("neither before it in the file nor in the store" in row.reason for row in second.quarantined())
 
 
 def test_open_questions_can_be_answered_by_hand(tmp_path: Path) -> None:
@@ -345,7 +346,7 @@ def test_open_questions_can_be_answered_by_hand(tmp_path: Path) -> None:
         assert isinstance(preference, Preference)
         assert (preference.a_id, preference.winner, preference.comment) == ("c", "a", "It gives the reason.")
         assert isinstance(skip, Skip)
-        assert save(store, answered)["feedback"] == 2
+        assert import_file(store, tmp_path / "q.jsonl").new["feedback"] == 2
         assert [q.id for q in store.questions(status="open")] == ["q4"]
         rows[1]["winner"] = "left"
         assert "`winner` must be one of" in read(write(tmp_path / "q.jsonl", rows)).refused[0].reason
@@ -462,7 +463,7 @@ def test_real_pairs_survive_export_and_import(tmp_path: Path, name: str) -> None
     result = read(DATA / f"{name}.jsonl.gz")
     assert result.refused == []
     with Store.open(":memory:") as first, Store.open(":memory:") as second:
-        save(first, result)
+        import_file(first, DATA / f"{name}.jsonl.gz", redact="none")
         export(first, tmp_path / "all.jsonl.gz")
-        save(second, read(tmp_path / "all.jsonl.gz"))
+        import_file(second, tmp_path / "all.jsonl.gz", redact="none")
         assert contents(second) == contents(first)

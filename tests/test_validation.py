@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from feedback_samples import completion, preference, prompt
 
-from rlhf_loop.feedback.importers import read, save
+from rlhf_loop.feedback.bulk import import_file
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.table_rows import AnyFeedback
 from rlhf_loop.feedback.validation import ValidationReport, is_vague, validate
@@ -233,7 +233,7 @@ def test_a_hundred_thousand_preferences_take_seconds() -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the real feedback is not at {DATA.name} beside the checkout")
 def test_real_debates_are_validated() -> None:
     with Store.open(":memory:") as store:
-        save(store, read(DATA / "ukp_pairs_train.jsonl.gz"))
+        import_file(store, DATA / "ukp_pairs_train.jsonl.gz", redact="none")
         report = validate(
             store.feedback(),
             {c.id: c for c in store.completions()},

@@ -6,30 +6,28 @@
 Every row of a file ends up in one of three places, and is counted there: accepted (it brought something new), duplicate
 (all it says is in the store) or rejected (with file, line and reason, in the store's quarantine).
 
-A large file is read by a process of its own (`bulk_reader.py`) while this one writes. What was committed stays when an
-import is interrupted; the same command goes on from there, because it adds nothing twice.
+What was committed stays when an import is interrupted; the same command goes on from there, because it adds nothing
+twice.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.bulk_reader import Source, groups_of, read_batches
+from rlhf_loop.feedback.bulk_batches import batches_of
 from rlhf_loop.feedback.bulk_write import BatchWriter
-from rlhf_loop.feedback.collector import collector_paused
+from rlhf_loop.feedback.importers.reading import Parsed, open_rows
 from rlhf_loop.feedback.prompts import split_groups
-from rlhf_loop.feedback.redaction import RedactorName
+from rlhf_loop.feedback.redaction import RedactorName, make_redactor
 from rlhf_loop.feedback.rows import Refused
 from rlhf_loop.feedback.store import Store
-from rlhf_loop.records import Split
-
-TRANSACTION_SECONDS = 5.0  # others wait for so long at most; the longer, the less is written twice to the indexes
+from rlhf_loop.records import Prompt, Split
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,24 +101,18 @@ def import_file(
     text before it is stored. `splits`: of new prompts, by their group, or one for all. `progress` is called after every
     transaction.
 
-    Records are those that `importers.read` and `save` would store, but for two things: what feedback is about must
-    stand before it in the file (exports are written so), and a row is refused when its id stands for something else in
-    the store. Raises `UserError` when the file cannot be read at all.
+    What feedback is about must stand before it in the file, or in the store; a row is refused when its id stands for
+    something else there. Raises `UserError` when the file cannot be read at all.
     """
     started = time.perf_counter()
-    source = Source(str(path), format, annotator, dict(columns or {}), redact, splits)
-    with collector_paused(), read_batches(source) as reading:
-        summary = ImportSummary(format=reading.format)
-        writer = BatchWriter(store, summary)
-        while reading.more():
-            with writer.transaction():
-                deadline = time.monotonic() + TRANSACTION_SECONDS
-                writer.write(reading.take())
-                while time.monotonic() < deadline and reading.soon():
-                    writer.write(reading.take())
-            summary.seconds = time.perf_counter() - started
-            if progress is not None:
-                progress(summary)
+    reading = open_rows(path, format, annotator, columns, make_redactor(redact))
+    summary = ImportSummary(format=reading.format)
+    writer = BatchWriter(store, summary)
+    for batch in batches_of(_with_splits(reading.rows, splits)):
+        writer.write(batch)
+        summary.seconds = time.perf_counter() - started
+        if progress is not None:
+            progress(summary)
     summary.seconds = time.perf_counter() - started
     return summary
 
@@ -137,10 +129,26 @@ def import_and_split(
     """`import_file`, with new prompts in train, test or judge by their groups (`prompts.split_groups`)."""
     splits: Mapping[str, Split] | Split = "train"
     if test_fraction or judge_fraction:  # which takes reading the file once before
-        with collector_paused():
-            groups = groups_of(Source(str(path), format, None, {}, redact))
+        groups = _groups(open_rows(path, format, redactor=make_redactor(redact)).rows)
         splits = split_groups(groups, seed, test_fraction, judge_fraction)
     return import_file(store, path, format, redact=redact, splits=splits)
+
+
+def _groups(items: Iterable[Parsed | Refused]) -> set[str]:
+    records = (record for item in items if not isinstance(item, Refused) for record in item.records)
+    return {record.group for record in records if isinstance(record, Prompt)}
+
+
+def _with_splits(
+    items: Iterable[Parsed | Refused], splits: Mapping[str, Split] | Split | None
+) -> Iterator[Parsed | Refused]:
+    for item in items:
+        if splits is not None and not isinstance(item, Refused):
+            for place, record in enumerate(item.records):
+                if isinstance(record, Prompt):
+                    split = splits.get(record.group, "train") if isinstance(splits, Mapping) else splits
+                    item.records[place] = replace(record, split=split)
+        yield item
 
 
 def column_map(given: Iterable[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from rlhf_loop.feedback.rows import Refused, Row
 from rlhf_loop.feedback.table_rows import TableRow, completion_row, feedback_row, prompt_row
 from rlhf_loop.records import Artifact, Completion, Prompt, Question, Score
 
-BATCH_ROWS = 2000
+BATCH_ROWS = 10_000  # the more, the less is written twice to the indexes
 BATCH_CHARACTERS = 16 * 2**20  # of what is written, whichever comes first
 TABLES = ("prompts", "completions", "feedback")
 """The tables that a batch has rows of, in the order in which they are written."""
@@ -33,63 +33,46 @@ class Batch:
     def __init__(self) -> None:
         self.items: list[Prepared | Refused] = []
         self.size = 0  # characters
-        self.rows: dict[str, dict[str, TableRow]] = {name: {} for name in TABLES}  # by id, the first of each
-        self.regular = True  # no row is refused, repeats or contradicts another, or names what is not in it
-        self.pairs: set[str] = set()
-        self.repeated_pairs = False
 
     def add(self, item: Parsed | Refused) -> None:
         """Takes in the next row of the file."""
         if isinstance(item, Refused):
             self.items.append(item)
             self.size += len(item.raw)
-            self.regular = False
             return
-        rows = [] if item.rows is None else item.rows
+        rows: list[tuple[str, TableRow]] = []
         other = None
         for record in item.records:
-            if type(record) is Prompt:
+            if isinstance(record, Prompt):
                 rows.append(("prompts", prompt_row(record)))
-            elif type(record) is Completion:
+            elif isinstance(record, Completion):
                 rows.append(("completions", completion_row(record)))
             elif isinstance(record, (Score, Artifact, Question)):
                 other = record
             else:
                 rows.append(("feedback", feedback_row(record)))
-        for name, row in rows:
-            self._register(name, row)
-        if other is not None or not rows:
-            self.regular = False
+        self.size += sum(len(row[-1]) + len(row[-2] or "") for _, row in rows)
         row = item.row
         if row.text is not None:
             row = Row(row.line, {}, row.text, row.file)
         self.items.append(Prepared(item.place.file, row, rows, item.notes, item.redacted, other))
 
-    def _register(self, name: str, row: TableRow) -> None:
-        rows = self.rows[name]
-        first = rows.setdefault(row[0], row)
-        if first is row:
-            self.size += len(row[-1]) + len(row[-2] or "")
-        elif name == "feedback" or first != row:
-            self.regular = False
-        if name == "feedback" and row[6] is not None:
-            if row[6] in self.pairs:
-                self.repeated_pairs = True
-            self.pairs.add(row[6])
-        for table, id in named_in(name, row):
-            if id not in self.rows[table]:
-                self.regular = False
+    def rows(self) -> dict[str, dict[str, TableRow]]:
+        """Table -> id -> row, the first of each id."""
+        rows: dict[str, dict[str, TableRow]] = {name: {} for name in TABLES}
+        for item in self.items:
+            for name, row in () if isinstance(item, Refused) else item.rows:
+                rows[name].setdefault(row[0], row)
+        return rows
 
 
-def named_in(name: str, row: TableRow) -> tuple[tuple[str, str], ...]:
+def named_in(name: str, row: TableRow) -> list[tuple[str, str]]:
     """The records that a row of a table names: table and id."""
     if name == "prompts":
-        return ()
+        return []
     if name == "completions":
-        return (("prompts", row[1]),)
-    if row[4] is not None and row[5] is not None:
-        return (("prompts", row[2]), ("completions", row[4]), ("completions", row[5]))
-    return (("prompts", row[2]), *(("completions", id) for id in row[3:6] if id is not None))
+        return [("prompts", row[1])]
+    return [("prompts", row[2]), *(("completions", id) for id in row[3:6] if id is not None)]
 
 
 def batches_of(items: Iterable[Parsed | Refused]) -> Iterator[Batch]:

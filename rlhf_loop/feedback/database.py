@@ -34,8 +34,8 @@ NETWORK_FILE_SYSTEMS = {
 PAGE_BYTES = 16384
 """Of a new SQLite file: a row of ours takes a quarter of a page of 4 KiB, and larger pages hold more of an index."""
 
-CACHE_KIB = 16 * 1024
-"""Of a SQLite file that a connection may hold in memory."""
+CACHE_KIB = 64 * 1024
+"""Of a SQLite file that a connection may hold in memory: indexes are written in random order."""
 
 CHUNK = 5000
 """Ids in one IN list: SQLite takes 32,766 values in a statement, PostgreSQL 65,535."""
@@ -98,29 +98,6 @@ class Database:
             if exclusive and not self.is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITE_LOCK)))
             yield connection
-
-    @contextmanager
-    def write_many(self, cache_kib: int) -> Iterator[sa.Connection]:
-        """`write` for millions of rows whose references the caller has checked: SQLite does not look them up again, and
-        may hold `cache_kib` KiB of the file in memory, since its indexes are written in random order."""
-        if not self.is_sqlite:
-            with self.write() as connection:
-                yield connection
-            return
-        with (
-            self._memory_lock or self._write_lock or nullcontext(),
-            self._explained(),
-            self.engine.connect() as connection,
-        ):
-            own: Any = connection.connection.driver_connection
-            own.execute("PRAGMA foreign_keys = OFF")  # which says nothing inside a transaction
-            own.execute(f"PRAGMA cache_size = -{cache_kib}")
-            try:
-                with connection.execution_options(write=True).begin():
-                    yield connection
-            finally:
-                own.execute("PRAGMA foreign_keys = ON")
-                own.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
 
     def close(self) -> None:
         """Closes all connections."""

@@ -1,29 +1,24 @@
 """Feedback that was collected elsewhere.
 
 A format is one file here that has three things: `RECOGNISES`, what a row of it looks like, in words; `recognises(row)`;
-and `parse(row, place)`, which gives the row's records or raises `RowError` with what is wrong. One may also have
-`rows(row, place)`: rows of the store's tables, made faster, or None. `formats.FORMATS` names them. `read` and `save`
-hold a whole file in memory; `rlhf_loop.feedback.bulk.import_file` streams one of any size.
+and `parse(row, place)`, which gives the row's records or raises `RowError` with what is wrong. `formats.FORMATS` names
+them. `read` holds a whole file in memory; `rlhf_loop.feedback.bulk.import_file` streams one of any size into a store.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlhf_loop.feedback.importers.formats import FORMATS
 from rlhf_loop.feedback.importers.reading import Parsed, open_rows
-from rlhf_loop.feedback.rows import Refused, RowError, line_of
-from rlhf_loop.feedback.table_rows import AnyFeedback, about
+from rlhf_loop.feedback.rows import Refused, RowError
+from rlhf_loop.feedback.table_rows import AnyFeedback
 from rlhf_loop.records import Artifact, Completion, Prompt, Question, Score
 
-if TYPE_CHECKING:
-    from rlhf_loop.feedback.store import Store
-
-__all__ = ["FORMATS", "ImportResult", "read", "save"]
+__all__ = ["FORMATS", "ImportResult", "read"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +55,7 @@ class ImportResult:
 
 
 def read(path: str | Path, format: str = "auto", annotator: str | None = None) -> ImportResult:
-    """Reads feedback from a file; nothing is stored yet (see `save`).
+    """Reads feedback from a file; nothing is stored.
 
     `format`: a name in `FORMATS`, or `auto`. `annotator`: the id of the person who gave feedback that names nobody;
     by default `import:` and the file's name.
@@ -90,32 +85,6 @@ def read(path: str | Path, format: str = "auto", annotator: str | None = None) -
         notes=dict(collected.notes),
         **{kind: list(records.values()) for kind, records in collected.records.items()},
     )
-
-
-def save(store: Store, result: ImportResult) -> dict[str, int]:
-    """Puts what was read into the store; importing the same file again adds nothing.
-
-    Feedback, scores and questions about prompts or completions that are neither in the file nor in the store go to the
-    quarantine, as do the refused rows. Gives how many of each were new, by name.
-    """
-    new = {"prompts": store.add_prompts(_keep_splits(store, result.prompts))}
-    kept, dangling = _resolve(store, result.completions, lambda c: [c.prompt_id], lambda c: [], "completion")
-    new["completions"] = store.add_completions(kept)
-    feedback, lost = _resolve(store, result.feedback, lambda f: [f.prompt_id], about, "feedback")
-    dangling += lost
-    scores, lost = _resolve(store, result.scores, lambda s: [], lambda s: [s.completion_id], "score")
-    dangling += lost
-    questions, lost = _resolve(store, result.questions, lambda q: [q.prompt_id], lambda q: [q.a_id, q.b_id], "question")
-    dangling += lost
-    new["artifacts"] = sum(store.add_artifact(artifact) for artifact in result.artifacts)
-    new["scores"] = store.add_scores(scores)
-    new["questions"] = store.add_questions(questions)
-    new["feedback"] = store.add_feedback(feedback)
-    for artifact in result.artifacts:
-        if artifact.promoted and store.promoted_policy() is None:
-            store.promote(artifact.id)
-    new["quarantined"] = store.quarantine([*result.refused, *dangling])
-    return new
 
 
 class _Collected:
@@ -155,29 +124,3 @@ def _table_and_key(record: Any) -> tuple[str, Any]:
 def _plain(record: Any) -> dict[str, Any]:
     """The record without the place it was read from."""
     return {name: getattr(record, name) for name in record.__dataclass_fields__ if name != "source"}
-
-
-def _keep_splits(store: Store, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Prompts that are stored already stay as they are: importing again after a split was made does not undo it."""
-    stored = {prompt.id for prompt in store.prompts(ids=[prompt.id for prompt in prompts])}
-    return [prompt for prompt in prompts if prompt.id not in stored]
-
-
-def _resolve(store: Store, records: Sequence[Any], prompts: Any, completions: Any, what: str) -> tuple[list[Any], Any]:
-    """Records whose prompts and completions are stored, and the others as refused rows."""
-    wanted_prompts = {id for record in records for id in prompts(record)}
-    wanted_completions = {id for record in records for id in completions(record)}
-    there = {p.id for p in store.prompts(ids=wanted_prompts)} | {
-        c.id for c in store.completions(ids=wanted_completions)
-    }
-    kept, refused = [], []
-    for record in records:
-        missing = [id for id in [*prompts(record), *completions(record)] if id not in there]
-        if missing:
-            file, _, line = getattr(record, "source", "").rpartition(":")
-            reason = f"{what} about {', '.join(missing)}, which is neither in the file nor in the store"
-            raw = line_of(record)
-            refused.append(Refused(file, int(line) if line.isdigit() else 0, reason, raw))
-        else:
-            kept.append(record)
-    return kept, refused

@@ -26,13 +26,10 @@ from rlhf_loop.feedback.importers.fields import (
     prompt_of,
     text_of,
 )
-from rlhf_loop.feedback.importers.plain_pairs import rows
 from rlhf_loop.feedback.rows import RowError
 from rlhf_loop.records import Critique, Preference, stable_id
 
 RECOGNISES = 'rows of {"prompt", "chosen", "rejected"}, with votes and critiques'
-__all__ = ["RECOGNISES", "REQUIRED", "pair", "parse", "recognises", "rows"]
-
 REQUIRED = [("prompt", "chosen", "rejected")]
 
 

@@ -17,7 +17,6 @@ from rlhf_loop.feedback.importers.formats import FORMATS
 from rlhf_loop.feedback.importers.redacting import redact_row
 from rlhf_loop.feedback.redaction import Redactor
 from rlhf_loop.feedback.rows import Refused, Row, RowError, raw_text, read_rows, sound
-from rlhf_loop.feedback.table_rows import TableRow
 from rlhf_loop.records import FEEDBACK_KINDS, Annotator
 
 SAMPLE = 100  # rows that `auto` looks at
@@ -28,10 +27,9 @@ class Parsed(NamedTuple):
 
     row: Row
     place: Place
-    records: list[Any]  # prompts before their completions before what is said of them; none where there are `rows`
+    records: list[Any]  # prompts before their completions before what is said of them
     notes: tuple[str, ...] = ()  # what was left out of it
     redacted: Mapping[str, int] = {}  # how often what was redacted in it
-    rows: list[tuple[str, TableRow]] | None = None  # the same as rows of the store's tables
 
 
 class Reading(NamedTuple):
@@ -47,14 +45,12 @@ def open_rows(
     annotator: str | None = None,
     columns: Mapping[str, str] | None = None,
     redactor: Redactor | None = None,
-    as_rows: bool = False,
 ) -> Reading:
     """Begins to read feedback.
 
     `path`: a file, a folder of a data set or `hf:OWNER/NAME`. `format`: a name in `FORMATS`, or `auto`.
     `annotator`: the id of the person who gave feedback that names nobody; by default `import:` and the file's name.
     `columns`: a name that the format knows -> the file's own name for it (`a.b`: b within a).
-    `as_rows`: rows of tables in place of records, where the format makes them faster.
     Raises `UserError` when it cannot be read at all, when no format fits, and for a column that is nowhere.
     """
     if format != "auto" and format not in FORMATS:
@@ -79,7 +75,7 @@ def open_rows(
     default = Annotator(id=annotator or f"import:{_stem(path)}")
     if name not in FORMATS:  # nothing but refused rows, and nobody named a format
         return Reading(name, (item for item in start if isinstance(item, Refused)))
-    return Reading(name, _parsed(str(path), chain(start, found), FORMATS[name], default, columns, redactor, as_rows))
+    return Reading(name, _parsed(str(path), chain(start, found), FORMATS[name], default, columns, redactor))
 
 
 def _parsed(
@@ -89,10 +85,8 @@ def _parsed(
     annotator: Annotator,
     columns: Mapping[str, str],
     redactor: Redactor | None,
-    as_rows: bool,
 ) -> Iterator[Parsed | Refused]:
     parse = format.parse
-    rows_of: Any = getattr(format, "rows", None) if as_rows else None
     for item in items:
         if isinstance(item, Refused):
             yield item if redactor is None else item._replace(raw=redactor.redact(item.raw)[0])
@@ -103,9 +97,6 @@ def _parsed(
         try:
             if redactor is not None:
                 values, redacted = redact_row(values, redactor)
-            if rows_of is not None and (rows := rows_of(values, place)) is not None:
-                yield Parsed(_as_redacted(item, values, redacted), place, [], (), redacted, rows)
-                continue
             records = parse(values, place)
         except RowError as error:
             reason = str(error)
