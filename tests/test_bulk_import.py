@@ -352,7 +352,8 @@ near = st.dictionaries(st.sampled_from(KEYS), json_values, max_size=8)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(format=st.sampled_from(sorted(FORMATS)), values=st.lists(near | json_values, min_size=1, max_size=6))
 def test_any_json_is_accepted_or_rejected_with_a_reason(tmp_path: Path, format: str, values: list[Any]) -> None:
-    path = write(tmp_path / "f.jsonl", [*values, PAIR if format in ("pairs", "trl") else "{}"])
+    lines = [json.dumps(value) for value in values]  # a text is a row too, and an empty line none
+    path = write(tmp_path / "f.jsonl", [*lines, PAIR if format in ("pairs", "trl") else "{}"])
     with Store.open(":memory:") as store:
         summary = import_file(store, path, format)
         assert summary.rows == len(values) + 1
