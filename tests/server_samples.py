@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from fastapi.testclient import TestClient
 
 from rlhf_loop.feedback import tokens
@@ -78,6 +82,22 @@ def service(store: Store, **values: Any) -> Service:
 def client(service: Service, secret: str | None = None, **values: Any) -> TestClient:
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     return TestClient(create_app(service), base_url=HERE, headers=headers, **values)
+
+
+@contextmanager
+def on_a_socket(app: Any) -> Iterator[str]:
+    """A service, or an application, that listens on this machine; gives the URL of its API."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    asgi = create_app(app) if isinstance(app, Service) else app
+    server = uvicorn.Server(uvicorn.Config(asgi, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        server.should_exit = True
+        thread.join(30)
 
 
 def token(store: Store, role: str, name: str | None = None) -> str:

@@ -8,13 +8,17 @@ After an answer: + or - is a thumb, `+ because ...` one with a comment, `= TEXT`
 """
 
 import os
+import sys
 import uuid
 
-import httpx
-import openai
+try:
+    import httpx
+    import openai
+except ImportError as error:
+    sys.exit(f"{error.name} is not installed: pip install openai")
 
-URL = os.environ.get("CHAT_URL", "http://localhost:8000/v1")
-TOKEN = os.environ.get("CHAT_TOKEN", "none")  # from `rlhf-loop token create my-app --role app --store runs/chat_thumbs`
+URL = os.environ.get("CHAT_URL") or "http://localhost:8000/v1"
+TOKEN = os.environ.get("CHAT_TOKEN") or "none"  # where no token was made, any will do
 USER = os.environ.get("USER", "me")
 
 chat = openai.OpenAI(base_url=URL, api_key=TOKEN)
@@ -38,10 +42,25 @@ def answer(messages: list, conversation: str) -> tuple[str, str]:
 
 def say(id: str, **what: object) -> None:
     """Feedback on an answer; sent twice under one key, it is stored once."""
-    sent = feedback.post(
-        "/feedback", json={"response_id": id, "user": USER, **what}, headers={"Idempotency-Key": uuid.uuid4().hex}
-    )
-    print("thank you" if sent.is_success else sent.json()["error"]["message"])
+    try:
+        sent = feedback.post(
+            "/feedback", json={"response_id": id, "user": USER, **what}, headers={"Idempotency-Key": uuid.uuid4().hex}
+        )
+        print("thank you" if sent.is_success else sent.json()["error"]["message"])
+    except (httpx.HTTPError, ValueError, LookupError):
+        print(f"the feedback was not taken: {URL} does not answer as it should")
+
+
+def why(error: Exception) -> str:
+    """What is wrong when there is no answer, and what to do."""
+    if isinstance(error, openai.AuthenticationError):
+        return (
+            "the service wants a token: make one with `rlhf-loop token create my-app --role app --store RUN` and set "
+            "CHAT_TOKEN to it"
+        )
+    if isinstance(error, openai.APIConnectionError):
+        return f"nothing answers at {URL}: start `rlhf-loop serve RUN`, or set CHAT_URL"
+    return f"no answer: {getattr(error, 'message', error)}"
 
 
 def main() -> None:
@@ -58,11 +77,20 @@ def main() -> None:
                 messages.pop()
             else:
                 messages.append({"role": "user", "content": line})
-            id, text = answer(messages, conversation)
+            try:
+                id, text = answer(messages, conversation)
+            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError) as error:
+                sys.exit(why(error))
+            except (openai.OpenAIError, httpx.HTTPError) as error:  # another message may be answered
+                print(why(error))
+                messages.pop()
+                continue
             messages.append({"role": "assistant", "content": text})
 
 
 if __name__ == "__main__":
+    if not TOKEN.isascii() or any(letter.isspace() for letter in TOKEN):
+        sys.exit("CHAT_TOKEN is no token: copy what `rlhf-loop token create` printed")
     try:
         main()
     except (EOFError, KeyboardInterrupt):

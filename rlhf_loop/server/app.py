@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from rlhf_loop import __version__
 from rlhf_loop.errors import StoreUnavailable, UserError
-from rlhf_loop.server import access, annotation, chat, dashboard, feedback_api
+from rlhf_loop.server import access, annotation, chat, dashboard, feedback_api, responses_api
 from rlhf_loop.server.limits import BodyLimit
 from rlhf_loop.server.logs import Observed
 from rlhf_loop.server.service import Service
@@ -95,6 +95,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.include_router(chat.router, responses=_ERRORS)
+    app.include_router(responses_api.router, responses=_ERRORS)
     app.include_router(feedback_api.router, responses=_ERRORS)
     app.include_router(access.router)
     app.include_router(annotation.router)

@@ -122,7 +122,7 @@ class Turn(BaseModel):
 
     def _asked(self) -> dict[str, Any]:
         values = self.model_dump(exclude_unset=True)
-        return {name: value for name, value in values.items() if name in ("role", "content") or not _is_empty(value)}
+        return {name: value for name, value in values.items() if name in ("role", "content") or not is_empty(value)}
 
 
 class StreamOptions(BaseModel):
@@ -190,13 +190,13 @@ class ChatRequest(BaseModel):
 
     def asked(self) -> dict[str, Any]:
         """The fields beyond those above that ask for something."""
-        fields = {name: value for name, value in (self.model_extra or {}).items() if not _is_empty(value)}
+        fields = {name: value for name, value in (self.model_extra or {}).items() if not is_empty(value)}
         for choice, tools in (
             ("tool_choice", "tools"),
             ("parallel_tool_calls", "tools"),
             ("function_call", "functions"),
         ):
-            if tools not in fields and _is_neutral(choice, fields.get(choice)):
+            if tools not in fields and is_neutral(choice, fields.get(choice)):
                 fields.pop(choice, None)  # without tools; some servers would refuse it
         return fields
 
@@ -208,7 +208,7 @@ class ChatRequest(BaseModel):
         asked = self.asked()
         unused = {"tools": asked.get("tool_choice") == "none", "functions": asked.get("function_call") == "none"}
         for name, value in asked.items():
-            if not (name in UNREAD or unused.get(name) or _is_neutral(name, value)):
+            if not (name in UNREAD or unused.get(name) or is_neutral(name, value)):
                 return name
         return None
 
@@ -256,13 +256,14 @@ def _shortened(value: Any) -> Any:
     return value
 
 
-def _is_empty(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
+    """Whether a field's value asks for nothing, whatever field it is."""
     return value is None or value in ([], {}, "")
 
 
-def _is_neutral(name: str, value: Any) -> bool:
+def is_neutral(name: str, value: Any, neutral: Mapping[str, tuple[Any, ...]] = NEUTRAL) -> bool:
+    """Whether a field with this value asks for what is done anyway."""
     if name == "logit_bias" and isinstance(value, dict):
         return not any(value.values())
-    return any(
-        value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in NEUTRAL.get(name, ())
-    )
+    same = (value == given and isinstance(value, bool) == isinstance(given, bool) for given in neutral.get(name, ()))
+    return any(same)
