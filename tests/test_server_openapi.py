@@ -59,6 +59,7 @@ def test_the_api_names_what_there_is() -> None:
         "/v1/completions",
         "/v1/models",
         "/v1/models/{model}",
+        "/v1/responses",
         "/v1/feedback",
         "/v1/feedback/bulk",
         "/v1/users/{user}",
