@@ -18,7 +18,7 @@ from rlhf_loop.run_dir import commit_folder, read_json, write_json, write_text
 
 def open_loop(run: Path) -> Loop:
     """The loop of an existing run, from the recipe kept in it."""
-    return Loop(Recipe.load(run / "recipe.yaml"), run_dir=run)
+    return Loop(Recipe.load(run / "recipe.yaml", to_run=False), run_dir=run)
 
 
 def listed(run: Path) -> list[dict[str, Any]]:

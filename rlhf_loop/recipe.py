@@ -9,6 +9,7 @@ importing torch.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -16,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rlhf_loop.algorithms import ALGORITHMS, TRAINER_CONFIGS, AlgorithmName, Consumes
 from rlhf_loop.errors import UserError
@@ -285,6 +286,9 @@ RESERVED = {
 }
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
 class Recipe(Settings):
     """One experiment, whole."""
 
@@ -296,7 +300,7 @@ class Recipe(Settings):
     store: str | None = None  # None: SQLite inside the run; or FILE, sqlite:///FILE, postgresql://...
     launch: Literal["auto", "inline", "child", "ranks"] = "auto"
     accelerate_config: Path | None = None  # for `launch: child`
-    report_to: list[str] = Field(default_factory=list)  # tensorboard, wandb, mlflow, trackio
+    report_to: list[Tracker] = Field(default_factory=list)
     policy: Policy
     prompts: Prompts = Field(default_factory=Prompts)
     feedback: FeedbackSettings = Field(default_factory=FeedbackSettings)
@@ -310,12 +314,30 @@ class Recipe(Settings):
     annotation: Annotation = Field(default_factory=Annotation)
     watch: Watch = Field(default_factory=Watch)
 
+    @field_validator("report_to", mode="before")
     @classmethod
-    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    def _report_to_known_trackers(cls, named: Any) -> Any:
+        if named is None or named == "none" or named == ["none"]:
+            raise ValueError("report_to: write `report_to: []` for no tracker")
+        for name in named if isinstance(named, list) else [named]:
+            if name == "all":
+                raise ValueError(f"report_to: name the trackers one by one, as in `report_to: [{_TRACKERS[0]}]`")
+            if name not in _TRACKERS:
+                raise ValueError(
+                    f"report_to: no tracker `{name}` is known{_did_you_mean(str(name), _TRACKERS)}; there are: "
+                    f"{', '.join(_TRACKERS)}"
+                )
+        if not isinstance(named, list):
+            raise ValueError(f"report_to: a list is needed: `report_to: [{named}]`")
+        return named
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = (), to_run: bool = True) -> Recipe:
         """Reads and checks a recipe; `overrides` are `key.sub=value` (YAML values), as on the command line.
 
-        Paths in the file are relative to its folder, those of `overrides` to the working folder. Raises `UserError`
-        naming the file, the key and the nearest valid name for anything that is wrong.
+        Paths in the file are relative to its folder, those of `overrides` to the working folder. `to_run`: the packages
+        that a run needs must be here too; a finished run is looked at without them. Raises `UserError` naming the file,
+        the key and the nearest valid name for anything that is wrong.
         """
         path = Path(path)
         try:
@@ -332,6 +354,8 @@ class Recipe(Settings):
             _apply_override(values, override)
         _refuse_overrides_without_effect(values, overrides)
         recipe = parse(values, where=str(path))
+        if to_run:
+            _refuse_missing_trackers(recipe, str(path))
         _resolve_paths(recipe, _Bases(path.parent.resolve(), [_key(override) for override in overrides]))
         return recipe
 
@@ -446,6 +470,19 @@ def parse_settings(model: type[Any], values: Mapping[str, Any], where: str) -> A
     except ValidationError as error:
         lines = [_explain(model, dict(problem)) for problem in error.errors()]
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+_TRACKERS: tuple[str, ...] = get_args(Tracker)
+
+
+def _refuse_missing_trackers(recipe: Recipe, where: str) -> None:
+    """Looked for and not imported, which takes seconds."""
+    for name in recipe.report_to:
+        packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
+        if not any(importlib.util.find_spec(package) for package in packages):
+            raise UserError(
+                f"{where}: report_to: {name} is not installed: `pip install {name}`, or take it out of `report_to`"
+            )
 
 
 def check_trainers(update: Update) -> None:
@@ -625,6 +662,11 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean `{close[0]}`?" if close else f"; valid: {', '.join(sorted(known)[:12])}, ..."
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    hint = _nearest(name, known)
+    return hint if "did you mean" in hint else ""
 
 
 def _as_list(value: Any) -> list[Any]:

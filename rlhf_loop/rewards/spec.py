@@ -167,9 +167,4 @@ def _neighbours(folder: Path) -> str:
     """Which folders beside a wrong one are reward models, for the error."""
     parent = folder.parent
     known = sorted(path.parent.name for path in parent.glob(f"*/{FILE}")) if parent.is_dir() else []
-    return f". Those in {parent}: {', '.join(known)}{_did_you_mean(folder.name, known)}" if known else ""
-
-
-def _did_you_mean(name: str, known: list[str]) -> str:
-    hint = recipe._nearest(name, known)
-    return hint if "did you mean" in hint else ""
+    return f". Those in {parent}: {', '.join(known)}{recipe._did_you_mean(folder.name, known)}" if known else ""

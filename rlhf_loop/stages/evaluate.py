@@ -22,11 +22,20 @@ from rlhf_loop.run_dir import StageArguments, write_json
 from rlhf_loop.stages import Progress
 from rlhf_loop.stages.generate import sample
 from rlhf_loop.stages.reward import load
+from rlhf_loop.tracking import evaluation_run
 
 
 def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     """Samples the candidate's answers, has them judged, and measures what may have been lost."""
     recipe = parse(arguments.recipe)
+    name = f"{arguments.run}-evaluation"
+    # Opened first: a tracker that does not start is told of before anything is computed.
+    with evaluation_run(recipe.report_to, arguments.run, name, arguments.tracking) as log:
+        result = _evaluate(recipe, arguments, folder, progress)
+        log({**_numbers(result), "evaluation/round": arguments.round}, arguments.round)
+
+
+def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress: Progress) -> dict[str, object]:
     inputs = {name: Path(path) for name, path in arguments.inputs.items()}
     prompts: list[Prompt] = read_records(inputs["prompts"], Prompt)
     settings = recipe.generation.model_copy(
@@ -61,7 +70,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         write_records(folder / "answers.parquet", answers)
         write_records(folder / "prompts.parquet", prompts)
         write_json(folder / "evaluation.json", result)
-        _track(recipe, arguments, result)
+    return result
 
 
 def _reference(policy: object, arguments: StageArguments, recipe: Recipe) -> object:
@@ -102,23 +111,12 @@ def _plain_text(path: Path | None) -> list[str] | None:
         raise UserError(f'evaluation.plain_text: {path} must hold a {{"text": ...}} a line ({error!r})') from None
 
 
-def _track(recipe: Recipe, arguments: StageArguments, result: dict[str, object]) -> None:
-    """The evaluation's numbers to the trackers of `report_to`, at the round as step."""
-    if not recipe.report_to:
-        return
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    values = {
+def _numbers(result: dict[str, object]) -> dict[str, float]:
+    """What trackers are told of an evaluation."""
+    return {
         f"evaluation/{block}/{key}": float(value)
         for block, numbers in result.items()
         if isinstance(numbers, dict)
         for key, value in numbers.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    folder = str(arguments.tracking)
-    for name in recipe.report_to:
-        kind = LOGGER_TYPE_TO_CLASS[name]
-        tracker = kind(arguments.run, logging_dir=folder) if kind.requires_logging_directory else kind(arguments.run)
-        tracker.start()
-        tracker.log({**values, "evaluation/round": arguments.round}, step=arguments.round)
-        tracker.finish()

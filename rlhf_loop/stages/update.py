@@ -35,6 +35,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         seed=int(stable_id(recipe.seed, "update", arguments.round)[:7], 16),
         step_offset=arguments.values["step_offset"],
         report_to=recipe.report_to,
+        project=arguments.run,
         run_name=f"{arguments.run}-round-{arguments.round}",
         tracking=arguments.tracking / "training",
         progress=progress,

@@ -31,6 +31,7 @@ def update_policy(
     seed: int = 0,
     step_offset: int = 0,
     report_to: Sequence[str] = (),
+    project: str = "rlhf-loop",
     run_name: str = "rlhf-loop",
     tracking: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
@@ -44,8 +45,9 @@ def update_policy(
     the base model's reference, or a folder that an earlier update made (sft and rejection_sampling use no reference).
     `reward` (a `rlhf_loop.rewards.Reward`) and `generation` are for the online updates, which need both. The new
     policy is written to `output/policy`, the log to `output/train_log.jsonl`. A second call with the same `output`
-    goes on from the last whole checkpoint. `step_offset` shifts the steps that trackers (`report_to`) see, so that
-    rounds follow one another; those that write files write to `tracking` (default: `output/tracking`).
+    goes on from the last whole checkpoint. Trackers (`report_to`) get a run called `run_name` in `project`;
+    `step_offset` shifts the steps that they see, so that rounds follow one another; those that write files write to
+    `tracking` (default: `output/tracking`).
 
     Raises `UserError` when there is nothing to train on, or the start does not fit the settings.
     """
@@ -75,6 +77,7 @@ def update_policy(
         seed=seed,
         step_offset=step_offset,
         report_to=report_to,
+        project=project,
         run_name=run_name,
         tracking=tracking,
         progress=progress,

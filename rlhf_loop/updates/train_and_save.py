@@ -17,6 +17,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.models import save_policy, to_messages, tune_cpu_memory
 from rlhf_loop.recipe import Policy, Update
 from rlhf_loop.records import Message, Prompt
+from rlhf_loop.tracking import training_run
 from rlhf_loop.training import callbacks, mean_loss, quiet, training_arguments
 
 
@@ -32,6 +33,7 @@ class Training:
     seed: int
     step_offset: int = 0
     report_to: Sequence[str] = ()
+    project: str = "rlhf-loop"
     run_name: str = "rlhf-loop"
     tracking: Path | None = None
     progress: Callable[[int, int, str], None] | None = None
@@ -46,7 +48,12 @@ class Training:
 
     def arguments(self, config: type[Any], defaults: Mapping[str, Any] | None = None) -> Any:
         """TRL's `config` with the recipe's trainer settings, which go over `defaults`; seeds torch."""
-        values = {"run_name": self.run_name, **(defaults or {}), **self.settings.trainer_settings()}
+        values = {
+            "run_name": self.run_name,
+            "project": self.project,
+            **(defaults or {}),
+            **self.settings.trainer_settings(),
+        }
         arguments = training_arguments(config, self.output, self.seed, values, self.policy.dtype)
         torch.manual_seed(self.seed)
         return arguments
@@ -65,7 +72,8 @@ def train_and_save(
     trainer.remove_callback(PrinterCallback)
     for callback in callbacks(log, training.report_to, training.step_offset, training.progress, training.tracking):
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=last_complete(output / "checkpoints"))
+    with training_run(training.report_to, trainer.args.project, training.run_name):
+        trainer.train(resume_from_checkpoint=last_complete(output / "checkpoints"))
     if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
         raise UserError(
             "the update ended in weights that are not finite; lower `update.trainer.learning_rate` or set "
