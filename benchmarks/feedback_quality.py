@@ -104,7 +104,7 @@ folder = Path(sys.argv[2])
 folder.mkdir(exist_ok=True)
 recipe = Recipe.load(Path("recipes/own_pairs.yaml"), ["feedback.imports.0.path=README.md"])
 with Store.open(sys.argv[1], create=False) as store:
-    snapshot(store, recipe, 1, folder)
+    snapshot(store, recipe, 1, folder, "base")
 """
 
 

@@ -75,7 +75,6 @@ def main() -> None:
                     sampling,
                     policy_settings=settings,
                     policy_id="p",
-                    run="r",
                     round=0,
                     seed=repeat,
                 )

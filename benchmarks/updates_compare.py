@@ -167,7 +167,6 @@ def answers_of(policy: Path, prompts: Sequence[Prompt], recipe: Recipe) -> list[
         recipe.generation.model_copy(update={"samples_per_prompt": SAMPLES_PER_PROMPT}),
         policy_settings=recipe.policy,
         policy_id="",
-        run="compare",
         round=0,
         seed=recipe.seed,
     )

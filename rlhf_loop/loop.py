@@ -6,6 +6,7 @@ The loop runs the torch-free steps itself, starts the stages by name, and takes 
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 import time
@@ -121,6 +122,29 @@ class Loop:
         warm = policy.round == 0 and policy.id != BASE
         return self.run_dir.step(policy.round, "evaluate_warm_start" if warm else "evaluate")
 
+    def policy_id(self, n: int) -> str | None:
+        """Of what round `n`'s update made, by content (its weights); None where it made nothing yet."""
+        folder = self.run_dir.step(n, "update")
+        manifest = read_manifest(folder)
+        if manifest is None:
+            return None
+        weights = [made for name, made in sorted(manifest["files"].items()) if _is_weights(name)]
+        made_of: tuple[object, ...] = (n, weights)
+        arguments = folder.with_name("update.arguments.json")
+        earlier = read_json(arguments).get("run") if arguments.exists() else None
+        if earlier is not None:  # made by a version that named policies after the run's folder
+            made_of = (earlier, self.recipe.seed, n)
+        return f"policy-{n:03d}-{stable_id('policy', *made_of)[:8]}"
+
+    def promoted_id(self, store: Store) -> str | None:
+        """The policy of this run that was promoted last; None before any was."""
+        return next((id for id, _ in reversed(store.promotions()) if self.holds(id)), None)
+
+    def holds(self, policy_id: str) -> bool:
+        """False for a policy that another run made which uses the same store."""
+        made = re.fullmatch(r"policy-(\d{3,})-[0-9a-f]{8}", policy_id)
+        return made is None or self.policy_id(int(made[1])) == policy_id
+
     def _keep_recipe(self) -> None:
         """Writes the recipe into the run, or checks that the run was made with the same one."""
         kept_file = self.run_dir.path / "recipe.yaml"
@@ -148,6 +172,7 @@ class _Run:
     """One call of `Loop.run`: the loop with its store and its launcher at hand."""
 
     def __init__(self, loop: Loop, store: Store, launcher: launch.Launcher):
+        self.loop = loop
         self.recipe = loop.recipe
         self.weights = loop.weights
         self.evaluation = loop.evaluation
@@ -165,7 +190,7 @@ class _Run:
         recipe = self.recipe
         base = Artifact(id=BASE, kind="policy", path=recipe.policy.model, round=0)
         self.store.add_artifact(base)
-        if self.store.promoted_id() is None:
+        if self.loop.promoted_id(self.store) is None:
             self.store.promote(BASE)
         for split in ("train", "dev", "test"):
             for path in getattr(recipe.prompts, split):
@@ -260,7 +285,9 @@ class _Run:
     # The steps
 
     def _snapshot(self, n: int) -> Path:
-        folder = self._step(n, "snapshot", [], {}, lambda partial: snapshot(self.store, self.recipe, n, partial))
+        folder = self._step(
+            n, "snapshot", [], {}, lambda partial: snapshot(self.store, self.recipe, n, partial, self.promoted())
+        )
         if n:
             report = read_json(folder / "validation.json")
             pairs, ties = report["pairs"]["train"], report["set_aside"]
@@ -273,11 +300,11 @@ class _Run:
     def _judge(self, frozen: Path) -> Path:
         folder = self._stage(
             0, "judge", "reward", {"pairs": frozen / "judge_pairs.parquet"}, [frozen],
-            {"role": "judge", "id": self._id("judge", 0), "specs": self._spec_hashes()},
+            {"role": "judge", "specs": self._spec_hashes()},
         )  # fmt: skip
         metrics = read_json(folder / "metrics.json")
         self.store.add_artifact(
-            Artifact(id=self._id("judge", 0), kind="judge", path=str(folder), round=0, metrics=metrics)
+            Artifact(id=_reward_id(folder), kind="judge", path=str(folder), round=0, metrics=metrics)
         )
         return folder
 
@@ -289,12 +316,12 @@ class _Run:
             return self.files.step(earlier, "reward")
         folder = self._stage(
             n, "reward", "reward", {"pairs": frozen / "pairs.parquet"}, [frozen],
-            {"role": "reward", "id": self._id("reward_model", n), "specs": specs},
+            {"role": "reward", "specs": specs},
         )  # fmt: skip
         metrics = read_json(folder / "metrics.json")
         self.store.add_artifact(
             Artifact(
-                id=self._id("reward_model", n),
+                id=_reward_id(folder),
                 kind="reward_model",
                 path=str(folder),
                 round=n,
@@ -381,7 +408,7 @@ class _Run:
             },
         )
         candidate = Artifact(
-            id=self._id("policy", n),
+            id=self._policy_id(n),
             kind="policy",
             path=str(folder / "policy"),
             round=n,
@@ -420,7 +447,7 @@ class _Run:
         return policy.id
 
     def _warm_policy(self) -> str:
-        return self._id("policy", 0)
+        return self._policy_id(0)
 
     def _algorithm(self, n: int) -> AlgorithmName:
         """The algorithm of round `n`'s update; in round 0 that of the warm start."""
@@ -463,7 +490,7 @@ class _Run:
         self.progress.note("", decision["reason"])
         kept: str = read_json(frozen / "state.json")["promoted"]
         policy = candidate.id if decision["promoted"] else kept
-        if self.promoted() == kept:  # not when a person promoted another one in the meantime
+        if policy != kept and self.promoted() == kept:  # not when a person promoted another one in the meantime
             self.store.promote(policy)
         return policy
 
@@ -537,7 +564,7 @@ class _Run:
             return folder
         arguments = StageArguments(
             stage=stage,
-            run=self.files.name,
+            title=self.files.name,
             round=n,
             key=key,
             output=str(folder),
@@ -560,7 +587,7 @@ class _Run:
 
     def promoted(self) -> str:
         """The id of the policy that generates now."""
-        policy = self.store.promoted_id()
+        policy = self.loop.promoted_id(self.store)
         assert policy is not None  # `prepare` promotes the base
         return policy
 
@@ -574,8 +601,10 @@ class _Run:
         """Questions that people have not answered yet."""
         return self.store.open_questions() if self.recipe.feedback.annotator is None else 0
 
-    def _id(self, kind: str, n: int) -> str:
-        return f"{kind}-{n:03d}-{stable_id(kind, self.files.name, self.recipe.seed, n)[:8]}"
+    def _policy_id(self, n: int) -> str:
+        id = self.loop.policy_id(n)
+        assert id is not None  # the update was made before
+        return id
 
     def _spec_hashes(self) -> list[str]:
         """Contents of the reward-model folders: a changed one means training again."""
@@ -622,6 +651,15 @@ def _feedback_ids(rows: Path) -> list[str]:
         return []
     lists = pc.unique(pq.read_table(rows, columns=["feedback_ids"]).column(0)).to_pylist()
     return sorted({id for text in lists for id in json.loads(text)})
+
+
+def _reward_id(folder: Path) -> str:
+    id: str = read_json(folder / "components.json")["id"]
+    return id
+
+
+def _is_weights(name: str) -> bool:
+    return name.startswith("policy/") and name.endswith(".safetensors")
 
 
 def _interval(value: Mapping[str, Any]) -> str:

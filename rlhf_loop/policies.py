@@ -25,17 +25,18 @@ def listed(run: Path) -> list[dict[str, Any]]:
     """One row a policy, in order of rounds: `{id, round, parent, promoted, path, win_rate_vs_base}`."""
     loop = open_loop(run)
     with Store.open(loop.store_url) as store:
-        policies = store.artifacts(kind="policy", with_feedback=False)
+        policies, promoted = store.artifacts(kind="policy", with_feedback=False), loop.promoted_id(store)
     return [
         {
             "id": policy.id,
             "round": policy.round,
             "parent": policy.parent,
-            "promoted": policy.promoted,
+            "promoted": policy.id == promoted,
             "path": loop.weights(policy),
             "win_rate_vs_base": _evaluation(loop, policy).get("win_rate_vs_base"),
         }
         for policy in sorted(policies, key=lambda policy: policy.round)
+        if loop.holds(policy.id)
     ]
 
 
@@ -43,7 +44,7 @@ def promote(run: Path, policy_id: str) -> None:
     """Makes `policy_id` the promoted policy; the next round starts from it."""
     loop = open_loop(run)
     with loop.run_dir.locked(), Store.open(loop.store_url) as store:
-        _find(store, policy_id)
+        _find(loop, store, policy_id)
         store.promote(policy_id)
 
 
@@ -51,11 +52,11 @@ def rollback(run: Path) -> str:
     """Promotes the policy that was promoted before the current one, and gives its id."""
     loop = open_loop(run)
     with loop.run_dir.locked(), Store.open(loop.store_url) as store:
-        current = store.promoted_policy()
-        if current is None or current.id == BASE:
+        promotions = [policy for policy, _ in store.promotions() if loop.holds(policy)]
+        if not promotions or promotions[-1] == BASE:
             raise UserError(f"{run}: the base policy is promoted; there is nothing to roll back to")
-        before = _promoted_before([policy for policy, _ in store.promotions()])
-        store.promote(_find(store, before).id)
+        before = _promoted_before(promotions)
+        store.promote(_find(loop, store, before).id)
         return before
 
 
@@ -71,7 +72,7 @@ def export(run: Path, output: Path, policy_id: str | None = None, form: str = "m
         raise UserError(f"{output} is not empty; name a new folder")
     loop = open_loop(run)
     with Store.open(loop.store_url) as store:
-        policy = _find(store, policy_id or store.promoted_id() or BASE)
+        policy = _find(loop, store, policy_id or loop.promoted_id(store) or BASE)
         lineage = store.lineage(policy.id)
     source = loop.weights(policy)
     partial = output.with_name(output.name + ".partial")
@@ -108,10 +109,13 @@ def _promoted_before(promotions: Sequence[str]) -> str:
     return standing[-2] if len(standing) > 1 else BASE
 
 
-def _find(store: Store, policy_id: str) -> Artifact:
+def _find(loop: Loop, store: Store, policy_id: str) -> Artifact:
+    """A policy of this run; another run may use the store."""
     for policy in store.artifacts(kind="policy", ids=[policy_id]):
-        return policy
-    known = sorted(policy.id for policy in store.artifacts(kind="policy", with_feedback=False))
+        if loop.holds(policy.id):
+            return policy
+    policies = store.artifacts(kind="policy", with_feedback=False)
+    known = sorted(policy.id for policy in policies if loop.holds(policy.id))
     raise UserError(f"no policy {policy_id}; there are: {', '.join(known)}")
 
 

@@ -144,7 +144,7 @@ class StageArguments:
     """What a stage is told: a JSON file, so that any process on any machine can be told the same."""
 
     stage: str  # a name in rlhf_loop.stages.STAGES
-    run: str  # name of the run
+    title: str  # what trackers call the run
     round: int
     key: str  # of the output's manifest
     output: str  # the folder to make
@@ -164,7 +164,16 @@ class StageArguments:
     @classmethod
     def read(cls, path: Path) -> StageArguments:
         """The inverse of `write`."""
-        return cls(**read_json(path))
+        values = read_json(path)
+        if "run" in values:  # of an earlier version
+            values["title"] = values.pop("run")
+        try:
+            return cls(**values)
+        except TypeError:
+            raise UserError(
+                f"{path} holds no arguments of a stage of this version; type the `rlhf-loop run` command again, which "
+                "writes them anew"
+            ) from None
 
 
 def commit_folder(partial: Path, folder: Path) -> None:

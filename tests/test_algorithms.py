@@ -13,9 +13,9 @@ from rlhf_loop.algorithms import ALGORITHMS, ROWS, Algorithm
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.recipe import parse
-from rlhf_loop.records import Demonstration, LabelledCompletion, Prompt, read_records
+from rlhf_loop.records import Demonstration, LabelledCompletion, Prompt, read_records, stable_id
 from rlhf_loop.report.status import status
-from rlhf_loop.run_dir import RunDir, read_json
+from rlhf_loop.run_dir import RunDir, read_json, read_manifest, write_json
 from rlhf_loop.steps.snapshot import snapshot
 
 ROOT = Path(__file__).parent.parent
@@ -192,7 +192,7 @@ def test_thumbs_and_edits_do_not_change_the_pairs_of_a_round(kto_run: Path, tmp_
         other.add_prompts(store.prompts())
         other.add_completions(store.completions())
         other.add_feedback([record for record in given if record.kind == "preference"])
-        snapshot(other, Recipe.load(kto_run / "recipe.yaml"), 1, tmp_path)
+        snapshot(other, Recipe.load(kto_run / "recipe.yaml"), 1, tmp_path, "base")
     assert {record.kind for record in given} > {"preference"}
     assert (tmp_path / "pairs.parquet").read_bytes() == (kept / "pairs.parquet").read_bytes()
 
@@ -264,3 +264,41 @@ def test_no_demonstrations_are_refused_before_anything_is_computed(
 def test_a_round_without_rows_is_refused_with_the_remedy_before_training(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"round 1: nothing to train rejection_sampling on .*min_margin"):
         run(tmp_path / "best", "update.algorithm=rejection_sampling", "pairing.min_margin=1e9")
+
+
+def test_policies_that_an_earlier_version_named_after_the_folder_keep_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def named(loop: Loop, n: int) -> str:
+        return f"policy-{n:03d}-{stable_id('policy', 'before', loop.recipe.seed, n)[:8]}"
+
+    block = "warm_start={trainer: {max_steps: 1}}"
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "policy_id", named)
+        run(tmp_path / "before", block, rounds=0)
+    file = RunDir(tmp_path / "before").round(0) / "update.arguments.json"
+    values = read_json(file)
+    values["run"] = values.pop("title")
+    write_json(file, values)
+    moved = (tmp_path / "before").rename(tmp_path / "moved")
+    run(moved, block)
+    base, warm, first = policies.listed(moved)
+    assert warm["id"] == named(Loop(Recipe.load(SMOKE), moved), 0)
+    assert [first["parent"], base["parent"]] == [warm["id"], None]
+    assert read_json(RunDir(moved).step(1, "snapshot") / "state.json")["promoted"] == warm["id"]
+
+
+def test_two_runs_share_a_store_and_each_has_a_promoted_policy_of_its_own(tmp_path: Path) -> None:
+    shared = (f"store=sqlite:///{tmp_path / 'shared.db'}", "gate.margin=0.49")
+    run(tmp_path / "one", *shared)
+    run(tmp_path / "again", *shared)
+    run(tmp_path / "other", *shared, "seed=1")
+    files = [RunDir(tmp_path / name) for name in ("one", "again", "other")]
+    made = [read_manifest(run.step(1, "generate"))["files"] for run in files]
+    assert made[0] == made[1] != made[2]
+    assert {read_json(run.step(1, "snapshot") / "state.json")["promoted"] for run in files} == {"base"}
+    promoted = [next(row for row in policies.listed(run.path) if row["promoted"]) for run in files]
+    assert promoted[0]["id"] == promoted[1]["id"] != promoted[2]["id"]
+    assert [row["path"] for row in promoted] == [str(run.step(1, "update") / "policy") for run in files]
+    run(tmp_path / "one", *shared, rounds=2)
+    assert read_json(files[0].step(2, "snapshot") / "state.json")["promoted"] == promoted[0]["id"]

@@ -107,7 +107,7 @@ def test_no_held_out_prompts_are_said_with_the_setting_that_gives_some(tmp_path)
     with Store.open(":memory:") as store:
         store.add_prompts(read_prompts(recipe.prompts.train[0], "train"))
         with pytest.raises(UserError, match=r"split `test`.*`prompts\.test`"):
-            snapshot(store, recipe, 0, tmp_path)
+            snapshot(store, recipe, 0, tmp_path, "base")
     with pytest.raises(UserError, match=r"prompts\.test"):
         evaluation.evaluate(
             [], [], [], None, judge=lambda p, a: [], judge_name="j", simulated=True, settings=recipe.evaluation

@@ -34,7 +34,7 @@ def prompts() -> list[Prompt]:
 
 
 def sampled(policy: object, chosen: list[Prompt], settings: Generation, **options: object) -> list[Completion]:
-    place = {"policy_id": "tiny", "run": "r", "round": 1, "seed": 5} | options
+    place = {"policy_id": "tiny", "round": 1, "seed": 5} | options
     return generate(policy, chosen, settings, policy_settings=Policy(model="", dtype="float32"), **place)  # type: ignore[arg-type]
 
 

@@ -251,7 +251,7 @@ def test_the_model_inside_a_wheel_answers_sensibly() -> None:
     policy = load_policy(reference, FP32)
     prompt = Prompt(id="p", group="p", messages=(Message(role="user", content="What is the capital of France?"),))
     settings = Generation(samples_per_prompt=1, temperature=0, max_new_tokens=24)
-    made = generate(policy, [prompt], settings, policy_settings=FP32, policy_id="b", run="r", round=0, seed=0)[0]
+    made = generate(policy, [prompt], settings, policy_settings=FP32, policy_id="b", round=0, seed=0)[0]
     assert "Paris" in made.text
     assert made.finish_reason == "stop"
     assert WHEEL_MODEL in model_files.KNOWN_HASHES

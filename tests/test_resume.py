@@ -1,4 +1,4 @@
-"""A run that was killed anywhere, and started again, ends as one that was never interrupted."""
+"""A run that was killed anywhere, and started again, ends as one that was not, in a folder of any name."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def same(run: Path, whole: Path) -> None:
 
 
 def test_killed_before_each_step_is_in_place(uninterrupted: Path, tmp_path: Path) -> None:
-    run = tmp_path / "smoke"
+    run = tmp_path / "before"
     steps = [step for step in STEPS if step not in ("judge", "evaluate_warm_start")]
     first = [f"0/{step}/before" for step in ("snapshot", "evaluate", "generate", "ask")]
     drive(run, *first, *(f"1/{step}/before" for step in steps), "2/update/before")
@@ -66,7 +66,7 @@ def test_killed_before_each_step_is_in_place(uninterrupted: Path, tmp_path: Path
 
 
 def test_killed_after_each_step_is_in_place_and_before_the_store_has_it(uninterrupted: Path, tmp_path: Path) -> None:
-    run = tmp_path / "smoke"
+    run = tmp_path / "after"
     steps = [step for step in STEPS if step not in ("judge", "evaluate_warm_start")]
     first = [f"0/{step}/after" for step in ("snapshot", "evaluate", "generate", "ask")]
     drive(run, *first, *(f"1/{step}/after" for step in steps), "2/gate/after")
@@ -74,6 +74,6 @@ def test_killed_after_each_step_is_in_place_and_before_the_store_has_it(uninterr
 
 
 def test_killed_inside_training_and_while_a_checkpoint_is_written(uninterrupted: Path, tmp_path: Path) -> None:
-    run = tmp_path / "smoke"
+    run = tmp_path / "inside"
     drive(run, "1/update/step-1", "1/update/checkpoint-2", "1/update/step-3", "2/update/checkpoint-4")
     same(run, uninterrupted)

@@ -168,7 +168,7 @@ def test_rounds_are_listed_in_order_and_complete_with_their_manifest(tmp_path: P
 
 def test_stage_arguments_survive_their_file(tmp_path: Path) -> None:
     arguments = StageArguments(
-        stage="score", run="r", round=1, key="k", output="o", recipe={"a": [1]}, inputs={"x": "y"}, values={"v": None}
+        stage="score", title="r", round=1, key="k", output="o", recipe={"a": [1]}, inputs={"x": "y"}, values={"v": None}
     )
     arguments.write(tmp_path / "a.json")
     assert StageArguments.read(tmp_path / "a.json") == arguments

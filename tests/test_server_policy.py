@@ -207,7 +207,7 @@ def test_a_conversation_that_waits_for_room_is_read_once(tiny_policy: Path, monk
     assert read == ["first", "second"]
 
 
-def test_who_is_promoted_is_asked_often_but_read_whole_only_when_it_changes(
+def test_who_is_promoted_is_asked_often_and_never_read_with_all_it_learned_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rlhf_loop.server.run import set_up_chat
@@ -215,9 +215,9 @@ def test_who_is_promoted_is_asked_often_but_read_whole_only_when_it_changes(
     served = service(file_store(tmp_path))
     for name in ("base", "better"):
         served.store.add_artifact(Artifact(id=name, kind="policy", path=name, round=0))
-    read: list[int] = []
-    whole = served.store.promoted_policy
-    monkeypatch.setattr(served.store, "promoted_policy", lambda: (read.append(1), whole())[1])
+    read: list[bool] = []
+    whole = served.store.artifacts
+    monkeypatch.setattr(served.store, "artifacts", lambda **how: (read.append(how["with_feedback"]), whole(**how))[1])
     set_up_chat(served, "http://other/v1")
     assert served.policies is not None
     answers = []
@@ -227,7 +227,7 @@ def test_who_is_promoted_is_asked_often_but_read_whole_only_when_it_changes(
         found = asyncio.run(served.policies.promoted())  # type: ignore[arg-type]
         answers.append(found.id if found else None)
     assert answers == ["upstream", "base", "base", "better", "better", "base"]
-    assert len(read) == 3
+    assert not any(read)
 
 
 # -- another server ----------------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ def generate(
     *,
     policy_settings: recipe.Policy,
     policy_id: str,
-    run: str,
     round: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
@@ -51,8 +50,7 @@ def generate(
     )
     sampling = settings.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"})
     return [
-        Completion(
-            id=stable_id("completion", run, round, policy_id, prompt.id, sample),
+        _completion(
             prompt_id=prompt.id,
             text=answer.text,
             policy=policy_id,
@@ -66,3 +64,8 @@ def generate(
         for prompt, samples in zip(prompts, answers, strict=True)
         for sample, answer in enumerate(samples)
     ]
+
+
+def _completion(**fields: Any) -> Completion:
+    """An answer under an id of all that it is, so that two runs in one store never give one id to two answers."""
+    return Completion(id=stable_id("completion", fields), **fields)

@@ -75,8 +75,14 @@ def set_up_chat(service: Service, upstream: str | None) -> None:
     """Gives the service its policies, or the reason why it has none."""
     store, recipe, run_dir = service.store, service.recipe, service.run_dir
 
+    loop = open_loop(run_dir) if run_dir is not None else None
+
+    def look() -> Artifact | None:
+        id = loop.promoted_id(store) if loop is not None else store.promoted_id()
+        return None if id is None else store.artifacts(ids=[id], with_feedback=False)[0]
+
     async def promoted() -> Artifact | None:
-        found = await asyncio.to_thread(store.promoted_policy)
+        found = await asyncio.to_thread(look)
         if found is None and upstream is not None:
             return Artifact(id="upstream", kind="policy", path=upstream, round=0)
         return found
@@ -85,13 +91,12 @@ def set_up_chat(service: Service, upstream: str | None) -> None:
         url, key = upstream, os.environ.get(KEY_VARIABLE)
         service.policies = Policies(promoted, lambda policy: Upstream(url, policy.id, key), back_off=BACK_OFF)
         return
-    if recipe is None or run_dir is None:
+    if recipe is None or loop is None:
         service.chat_off = "a store alone has no policy to serve; serve a run, or give --upstream URL"
         return
-    if store.promoted_id() is None:
+    if loop.promoted_id(store) is None:
         service.chat_off = "the run has no policy yet; `rlhf-loop run` makes its first round, then start this again"
         return
-    loop = open_loop(run_dir)
 
     def make(policy: Artifact) -> Engine:
         settings = recipe.policy.model_dump(mode="json")

@@ -28,9 +28,9 @@ from rlhf_loop.tracking import evaluation_run
 def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     """Samples the candidate's answers, has them judged, and measures what may have been lost."""
     recipe = parse(arguments.recipe)
-    name = f"{arguments.run}-evaluation"
+    name = f"{arguments.title}-evaluation"
     # Opened first: a tracker that does not start is told of before anything is computed.
-    with evaluation_run(recipe.report_to, arguments.run, name, arguments.tracking) as log:
+    with evaluation_run(recipe.report_to, arguments.title, name, arguments.tracking) as log:
         result = _evaluate(recipe, arguments, folder, progress)
         log({**_numbers(result), "evaluation/round": arguments.round}, arguments.round)
 

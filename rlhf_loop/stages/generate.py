@@ -44,7 +44,6 @@ def sample(
             settings,
             policy_settings=recipe.policy,
             policy_id=arguments.values["policy_id"],
-            run=arguments.run,
             round=arguments.round,
             seed=recipe.seed,
             progress=lambda done, total: progress(done, total, f"rank {rank()} of {world_size()}" * (world_size() > 1)),

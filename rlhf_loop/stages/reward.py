@@ -15,7 +15,7 @@ from rlhf_loop.models import resolve_model
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
 from rlhf_loop.records import PreferencePair, read_records, stable_id
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
-from rlhf_loop.run_dir import StageArguments, without_times, write_json
+from rlhf_loop.run_dir import StageArguments, hash_file, without_times, write_json
 from rlhf_loop.stages import Progress
 
 
@@ -55,9 +55,17 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         metrics[name] = without_times({**trained, **held_out_metrics})
         listed.append({"name": name, "weight": component.weight})
     if is_main():
-        write_json(folder / "components.json", {"id": arguments.values["id"], "components": listed})
+        id = _id("judge" if role == "judge" else "reward_model", arguments, folder, listed)
+        write_json(folder / "components.json", {"id": id, "components": listed})
         write_json(folder / "metrics.json", metrics)
     barrier()
+
+
+def _id(kind: str, arguments: StageArguments, folder: Path, components: list[dict[str, Any]]) -> str:
+    """By content: what was trained, and the files that describe what needs no training."""
+    weights = [hash_file(path) for path in sorted(folder.rglob("*.safetensors")) if "checkpoint-" not in str(path)]
+    digest = stable_id(kind, arguments.round, arguments.values["specs"], components, weights)
+    return f"{kind}-{arguments.round:03d}-{digest[:8]}"
 
 
 def load(folder: Path, recipe_values: dict[str, Any]) -> Reward:

@@ -28,8 +28,9 @@ MANY = 50_000  # completions: to read more than these one by one takes longer th
 
 
 @collector_paused()
-def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> ValidationReport:
-    """Writes the folder; rows that fail validation go to the store's quarantine.
+def snapshot(store: Store, recipe: Recipe, round: int, folder: Path, promoted: str) -> ValidationReport:
+    """Writes the folder; rows that fail validation go to the store's quarantine. `promoted`: the policy that the round
+    starts from.
 
     Feedback of this round and later is left out, so that a round that is made again sees what it saw.
     Raises `UserError` when a round of learning has too few pairs, with the number needed, and where no prompts are
@@ -93,7 +94,7 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path) -> Validati
             "no_label": dict(unlabelled),
         },
     )
-    write_json(folder / "state.json", {"promoted": store.promoted_id()})
+    write_json(folder / "state.json", {"promoted": promoted})
     return report
 
 

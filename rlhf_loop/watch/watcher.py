@@ -226,7 +226,7 @@ class Watcher:
     def _measured(self, number: int) -> dict[str, Any]:
         file = self.run.step(number, "evaluate") / "evaluation.json"
         with Store.open(self.loop.store_url) as store:
-            measured = {"promoted_policy": store.promoted_id()}
+            measured: dict[str, Any] = {"promoted_policy": self.loop.promoted_id(store)}
         return {**measured, "win_rate_vs_base": read_json(file).get("win_rate_vs_base")} if file.exists() else measured
 
     def _event(self, kind: Kind, number: int, details: dict[str, Any], attempt: int = 0) -> Event:
