@@ -6,7 +6,8 @@ One process without any of this set up is rank 0 of 1, so stages read the same o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
@@ -33,6 +34,24 @@ def start() -> None:
         from accelerate import PartialState
 
         PartialState()
+
+
+@contextmanager
+def whole_models() -> Iterator[None]:
+    """Within it, a model that is loaded is there whole on every rank, also where Accelerate's config shares out the
+    weights of trainings: FSDP would give them to the main rank alone, and ZeRO-3 a part of them to each."""
+    from transformers.integrations import deepspeed
+
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    efficient = os.environ.pop(name, None)
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = reference
+        if efficient is not None:
+            os.environ[name] = efficient
 
 
 def shard(items: Sequence[T]) -> list[T]:

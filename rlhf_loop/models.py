@@ -11,17 +11,19 @@ import gc
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rlhf_loop.distributed import is_main, whole_models
 from rlhf_loop.errors import UserError
 from rlhf_loop.model_files import give_pad_token, resolve_model
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Message, Prompt
+from rlhf_loop.weights import save_weights
 
 __all__ = [
     "device",
@@ -39,13 +41,20 @@ __all__ = [
 
 
 def load_policy(
-    reference: str | Path, settings: Policy, trainable: bool = False, merged: bool = False
+    reference: str | Path,
+    settings: Policy,
+    trainable: bool = False,
+    merged: bool = False,
+    in_training: bool = False,
 ) -> tuple[Any, Any]:
     """The model and tokenizer of `reference`: anything that `resolve_model` takes, or an adapter's folder.
 
     An adapter comes as a `PeftModel` on its base. Weights have the recipe's dtype (a trainable adapter's own are
     float32, as PEFT does) and lie on the accelerator if there is one. In `eval()` unless `trainable`. Raises
     `UserError` when the files are missing or damaged.
+
+    `in_training`: for a trainer, which puts the weights where they belong; where Accelerate's config shares them out
+    (FSDP, ZeRO-3), this rank may have none of them yet. Else the model is there whole.
 
     `merged`: for sampling; an adapter is added to its base in float32 and the sum rounded to the dtype once, which
     gives a plain model, twice as fast as one with an adapter. (Measured on a 135M model after a round of DPO: 91% of
@@ -64,7 +73,7 @@ def load_policy(
     dtype = getattr(torch, settings.dtype)
     merged = merged and folder is not None
     assert not (merged and trainable), "merged weights are for sampling"
-    with _quiet(), _explained(source):
+    with _quiet(), _explained(source), nullcontext() if in_training else whole_models():
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32 if merged else dtype, **options)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
@@ -83,7 +92,8 @@ def load_policy(
             )
     if merged:
         model = model.merge_and_unload().to(dtype)
-    model.to(device())
+    if not in_training:
+        model.to(device())
     model.train(trainable)
     return model, tokenizer
 
@@ -112,27 +122,25 @@ def load_tokenizer(reference: str | Path, settings: Policy | None = None) -> Any
     return tokenizer
 
 
-def save_policy(model: Any, tokenizer: Any, folder: str | Path, base_reference: str) -> None:
-    """Writes a policy's safetensors and tokenizer to `folder`.
-
-    A `PeftModel` is written as its adapter, with `base_reference` (as typed in the recipe) as its base; any other
-    model with all its weights.
-    """
-    from peft import PeftModel
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+def save_policy(
+    model: Any,
+    tokenizer: Any,
+    folder: str | Path,
+    base_reference: str,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> None:
+    """Writes a policy's safetensors and tokenizer to `folder`; see `rlhf_loop.weights.save_weights`."""
     with _quiet():
-        if isinstance(model, PeftModel):
-            model.peft_config[model.active_adapter].base_model_name_or_path = base_reference
-            modules = model.peft_config[model.active_adapter].target_modules
-            if isinstance(modules, set):  # its order differs from process to process, and files are compared by hash
-                model.peft_config[model.active_adapter].target_modules = sorted(modules)
-            # The embeddings are never resized here; left to itself PEFT would ask the hub about the base.
-            model.save_pretrained(str(folder), selected_adapters=[model.active_adapter], save_embedding_layers=False)
-        else:
-            model.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
+        save_weights(
+            model,
+            Path(folder),
+            base_reference,
+            wanted=wanted,
+            remedy="lower `update.trainer.learning_rate` or set `update.trainer.max_grad_norm: 1.0`. The last policy "
+            "is unharmed",
+        )
+        if is_main():
+            tokenizer.save_pretrained(str(folder))
 
 
 def merge_policy(folder: str | Path, output: str | Path, settings: Policy) -> None:

@@ -31,8 +31,10 @@ from rlhf_loop.rewards.head import cross_validate, fit, group_folds
 from rlhf_loop.rewards.scoring import in_batches, padded, token_batches
 from rlhf_loop.rewards.spec import BradleyTerrySpec
 from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
-from rlhf_loop.rewards.trunk import load_classifier, lora_config, save_adapter
+from rlhf_loop.rewards.trunk import load_classifier, lora_config
+from rlhf_loop.rewards.trunk import quiet as transformers_quiet
 from rlhf_loop.training import Progress, callbacks, quiet, training_arguments
+from rlhf_loop.weights import save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -81,17 +83,11 @@ def train(
             trainer.add_callback(callback)
         trainer.remove_callback(PrinterCallback)  # the log goes to its file, and progress to the caller
         result = trainer.train(resume_from_checkpoint=checkpoint)
-    if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
-        raise UserError(
-            "the reward model's weights are no longer finite; lower `trainer.learning_rate` in its reward_model.yaml, "
-            "or set `trainer.max_grad_norm: 1.0`"
-        )
     model = trainer.accelerator.unwrap_model(trainer.model)
+    remedy = "lower `trainer.learning_rate` in its reward_model.yaml, or set `trainer.max_grad_norm: 1.0`"
+    with transformers_quiet():
+        save_weights(model, output, _reference(spec, policy), remedy=remedy)
     if is_main():
-        if spec.lora is None:
-            model.save_pretrained(str(output))
-        else:
-            save_adapter(model, output, _reference(spec, policy))
         tokenizer.save_pretrained(str(output))
         remove_all(output / "checkpoints")
     return {

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from rlhf_loop.distributed import whole_models
 from rlhf_loop.errors import UserError
 from rlhf_loop.models import device, load_tokenizer, resolve_model
 from rlhf_loop.recipe import Lora, Policy
@@ -29,7 +30,7 @@ def load_classifier(base: str, policy: Policy, *, full: bool = False, adapter: P
     source = resolve_model(reference)
     tokenizer = load_tokenizer(reference, policy)
     dtype = torch.float32 if full else getattr(torch, policy.dtype)
-    with quiet(), _explained(reference):
+    with quiet(), _explained(reference), whole_models():
         model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, **_options(policy, dtype))
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         # The classifier reads the last token that is not padding, and would look past the end of the answer.
@@ -55,7 +56,7 @@ def load_trunk(base: str, policy: Policy, layers: list[float]) -> tuple[Any, Any
     reference = policy.model if base == "policy" else base
     tokenizer = load_tokenizer(reference, policy)
     source = resolve_model(reference)
-    with quiet(), _explained(reference):
+    with quiet(), _explained(reference), whole_models():
         model = AutoModel.from_pretrained(source, **_options(policy, getattr(torch, policy.dtype)))
     depth = int(model.config.get_text_config().num_hidden_layers)
     numbers = [max(1, round(share * depth)) for share in layers]
@@ -78,13 +79,6 @@ def lora_config(lora: Lora) -> Any:
         target_modules=lora.target_modules,
         modules_to_save=["score"],
     )
-
-
-def save_adapter(model: Any, folder: Path, reference: str) -> None:
-    """Writes a LoRA adapter and its output layer, naming its base as the recipe does."""
-    model.peft_config[model.active_adapter].base_model_name_or_path = reference
-    # A padding row may have been added to the embeddings; it is never attended to, so it need not be saved.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 @contextmanager

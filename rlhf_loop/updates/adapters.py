@@ -34,10 +34,10 @@ def build_trainer(
     start_adapter, reference_adapter = adapter_folder(start), adapter_folder(reference)
     if settings.lora is None:
         refuse_adapter(start_adapter)
-        model, tokenizer = load_policy(start, policy, trainable=True)
-        reference_model = None if own_reference else load_policy(reference, policy)[0]
+        model, tokenizer = load_policy(start, policy, trainable=True, in_training=True)
+        reference_model = None if own_reference else load_policy(reference, policy, in_training=True)[0]
         return make(model, reference_model, processing_class=tokenizer, peft_config=None), tokenizer
-    model, tokenizer = load_policy(policy.model, policy)
+    model, tokenizer = load_policy(policy.model, policy, in_training=True)
     config = lora_config(settings.lora)
     if reference_adapter is None:  # "adapters disabled" is the base model
         trainer = make(model, None, processing_class=tokenizer, peft_config=config)

@@ -28,7 +28,7 @@ def train_online(
     *,
     reward: Callable[..., list[float]],
     generation: Generation,
-    before_saving: Callable[[Any], None] = lambda model: None,
+    of_policy: Callable[[str], bool] = lambda name: True,
 ) -> dict[str, Any]:
     """See `rlhf_loop.updates.update_policy`. `kind`: the trainer's class, with `Rollouts`; `config`: of its settings.
 
@@ -58,7 +58,7 @@ def train_online(
             make, training.start, reference, training.policy, training.settings, own_reference=True
         )
         trainer.generation_batch_tokens = generation.batch_tokens
-        metrics = train_and_save(trainer, tokenizer, training, before_saving)
+        metrics = train_and_save(trainer, tokenizer, training, of_policy)
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     return {
         "algorithm": training.settings.algorithm,

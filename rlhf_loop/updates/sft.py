@@ -41,10 +41,10 @@ def _trainer(
     adapter = adapter_folder(start)
     if lora is None:
         refuse_adapter(adapter)
-        model, tokenizer = load_policy(start, policy, trainable=True)
+        model, tokenizer = load_policy(start, policy, trainable=True, in_training=True)
         trainer = _UnfinishedAware(model, arguments, train_dataset=dataset, processing_class=tokenizer)
     else:
-        model, tokenizer = load_policy(policy.model, policy)
+        model, tokenizer = load_policy(policy.model, policy, in_training=True)
         config = lora_config(lora)
         trainer = _UnfinishedAware(
             model, arguments, train_dataset=dataset, processing_class=tokenizer, peft_config=config

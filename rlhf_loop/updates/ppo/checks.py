@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from rlhf_loop.distributed import whole_models
 from rlhf_loop.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,10 @@ def loaded_reward_model(function: Any) -> Any:
     """A reward model given by its name or folder, as a module."""
     if not isinstance(function, str):
         return function
-    model, report = AutoModelForSequenceClassification.from_pretrained(function, num_labels=1, output_loading_info=True)
+    with whole_models():
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            function, num_labels=1, output_loading_info=True
+        )
     if report["missing_keys"]:
         raise UserError(
             f"{function} is no reward model: it lacks {sorted(report['missing_keys'])[0]}, which would be random. Give "

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from trl.trainer.utils import FusedCausalLMOutput
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.weights import whole_copy
 
 CRITIC = "ppo_critic"
 """Name of the critic among the policy's submodules, and of its adapter among the policy's adapters."""
@@ -95,11 +96,13 @@ def attach_critic(model: Any, placement: Placement, value_model: Any = None, see
         model.set_adapter("default")
     critic = Critic((trunk or policy).config.get_text_config().hidden_size, trunk)
     if head is not None:
+        given = whole_copy(head)
         with torch.no_grad():
-            critic.head.weight.copy_(head.weight)
-            if head.bias is not None:
-                critic.head.bias.copy_(head.bias)
-    policy.add_module(CRITIC, critic.to(device=next(policy.parameters()).device))
+            critic.head.weight.copy_(given.weight)
+            if given.bias is not None:
+                critic.head.bias.copy_(given.bias)
+    first = next(policy.parameters())
+    policy.add_module(CRITIC, critic if hasattr(first, "ds_id") else critic.to(device=first.device))
     thaw_critic(model)
     _extend_forward(policy, placement)
     if placement == "adapter":
@@ -193,7 +196,7 @@ def _trunk_and_head(policy: Any, value_model: Any, peft: bool) -> tuple[Any, nn.
                 "critic='separate' with a LoRA policy needs `value_model` to start from; or use critic='adapter', "
                 "which shares the policy's weights"
             )
-        return copy.deepcopy(policy.base_model).requires_grad_(True), None
+        return whole_copy(policy.base_model).requires_grad_(True), None
     head = getattr(value_model, "score", None)
     head = head if isinstance(head, nn.Linear) and head.out_features == 1 else None
     trunk = getattr(value_model, "base_model", value_model)

@@ -7,7 +7,6 @@ theirs is copied; `tests/test_ppo_seams.py` fails when one of those that are lea
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -59,6 +58,7 @@ from rlhf_loop.updates.ppo.critic import (
 from rlhf_loop.updates.ppo.minibatches import loss_mask, trimmed
 from rlhf_loop.updates.reward_functions import classifier_reward, watched
 from rlhf_loop.updates.rollouts import Rollouts, check_prompts
+from rlhf_loop.weights import whole_copy, whole_state
 
 logger = logging.getLogger(__name__)
 
@@ -503,6 +503,16 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
 
     # Checkpoints: the policy is saved as it would be without a critic, and the critic in a folder beside it
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The policy, and the critic beside it; on every rank, since both may be shared out."""
+        super().save_model(output_dir, _internal_call)
+        critic = whole_state(self._unwrapped(), is_critic)
+        if self.args.should_save:
+            folder = os.path.join(output_dir or self.args.output_dir, CRITIC)
+            os.makedirs(folder, exist_ok=True)
+            tensors = {name: tensor.contiguous().clone() for name, tensor in critic.items()}
+            safetensors.torch.save_file(tensors, os.path.join(folder, _CRITIC_FILE))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = output_dir or self.args.output_dir
         model = self._unwrapped()
@@ -510,10 +520,6 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         policy = {name: tensor for name, tensor in state.items() if not is_critic(name)}
         with without_critic_adapter(model):
             super()._save(folder, state_dict=policy)
-        if self.args.should_save:
-            critic = {name: tensor.contiguous().clone() for name, tensor in state.items() if is_critic(name)}
-            os.makedirs(os.path.join(folder, CRITIC), exist_ok=True)
-            safetensors.torch.save_file(critic, os.path.join(folder, CRITIC, "critic.safetensors"))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -541,9 +547,9 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         target = self.model if model is None else model
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = os.path.join(resume_from_checkpoint, CRITIC)
-        if not os.path.isfile(os.path.join(folder, "critic.safetensors")):
+        if not os.path.isfile(os.path.join(folder, _CRITIC_FILE)):
             raise UserError(f"{resume_from_checkpoint} holds no critic ({CRITIC}/): it is not a checkpoint of PPO")
-        different = load_critic(target, safetensors.torch.load_file(os.path.join(folder, "critic.safetensors")))
+        different = load_critic(target, safetensors.torch.load_file(os.path.join(folder, _CRITIC_FILE)))
         if different:
             raise UserError(
                 f"the critic in {folder} is not this one (critic={self.placement!r}): {min(different)} differs; resume "
@@ -603,11 +609,12 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
                 and function.get_input_embeddings().num_embeddings >= size
                 and tokenizer.get_vocab() == self._tokenizer.get_vocab()
             ):
-                return copy.deepcopy(function).to(policy.dtype)
+                return whole_copy(function).to(policy.dtype)
         return None
 
 
 _STATE_FILE = "ppo_state.json"
+_CRITIC_FILE = "critic.safetensors"
 
 
 class _Freezing(TrainerCallback):  # type: ignore[misc]

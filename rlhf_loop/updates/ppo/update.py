@@ -7,7 +7,7 @@ from typing import Any
 from rlhf_loop.recipe import Generation
 from rlhf_loop.updates.online import train_online
 from rlhf_loop.updates.ppo.config import PPOConfig
-from rlhf_loop.updates.ppo.critic import detach_critic
+from rlhf_loop.updates.ppo.critic import is_critic
 from rlhf_loop.updates.ppo.trainer import PPOTrainer
 from rlhf_loop.updates.train_and_save import Training
 
@@ -15,5 +15,11 @@ from rlhf_loop.updates.train_and_save import Training
 def update(rows: Any, training: Training, *, reward: Any, generation: Generation) -> dict[str, Any]:
     """See `rlhf_loop.updates.update_policy`. The critic is made anew in each round and not kept."""
     return train_online(
-        PPOTrainer, PPOConfig, rows, training, reward=reward, generation=generation, before_saving=detach_critic
+        PPOTrainer,
+        PPOConfig,
+        rows,
+        training,
+        reward=reward,
+        generation=generation,
+        of_policy=lambda name: not is_critic(name),
     )
