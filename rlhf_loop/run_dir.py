@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop import private
 from rlhf_loop.errors import UserError
 
 STEPS = (
@@ -88,9 +89,9 @@ class RunDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps a second process from working on this run; a lock of a dead process is taken over."""
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = self.path / "lock"
         try:
+            private.make_folder(self.path)
             with _one_process_at_a_time(self.path):
                 while not _take(lock):
                     owner = _read_lock(lock)
@@ -237,10 +238,11 @@ def hash_file(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file beside its place and renames it into it."""
+    """Writes a file beside its place and renames it into it; its owner alone may read it."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        private.make_file(partial)
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import re
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +26,7 @@ from rlhf_loop import Loop, Recipe
 from rlhf_loop.cli import app
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
+from rlhf_loop.feedback.database import Database
 from rlhf_loop.feedback.deletion import delete_user, remember, user_key
 from rlhf_loop.feedback.deletion_files import is_redacted
 from rlhf_loop.feedback.store import Store
@@ -163,6 +170,68 @@ def test_deleted_texts_do_not_linger_in_the_pages_of_the_file(tmp_path: Path) ->
     for path in tmp_path.iterdir():
         content = path.read_bytes()
         assert not [text for text in TEXTS if text.encode() in content], path
+
+
+def standing(folder: Path, texts: Iterable[str]) -> list[str]:
+    """Which of the texts stand in any file of the folder."""
+    content = b"".join(path.read_bytes() for path in folder.iterdir())
+    return [text for text in texts if text.encode() in content]
+
+
+def test_copies_that_moving_rows_about_left_in_pages_are_overwritten_too(tmp_path: Path) -> None:
+    """SQLite moves rows when others are deleted, and leaves the old bytes where they were."""
+    letters = random.Random(0)
+    texts = {
+        n: f"private text {n} " + "".join(letters.choices("abcdefghij", k=300 + 2000 * (n % 5))) for n in range(400)
+    }
+    with Store.open(tmp_path / "feedback.db") as store:
+        users = {n: user_key(store, str(n)) for n in range(0, 400, 8)}
+        for start in range(8):  # one after another, so that each page holds many people's
+            store.add_prompts([prompt(f"p{n}", texts[n]) for n in range(start, 400, 8)])
+        with store.database.write() as connection:
+            for n, key in users.items():
+                remember(connection, key, "prompt", [f"p{m}" for m in range(n, n + 8)])
+        for n in list(users)[::2]:
+            delete_user(store, str(n), [])
+            gone = [texts[m][:30] for m in range(n, n + 8)]
+            assert not standing(tmp_path, gone)
+        assert len(store.prompts()) == 200
+
+
+def test_what_a_reader_keeps_in_the_log_is_said_and_goes_when_it_is_done(tmp_path: Path) -> None:
+    file = tmp_path / "feedback.db"
+    with Store.open(file) as store:
+        talk(store)
+    code = (
+        f"import sqlite3; c = sqlite3.connect({str(file)!r}); c.execute('BEGIN'); "
+        "c.execute('SELECT count(*) FROM prompts').fetchone(); print('reads', flush=True); input()"
+    )
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as reader, Store.open(file) as store:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "reads\n"
+        overwrite = store.database.overwrite_deleted
+        store.database.overwrite_deleted = lambda: overwrite(0.3)  # type: ignore[method-assign]
+        report = delete_user(store, "ann@example.org", [])
+        assert report.left is not None
+        assert f"process {reader.pid}" in report.left
+        assert "type the same command again" in report.lines()[-1]
+        assert SECRET not in everything(store)
+        assert standing(tmp_path, [SECRET])  # it is true
+        reader.communicate("done\n")
+        again = delete_user(store, "ann@example.org", [])
+        assert again.left is None
+        assert not standing(tmp_path, TEXTS)
+
+
+def test_the_command_fails_while_a_reader_keeps_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(tmp_path / "feedback.db") as store:
+        talk(store)
+    monkeypatch.setattr(Database, "overwrite_deleted", lambda self: "a reader is open")
+    arguments = ["user", "delete", "ann@example.org", "--store", str(tmp_path / "feedback.db")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "not done yet: a reader is open" in result.output
 
 
 def test_models_that_learned_from_it_are_listed(store: Store) -> None:
@@ -363,6 +432,115 @@ def test_an_interrupted_deletion_is_finished_by_the_next(store: Store, tmp_path:
     delete_user(store, "ann@example.org", [other.path])  # a run that was not named before: by the tombstones
     assert SECRET.encode() not in files(other.path)
     assert deletion.delete_user(store, "ann@example.org", [other.path]).runs == {str(other.path): {}}
+
+
+def test_files_that_something_killed_left_do_not_stop_it(store: Store, tmp_path: Path) -> None:
+    talk(store)
+    run = made_run(store, tmp_path / "run")
+    for place in (run.round(1), run.step(1, "snapshot"), run.round(1) / "ask.partial"):
+        (place / "pairs.parquet.partial").write_text(SECRET)
+        (place / "manifest.json.123.partial").write_text(SECRET)
+    (run.round(1) / "ask.partial" / "half.parquet").write_bytes(b"PAR1 and no more")
+    (run.round(1) / "x.old").write_text(SECRET)
+    (run.path / "report.html.123.partial").write_text(SECRET)
+    delete_user(store, "ann@example.org", [run.path])
+    assert SECRET.encode() not in b"".join(p.read_bytes() for p in run.path.rglob("*") if p.is_file())
+    assert not [*run.path.rglob("*.partial"), *run.path.rglob("*.old")]
+
+
+def test_a_damaged_table_of_a_complete_step_is_named(store: Store, tmp_path: Path) -> None:
+    talk(store)
+    run = made_run(store, tmp_path / "run")
+    (run.step(1, "snapshot") / "pairs.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"pairs\.parquet is damaged"):
+        delete_user(store, "ann@example.org", [run.path])
+    (run.step(1, "snapshot") / "pairs.parquet").unlink()
+
+
+class Killed(BaseException):
+    """As a signal that ends the process."""
+
+
+def state(store: Store, run: RunDir) -> str:
+    """The store and the files of a run, without times; of tombstones which there are, whoever's deletion came first."""
+    with store.database.read() as connection:
+        named = sa.select(tables.tombstones.c.kind, tables.tombstones.c.record_id)
+        stones = sorted(map(tuple, connection.execute(named)))
+        others = [table for table in tables.metadata.sorted_tables if table is not tables.tombstones]
+        rows = repr([stones, [tuple(row) for table in others for row in connection.execute(sa.select(table))]])
+    rows = re.sub(r"\d{10}\.\d+", "TIME", rows)
+    read = {str(p.relative_to(run.path)): p for p in run.path.rglob("*") if p.is_file()}
+    held = {name: json.loads(p.read_text()) if p.suffix == ".json" else hash_file(p) for name, p in read.items()}
+    text = json.dumps(held, indent=1, sort_keys=True)
+    return re.sub(r'"(at|started|seconds)": [\d.e-]+', r'"\1": 0', text) + rows
+
+
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
+def test_two_deletions_that_are_killed_anywhere_end_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    from rlhf_loop.feedback import deletion
+
+    left = 10**9  # how many steps may still be done
+
+    def step() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+
+    def counted(function: Any) -> Any:
+        def call(*arguments: Any, **values: Any) -> Any:
+            step()
+            result = function(*arguments, **values)
+            step()
+            return result
+
+        return call
+
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
+    monkeypatch.setattr(shutil, "rmtree", counted(shutil.rmtree))
+    monkeypatch.setattr(deletion, "_delete", counted(deletion._delete))
+    monkeypatch.setattr(Database, "overwrite_deleted", counted(Database.overwrite_deleted))
+
+    def both(name: str, allowed: int) -> tuple[str, list[Any], bool]:
+        nonlocal left
+        left = 10**9
+        models: list[Any] = []
+        with Store.open(tmp_path / f"{name}.db") as store:
+            with store.database.write() as connection:
+                connection.execute(tables.settings.insert().values(name="user_key", value="ab" * 32))
+            talk(store)
+            run = made_run(store, tmp_path / name / "run")
+            path = str(run.step(1, "update") / "policy")
+            store.add_artifact(Artifact(id="policy-r", kind="policy", parent="base", round=1, path=path))
+            order = ["ann@example.org", "bob", "ann@example.org", "bob"]
+            left = allowed
+            killed = False
+            for user in order[:2]:
+                try:
+                    models.append(delete_user(store, user, [run.path]).models)
+                except Killed:
+                    killed = True
+                    left = 10**9
+            left = 10**9
+            models = [delete_user(store, user, [run.path]).models for user in order]
+            for found in models:
+                for model in found:
+                    model["path"] = model["path"].replace(str(tmp_path / name), "")
+            return state(store, run).replace(str(tmp_path / name), ""), models, killed
+
+    expected, models, _ = both("whole", 10**9)
+    assert [m["id"] for m in models[0]] == ["rm", "policy-1", "policy-r"]
+    assert [m["learned"] for m in models[0] if m["id"] == "policy-r"] == ["directly"]
+    number, killed = 0, True
+    while killed:
+        found, listed, killed = both(f"killed-{number}", number)
+        assert found == expected, number
+        assert listed == models, number
+        number += every
+    assert number > 60
 
 
 def test_a_report_that_an_interrupted_deletion_left_is_written_by_the_next(

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 from fastapi import APIRouter, Depends, Request
 from fastapi.testclient import TestClient
 from server_samples import HERE, client, file_store, service, token, with_chat
@@ -22,6 +29,7 @@ from rlhf_loop.server.access import COOKIE, Caller, csrf_token, require
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.limits import Limits
 from rlhf_loop.server.logs import JsonLines
+from rlhf_loop.server.run import config
 from rlhf_loop.server.service import Service
 
 
@@ -186,6 +194,85 @@ def test_a_wrong_login_says_so_and_too_many_are_stopped(served: Service) -> None
     assert codes[-1] == 429
 
 
+def test_guesses_are_stopped_before_they_are_looked_up(served: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret, later = token(served.store, "admin"), token(served.store, "app")
+    looked_up: list[str] = []
+    find = tokens.find
+    monkeypatch.setattr(tokens, "find", lambda store, secret: looked_up.append(secret) or find(store, secret))
+    monkeypatch.setattr(access, "TOKEN_SECONDS", 0.0)
+    with with_page(served) as http:
+        http.post("/login", data={"token": secret})
+        assert http.get("/v1/models", headers=bearer(secret)).status_code == 200
+        codes = [http.get("/v1/models", headers=bearer(f"rlhf-{n}")).status_code for n in range(40)]
+        assert {401, 429} == set(codes)
+        looked_up.clear()
+        assert http.get("/v1/models", headers=bearer("rlhf-guess")).status_code == 429
+        assert http.post("/login", data={"token": "rlhf-guess"}).status_code == 429
+        assert http.get("/v1/models", headers=bearer(later)).status_code == 429  # it may be a guess
+        assert looked_up == []
+        assert http.get("/v1/models", headers=bearer(secret)).status_code == 200  # it was right before
+        assert http.get("/page").status_code == 200  # and a cookie with its signature is no guess
+
+
+def test_the_limit_of_failed_logins_believes_no_header(tmp_path: Path) -> None:
+    """Over a socket, with the settings of `serve`: uvicorn alone would believe what comes from this machine."""
+    served = service(file_store(tmp_path), open_access=False)
+    token(served.store, "admin")
+    with listening(served) as url, httpx.Client(base_url=url) as http:
+        codes = [
+            http.get("/v1/models", headers={**bearer("rlhf-x"), "X-Forwarded-For": f"203.0.113.{n}"}).status_code
+            for n in range(40)
+        ]
+    assert codes[-1] == 429
+    with listening(served, trusted=("127.0.0.0/8",)) as url, httpx.Client(base_url=url) as http:
+        for n in range(40):
+            said = {"X-Forwarded-For": f"198.51.100.{n}, 203.0.113.1"}  # the first is the caller's own invention
+            last = http.get("/v1/models", headers={**bearer("rlhf-x"), **said}).status_code
+        assert last == 429
+        other = {"X-Forwarded-For": "203.0.113.2"}
+        assert http.get("/v1/models", headers={**bearer("rlhf-x"), **other}).status_code == 401
+
+
+@contextmanager
+def listening(served: Service, trusted: tuple[str, ...] = ()) -> Iterator[str]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(config(served, trusted))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("::ffff:203.0.113.1", "203.0.113.1", True),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("203.0.113.1", "203.0.113.2", False),
+        ("testclient", "other", False),
+    ],
+)
+def test_whoever_owns_a_network_of_ipv6_is_one_guesser(first: str, second: str, same: bool) -> None:
+    def named(host: str) -> str:
+        return access._guesser(Request({"type": "http", "client": (host, 1), "headers": []}))
+
+    assert (named(first) == named(second)) is same
+
+
+def test_a_cookie_of_a_page_with_tls_is_for_tls_alone(served: Service) -> None:
+    secret = token(served.store, "annotator", "ann")
+    with with_page(served) as http:
+        plain = http.post("/login", data={"token": secret}, headers={"Origin": "http://localhost"})
+        behind = http.post("/login", data={"token": secret}, headers={"Origin": "https://localhost"})
+    assert "secure" not in plain.headers["Set-Cookie"].lower()
+    assert "secure" in behind.headers["Set-Cookie"].lower()
+
+
 # -- open access -------------------------------------------------------------------------------------------------------
 
 
@@ -224,16 +311,52 @@ def test_the_first_token_ends_open_access_while_the_service_runs(tmp_path: Path)
         assert http.get("/v1/models").status_code == 401
 
 
-@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP"])
-def test_without_tokens_what_a_proxy_passes_on_is_refused(tmp_path: Path, header: str) -> None:
+PROXIES = """
+    Via Forwarded X-Forwarded-For X-Forwarded-Host X-Forwarded-Proto X-Forwarded-Port X-Forwarded-Server X-Forwarded
+    X-Forwarded-Prefix X-Forwarded-User X-Forwarded-Client-Cert X-Original-Forwarded-For Forwarded-For X-Real-IP
+    CF-Connecting-IP CF-Connecting-IPv6 CF-Ray CF-IPCountry CDN-Loop True-Client-IP Client-IP X-Client-IP
+    X-Cluster-Client-IP Fly-Client-IP Fly-Forwarded-Port Fastly-Client-IP Fastly-SSL X-Envoy-External-Address
+    X-Envoy-Expected-Rq-Timeout-Ms X-Amzn-Trace-Id X-Amz-Cf-Id X-Azure-ClientIP X-Azure-FDID X-FD-HealthProbe
+    X-Vercel-Id X-NF-Client-Connection-IP DO-Connecting-IP X-Appengine-User-IP X-ARR-Log-Id
+    X-Arr-SSL X-Cloud-Trace-Context
+    X-ProxyUser-IP Proxy-Client-IP WL-Proxy-Client-IP X-Original-URL X-Original-Host X-Original-URI X-Rewrite-URL
+    X-Originating-IP X-Remote-IP X-Remote-Addr X-Scheme X-Host X-Varnish X-Sucuri-ClientIP Incap-Client-IP
+    Akamai-Origin-Hop X-Akamai-Edgescape Tailscale-User-Login X-Traefik-Router Client-Cert Early-Data Front-End-Https
+    Surrogate-Capability X-HAProxy-Current-Date X-BlueCoat-Via Max-Forwards
+    """
+CLIENTS = """
+    User-Agent Accept Accept-Encoding Accept-Language Authorization Cache-Control Content-Type Connection Cookie DNT
+    Idempotency-Key If-None-Match Origin-Agent-Cluster Pragma Priority Range Referer Sec-CH-UA Sec-Fetch-Dest TE
+    Traceparent Tracestate Upgrade-Insecure-Requests X-Request-Id X-Requested-With X-Stainless-Arch X-Stainless-Os
+    OpenAI-Organization OpenAI-Beta X-Goog-Api-Client Api-Key X-Api-Key Ngrok-Skip-Browser-Warning Sentry-Trace Baggage
+    """
+
+
+def test_without_tokens_what_a_proxy_passes_on_is_refused(tmp_path: Path) -> None:
     store = file_store(tmp_path)
     with client(service(store)) as http:
-        assert http.get("/v1/models").status_code == 200
-        refused = http.get("/v1/models", headers={header: "203.0.113.9"})
-        assert refused.status_code == 403
+        for header in PROXIES.split():
+            for name in (header, header.lower(), header.upper()):
+                assert http.get("/v1/models", headers={name: "203.0.113.9"}).status_code == 403, name
+        refused = http.get("/v1/models", headers={"Via": "1.1 proxy"})
         assert "token create" in refused.text
+        for header in CLIENTS.split():
+            assert http.get("/v1/models", headers={header: "1"}).status_code == 200, header
         secret = token(store, "app")
-        assert http.get("/v1/models", headers={header: "203.0.113.9", **bearer(secret)}).status_code == 200
+        for header in PROXIES.split():
+            assert http.get("/v1/models", headers={header: "203.0.113.9", **bearer(secret)}).status_code == 200
+
+
+def test_without_tokens_http_1_0_is_a_proxy(tmp_path: Path) -> None:
+    """As nginx speaks to what is behind it, with no header that says so, and with our own address for a name."""
+    app = create_app(service(file_store(tmp_path)))
+
+    async def older(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "http_version": "1.0"} if scope["type"] == "http" else scope, receive, send)
+
+    with TestClient(older, base_url=HERE) as http:
+        assert http.get("/v1/models").status_code == 403
+        assert http.get("/healthz").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -404,6 +527,8 @@ def test_beyond_this_machine_the_service_does_not_start_without_a_token(tmp_path
     error = rlhf_loop("serve", "--store", tmp_path / "feedback.db", "--host", "0.0.0.0", code=2).stderr
     assert "token create" in error
     assert "name a run" in rlhf_loop("serve", code=2).stderr
+    wrong = rlhf_loop("serve", "--store", tmp_path / "feedback.db", "--trusted-proxy", "10.0.0.0/99", code=2).stderr
+    assert "10.0.0.0/8" in wrong
 
 
 def test_the_server_does_not_import_torch() -> None:

@@ -32,3 +32,5 @@ def user_delete(
     with Store.open(store_url(store), create=False) as opened:
         report = delete_user(opened, user, runs)
     print(json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines()))
+    if report.left is not None:
+        raise typer.Exit(1)

@@ -21,6 +21,10 @@ def serve(
         str | None, typer.Option(help="An OpenAI-compatible server that answers instead, such as http://HOST:8001/v1.")
     ] = None,
     log_texts: Annotated[bool, typer.Option(help="Log what is asked and answered too.")] = False,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="Address or network of a proxy that says truly for whom it asks (may be repeated)."),
+    ] = None,
 ) -> None:
     """Serve a run: an annotation page, a dashboard, a chat endpoint, and feedback on its answers."""
     if (run is None) == (store is None):
@@ -37,4 +41,5 @@ def serve(
         chat=chat,
         upstream=upstream,
         log_texts=log_texts,
+        trusted_proxies=trusted_proxy or (),
     )

@@ -8,6 +8,7 @@ loses data after fsync.
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 import warnings
@@ -21,6 +22,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import StaticPool
 
+from rlhf_loop import private
 from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.tables import SCHEMA, VERSION_TABLE, metadata
 
@@ -37,8 +39,14 @@ PAGE_BYTES = 16384
 CACHE_KIB = 64 * 1024
 """Of a SQLite file that a connection may hold in memory: indexes are written in random order."""
 
+SIDE_FILES = ("-wal", "-shm", "-journal")
+"""What SQLite keeps beside a file, by the ends of their names; they hold what is written too."""
+
 CHUNK = 5000
 """Ids in one IN list: SQLite takes 32,766 values in a statement, PostgreSQL 65,535."""
+
+POOL_SECONDS = 30.0
+"""How long to wait for one of the connections (15 a process) when all are in use."""
 
 _WRITE_LOCK = 0x524C4846  # an arbitrary number that all users of the store share
 
@@ -64,6 +72,8 @@ class Database:
         except BaseException:
             self.close()
             raise
+        if self.path is not None:  # it is ours
+            private.tighten(self.path, *(self.path.with_name(self.path.name + end) for end in SIDE_FILES))
 
     @property
     def name(self) -> str:
@@ -99,6 +109,34 @@ class Database:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITE_LOCK)))
             yield connection
 
+    def overwrite_deleted(self, seconds: float = 10.0) -> str | None:
+        """Overwrites what was deleted, in the file and in its write-ahead log; waits `seconds` for those who read.
+
+        Gives None when it is done, else why it is not, and what to do. On PostgreSQL that is its vacuum's work.
+        SQLite's `secure_delete` alone leaves copies behind where rows were moved within a page, so all is written anew.
+        """
+        if self.path is None:
+            return None
+        deadline = time.monotonic() + seconds
+        with self._write_lock or nullcontext(), self._explained(), self.engine.connect() as connection:
+            own: Any = connection.connection.driver_connection
+            own.execute("PRAGMA busy_timeout = 250")
+            try:
+                # Not while somebody reads: the log would grow to the size of the file, and could not be emptied.
+                while not (_emptied(own) and _rewritten(own) and _emptied(own)):
+                    if time.monotonic() > deadline:
+                        return (
+                            f"copies of deleted texts may still stand in {self.path} and {self.path.name}-wal, for it "
+                            f"is in use by another process{_holders(self.path)}. Wait until that is done or stop it, "
+                            "then type the same command again"
+                        )
+                    time.sleep(0.05)
+            except sqlite3.OperationalError as error:
+                return f"copies of deleted texts may still stand in {self.path}: {error}. Mend that, and do it again"
+            finally:
+                own.execute(f"PRAGMA busy_timeout = {int(self._busy_seconds * 1000)}")
+        return None
+
     def close(self) -> None:
         """Closes all connections."""
         self.engine.dispose()
@@ -122,6 +160,10 @@ class Database:
             if explained is None:
                 raise
             raise explained from error
+        except sa.exc.TimeoutError as error:
+            raise StoreUnavailable(
+                f"all connections to {self.name} are in use, and stayed so for {POOL_SECONDS:g} seconds; try again"
+            ) from error
         except OverflowError as error:
             raise UserError(f"{self.name}: a number is too large for the store ({error})") from error
 
@@ -131,7 +173,9 @@ class Database:
                 options = (
                     {"connect_timeout": max(2, int(busy_seconds))} if "connect_timeout" not in self.url.query else {}
                 )
-                return sa.create_engine(self.url, connect_args=options, pool_pre_ping=True, hide_parameters=True)
+                return sa.create_engine(
+                    self.url, connect_args=options, pool_pre_ping=True, pool_timeout=POOL_SECONDS, hide_parameters=True
+                )
             except (ModuleNotFoundError, NoSuchModuleError) as error:
                 raise UserError(
                     f"PostgreSQL needs a driver that is not installed ({error}); pip install 'rlhf-loop[postgres]'"
@@ -141,7 +185,9 @@ class Database:
                 self.url, poolclass=StaticPool, connect_args={"check_same_thread": False}, hide_parameters=True
             )
         else:
-            engine = sa.create_engine(self.url, connect_args={"timeout": busy_seconds}, hide_parameters=True)
+            engine = sa.create_engine(
+                self.url, connect_args={"timeout": busy_seconds}, pool_timeout=POOL_SECONDS, hide_parameters=True
+            )
         network = network_file_system(self.path) if self.path else None
         if network:
             warnings.warn(
@@ -157,6 +203,7 @@ class Database:
             connection.isolation_level = None  # transactions are begun below, with the lock they need
             connection.execute(f"PRAGMA busy_timeout = {int(busy_seconds * 1000)}")
             connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA secure_delete = ON")  # what is deleted or replaced is overwritten
             connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a file that is empty yet
             connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             if self.path is not None:
@@ -331,17 +378,15 @@ def _check_file(path: Path, create: bool) -> None:
             f"there is no store at {path}{there}. `rlhf-loop feedback import FILE --store {path}` makes one"
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            private.make_folder(path.parent)
+        private.make_file(path)  # SQLite gives the files beside it the same permissions
     except OSError as error:
-        raise UserError(
-            f"{path.parent} cannot be made: {error.strerror}; use a folder of yours for the store"
-        ) from None
+        raise UserError(f"{path} cannot be made: {error.strerror}; use a folder of yours for the store") from None
 
 
 def _set_journal(connection: Any, journal: str, busy_seconds: float) -> None:
     """Switches the journal. SQLite does not wait for others here, whatever its busy timeout, so this does."""
-    import sqlite3
-
     deadline = time.monotonic() + busy_seconds
     while True:
         try:
@@ -351,6 +396,28 @@ def _set_journal(connection: Any, journal: str, busy_seconds: float) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+
+
+def _emptied(connection: sqlite3.Connection) -> bool:
+    """Brings the write-ahead log into the file and cuts it to nothing; False where somebody still reads from it."""
+    try:
+        (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        return False
+    return not busy
+
+
+def _rewritten(connection: sqlite3.Connection) -> bool:
+    """Writes the whole file anew; False where somebody else writes."""
+    try:
+        connection.execute("VACUUM")
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _holders(path: Path | None) -> str:

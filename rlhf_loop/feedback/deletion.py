@@ -23,7 +23,7 @@ import sqlalchemy as sa
 
 from rlhf_loop.feedback import queue, tables
 from rlhf_loop.feedback.database import chunks
-from rlhf_loop.feedback.deletion_files import Gone, redact_run
+from rlhf_loop.feedback.deletion_files import Gone, redact_run, trained_in
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.tokens import signing_key
 from rlhf_loop.feedback.trained_on import models_of
@@ -63,6 +63,7 @@ class DeletionReport:
     models: list[dict[str, Any]] = field(default_factory=list)
     """`{id, kind, round, path, promoted, learned}`; learned: `directly`, or `through ID` for what was made with or from
     a model that did. The models themselves stay: train new ones, or roll back, where they must go too."""
+    left: str | None = None  # why copies of the texts still stand on disk, and what to do; None: they do not
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -76,6 +77,8 @@ class DeletionReport:
                          f"{model['learned']}")  # fmt: skip
         if self.models:
             lines.append("these models stay as they are; rounds from now on learn without it")
+        if self.left is not None:
+            lines.append(f"not done yet: {self.left}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,7 +92,7 @@ def delete_user(store: Store, user: str, run_dirs: Sequence[Path]) -> DeletionRe
     Gone are the prompts, all answers to them, all feedback about either, and the user's own feedback on other things;
     from the store, its quarantine, and the files of the runs. A prompt that another user asked in the same words stays.
     Steps and rounds that are complete stay so: the manifest of a step whose files changed says `inputs redacted`.
-    Doing it again, with the same runs or others, finishes what was interrupted.
+    Doing it again, with the same runs or others, finishes what was interrupted, and lists the same models.
 
     Raises `UserError` when one of the runs is in use: nothing was deleted then.
     """
@@ -101,22 +104,19 @@ def delete_user(store: Store, user: str, run_dirs: Sequence[Path]) -> DeletionRe
         with store.database.read() as connection:
             gone = _collect(connection, key, user)
         # The files first: after an interruption the store still knows what is to go.
-        runs = {str(folder): redact_run(RunDir(folder), gone) for folder in run_dirs}
+        runs = {str(folder): redact_run(RunDir(folder), gone, key) for folder in run_dirs}
         with store.database.write() as connection:
-            if store.database.is_sqlite:
-                connection.exec_driver_sql("PRAGMA secure_delete = ON")  # overwrites what it frees
             gone = _collect(connection, key, user)  # with what was said in the meantime
-            models = _models(connection, gone, runs)
+            models = _models(connection, gone, trained_in(run_dirs, key))
             deleted = _delete(connection, gone, key)
-        if store.database.path is not None:
-            _empty_log(store)
+        left = store.database.overwrite_deleted()
         for folder in run_dirs:
             # The report shows answers; an interrupted deletion may have left it as it was.
             if (folder / "report.html").exists():
                 from rlhf_loop.report import write_report
 
                 write_report(RunDir(folder))
-    return DeletionReport(user=key, deleted=deleted, runs=runs, models=models)
+    return DeletionReport(user=key, deleted=deleted, runs=runs, models=models, left=left)
 
 
 def _collect(connection: sa.Connection, key: str, user: str) -> Gone:
@@ -218,8 +218,11 @@ def _blank_answers(connection: sa.Connection, gone: Gone) -> None:
             connection.execute(tables.answered_requests.update().where(this).values(body="{}"))
 
 
-def _models(connection: sa.Connection, gone: Gone, runs: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
-    """Every artifact that learned from what goes: by its feedback, its training rows, its reward model, its parent."""
+def _models(connection: sa.Connection, gone: Gone, trained: Sequence[str]) -> list[dict[str, Any]]:
+    """Every artifact that learned from what goes: by its feedback, its training rows, its reward model, its parent.
+
+    `trained`: parts of the paths of policies whose training rows held it.
+    """
     stored = tables.artifacts
     learned = {id: "directly" for chunk in chunks(gone.feedback) for id in models_of(connection, chunk)}
     rows = connection.execute(sa.select(stored).order_by(stored.c.number)).all()
@@ -227,8 +230,6 @@ def _models(connection: sa.Connection, gone: Gone, runs: dict[str, dict[str, int
         sa.select(tables.promotions.c.artifact_id).order_by(tables.promotions.c.number.desc()).limit(1)
     )
     path = {row.id: json.loads(row.body)["path"] for row in rows}
-    trained = [f"{Path(run).name}/{Path(file).parts[0]}/" for run, files in runs.items() for file in files
-               if file.endswith("assemble/training_data.parquet")]  # fmt: skip
     for row in rows:
         if row.kind == "policy" and any(place in path[row.id] for place in trained):
             learned.setdefault(row.id, "directly")
@@ -241,15 +242,6 @@ def _models(connection: sa.Connection, gone: Gone, runs: dict[str, dict[str, int
          "learned": learned[row.id]}
         for row in rows if row.id in learned
     ]  # fmt: skip
-
-
-def _empty_log(store: Store) -> None:
-    """Brings SQLite's write-ahead log, where old pages still stand, into the file and empties it."""
-    raw = store.database.engine.raw_connection()
-    try:
-        raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    finally:
-        raw.close()
 
 
 def _bodies(connection: sa.Connection, table: sa.Table, ids: Iterable[str]) -> Iterator[dict[str, Any]]:

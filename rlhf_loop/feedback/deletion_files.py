@@ -4,7 +4,8 @@ Rows go from every Parquet file, and what quotes them from the JSON files. A ste
 files as they were made (`files`: what the steps after it stand on, so nothing is made again), and gains
 
     "state": "inputs redacted"
-    "redacted": {"at": 1760000000.0, "files": {"pairs.parquet": "SHA-256 of the file as it is now"}}
+    "redacted": {"at": 1760000000.0, "files": {"pairs.parquet": "SHA-256 of the file as it is now"},
+                 "users": {"pairs.parquet": ["the pseudonym of whose rows it held"]}}
 
 The state alone marks the other steps of the round: they can no longer be made again from their inputs.
 """
@@ -15,6 +16,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rlhf_loop.errors import UserError
 from rlhf_loop.run_dir import RunDir, hash_file, read_json, read_manifest, write_json
 
 REDACTED = "inputs redacted"
@@ -31,6 +34,7 @@ REDACTED = "inputs redacted"
 _PROMPT_IDS = ("id", "prompt_id")
 _COMPLETION_IDS = ("id", "completion_id", "a_id", "b_id", "chosen_id", "rejected_id", "parent")
 _KNOWN = {"id", "prompt_id", "completion_id", "feedback_ids"}
+_TRAINING_DATA = "training_data.parquet"
 _QUOTED = 16  # characters: shorter texts are everybody's
 
 
@@ -68,34 +72,65 @@ class Gone:
         return word in self.feedback or word in self.completions or word in self.prompts
 
 
-def redact_run(run: RunDir, gone: Gone) -> dict[str, int]:
+def redact_run(run: RunDir, gone: Gone, key: str) -> dict[str, int]:
     """Takes them out of all files of a run that the caller holds the lock of; gives rows or entries taken out by file.
 
-    What an interrupted step left (`.partial`) goes whole where its round held any of it: the step begins anew.
+    What an interrupted step left (`.partial`) goes whole where its round held any of it: the step begins anew. `key`,
+    the user's pseudonym, is noted beforehand in the manifests of the steps whose files change, so that it can be told
+    from what data a model was made after an interruption too (see `trained_in`).
     """
     changed: dict[str, int] = {}
+    for file in run.path.glob("*.partial"):  # of a report that was not finished: it shows answers
+        if file.name.startswith("report.") and file.is_file():
+            file.unlink()
     for number in run.rounds():
         folder = run.round(number)
-        taken: dict[str, int] = {}
-        for path in sorted(folder.rglob("*.parquet")):
-            if count := _redact_table(path, gone):
-                taken[str(path.relative_to(run.path))] = count
-        for path in sorted(folder.rglob("*.json")):
-            ours = path.name == "manifest.json" or path.name.endswith(".arguments.json")  # no texts in them
-            if not ours and (count := _redact_json(path, gone)):
-                taken[str(path.relative_to(run.path))] = count
-        if taken:
-            for partial in [*folder.glob("*.partial"), *folder.glob("*.old")]:
-                shutil.rmtree(partial)
+        for file in folder.rglob("*.partial"):
+            if file.is_file():  # half a file, of something that was killed: nobody reads it
+                file.unlink()
+        found = {path: count for path in sorted(folder.rglob("*")) if (count := _redact(path, gone, write=False))}
+        if found:  # before the files, for these tell that it must go
+            for left in [*folder.glob("*.partial"), *folder.glob("*.old")]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        there = [path for path in found if path.exists()]
+        _note(folder, there, key)
+        for path in there:
+            _redact(path, gone, write=True)
+        changed.update({str(path.relative_to(run.path)): count for path, count in found.items()})
         _mark(folder)
-        changed.update(taken)
     return changed
+
+
+def trained_in(run_dirs: Iterable[Path], key: str) -> list[str]:
+    """The rounds (`RUN/round_003/`) whose training data held something of this user, deleted now or before."""
+    rounds = [run.round(number) for run in map(RunDir, run_dirs) for number in run.rounds()]
+    held = [(read_manifest(folder / "assemble") or {}).get("redacted", {}) for folder in rounds]
+    return [
+        f"{folder.parent.name}/{folder.name}/"
+        for folder, redacted in zip(rounds, held, strict=True)
+        if key in redacted.get("users", {}).get(_TRAINING_DATA, ())
+    ]
 
 
 def is_redacted(folder: Path) -> bool:
     """Whether a step's files, or those it was made from, are no longer what they were."""
     manifest = read_manifest(folder)
     return manifest is not None and manifest.get("state") == REDACTED
+
+
+def _note(round_folder: Path, files: Sequence[Path], key: str) -> None:
+    """Writes into the steps' manifests which of their files are about to lose something of this user."""
+    for folder in dict.fromkeys(round_folder / file.relative_to(round_folder).parts[0] for file in files):
+        manifest = read_manifest(folder)
+        if manifest is None:
+            continue
+        redacted = {"at": time.time(), "files": {}, "users": {}, **manifest.get("redacted", {})}
+        users = dict(redacted["users"])
+        for name in (str(file.relative_to(folder)) for file in files if file.is_relative_to(folder)):
+            users[name] = sorted({*users.get(name, ()), key})
+        if users != redacted["users"]:
+            manifest["redacted"] = {**redacted, "users": users}
+            write_json(folder / "manifest.json", {**manifest, "state": REDACTED})
 
 
 def _mark(round_folder: Path) -> None:
@@ -111,7 +146,7 @@ def _mark(round_folder: Path) -> None:
         }
         any_changed |= bool(files)
         if files != manifest.get("redacted", {}).get("files", {}):
-            manifest["redacted"] = {"at": time.time(), "files": files}
+            manifest["redacted"] = {"users": {}, **manifest.get("redacted", {}), "at": time.time(), "files": files}
             write_json(folder / "manifest.json", {**manifest, "state": REDACTED})
     if not any_changed:
         return
@@ -123,8 +158,28 @@ def _mark(round_folder: Path) -> None:
         write_json(whole, {**read_json(whole), "state": REDACTED})
 
 
-def _redact_table(path: Path, gone: Gone) -> int:
-    """Rewrites a Parquet file without the rows that go; gives how many went or changed."""
+def _redact(path: Path, gone: Gone, write: bool) -> int:
+    """How many rows or entries of a file go or change; `write`: and writes it anew without them.
+
+    Half a table of an unfinished step counts as one row, since nobody can tell. Raises `UserError` for any other that
+    cannot be read.
+    """
+    if path.suffix == ".parquet" and path.is_file():
+        try:
+            return _redact_table(path, gone, write)
+        except pa.ArrowInvalid as error:
+            if any(part.endswith((".partial", ".old")) for part in path.parts):
+                return 1
+            raise UserError(
+                f"{path} is damaged ({error}), so what is in it cannot be deleted by user. Put a copy in its place, or "
+                "remove it, and type the same command again"
+            ) from None
+    ours = path.name == "manifest.json" or path.name.endswith(".arguments.json")  # no texts in them
+    return _redact_json(path, gone, write) if path.suffix == ".json" and not ours and path.is_file() else 0
+
+
+def _redact_table(path: Path, gone: Gone, write: bool) -> int:
+    """Of a Parquet file."""
     table = pq.read_table(path)
     nested = set(json.loads((table.schema.metadata or {}).get(b"nested", b"[]")))
     kept, count = [], 0
@@ -133,7 +188,7 @@ def _redact_table(path: Path, gone: Gone) -> int:
         count += new != row
         if new is not None:
             kept.append(new)
-    if count:
+    if count and write:
         partial = path.with_name(path.name + ".partial")
         pq.write_table(pa.Table.from_pylist(kept, schema=table.schema), partial)
         partial.replace(path)
@@ -168,13 +223,13 @@ def _without_texts(row: dict[str, Any], gone: Gone) -> dict[str, Any] | None:
     return None if gone.repeated_in("\n".join(cells)) else row
 
 
-def _redact_json(path: Path, gone: Gone) -> int:
+def _redact_json(path: Path, gone: Gone, write: bool) -> int:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return 0  # not ours to judge: the step that reads it says so
     new, count = _redacted_value(value, gone)
-    if count:
+    if count and write:
         write_json(path, new)
     return count
 

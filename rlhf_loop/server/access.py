@@ -1,18 +1,24 @@
 """Who may do what: tokens by role, in a header for programs and in a cookie for pages.
 
 A program sends `Authorization: Bearer TOKEN`. A page has a cookie that names the token's id and the time, signed with
-a key of the store: it is worth nothing without that store, ends after `SESSION_SECONDS`, and at once when the token
-is revoked. Whatever changes something and comes from a page must carry `X-CSRF-Token: csrf_token(request)`.
+a key that the store does not hold: it ends after `SESSION_SECONDS`, and at once when the token is revoked. Whatever
+changes something and comes from a page must carry `X-CSRF-Token: csrf_token(request)`.
+
+Whoever guesses at tokens is stopped by address, before the store is asked. What is known to be right, a cookie with
+its signature or a token that was right before, is no guess and is not counted.
 
 Without any token, and on loopback only, access is open and everybody is an admin. Another page in the same browser
 could then send requests too; these are told by their `Host`, `Origin` and `Sec-Fetch-Site` headers and refused. So is
-what a proxy says that it passes on: it may come from anywhere.
+what a proxy passes on, for it may come from anywhere: it is told by the headers that proxies add, and by HTTP/1.0,
+which nginx speaks to what is behind it and no browser or client of today does.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -35,7 +41,17 @@ TOKEN_SECONDS = 1.0
 """How long a program's token is believed before it is looked up again: it works so much longer when it is revoked."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SAFE = ("GET", "HEAD", "OPTIONS")
-_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
+_FROM_PROXY = re.compile(
+    r"via|cdn-loop|max-forwards|surrogate-capability|early-data|front-end-https|client-cert(?:-chain)?|x-host|x-scheme"
+    r"|x-url-scheme|x-client-port|x-iinfo|x-request-start|x-remote-user|x-cache(?:-.*)?"
+    r"|.*forwarded.*"  # Forwarded, X-Forwarded-For, X-Original-Forwarded-For, Fly-Forwarded-Port
+    r"|.*(?:client|real|remote|connecting|user|source|peer|origin|originating|external|socket|true|visitor)"
+    r"[-_]?(?:ip|addr|address)"
+    r"|(?:x-)?(?:cf|fly|fastly|akamai|envoy|azure|fd|amzn|amz-cf|amz-apigw|vercel|nf|appengine|arr|ssl|tailscale|sucuri"
+    r"|incap|gfe|cloud-trace|proxy|proxyuser|ms-proxy|original|rewrite|varnish|haproxy|traefik|kong|render|railway"
+    r"|replit|github-codespaces|tunnel|wl-proxy|zscaler|bluecoat)(?:-.*)?"
+)
+"""Names, in lower case, of headers that proxies, balancers, tunnels and content networks add to what they pass on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,9 +92,11 @@ def identify(request: Request) -> Caller:
     else:
         secret = _bearer(request)
         by_page = secret is None
+        if secret is not None and secret not in service.seen_tokens:
+            _check_guesses(request)
         token = _look_up(service, secret) if secret is not None else _of_session(request, service)
         if token is None:
-            service.limits.check(f"unknown:{address(request)}", "unknown")
+            service.limits.check(_guesser(request), "unknown")
             said = "the token is unknown or was revoked" if secret is not None else "a token is needed"
             raise HTTPException(
                 401,
@@ -115,6 +133,8 @@ def _look_up(service: Service, secret: str) -> tokens.Token | None:
         service.seen_tokens.clear()
     if token is not None:
         service.seen_tokens[secret] = (token, time.monotonic() + TOKEN_SECONDS)
+    else:
+        service.seen_tokens.pop(secret, None)
     return token
 
 
@@ -132,11 +152,6 @@ def csrf_token(request: Request) -> str:
     return _signed(service, "csrf", session)
 
 
-def address(request: Request) -> str:
-    """Where a request came from."""
-    return request.client.host if request.client else "unknown"
-
-
 @router.post("/login")
 def login(
     request: Request, token: str = Form("", max_length=200), next: str = Form("/", max_length=500)
@@ -144,9 +159,10 @@ def login(
     """Takes a token from the login page and gives a cookie in exchange; then on to `next`, a path of this service."""
     service: Service = request.app.state.service
     _check_same_site(request)
+    _check_guesses(request)
     found = tokens.find(service.store, token.strip())
     if found is None:
-        service.limits.check(f"unknown:{address(request)}", "unknown")
+        service.limits.check(_guesser(request), "unknown")
         return RedirectResponse("/login?failed=1", 303)
     answer = RedirectResponse(_local_path(next), 303)
     value = f"{found.id}.{int(time.time())}"
@@ -156,7 +172,7 @@ def login(
         max_age=SESSION_SECONDS,
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=request.url.scheme == "https" or request.headers.get("Origin", "").startswith("https:"),
     )
     return answer
 
@@ -172,6 +188,28 @@ def logout(request: Request) -> Response:
 def _bearer(request: Request) -> str | None:
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
     return secret.strip() if scheme.lower() == "bearer" and secret.strip() else None
+
+
+def _guesser(request: Request) -> str:
+    """Whose failed attempts are counted together: an IPv4 address, or a network of IPv6, which has 2**64 addresses.
+
+    The address is that of the connection, or what a proxy says that `serve --trusted-proxy` names; nobody else is
+    believed (see `server/run.py`).
+    """
+    host = request.client.host if request.client else "unknown"
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return f"unknown:{host}"
+    if address.version == 6 and address.ipv4_mapped is None:
+        return f"unknown:{ipaddress.ip_network((address, 64), strict=False)}"
+    return f"unknown:{getattr(address, 'ipv4_mapped', None) or address}"
+
+
+def _check_guesses(request: Request) -> None:
+    """429 for whoever failed too often, before what they send is looked up."""
+    service: Service = request.app.state.service
+    service.limits.check(_guesser(request), "unknown", take=False)
 
 
 def _of_session(request: Request, service: Service) -> tokens.Token | None:
@@ -207,7 +245,7 @@ def _check_same_site(request: Request) -> None:
         raise HTTPException(
             403, f"without tokens only {', '.join(LOOPBACK)} may be called, not {host[:100]!r}; use one of these names"
         )
-    if service.open_access and any(name in request.headers for name in _FORWARDED):
+    if service.open_access and _by_proxy(request):
         raise HTTPException(
             403, "a proxy passes this on, perhaps from another machine, and no token was made: make one first with "
             "`rlhf-loop token create`"
@@ -217,6 +255,12 @@ def _check_same_site(request: Request) -> None:
         raise HTTPException(403, "a page of another site sent this")
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none") and request.method not in _SAFE:
         raise HTTPException(403, "a page of another site sent this")
+
+
+def _by_proxy(request: Request) -> bool:
+    """Whether something between the caller and this service passed the request on, as far as it shows."""
+    old = request.scope.get("http_version") in ("0.9", "1.0")
+    return old or any(_FROM_PROXY.fullmatch(name) for name in request.headers)
 
 
 def _local_path(path: str) -> str:

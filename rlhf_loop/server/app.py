@@ -76,7 +76,8 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(service.user_key, "")  # makes the store's key for users now, not within a request
+        await asyncio.to_thread(service.user_key, "")  # makes the keys now, not within a request
+        await asyncio.to_thread(lambda: service.session_key)
         if service.policies is not None:
             service.policies.begin()
         tidying = asyncio.create_task(_tidy(service))

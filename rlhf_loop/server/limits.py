@@ -36,22 +36,22 @@ class Limits:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # key -> (left, when)
         self._lock = threading.Lock()
 
-    def take(self, key: str, kind: str) -> float:
-        """Takes one request of this caller; 0 when there was one left, else seconds until there is one."""
+    def take(self, key: str, kind: str, count: int = 1) -> float:
+        """Takes `count` (0 or 1) of this caller's requests; 0 when one was left, else seconds until there is one."""
         rate, burst = self.rates[kind]
         now = time.monotonic()
         with self._lock:
             left, when = self._buckets.pop(key, (float(burst), now))
             left = min(float(burst), left + (now - when) * rate)
             wait = 0.0 if left >= 1 else (1 - left) / rate
-            self._buckets[key] = (left - 1 if wait == 0 else left, now)
+            self._buckets[key] = (left - count if wait == 0 else left, now)
             if len(self._buckets) > _KEPT:
                 self._buckets.popitem(last=False)
         return wait
 
-    def check(self, key: str, kind: str) -> None:
-        """The same, but answers 429 with `Retry-After` where none is left."""
-        if wait := self.take(key, kind):
+    def check(self, key: str, kind: str, take: bool = True) -> None:
+        """The same, but answers 429 with `Retry-After` where none is left; `take=False` only looks."""
+        if wait := self.take(key, kind, count=int(take)):
             raise HTTPException(429, "too many requests; wait and try again", {"Retry-After": str(math.ceil(wait))})
 
 

@@ -6,10 +6,12 @@ import asyncio
 import ipaddress
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
 
+from rlhf_loop import private
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tokens
 from rlhf_loop.feedback.store import Store
@@ -35,9 +37,18 @@ def start(
     chat: bool = True,
     upstream: str | None = None,
     log_texts: bool = False,
+    trusted_proxies: Sequence[str] = (),
 ) -> None:
-    """Serves a run, or a store alone, until it is told to stop. Raises `UserError` where it may not or cannot."""
+    """Serves a run, or a store alone, until it is told to stop. Raises `UserError` where it may not or cannot.
+
+    `trusted_proxies`: addresses or networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed; all others'
+    say nothing about where a request comes from.
+    """
+    for proxy in trusted_proxies:
+        _check_network(proxy)
     loop = open_loop(run) if run is not None else None
+    if run is not None:
+        private.tighten(run)
     url = loop.store_url if loop is not None else str(store)
     with Store.open(url, create=loop is not None or "://" in url) as opened:
         local = is_loopback(host)
@@ -61,14 +72,20 @@ def start(
         listener = _listen(host, port)
         to_stderr()
         print("\n".join([*prepare(service), *greeting(service, host, port)]), flush=True)
-        config = uvicorn.Config(
-            create_app(service),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(config(service, trusted_proxies)).run(sockets=[listener])
+
+
+def config(service: Service, trusted_proxies: Sequence[str] = ()) -> uvicorn.Config:
+    """How the service is run."""
+    return uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(trusted_proxies),  # uvicorn alone would believe whoever connects from this machine
+        forwarded_allow_ips=list(trusted_proxies),
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
 
 
 def set_up_chat(service: Service, upstream: str | None) -> None:
@@ -133,6 +150,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_network(text: str) -> None:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise UserError(
+            f"--trusted-proxy {text}: {error}; give the address of a proxy, or its network, such as 10.0.0.0/8"
+        ) from None
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf_loop.feedback import tokens
 from rlhf_loop.feedback.deletion import user_key
 from rlhf_loop.feedback.redaction import Redactor, make_redactor
 from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.tokens import Token, signing_key
+from rlhf_loop.feedback.tokens import Token
 from rlhf_loop.recipe import Annotation, Generation, Recipe
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.server.limits import Limits
@@ -70,8 +71,8 @@ class Service:
 
     @cached_property
     def session_key(self) -> bytes:
-        """What cookies and CSRF tokens are signed with; the same after a restart."""
-        return signing_key(self.store, "session_key")
+        """What cookies and CSRF tokens are signed with; the same after a restart (see `tokens.session_key`)."""
+        return tokens.session_key(self.store)
 
     def user_key(self, user: str) -> str:
         """The pseudonym of an application's user. Not to be called within a transaction: it may need one of its own."""

@@ -21,13 +21,14 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from rlhf_loop import private
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.loop import Loop
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import stable_id
-from rlhf_loop.run_dir import read_json
+from rlhf_loop.run_dir import explain_os_error, read_json
 from rlhf_loop.watch.events import SECRET_VARIABLE, Event, Kind, check_url
 from rlhf_loop.watch.outbox import COMMAND, Outbox
 from rlhf_loop.watch.triggers import News, arrivals, early_obstacles, is_quiet, last_end, news, obstacles
@@ -72,7 +73,10 @@ class Watcher:
         if settings.webhooks and not secret:
             raise UserError(f"watch.webhooks are signed: set {SECRET_VARIABLE} to a secret that the receiver knows too")
         targets = [check_url(url) for url in settings.webhooks] + ([COMMAND] if settings.command else [])
-        self.run.path.mkdir(parents=True, exist_ok=True)
+        try:
+            private.make_folder(self.run.path)
+        except OSError as error:
+            raise explain_os_error(error, self.run.path) from None
         self._make_outbox: Callable[[], Outbox] = lambda: Outbox(
             self.run.path / "watch.json", targets, secret=secret, command=settings.command, say=say
         )
