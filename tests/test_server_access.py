@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 import uvicorn
 from fastapi import APIRouter, Depends, Request
 from fastapi.testclient import TestClient
@@ -24,6 +26,7 @@ from server_samples import HERE, client, file_store, service, token, with_chat
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tokens
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.records import Completion
 from rlhf_loop.server import access
 from rlhf_loop.server.access import COOKIE, Caller, csrf_token, require
 from rlhf_loop.server.app import create_app
@@ -456,12 +459,19 @@ def test_logs_are_lines_of_json_without_texts_unless_asked(
     assert "ann" not in json.dumps(requests)
 
 
-def test_errors_of_the_store_are_logged_without_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_of_the_store_are_logged_without_texts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     served = service(file_store(tmp_path))
     with_chat(served)
-    with served.store.database.write() as connection:
-        fails = "CREATE TRIGGER fails BEFORE INSERT ON completions BEGIN SELECT raise(ABORT, 'disk I/O error'); END"
-        connection.exec_driver_sql(fails)
+    cause = sqlite3.OperationalError("disk I/O error")
+    cause.sqlite_errorname = "SQLITE_IOERR_WRITE"
+
+    def fails(connection: Any, completions: list[Completion]) -> int:
+        values = {"text": completions[0].text}
+        raise sa.exc.OperationalError("INSERT INTO completions ...", values, cause, hide_parameters=True)
+
+    monkeypatch.setattr(served.store, "add_completions_within", fails)
     logging.getLogger("rlhf_loop.server").propagate = True
     with caplog.at_level(logging.INFO, "rlhf_loop.server"), client(served) as http:
         answer = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "my secret"}]})
