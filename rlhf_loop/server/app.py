@@ -118,7 +118,7 @@ async def _end_answers(service: Service) -> None:
         await asyncio.wait(service.answers, timeout=service.stop_seconds)
     lost = list(service.answers)
     if service.policies is not None:
-        await service.policies.close()
+        await service.policies.close(0.1 if lost else 5.0)
     for answer in lost:
         answer.cancel()
     if lost:

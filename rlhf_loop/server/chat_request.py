@@ -207,7 +207,7 @@ class ChatRequest(BaseModel):
                 return f"messages.{number}.{name}"
         asked = self.asked()
         unused = {"tools": asked.get("tool_choice") == "none", "functions": asked.get("function_call") == "none"}
-        for name, value in asked.items():
+        for name, value in sorted(asked.items(), key=lambda field: field[0] == "tool_choice"):  # tools, rather
             if not (name in UNREAD or unused.get(name) or is_neutral(name, value)):
                 return name
         return None

@@ -139,10 +139,10 @@ async def _stream(answer: Answer, body: ResponseRequest) -> AsyncIterator[str]:
     """The answer as server-sent events; it is stored before its text is called done."""
     number = 0
 
-    def event(type: str, **values: Any) -> str:
+    def event(name: str, **values: Any) -> str:
         nonlocal number
         number += 1
-        return f"event: {type}\ndata: {json.dumps({'type': type, 'sequence_number': number - 1, **values})}\n\n"
+        return f"event: {name}\ndata: {json.dumps({**values, 'type': name, 'sequence_number': number - 1})}\n\n"
 
     place = {"item_id": _message_id(answer), "output_index": 0, "content_index": 0}
     begun = _response(answer, body, "in_progress", [])
