@@ -105,7 +105,7 @@ class Loop:
                     run.make_round(number)
             # Only now: after an error the other ranks may be anywhere, and it is the launcher's work to end them.
             launcher.close()
-            report = write_report(self.run_dir)
+            report = write_report(self.run_dir, only_if_old=True)
         complete = [number for number in self.run_dir.complete_rounds() if number]
         return RunResult(
             run_dir=self.run_dir.path, complete_rounds=len(complete), waiting_for_labels=waiting, report=report
@@ -181,7 +181,7 @@ class _Run:
         self.store = store
         self.launcher = launcher
         self.values = loop.recipe.model_dump(mode="json")
-        self.seconds: dict[str, float] = {}
+        self.figures: dict[str, Any] = {}  # of the round that is made, for its manifest
 
     # What a round is
 
@@ -236,7 +236,7 @@ class _Run:
     def make_round(self, n: int) -> None:
         """One round, from the feedback so far to fresh candidates and new questions."""
         started = time.time()
-        self.seconds = {}
+        self.figures = {}
         if n == 0:
             self._bootstrap()
         else:
@@ -247,6 +247,7 @@ class _Run:
                 "round": n,
                 "seconds": round(time.time() - started, 3),
                 "steps": self._step_seconds(n),
+                "figures": self.figures,
                 "peak_memory_bytes": _peak_memory(),
                 "versions": {name: version(name) for name in ("rlhf-loop", "torch", "transformers", "trl", "peft")},
                 "python": sys.version.split()[0],
@@ -288,12 +289,11 @@ class _Run:
         folder = self._step(
             n, "snapshot", [], {}, lambda partial: snapshot(self.store, self.recipe, n, partial, self.promoted())
         )
+        report = read_json(folder / "validation.json")
+        pairs, refused = report["pairs"]["train"], len(report["quarantined"])
+        self.figures |= {"pairs": pairs, "quarantined": refused}
         if n:
-            report = read_json(folder / "validation.json")
-            pairs, ties = report["pairs"]["train"], report["set_aside"]
-            text = (
-                f"{pairs} pairs to learn from; {len(report['quarantined'])} records quarantined, {ties} ties or skips"
-            )
+            text = f"{pairs} pairs to learn from; {refused} records quarantined, {report['set_aside']} ties or skips"
             self.progress.note("", text)
         return folder
 
@@ -356,8 +356,9 @@ class _Run:
         folder = self._stage(n, step, "score", inputs, [frozen, reward, completions], {})
         scores: list[Score] = read_records(folder / "scores.parquet", Score)
         self.store.add_scores(scores)
-        if step == "rescore" and scores:
-            mean = sum(score.value for score in scores) / len(scores)
+        mean = sum(score.value for score in scores) / len(scores) if scores else None
+        self.figures[f"mean_{step}"] = mean
+        if step == "rescore" and mean is not None:
             self.progress.note("", f"mean reward of the fresh candidates {mean:+.3f}")
         return folder
 
@@ -476,6 +477,8 @@ class _Run:
             {"policy": self.weights(candidate), "policy_id": candidate.id, "plain_text": self._plain_text_hash()},
         )
         self.store.add_completions(read_records(folder / "answers.parquet", Completion))
+        if step == "evaluate":
+            self.figures["evaluated"] = candidate.id
         return folder
 
     def _gate(self, n: int, frozen: Path, candidate: Artifact, evaluation: Path) -> str:
@@ -503,7 +506,9 @@ class _Run:
             [frozen, *([self.files.step(self.store_policy(policy).round, "update")] if policy != BASE else [])],
             {"policy": self.weights(self.store_policy(policy)), "policy_id": policy},
         )
-        self.store.add_completions(read_records(folder / "completions.parquet", Completion))
+        candidates = read_records(folder / "completions.parquet", Completion)
+        self.store.add_completions(candidates)
+        self.figures |= {"candidates": len(candidates), "generated_by": policy}
         return folder
 
     def _ask(self, n: int, frozen: Path, candidates: Path, scores: Path | None) -> None:
@@ -644,13 +649,12 @@ def _hash_of_pairs(snapshot: Path) -> str | None:
 
 def _feedback_ids(rows: Path) -> list[str]:
     """All `feedback_ids` of a file of training rows."""
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     if "feedback_ids" not in pq.read_schema(rows).names:  # a file without rows has no columns
         return []
-    lists = pc.unique(pq.read_table(rows, columns=["feedback_ids"]).column(0)).to_pylist()
-    return sorted({id for text in lists for id in json.loads(text)})
+    lists = pq.read_table(rows, columns=["feedback_ids"]).column(0).to_pylist()
+    return sorted({id for ids in json.loads(f"[{','.join(lists)}]") for id in ids})
 
 
 def _reward_id(folder: Path) -> str:

@@ -370,16 +370,26 @@ def read_records(path: Path, record_type: Any) -> list[Any]:
     table = pq.read_table(path)
     nested = set(json.loads((table.schema.metadata or {}).get(b"nested", b"[]")))
     allowed = _field_names(record_type)
-    check = adapter(record_type).validate_python
-    records = []
-    for row in table.to_pylist():
-        values = {
-            name: loads(value) if name in nested and value is not None else value
-            for name, value in row.items()
-            if value is not None and (allowed is None or name in allowed)
-        }
-        records.append(check(values))
+    names = [name for name in table.column_names if allowed is None or name in allowed]
+    columns = [_loaded(table.column(name).to_pylist(), name in nested) for name in names]
+    rows = [
+        {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        for values in zip(*columns, strict=True)
+    ]
+    records: list[Any] = adapter(list[record_type]).validate_python(rows)
     return records
+
+
+def _loaded(column: list[Any], nested: bool) -> list[Any]:
+    """A column's values; JSON is read at once, which takes a fraction of the time."""
+    if not nested:
+        return column
+    texts = ["null" if text is None else text for text in column]
+    try:
+        values: list[Any] = from_json(f"[{','.join(texts)}]")
+        return values
+    except ValueError:  # half of a surrogate pair somewhere
+        return [json.loads(text) for text in texts]
 
 
 def _field_names(record_type: Any) -> set[str] | None:

@@ -81,6 +81,10 @@ class RunDir:
         """Numbers of the rounds that are complete."""
         return [n for n in self.rounds() if (self.round(n) / "manifest.json").exists()]
 
+    def changed_at(self) -> float:
+        """When the last folder of a step took its place, or a round was completed: seconds since the epoch."""
+        return max((self.round(number).stat().st_mtime for number in self.rounds()), default=0.0)
+
     def used_by(self) -> str | None:
         """Which process works on this run now, in words; None when none does."""
         owner = _read_lock(self.path / "lock")

@@ -7,7 +7,11 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+import sqlalchemy as sa
+
+from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.agreement import Share, agreement, per_annotator, position_bias, share
+from rlhf_loop.feedback.database import chunks
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.records import Preference
 
@@ -21,12 +25,10 @@ def stats(store: Store) -> dict[str, Any]:
     counts = store.counts()
     preferences = [record for record in feedback if isinstance(record, Preference)]
     splits = {prompt.id: prompt.split for prompt in store.prompts()}
-    completions = store.completions()
-    words = {completion.id: len(completion.text.split()) for completion in completions}
     return {
         "counts": counts,
         "prompts_by_split": _count(splits.values()),
-        "completions_by_round": _count(completion.round for completion in completions),
+        "completions_by_round": _completions_by_round(store),
         "feedback_by_kind": _count(record.kind for record in feedback),
         "feedback_by_round": _count(record.round for record in feedback),
         "feedback_by_split": _count(splits[record.prompt_id] for record in feedback),
@@ -36,7 +38,7 @@ def stats(store: Store) -> dict[str, Any]:
         "with_critique": sum(bool(record.comment) for record in feedback),
         "agreement": asdict(agreement(preferences)),
         "first_shown_wins": asdict(position_bias(preferences)),
-        "longer_wins": asdict(_longer_wins(preferences, words)),
+        "longer_wins": asdict(_longer_wins(store, preferences)),
     }
 
 
@@ -85,12 +87,25 @@ def lines(stats: dict[str, Any]) -> list[str]:
     return text
 
 
-def _longer_wins(preferences: Iterable[Preference], words: dict[str, int]) -> Share:
+def _completions_by_round(store: Store) -> dict[str, int]:
+    column = tables.completions.c
+    with store.database.read() as connection:
+        rows = connection.execute(sa.select(column.round, sa.func.count()).group_by(column.round))
+        return {str(round): count for round, count in sorted(rows.tuples())}
+
+
+def _longer_wins(store: Store, preferences: Iterable[Preference]) -> Share:
     """How often the answer with more words wins, where one has more."""
+    decided = [preference for preference in preferences if preference.winner in ("a", "b")]
+    column, words = tables.completions.c, dict[str, int]()
+    with store.database.read() as connection:
+        for chunk in chunks(id for preference in decided for id in (preference.a_id, preference.b_id)):
+            rows = connection.execute(sa.select(column.id, column.text).where(column.id.in_(chunk)))
+            words |= {id: len(text.split()) for id, text in rows}
     wins = n = 0
-    for preference in preferences:
+    for preference in decided:
         difference = words[preference.a_id] - words[preference.b_id]
-        if difference and preference.winner in ("a", "b"):
+        if difference:
             n += 1
             wins += (difference > 0) == (preference.winner == "a")
     return share(wins, n)

@@ -340,6 +340,11 @@ class Store:
         """Completions with these ids, in a transaction of the caller's."""
         return _read(connection, tables.completions, Completion, ids)
 
+    def completion_count(self) -> int:
+        """How many completions there are."""
+        with self.database.read() as connection:
+            return connection.scalar(sa.select(sa.func.count()).select_from(tables.completions)) or 0
+
     def feedback(
         self,
         *,

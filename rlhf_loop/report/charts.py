@@ -19,6 +19,9 @@ from matplotlib.ticker import MaxNLocator
 SHARED = Path(__file__).parent / "shared"
 """Templates that all pages with these charts include: their styles, and a chart with its legend."""
 
+MANY_POINTS = 60
+"""With more points than these a line's markers are drawn small."""
+
 COLOURS = {
     "ink": "#010101",
     "muted": "#020202",
@@ -225,18 +228,21 @@ def _draw(axes: Axes, line: Series, shift: float) -> None:
     colour = COLOURS[line.colour]
     x = [point[0] + shift for point in line.points]
     axes.plot(x, [point[1] for point in line.points], color=colour, linewidth=1.6)
-    for place, (number, value, low, high) in zip(x, line.points, strict=True):
-        if low is not None and high is not None:
-            axes.plot([place, place], [low, high], color=colour, linewidth=1.4, solid_capstyle="butt")
-        fill = COLOURS["page"] if number in line.open else colour
+    bars = [(place, p[2], p[3]) for place, p in zip(x, line.points, strict=True) if p[2] is not None is not p[3]]
+    if bars:
+        places, lows, highs = zip(*bars, strict=True)
+        axes.vlines(places, lows, highs, color=colour, linewidth=1.4)
+    size = 5.5 if len(x) <= MANY_POINTS else 2.5
+    for fill, is_open in ((colour, False), (COLOURS["page"], True)):
+        drawn = [(place, p[1]) for place, p in zip(x, line.points, strict=True) if (p[0] in line.open) == is_open]
         axes.plot(
-            [place],
-            [value],
+            [place for place, _ in drawn],
+            [value for _, value in drawn],
             "o",
-            markersize=5.5,
+            markersize=size,
             color=fill,
             markeredgecolor=colour,
-            markeredgewidth=1.4,
+            markeredgewidth=1.4 * size / 5.5,
             clip_on=False,
             zorder=3,
         )

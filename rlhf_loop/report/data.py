@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.records import Completion, Prompt, Score, read_records
+from rlhf_loop.records import Completion, Prompt, read_records
 from rlhf_loop.run_dir import STEPS, RunDir, read_json, read_manifest
 from rlhf_loop.settings_text import read_yaml
 
@@ -21,26 +22,32 @@ class Round:
     path: Path
 
     def json(self, *parts: str) -> dict[str, Any]:
-        """A JSON object among the round's files, or {}."""
-        path = self.path.joinpath(*parts)
-        return read_json(path) or {} if path.exists() else {}
+        """A JSON object among the round's files, or {}; read once."""
+        if parts not in self._read:
+            path = self.path.joinpath(*parts)
+            self._read[parts] = read_json(path) or {} if path.exists() else {}
+        return self._read[parts]
+
+    @cached_property
+    def _read(self) -> dict[tuple[str, ...], dict[str, Any]]:
+        return {}
 
     @property
     def complete(self) -> bool:
         """Whether the round was finished."""
         return (self.path / "manifest.json").exists()
 
-    @cached_property
+    @property
     def manifest(self) -> dict[str, Any]:
-        """`seconds`, `steps`, `peak_memory_bytes`, `versions` of a complete round."""
+        """`seconds`, `steps`, `figures`, `peak_memory_bytes`, `versions` of a complete round."""
         return self.json("manifest.json")
 
-    @cached_property
+    @property
     def evaluation(self) -> dict[str, Any]:
         """What `rlhf_loop.evaluation.evaluate` measured."""
         return self.json("evaluate", "evaluation.json")
 
-    @cached_property
+    @property
     def decision(self) -> dict[str, Any]:
         """What the gate decided and why."""
         return self.json("gate", "decision.json")
@@ -66,15 +73,71 @@ class Round:
         """The held-out prompts."""
         return self._records("evaluate/prompts.parquet", Prompt)
 
-    @cached_property
-    def candidates(self) -> list[Completion]:
-        """The fresh candidates."""
-        return self._records("generate/completions.parquet", Completion)
+    @property
+    def was_answered(self) -> bool:
+        """Whether there are answers to the held-out prompts."""
+        return (self.path / "evaluate" / "answers.parquet").exists()
+
+    # What a complete round's manifest holds; for others it is read from their files.
+
+    @property
+    def candidates(self) -> int:
+        """How many fresh candidates there are."""
+        return int(self._figure("candidates", lambda: len(self._column("generate/completions.parquet", "id"))))
+
+    @property
+    def generated_by(self) -> str | None:
+        """The policy that wrote them."""
+        policy: str | None = self._figure("generated_by", lambda: self._first("generate/completions.parquet", "policy"))
+        return policy
+
+    @property
+    def evaluated(self) -> str | None:
+        """The policy that answered the held-out prompts."""
+        policy: str | None = self._figure("evaluated", lambda: self._first("evaluate/answers.parquet", "policy"))
+        return policy
+
+    @property
+    def pairs(self) -> int | None:
+        """Pairs of training prompts that the round could learn from."""
+        pairs: int | None = self._figure("pairs", lambda: _train(self._checked.get("pairs")))
+        return pairs
+
+    @property
+    def quarantined(self) -> int | None:
+        """Pieces of feedback that did not pass its validation."""
+        number: int | None = self._figure("quarantined", lambda: _size(self._checked.get("quarantined")))
+        return number
 
     def mean_score(self, step: str) -> float | None:
         """The reward model's mean score in `score` or `rescore`."""
-        scores: list[Score] = self._records(f"{step}/scores.parquet", Score)
-        return sum(score.value for score in scores) / len(scores) if scores else None
+
+        def mean() -> float | None:
+            values = self._column(f"{step}/scores.parquet", "value")
+            return sum(values) / len(values) if values else None
+
+        found: float | None = self._figure(f"mean_{step}", mean)
+        return found
+
+    @property
+    def _checked(self) -> dict[str, Any]:
+        return self.json("snapshot", "validation.json")
+
+    def _figure(self, name: str, measure: Callable[[], Any]) -> Any:
+        figures = self.manifest.get("figures") or {}
+        return figures[name] if name in figures else measure()
+
+    def _first(self, name: str, column: str) -> str | None:
+        return next(iter(self._column(name, column)), None)
+
+    def _column(self, name: str, column: str) -> list[Any]:
+        import pyarrow.parquet as pq
+
+        path = self.path / name
+        if not path.exists() or column not in pq.read_schema(path).names:
+            return []
+        values: list[Any] = pq.read_table(path, columns=[column]).column(0).to_pylist()
+        return values
 
     def _records(self, name: str, record_type: Any) -> list[Any]:
         path = self.path / name
@@ -93,3 +156,12 @@ def read_recipe(run: RunDir) -> tuple[dict[str, Any], str]:
 def read_rounds(run: RunDir) -> list[Round]:
     """The rounds that were begun, in order."""
     return [Round(number=number, path=run.round(number)) for number in run.rounds()]
+
+
+def _train(pairs: Any) -> int | None:
+    found: int | None = pairs.get("train") if isinstance(pairs, dict) else pairs
+    return found
+
+
+def _size(listed: Any) -> int | None:
+    return len(listed) if isinstance(listed, list) else listed

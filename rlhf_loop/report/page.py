@@ -21,6 +21,9 @@ SAMPLE_PROMPTS = 6
 MOST_ANSWERS = 6
 """How many rounds are shown side by side: the base, and the last ones."""
 
+MOST_TIMED = 40
+"""How many rounds the timings chart shows: the last ones."""
+
 STEP_GROUPS = {
     "reward model": (("judge", "reward"), "violet"),
     "score": (("score", "rescore"), "pink"),
@@ -57,17 +60,18 @@ def render(run: RunDir) -> str:
         reward_models=reward_rows(rounds),
         rounds=[round_row(r) for r in rounds],
         samples=sample_answers(rounds),
-        answered_prompts=len(_latest_prompts(rounds)),
+        answered_prompts=len(_latest(rounds, lambda r: r.prompts) or []),
         feedback=[feedback_row(r) for r in rounds if _was_asked(r)],
         validation=validation(rounds),
         timings=timings_chart(rounds),
+        timed=MOST_TIMED if len(rounds) > MOST_TIMED else None,
         memory=max((r.manifest.get("peak_memory_bytes") or 0 for r in rounds), default=0),
         total_seconds=sum(float(r.manifest.get("seconds") or 0) for r in rounds),
         recipe_text=recipe_text,
-        versions=_latest(r.manifest.get("versions") for r in rounds) or {},
-        python=_latest(r.manifest.get("python") for r in rounds),
+        versions=_latest(rounds, lambda r: r.manifest.get("versions")) or {},
+        python=_latest(rounds, lambda r: r.manifest.get("python")),
         lineage=[lineage_row(r) for r in rounds],
-        evaluation=_latest(r.evaluation for r in rounds if r.number) or {},
+        evaluation=_latest(rounds, lambda r: r.evaluation if r.number else None) or {},
     )
 
 
@@ -207,7 +211,8 @@ def reward_charts(rounds: Sequence[Round]) -> list[Chart]:
         )
     ]
     for name in names:
-        last = _latest(r.json("reward", "metrics.json").get(name) for r in rounds) or {}
+        measures = (r.json("reward", "metrics.json").get(name) for r in reversed(rounds))
+        last: dict[str, Any] = next(filter(None, measures), {})
         title = "Calibration" if len(names) == 1 else f"Calibration: {name}"
         made.append(
             charts.reliability(
@@ -243,20 +248,20 @@ def round_row(r: Round) -> dict[str, Any]:
         "decision": r.decision,
         "training_rows": r.json("assemble", "summary.json").get("by_origin") or {},
         "train_loss": r.json("update", "metrics.json").get("train_loss"),
-        "candidates": len(r.candidates),
+        "candidates": r.candidates,
         "seconds": r.manifest.get("seconds") or sum(r.timings.values()),
     }
 
 
 def sample_answers(rounds: Sequence[Round]) -> list[dict[str, Any]]:
     """The same held-out prompts answered round by round: every k-th prompt, not the best ones."""
-    prompts = _latest_prompts(rounds)
+    prompts: list[Prompt] = _latest(rounds, lambda r: r.prompts) or []
     chosen = [prompts[i * len(prompts) // SAMPLE_PROMPTS] for i in range(min(SAMPLE_PROMPTS, len(prompts)))]
     if 0 < len(prompts) <= SAMPLE_PROMPTS:
         chosen = prompts
-    answered = [r for r in rounds if r.answers]
+    answered = [r for r in rounds if r.was_answered]
     shown = answered if len(answered) <= MOST_ANSWERS else [answered[0], *answered[1 - MOST_ANSWERS :]]
-    scores = _judge_scores(rounds)
+    scores = _judge_scores(shown)
     first: dict[int, dict[str, Completion]] = {}
     for r in shown:
         first[r.number] = {}
@@ -283,28 +288,27 @@ def sample_answers(rounds: Sequence[Round]) -> list[dict[str, Any]]:
 
 def feedback_row(r: Round) -> dict[str, Any]:
     """What was asked at the end of a round, and what was waiting when it began."""
-    asked, checked = r.json("ask", "summary.json"), r.json("snapshot", "validation.json")
+    asked = r.json("ask", "summary.json")
     return {
         "round": r.number,
         "questions": asked.get("questions"),
         "answered": asked.get("answered"),
         "annotator": asked.get("annotator"),
-        "usable": _dig(checked, "pairs", "train"),
-        "quarantined": _quarantined(checked),
+        "usable": r.pairs,
+        "quarantined": r.quarantined,
     }
 
 
 def validation(rounds: Sequence[Round]) -> dict[str, Any]:
     """The last validation: `{round, tables, examples, of_others}`; a table is `{title, columns, rows}`, a row (name,
     cells). `of_others`: pieces of feedback that no simulated annotator gave."""
-    checked = [(r.number, r.json("snapshot", "validation.json")) for r in rounds]
-    found_at: tuple[int | None, dict[str, Any]] = next(((n, v) for n, v in reversed(checked) if v), (None, {}))
-    round_number, last = found_at
+    checked = _latest(rounds, lambda r: r if r.json("snapshot", "validation.json") else None)
+    last = checked.json("snapshot", "validation.json") if checked else {}
     pairs = last.get("pairs")
     overall = {
         "pieces of feedback": last.get("total"),
         "usable": last.get("usable"),
-        "quarantined": _quarantined(last),
+        "quarantined": checked.quarantined if checked else None,
         "different pairs to learn from": pairs.get("train") if isinstance(pairs, dict) else pairs,
         "pairs of the judge": pairs.get("judge") if isinstance(pairs, dict) else None,
     }
@@ -322,7 +326,7 @@ def validation(rounds: Sequence[Round]) -> dict[str, Any]:
     ]
     given = last.get("per_annotator") or {}
     return {
-        "round": round_number,
+        "round": checked.number if checked else None,
         "tables": [table for table in tables if table["rows"]],
         "examples": examples,
         "of_others": sum(row.get("given", 0) for who, row in given.items() if not who.startswith("simulated:")),
@@ -330,10 +334,10 @@ def validation(rounds: Sequence[Round]) -> dict[str, Any]:
 
 
 def timings_chart(rounds: Sequence[Round]) -> Chart | None:
-    """Seconds a round, by what they were spent on."""
+    """Seconds of each of the last rounds, by what they were spent on."""
     spent = {
         r.number: {name: sum(r.timings.get(step, 0.0) for step in steps) for name, (steps, _) in STEP_GROUPS.items()}
-        for r in rounds
+        for r in rounds[-MOST_TIMED:]
     }
     return charts.timings("Time", spent, {name: colour for name, (_, colour) in STEP_GROUPS.items()})
 
@@ -342,8 +346,8 @@ def lineage_row(r: Round) -> dict[str, Any]:
     """The policy of a round and the hashes of what its steps were made from."""
     return {
         "round": r.number,
-        "policy": r.answers[0].policy if r.answers else None,
-        "generated_by": r.candidates[0].policy if r.candidates else None,
+        "policy": r.evaluated,
+        "generated_by": r.generated_by,
         "steps": {step: str(manifest.get("key", ""))[:12] for step, manifest in r.steps.items()},
     }
 
@@ -367,11 +371,7 @@ def size(value: float) -> str:
 
 
 def _was_asked(r: Round) -> bool:
-    return bool(r.json("ask", "summary.json") or r.json("snapshot", "validation.json"))
-
-
-def _latest_prompts(rounds: Sequence[Round]) -> list[Prompt]:
-    return _latest(r.prompts for r in rounds) or []
+    return bool(r.json("ask", "summary.json") or r.pairs is not None)
 
 
 def _judge_scores(rounds: Sequence[Round]) -> dict[str, float]:
@@ -396,11 +396,6 @@ def _table(title: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {"title": title, "columns": [_words(column) for column in columns], "rows": rows}
 
 
-def _quarantined(checked: Mapping[str, Any]) -> int | None:
-    listed = checked.get("quarantined")
-    return len(listed) if isinstance(listed, list) else listed
-
-
 def _words(key: str) -> str:
     return key.replace("_", " ")
 
@@ -411,9 +406,6 @@ def _dig(values: Mapping[str, Any], *keys: str) -> Any:
     return values
 
 
-def _latest(values: Iterable[Any]) -> Any:
-    """The last that is not empty, or None."""
-    found = None
-    for value in values:
-        found = value or found
-    return found
+def _latest(rounds: Sequence[Round], read: Callable[[Round], Any]) -> Any:
+    """What the last round has that has any, or None."""
+    return next((found for r in reversed(rounds) if (found := read(r))), None)

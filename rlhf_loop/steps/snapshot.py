@@ -24,7 +24,7 @@ from rlhf_loop.records import PreferencePair, Prompt, write_records
 from rlhf_loop.run_dir import write_json
 from rlhf_loop.training_rows import demonstrations, labels_from_feedback
 
-MANY = 50_000  # completions: to read more than these one by one takes longer than to read all there are
+MANY = 0.5  # of all completions: to read more than this share by their ids takes longer than to read all there are
 
 
 @collector_paused()
@@ -47,7 +47,7 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path, promoted: s
         )
     feedback = [record for record in store.feedback() if record.round < max(round, 1)]
     about = {c for record in feedback for c in _completion_ids(record)}
-    ids = sorted(about) if len(about) < MANY else None
+    ids = about if len(about) < MANY * store.completion_count() else None
     completions = {c.id: c for c in store.completions(ids=ids) if c.id in about} if about else {}
     report = validate(feedback, completions, prompts, recipe.feedback.validation)
     store.quarantine_feedback([(record, reason, round) for record, reason in report.quarantined])
@@ -94,7 +94,8 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path, promoted: s
             "no_label": dict(unlabelled),
         },
     )
-    write_json(folder / "state.json", {"promoted": promoted})
+    newest = feedback[-1].id if feedback else None
+    write_json(folder / "state.json", {"promoted": promoted, "newest_feedback": newest})
     return report
 
 

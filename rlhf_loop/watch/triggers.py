@@ -17,6 +17,7 @@ from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.agreement import agreement
+from rlhf_loop.feedback.database import chunks
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.table_rows import AnyFeedback, about
 from rlhf_loop.feedback.validation import validate
@@ -43,38 +44,40 @@ class Arrivals:
     """What has arrived since the last snapshot, valid or not: quick to count."""
 
     next_round: int
-    seen: set[str]  # ids that the last snapshot took
     fresh: set[str]  # ids that it had not looked at
     oldest: float | None  # when the first of the fresh ones was made, in seconds since the epoch
 
 
 def arrivals(store: Store, run: RunDir) -> Arrivals:
-    """The feedback for the next round that the snapshot of the last complete round had not looked at."""
+    """The feedback for the next round that the snapshot of the last complete round had not looked at.
+
+    What is taken back or replaced meanwhile does not count.
+    """
     complete = run.complete_rounds()
     last = complete[-1] if complete else 0
-    seen, refused = _snapshot(run, last)
-    column = tables.feedback.c
-    columns = sa.select(column.id, column.number, column.round, column.created_at)
+    column, later = tables.feedback.c, tables.feedback.alias("later")
+    corrected = sa.select(later.c.number).where(later.c.supersedes == column.id)
+    standing = sa.and_(column.kind != "retraction", sa.not_(corrected.exists()))
     with store.database.read() as connection:
-        rows = connection.execute(columns.where(column.round < last + 1, column.kind != "retraction")).all()
-    known = seen | refused
-    mark = max((row.number for row in rows if row.id in known), default=0)  # the last that it looked at, for sure
-    fresh = {
-        row.id: row.created_at
-        for row in rows
-        if row.id not in known and not (row.number < mark and row.round < last)  # such as ties, which it does not list
-    }
-    return Arrivals(next_round=last + 1, seen=seen, fresh=set(fresh), oldest=min(fresh.values(), default=None))
+        mark = _looked_at(connection, run, last)
+        # A snapshot takes no feedback of its own round, even if it is there.
+        unseen = sa.or_(column.number > mark, column.round == last)
+        rows = connection.execute(
+            sa.select(column.id, column.created_at).where(column.round <= last, unseen, standing)
+        ).all()
+    oldest = min((row.created_at for row in rows), default=None)
+    return Arrivals(next_round=last + 1, fresh={row.id for row in rows}, oldest=oldest)
 
 
 def news(store: Store, recipe: Recipe, run: RunDir) -> News:
     """What is new since the snapshot of the last complete round. Takes as long as validation does."""
     there = arrivals(store, run)
+    seen = _taken(run, there.next_round - 1)
     prompts = {prompt.id: prompt for prompt in store.prompts()}
     feedback = [record for record in store.feedback() if record.round < there.next_round]
     completions = {c.id: c for c in store.completions(ids={id for record in feedback for id in about(record)})}
     report = validate(feedback, completions, prompts, recipe.feedback.validation)
-    usable = [r for r in report.usable if r.id not in there.seen and _counts(r, recipe)]
+    usable = [r for r in report.usable if r.id not in seen and _counts(r, recipe)]
     tags = Counter(tag for record in usable for tag in prompts[record.prompt_id].tags)
     refused: Counter[str] = Counter(record.kind for record, _ in report.quarantined if record.id in there.fresh)
     needs_pairs = recipe.reward is not None or ALGORITHMS[recipe.update.algorithm].consumes == "pairs"
@@ -139,14 +142,29 @@ def last_end(run: RunDir) -> float | None:
     return max(ends, default=None)
 
 
-def _snapshot(run: RunDir, last: int) -> tuple[set[str], set[str]]:
-    """Ids that the last snapshot took, and ids that it refused. Round 0 learns from none."""
+def _taken(run: RunDir, last: int) -> set[str]:
+    """Ids that the snapshot of round `last` took. Round 0 learns from none."""
     folder = run.step(last, "snapshot")
     if last == 0 or read_manifest(folder) is None:
-        return set(), set()
-    table = pq.read_table(folder / "feedback.parquet")
-    seen = set(table.column("id").to_pylist()) if "id" in table.column_names else set()
-    return seen, {entry["id"] for entry in read_json(folder / "validation.json")["quarantined"]}
+        return set()
+    table = pq.read_table(folder / "feedback.parquet", columns=["id"])
+    return set(table.column("id").to_pylist())
+
+
+def _looked_at(connection: sa.Connection, run: RunDir, last: int) -> int:
+    """The number of the newest piece of feedback that the snapshot of round `last` looked at."""
+    folder, column = run.step(last, "snapshot"), tables.feedback.c
+    if last == 0 or read_manifest(folder) is None:
+        return 0
+    state = folder / "state.json"
+    newest = read_json(state).get("newest_feedback") if state.exists() else None
+    if newest is not None:
+        number = connection.scalar(sa.select(column.number).where(column.id == newest))
+        if number is not None:  # or it was deleted
+            return int(number)
+    known = _taken(run, last) | {entry["id"] for entry in read_json(folder / "validation.json")["quarantined"]}
+    newest_known = sa.select(sa.func.max(column.number))
+    return max((connection.scalar(newest_known.where(column.id.in_(ids))) or 0 for ids in chunks(known)), default=0)
 
 
 def _times(settings: Watch, now: float, last_end: float | None) -> list[str]:
