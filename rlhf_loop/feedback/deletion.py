@@ -30,7 +30,7 @@ from rlhf_loop.feedback.trained_on import models_of
 from rlhf_loop.run_dir import RunDir
 
 _one_at_a_time = threading.Lock()
-"""A run's lock is there against other processes, not against other threads of this one."""
+"""Deletions of one process take turns; what a run's lock keeps out would be refused."""
 
 
 def user_key(store: Store, user: str) -> str:

@@ -6,7 +6,6 @@ run's folder; `RUN/watch.json` only holds what is still to be told and the last 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from rlhf_loop import private
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.locks import InUse, locked
 from rlhf_loop.loop import Loop
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import stable_id
@@ -87,7 +87,7 @@ class Watcher:
         and at most one round. Raises `UserError` when another watcher watches this run."""
         with _terminated(), self._alone() as other:
             if other is not None:
-                reason = f"{self.run.path} is watched by process {other} already; one is enough"
+                reason = f"{self.run.path} is watched by {other} already; one is enough"
                 if not once:
                     raise UserError(reason)
                 self.say(f"{_now()} no round: {reason}")
@@ -239,18 +239,14 @@ class Watcher:
 
     @contextmanager
     def _alone(self) -> Iterator[str | None]:
-        """One watcher a run: gives None, or the id of the process that watches it. The lock ends with its process."""
-        with (self.run.path / "watch.lock").open("a+") as file:
+        """One watcher a run: gives None, or which process watches it, in words."""
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                yield file.read().strip() or "?"
-                return
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield None
+                stack.enter_context(locked(self.run.path / "watch.lock", f"watching {self.run.path}"))
+                other = None
+            except InUse as found:
+                other = found.owner
+            yield other
 
 
 @contextmanager
