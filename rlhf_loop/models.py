@@ -11,7 +11,7 @@ import gc
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.model_files import give_pad_token, resolve_model
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Message, Prompt
+from rlhf_loop.turns import encode_prompts, with_system_prompt
 from rlhf_loop.weights import save_weights
 
 __all__ = [
@@ -113,6 +114,7 @@ def load_tokenizer(reference: str | Path, settings: Policy | None = None) -> Any
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=bool(settings and settings.trust_remote_code)
         )
+        tokenizer = _as_in_its_files(tokenizer, source)
     if not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {reference} has no chat template, so it is not known how a conversation is written for "
@@ -186,25 +188,7 @@ def merged_for_sampling(model: Any) -> Iterator[None]:
 
 def to_messages(prompt: Prompt, settings: Policy) -> list[Message]:
     """The prompt's conversation, with the recipe's system prompt first if it has no system turn of its own."""
-    messages = list(prompt.messages)
-    if settings.system_prompt is None or any(message["role"] == "system" for message in messages):
-        return messages
-    return [Message(role="system", content=settings.system_prompt), *messages]
-
-
-def encode_prompts(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
-    """Token ids of each conversation as the chat template writes it, up to where the policy's turn begins."""
-    encoded = []
-    for number, conversation in enumerate(conversations):
-        try:
-            ids = tokenizer.apply_chat_template(list(conversation), add_generation_prompt=True, return_dict=False)
-        except Exception as error:
-            # Templates raise jinja errors of their own choosing, for instance for a role they do not know.
-            raise UserError(
-                f"the chat template refuses conversation {number} (roles {[m['role'] for m in conversation]}): {error}"
-            ) from None
-        encoded.append(list(ids))
-    return encoded
+    return with_system_prompt(prompt.messages, settings.system_prompt)
 
 
 def device() -> torch.device:
@@ -242,6 +226,21 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
+
+
+def _as_in_its_files(tokenizer: Any, source: str) -> Any:
+    """The tokenizer without tokens that transformers' class for this type of model adds to those of the files, where
+    the model has no embeddings for them."""
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+    try:
+        size = PreTrainedConfig.get_config_dict(source)[0].get("vocab_size")
+    except OSError:  # of an adapter, which has none
+        return tokenizer
+    if size is None or len(tokenizer) <= size:
+        return tokenizer
+    own = PreTrainedTokenizerFast.from_pretrained(source)
+    return own if len(own) < len(tokenizer) else tokenizer
 
 
 def _adapter_folder(reference: str | Path) -> Path | None:

@@ -65,6 +65,12 @@ class Completion:
     tokens: int = 0
     parent: str | None = None  # the completion it revises
     critique: str | None = None  # the critique it answers to
+    token_ids: tuple[int, ...] | None = None  # as they were sampled, with the one that ended it; None: not known
+
+    @property
+    def by_policy(self) -> bool:
+        """Whether a policy of this run wrote it; what was imported follows the chat template's form instead."""
+        return self.policy != "import"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,6 +219,10 @@ class PreferencePair:
     rejected_id: str
     chosen_finished: bool = True  # False: cut off at the length limit, so no end token may be trained after it
     rejected_finished: bool = True
+    chosen_token_ids: tuple[int, ...] | None = None  # of the completion, and below
+    rejected_token_ids: tuple[int, ...] | None = None
+    chosen_by_policy: bool = True
+    rejected_by_policy: bool = True
     origin: Literal["human", "simulated", "reward", "llm", "code"]
     feedback_ids: tuple[str, ...] = ()
     reward_model: str | None = None
@@ -231,6 +241,8 @@ class LabelledCompletion:
     completion: tuple[Message, ...]
     label: bool
     finished: bool = True  # False: cut off at the length limit, so no end token may be trained after it
+    token_ids: tuple[int, ...] | None = None  # of the completion
+    by_policy: bool = True
     completion_id: str
     origin: Literal["human", "simulated", "llm", "code", "implicit"]
     feedback_ids: tuple[str, ...] = ()
@@ -247,6 +259,8 @@ class Demonstration:
     prompt: tuple[Message, ...]
     completion: tuple[Message, ...]
     finished: bool = True  # False: cut off at the length limit, so no end token may be trained after it
+    token_ids: tuple[int, ...] | None = None  # of the completion; none of what a person wrote
+    by_policy: bool = True
     completion_id: str | None = None  # the candidate it is, or that was edited
     origin: Literal["edit", "reference", "best_of_n"]
     feedback_ids: tuple[str, ...] = ()

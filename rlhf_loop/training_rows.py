@@ -81,6 +81,8 @@ def labels_from_feedback(
                 completion=_answer(completion.text),
                 label=label,
                 finished=completion.finish_reason == "stop",
+                token_ids=completion.token_ids,
+                by_policy=completion.by_policy,
                 completion_id=completion_id,
                 origin="implicit" if isinstance(said[0], Implicit) else origin_of(said[0]),
                 feedback_ids=ids,
@@ -107,6 +109,7 @@ def demonstrations(
                 group=prompt.group,
                 prompt=prompt.messages,
                 completion=_answer(record.edited_completion.strip()),
+                by_policy=False,
                 completion_id=record.completion_id,
                 origin="edit",
                 feedback_ids=(record.id,),
@@ -121,6 +124,7 @@ def demonstrations(
                 group=prompt.group,
                 prompt=prompt.messages,
                 completion=_answer(prompt.reference.strip()),
+                by_policy=False,
                 origin="reference",
             )
             rows.setdefault((prompt.id, prompt.reference.strip()), row)
@@ -167,6 +171,8 @@ def best_of_n(
                 prompt=prompt.messages,
                 completion=_answer(best.text),
                 finished=best.finish_reason == "stop",
+                token_ids=best.token_ids,
+                by_policy=best.by_policy,
                 completion_id=best.id,
                 origin="best_of_n",
                 reward_model=next(iter(models)),

@@ -66,6 +66,7 @@ def log_probs(model: torch.nn.Module, tokenizer: object, side: str) -> torch.Ten
     for row in PAIRS:
         prompt = tokenizer.apply_chat_template(list(row.prompt), add_generation_prompt=True, return_dict=False)
         both = tokenizer.apply_chat_template([*row.prompt, *getattr(row, side)], return_dict=False)
+        both = both[: -len(tokenizer.encode("\n"))]  # which the template puts after the end of a turn
         ids = torch.tensor([both])
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, :-1].log_softmax(-1)  # (T - 1, V)

@@ -18,6 +18,7 @@ from rlhf_loop.models import encode_prompts, load_policy
 from rlhf_loop.recipe import Evaluation, Policy, Recipe
 from rlhf_loop.records import Completion, Message, Prompt
 from rlhf_loop.steps.snapshot import snapshot
+from rlhf_loop.turns import Turns
 
 ROOT = Path(__file__).parent.parent
 
@@ -336,7 +337,7 @@ def test_answers_are_encoded_after_their_conversation_with_the_end_where_they_en
     _, tokenizer = tiny
     conversation = [Message(role="user", content="Hello there")]
     stopped, cut = language_model.encode_answers(
-        tokenizer, [conversation] * 2, [_completion("a", "Yes."), _completion("a", "Yes.", finished=False)]
+        Turns(tokenizer), [conversation] * 2, [_completion("a", "Yes."), _completion("a", "Yes.", finished=False)]
     )
     assert list(stopped.prompt) == encode_prompts(tokenizer, [conversation])[0]
     assert stopped.answer == (*cut.answer, tokenizer.eos_token_id)

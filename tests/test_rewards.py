@@ -22,6 +22,7 @@ from rlhf_loop.records import Completion, PreferencePair, Prompt, write_records
 from rlhf_loop.rewards import combine, evaluate_reward, load_reward, load_spec, train_reward_model
 from rlhf_loop.rewards.spec import BradleyTerrySpec, FunctionSpec, HeadSpec, parse_spec, write_spec
 from rlhf_loop.rewards.texts import encode, make_text, texts_of_pairs
+from rlhf_loop.turns import Turns
 
 CATALOGUE = Path(__file__).parent.parent / "reward_models"
 POLICY = Policy(model="tiny-random:0", dtype="float32")
@@ -130,8 +131,8 @@ def test_only_a_finished_completion_ends_with_eos():
 
     tokenizer = load_tokenizer("tiny-random:0", POLICY)
     messages = [{"role": "user", "content": "Hello"}]
-    whole, prompt = encode(tokenizer, make_text(messages, "Good day"))
-    cut, _ = encode(tokenizer, make_text(messages, "Good day", finished=False))
+    whole, prompt = encode(Turns(tokenizer), make_text(messages, "Good day"))
+    cut, _ = encode(Turns(tokenizer), make_text(messages, "Good day", finished=False))
     assert whole == [*cut, tokenizer.eos_token_id]
     assert tokenizer.decode(cut[prompt:]) == "Good day"
     assert cut[:prompt] == list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
@@ -163,7 +164,7 @@ def batch():
     spec = bradley_terry(lora=None)
     torch.manual_seed(0)
     model, tokenizer = load_classifier("policy", POLICY, full=True)
-    rows, counts = batch_elements(spec, pairs, tokenizer)
+    rows, counts = batch_elements(spec, pairs, Turns(tokenizer))
     flat = [
         {"chosen_ids": row["texts"][c], "rejected_ids": row["texts"][r], "margin": m}
         for row in rows
@@ -232,7 +233,7 @@ def test_a_prompt_with_many_texts_is_split_and_keeps_every_pair_once(batch):
 
     tokenizer = batch[1]
     pairs = make_pairs(prompts=1, answers=11)
-    rows, counts = batch_elements(bradley_terry(max_texts=4), pairs, tokenizer)
+    rows, counts = batch_elements(bradley_terry(max_texts=4), pairs, Turns(tokenizer))
     assert max(len(row["texts"]) for row in rows) <= 4
     seen = [
         (tuple(row["texts"][c]), tuple(row["texts"][r]))
@@ -248,16 +249,18 @@ def test_pairs_that_are_too_long_are_counted_and_none_left_is_an_error(batch, ca
     tokenizer = batch[1]
     pairs = make_pairs(prompts=2, answers=4)
     lengths = [
-        max(len(encode(tokenizer, make_text(p.prompt, side[0]["content"]))[0]) for side in (p.chosen, p.rejected))
+        max(
+            len(encode(Turns(tokenizer), make_text(p.prompt, side[0]["content"]))[0]) for side in (p.chosen, p.rejected)
+        )
         for p in pairs
     ]
     limit = sorted(lengths)[5]
-    _, counts = batch_elements(bradley_terry(max_length=limit), pairs, tokenizer)
+    _, counts = batch_elements(bradley_terry(max_length=limit), pairs, Turns(tokenizer))
     over = sum(length > limit for length in lengths)
     assert counts["dropped_too_long"] == over > 0
     assert f"{over} of 12 pairs are longer" in caplog.text
     with pytest.raises(UserError, match=f"longest text has {max(lengths)} tokens and max_length is 8"):
-        batch_elements(bradley_terry(max_length=8), pairs, tokenizer)
+        batch_elements(bradley_terry(max_length=8), pairs, Turns(tokenizer))
 
 
 # Training and loading
@@ -309,7 +312,7 @@ def test_head_pools_over_the_completion_alone():
 
     features = Features(HeadSpec(layers=[0.5, 1.0]), POLICY)
     text = make_text([{"role": "user", "content": "Question?"}], "an answer")
-    ids, prompt = encode(features.tokenizer, text)
+    ids, prompt = encode(features.turns, text)
     with torch.no_grad():
         states = features.trunk(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
     expected = torch.cat([part for n in features.layers for part in (states[n][0, prompt:].mean(0), states[n][0, -1])])

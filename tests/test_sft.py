@@ -57,6 +57,7 @@ def log_prob(reference: Path, base: Path) -> float:
     for one in ROWS:
         prompt = tokenizer.apply_chat_template(list(one.prompt), add_generation_prompt=True, return_dict=False)
         both = tokenizer.apply_chat_template([*one.prompt, *one.completion], return_dict=False)
+        both = both[: -len(tokenizer.encode("\n"))]  # which the template puts after the end of a turn
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([both])).logits[0, :-1].log_softmax(-1)  # (T - 1, V)
         sums.append(logits.gather(1, torch.tensor(both)[1:, None])[len(prompt) - 1 :].sum())

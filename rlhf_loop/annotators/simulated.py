@@ -85,7 +85,7 @@ class SimulatedAnnotator:
     def _edit(self, prompt: Prompt, completion: Completion, value: float, round: int) -> Edit | None:
         """The answer up to the end of one of its sentences, if that is better than the answer."""
         parts = [completion.text[: end.end()].strip() for end in _SENTENCE_END.finditer(completion.text)]
-        whole = [replace(completion, text=part, finish_reason="stop") for part in parts]
+        whole = [replace(completion, text=part, finish_reason="stop", token_ids=None) for part in parts]
         values = [judge(self.rule, prompt, part).value for part in whole]
         if not values or max(values) <= value:
             return None

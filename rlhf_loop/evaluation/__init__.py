@@ -147,10 +147,12 @@ def _language_model(
     """`kl`, `perplexity` and `plain_text_perplexity` of the result, and each answer's KL."""
     from rlhf_loop.evaluation import language_model as lm
     from rlhf_loop.models import to_messages
+    from rlhf_loop.turns import Turns
 
     conversations = [to_messages(prompt, models.settings) for prompt in prompts]
-    ours = lm.encode_answers(models.tokenizer, conversations, candidate)
-    theirs = lm.encode_answers(models.tokenizer, conversations, base)
+    turns = Turns(models.tokenizer, models.policy)
+    ours = lm.encode_answers(turns, conversations, candidate)
+    theirs = lm.encode_answers(turns, conversations, base)
     likelihoods = lm.likelihoods(models.policy, ours, models.reference, models.batch_tokens)
     tokens = sum(item.tokens for item in likelihoods)
     total = sum(item.kl for item in likelihoods)

@@ -16,22 +16,14 @@ import torch
 
 from rlhf_loop.distributed import sharded_map
 from rlhf_loop.errors import UserError
-from rlhf_loop.models import encode_prompts
 from rlhf_loop.records import Completion, Message
+from rlhf_loop.turns import Tokens, Turns
 
 BATCH_LOGITS = 64 * 2**20
 """Most logits (rows x answer positions x vocabulary) of one batch, in the model's own precision: 128 MiB in bf16."""
 
 CHUNK_LOGITS = 8 * 2**20
 """Most logits that are in fp32 at a time: 32 MiB for each of the few tensors made of them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tokens:
-    """A prompt (of one token or more) and an answer to it as token ids, with the end token where it ended by itself."""
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,19 +37,20 @@ class Likelihood:
 
 
 def encode_answers(
-    tokenizer: Any, conversations: Sequence[Sequence[Message]], completions: Sequence[Completion]
+    turns: Turns, conversations: Sequence[Sequence[Message]], completions: Sequence[Completion]
 ) -> list[Tokens]:
-    """The tokens of each answer after its conversation, as the policy sees them when it generates.
-
-    An answer that ended by itself has the end token. Answers are tokenised again from their text: where a policy
-    sampled an unusual split of the same text, the likelihood is that of the usual one.
-    """
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded = []
-    for prompt, completion in zip(encode_prompts(tokenizer, conversations), completions, strict=True):
-        answer = tokenizer(completion.text, add_special_tokens=False)["input_ids"]
-        stop = end if completion.finish_reason == "stop" else []
-        encoded.append(Tokens(prompt=tuple(prompt), answer=(*answer, *stop)))
+    """The tokens of each answer and of the conversation before it, as the policy read and wrote them."""
+    encoded = [
+        turns.tokens(
+            prompt,
+            [Message(role="assistant", content=completion.text)],
+            finished=completion.finish_reason == "stop",
+            token_ids=completion.token_ids,
+            by_policy=completion.by_policy,
+        )
+        for prompt, completion in zip(conversations, completions, strict=True)
+    ]
+    turns.say_unfit(len(encoded))
     return encoded
 
 

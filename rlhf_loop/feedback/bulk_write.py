@@ -239,7 +239,8 @@ def _meaning(name: str, row: TableRow) -> dict[str, Any]:
     """A row without what depends on the file that it was read from, nor a prompt's split, which may have moved."""
     values: dict[str, Any] = json.loads(row[-1])
     if name == "completions":
-        return {"text": row[5], **values, "critique": None}  # whose critique it answers to may have been deleted since
+        # Whose critique it answers to may have been deleted since, and how it was sampled is not known of all.
+        return {"text": row[5], **values, "critique": None, "token_ids": None}
     values.pop("source", None)
     if name == "prompts":
         values.pop("split", None)

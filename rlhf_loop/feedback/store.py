@@ -156,7 +156,7 @@ class Store:
         """The same in a writing transaction of the caller's."""
         records = self._not_deleted(connection, completions, lambda c: [("completion", c.id), ("prompt", c.prompt_id)])
         self._check_known(connection, tables.prompts, (c.prompt_id for c in records), "prompts", "completions")
-        return self._add(connection, tables.completions, Completion, records, completion_row)
+        return self._add(connection, tables.completions, Completion, records, completion_row, _without_token_ids)
 
     def add_feedback(self, feedback: Iterable[AnyFeedback]) -> int:
         """Adds feedback; a preference also answers the queued questions about its pair.
@@ -595,6 +595,11 @@ def _made_from(artifact: Artifact, deleted: set[str]) -> Artifact:
 
 def _without_source(prompt: Prompt) -> Prompt:
     return replace(prompt, source="")
+
+
+def _without_token_ids(completion: Completion) -> Completion:
+    """A text is the same whether or not it is known how it was sampled."""
+    return replace(completion, token_ids=None)
 
 
 def _without_file(feedback: AnyFeedback) -> AnyFeedback:

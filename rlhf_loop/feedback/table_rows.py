@@ -67,7 +67,13 @@ def completion_row(completion: Completion) -> TableRow:
         completion.round,
         completion.parent,
         text,
-        _json(completion, _TEXT if text == completion.text else None),
+        _json(
+            completion,
+            {
+                *({"text"} if text == completion.text else ()),
+                *({"token_ids"} if completion.token_ids is None else ()),
+            },
+        ),
     )
 
 
@@ -178,7 +184,6 @@ def records_of(record_type: Any, rows: Iterable[Any]) -> list[Any]:
 
 
 _quote: Callable[[str], str] = json.encoder.encode_basestring
-_TEXT = {"text"}
 
 
 def _json(record: Any, leave_out: set[str] | None = None) -> str:

@@ -59,7 +59,8 @@ def generate(
             seed=seed,
             sampling=sampling,
             finish_reason=answer.finish_reason,
-            tokens=answer.tokens,
+            tokens=len(answer.ids),
+            token_ids=answer.ids,
         )
         for prompt, samples in zip(prompts, answers, strict=True)
         for sample, answer in enumerate(samples)

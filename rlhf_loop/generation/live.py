@@ -14,6 +14,7 @@ import torch
 
 from rlhf_loop.generation import transformers_engine as engine
 from rlhf_loop.generation.sampling import sample_tokens, uniforms
+from rlhf_loop.turns import Turns
 
 UNFINISHED = "\ufffd"
 """What a tokenizer writes for a character of which only some bytes are there."""
@@ -36,14 +37,14 @@ class Row:
     sent: int = 0  # characters of `text` that were given out
     finish: Literal["stop", "length"] | None = None
 
-    def take(self, token: int, tokenizer: Any, ends: set[int]) -> str:
+    def take(self, token: int, turns: Turns) -> str:
         """Adds a token; gives the text that is new and will stay, and sets `finish` at the end."""
         self.ids.append(token)
-        self.text = tokenizer.decode(self.ids, skip_special_tokens=True)
+        self.text = turns.text(self.ids)
         found = [place for stop in self.stop if (place := self.text.find(stop)) >= 0]
         if found:
             self.text, self.finish = self.text[: min(found)], "stop"
-        elif token in ends:
+        elif turns.ended(self.ids):
             self.finish = "stop"
         elif len(self.ids) == self.max_new_tokens:
             self.finish = "length"
@@ -64,7 +65,7 @@ class LiveBatch:
     def __init__(self, model: Any, tokenizer: Any, rows: Sequence[Row]):
         self.model, self.tokenizer = model, tokenizer
         self.rows = list(rows)
-        self.ends = set(engine._end_tokens(model, tokenizer))
+        self.turns = Turns(tokenizer, model)
         self._draws = [uniforms(*row.key, row.sample, row.max_new_tokens) for row in self.rows]
         self._cache: Any = None
         self._logits = self._mask = self._position = torch.empty(0)
@@ -78,7 +79,7 @@ class LiveBatch:
         if self._cache is None:
             self._read_prompts()
         tokens = self._sample()
-        said = [(row, row.take(token, self.tokenizer, self.ends)) for row, token in zip(self.rows, tokens, strict=True)]
+        said = [(row, row.take(token, self.turns)) for row, token in zip(self.rows, tokens, strict=True)]
         stay = [number for number, row in enumerate(self.rows) if row.finish is None]
         self._keep(stay)
         if self.rows:

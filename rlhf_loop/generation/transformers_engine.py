@@ -7,7 +7,7 @@ rows that have ended leave the batch. On the CPU most of what `generate` spends 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +17,9 @@ from transformers.cache_utils import DynamicLayer
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.sampling import sample_tokens, uniforms
-from rlhf_loop.models import encode_prompts
 from rlhf_loop.recipe import Generation
 from rlhf_loop.records import Message
+from rlhf_loop.turns import Turns, encode_prompts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +28,7 @@ class Answer:
 
     text: str
     finish_reason: Literal["stop", "length"]
-    tokens: int  # with the one that ends the turn
+    ids: tuple[int, ...]  # its tokens, with the one that ends the turn
 
 
 def sample(
@@ -41,10 +41,10 @@ def sample(
 ) -> list[list[Answer]]:
     """`settings.samples_per_prompt` answers to each conversation, whose random numbers are those of its key
     (seed, round, prompt id). Raises `UserError` when a prompt leaves no room in the model's context."""
+    turns = Turns(tokenizer, model)
     prompts = encode_prompts(tokenizer, conversations)
     rows = sample_ids(model, tokenizer, prompts, keys, [settings.samples_per_prompt] * len(prompts), settings, progress)
-    ends = set(_end_tokens(model, tokenizer))
-    return [[_answer(tokenizer, ids, ends) for ids in samples] for samples in rows]
+    return [[_answer(turns, ids) for ids in samples] for samples in rows]
 
 
 def sample_ids(
@@ -62,12 +62,13 @@ def sample_ids(
     _check_lengths(model, prompts, keys, settings)
     total = sum(samples)
     completions: dict[tuple[int, int], list[int]] = {}
+    ends = Turns(tokenizer, model).ends
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             for rows in _batches(prompts, samples, settings):
-                batch = _sample_batch(model, tokenizer, prompts, keys, rows, settings)
+                batch = _sample_batch(model, tokenizer.pad_token_id, ends, prompts, keys, rows, settings)
                 completions.update(zip(rows, batch, strict=True))
                 if progress:
                     progress(len(completions), total)
@@ -105,7 +106,8 @@ def _batches(
 
 def _sample_batch(
     model: Any,
-    tokenizer: Any,
+    pad: int,
+    ends: Collection[int],
     prompts: Sequence[Sequence[int]],
     keys: Sequence[tuple[int, int, str]],
     rows: Sequence[tuple[int, int]],
@@ -114,11 +116,11 @@ def _sample_batch(
     """The completions of one batch, in the order of `rows`."""
     place = model.device
     steps = settings.max_new_tokens
-    ends = torch.tensor(_end_tokens(model, tokenizer), device=place)
+    end_tokens = torch.tensor(sorted(ends), dtype=torch.long, device=place)
     draws = torch.stack([torch.from_numpy(uniforms(*keys[p], s, steps)) for p, s in rows]).to(place)  # (R, steps)
 
     used = list(dict.fromkeys(p for p, _ in rows))
-    ids, mask = _left_padded([prompts[p] for p in used], tokenizer.pad_token_id, place)  # (P, L)
+    ids, mask = _left_padded([prompts[p] for p in used], pad, place)  # (P, L)
     cache = _cache(model, room=steps - 1)
     logits = _forward(model, ids, mask, mask.cumsum(-1).sub_(1).clamp_(min=0), cache)  # (P, V)
     of_prompt = torch.tensor([used.index(p) for p, _ in rows], device=place)  # (R,)
@@ -126,14 +128,14 @@ def _sample_batch(
     logits, mask = logits[of_prompt], mask[of_prompt]
     position = mask.sum(-1, keepdim=True)  # (R, 1)
 
-    tokens = torch.full((len(rows), steps), tokenizer.pad_token_id, device=place)  # (R, steps)
+    tokens = torch.full((len(rows), steps), pad, device=place)  # (R, steps)
     live = torch.arange(len(rows), device=place)  # rows still in the batch
     ended = torch.zeros(len(rows), dtype=torch.bool, device=place)  # of those in the batch
     for step in range(steps):
         new = sample_tokens(logits, draws[live, step], settings.temperature, settings.top_p, settings.top_k)
-        new = new.masked_fill_(ended, tokenizer.pad_token_id)
+        new = new.masked_fill_(ended, pad)
         tokens[live, step] = new
-        ended |= torch.isin(new, ends)
+        ended |= torch.isin(new, end_tokens)
         left = steps - step - 1
         if left == 0 or bool(ended.all()):
             break
@@ -145,7 +147,7 @@ def _sample_batch(
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=-1)
         logits = _forward(model, new[:, None], mask, position, cache)
         position = position + 1
-    return [_up_to_end(row, set(ends.tolist())) for row in tokens.tolist()]
+    return [_up_to_end(row, ends) for row in tokens.tolist()]
 
 
 def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
@@ -166,13 +168,6 @@ def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch
     return logits
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end a turn: the model's and the tokenizer's."""
-    configured = model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})
-
-
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int, place: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts of one length, ending together, and the mask of what is not padding: (P, L) each."""
     length = max(len(ids) for ids in prompts)
@@ -181,17 +176,13 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad: int, place: torch.device
     return ids, mask
 
 
-def _up_to_end(row: list[int], ends: set[int]) -> list[int]:
+def _up_to_end(row: list[int], ends: Collection[int]) -> list[int]:
     end = next((i for i, token in enumerate(row) if token in ends), None)
     return row if end is None else row[: end + 1]
 
 
-def _answer(tokenizer: Any, ids: Sequence[int], ends: set[int]) -> Answer:
-    return Answer(
-        text=tokenizer.decode(ids, skip_special_tokens=True),
-        finish_reason="stop" if ids[-1] in ends else "length",
-        tokens=len(ids),
-    )
+def _answer(turns: Turns, ids: Sequence[int]) -> Answer:
+    return Answer(text=turns.text(ids), finish_reason="stop" if turns.ended(ids) else "length", ids=tuple(ids))
 
 
 def _cache(model: Any, room: int) -> DynamicCache:

@@ -27,13 +27,14 @@ class Reward(ABC):
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """TRL's interface: conversations (lists of messages) or plain strings, and the data set's columns.
 
-        Whether a completion finished is read from the column `finished`, else from the last of its `completion_ids`
-        (which TRL's trainers pass), else it is taken to have finished.
+        Whether a completion finished is read from the column `finished`, which our trainers pass, else from the last
+        of its `completion_ids` (TRL's trainers pass them), else it is taken to have finished.
         """
         if len(prompts) != len(completions):
             raise UserError(f"{self.name}: {len(prompts)} prompts for {len(completions)} completions")
         finished = self._finished(columns, len(completions))
-        texts = [_as_text(*row) for row in zip(prompts, completions, finished, strict=True)]
+        ids = columns.get("completion_ids") or [None] * len(completions)
+        texts = [_as_text(*row) for row in zip(prompts, completions, finished, ids, strict=True)]
         lists = {k: v for k, v in columns.items() if isinstance(v, (list, tuple)) and len(v) == len(texts)}
         return self.checked_values(texts, lists)
 
@@ -106,14 +107,14 @@ class WeightedSum(Reward):
         return all(reward.is_end(token) for reward, _ in self.parts)
 
 
-def _as_text(prompt: Any, completion: Any, finished: bool) -> Text:
+def _as_text(prompt: Any, completion: Any, finished: bool, ids: Sequence[int] | None) -> Text:
     """One row of TRL's interface, conversational or plain."""
     messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
     if isinstance(completion, str):
-        return make_text(messages, completion, finished)
+        return make_text(messages, completion, finished, ids)
     if not completion:
-        return make_text(messages, "", finished)
-    return make_text([*messages, *completion[:-1]], completion[-1]["content"] or "", finished)
+        return make_text(messages, "", finished, ids)
+    return make_text([*messages, *completion[:-1]], completion[-1]["content"] or "", finished, ids)
 
 
 def _columns(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, list[Any]]:

@@ -34,6 +34,7 @@ from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
 from rlhf_loop.rewards.trunk import load_classifier, lora_config
 from rlhf_loop.rewards.trunk import quiet as transformers_quiet
 from rlhf_loop.training import Progress, callbacks, quiet, training_arguments
+from rlhf_loop.turns import Turns
 from rlhf_loop.weights import save_weights
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def train(
     tune_cpu_memory()
     torch.manual_seed(seed)  # the new output layer and the adapter begin from random numbers
     model, tokenizer = load_classifier(spec.base, policy, full=spec.lora is None)
-    rows, counts = batch_elements(spec, pairs, tokenizer, policy.system_prompt)
+    rows, counts = batch_elements(spec, pairs, Turns(tokenizer, model), policy.system_prompt)
     checkpoint = last_complete(output / "checkpoints")
     if spec.probe and checkpoint is None and isinstance(getattr(model, "score", None), torch.nn.Linear):
         counts["probe_loss"] = probe(model, rows, tokenizer.pad_token_id, seed)
@@ -144,13 +145,14 @@ class BradleyTerryReward(Reward):
         super().__init__(id, name)
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.turns = Turns(tokenizer, model)
         self.spec = spec
         self.system_prompt = system_prompt
 
     def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float]:
         """The output at the last token of each text; over-long ones keep their end, and a warning says how many."""
         distinct = list(dict.fromkeys(texts))
-        rows = encode_all(self.tokenizer, distinct, self.system_prompt, self.spec.max_length)
+        rows = encode_all(self.turns, distinct, self.system_prompt, self.spec.max_length)
         device = self.model.device
         values = in_batches(
             lambda ids, mask, numbers: self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0],
@@ -163,8 +165,8 @@ class BradleyTerryReward(Reward):
         return [by_text[text] for text in texts]
 
     def is_end(self, token: int) -> bool:
-        """Whether it is the tokenizer's EOS."""
-        return bool(token == self.tokenizer.eos_token_id)
+        """Whether it ends a turn in its tokenizer, which is taken to be the policy's."""
+        return self.turns.ended([token])
 
 
 class UniqueTextsRewardTrainer(RewardTrainer):  # type: ignore[misc]
@@ -247,7 +249,7 @@ class Collator:
 
 
 def batch_elements(
-    spec: BradleyTerrySpec, pairs: Sequence[PreferencePair], tokenizer: Any, system_prompt: str | None = None
+    spec: BradleyTerrySpec, pairs: Sequence[PreferencePair], turns: Turns, system_prompt: str | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The pairs of each prompt as one row `{texts, chosen, rejected, margin, group}`, and counts of what is in them.
 
@@ -255,7 +257,7 @@ def batch_elements(
     with a side longer than `max_length` tokens are left out and counted as `dropped_too_long`.
     """
     texts, indices = texts_of_pairs(pairs)
-    ids = [encode(tokenizer, text, system_prompt)[0] for text in texts]
+    ids = [encode(turns, text, system_prompt)[0] for text in texts]
     kept: dict[str, list[int]] = {}
     for number, (pair, sides) in enumerate(zip(pairs, indices, strict=True)):
         if all(len(ids[side]) <= spec.max_length for side in sides):
@@ -299,9 +301,9 @@ def batch_elements(
     return rows, counts
 
 
-def encode_all(tokenizer: Any, texts: Sequence[Text], system_prompt: str | None, max_length: int) -> list[list[int]]:
+def encode_all(turns: Turns, texts: Sequence[Text], system_prompt: str | None, max_length: int) -> list[list[int]]:
     """Token ids of each text for scoring: all are scored, those over `max_length` tokens by their end."""
-    rows = [encode(tokenizer, text, system_prompt)[0] for text in texts]
+    rows = [encode(turns, text, system_prompt)[0] for text in texts]
     over = sum(len(row) > max_length for row in rows)
     if over:
         logger.warning(

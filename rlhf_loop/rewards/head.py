@@ -33,6 +33,7 @@ from rlhf_loop.rewards.scoring import in_batches
 from rlhf_loop.rewards.spec import HeadSpec
 from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
 from rlhf_loop.rewards.trunk import load_trunk
+from rlhf_loop.turns import Turns
 
 WEIGHTS = "head.safetensors"
 SCORING_TOKENS = {"cpu": 4096}
@@ -102,8 +103,8 @@ class HeadReward(Reward):
         return [by_text[text] for text in texts]
 
     def is_end(self, token: int) -> bool:
-        """Whether it is the tokenizer's EOS."""
-        return bool(token == self.features.tokenizer.eos_token_id)
+        """Whether it ends a turn in its tokenizer, which is taken to be the policy's."""
+        return self.features.turns.ended([token])
 
 
 class Features:
@@ -113,10 +114,11 @@ class Features:
         self.spec = spec
         self.system_prompt = policy.system_prompt
         self.trunk, self.tokenizer, self.layers = load_trunk(spec.base, policy, spec.layers)
+        self.turns = Turns(self.tokenizer, self.trunk)
 
     def __call__(self, texts: Sequence[Text]) -> torch.Tensor:
         """Features (N, layers x poolings x width) of texts, float32; over-long texts keep their end."""
-        encoded = [encode(self.tokenizer, text, self.system_prompt) for text in texts]
+        encoded = [encode(self.turns, text, self.system_prompt) for text in texts]
         rows = [ids[-self.spec.max_length :] for ids, _ in encoded]
         # where the completion begins; at least its last token (EOS, or the prompt's end if it is empty) is pooled
         starts = [

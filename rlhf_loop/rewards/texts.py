@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rlhf_loop.records import Completion, Message, PreferencePair, Prompt
+from rlhf_loop.turns import Turns, with_system_prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +16,8 @@ class Text:
     prompt: tuple[tuple[str, str], ...]  # (role, content) of each turn
     completion: str
     finished: bool = True  # ended with EOS; False: cut off at the length limit
+    token_ids: tuple[int, ...] | None = None  # as it was sampled, in the tokenizer of the policy
+    by_policy: bool = True  # False: imported, and read in the chat template's own form
 
     def messages(self) -> list[Message]:
         """The prompt as conversational messages."""
@@ -27,10 +29,17 @@ class Text:
         return f"prompt {_shortened(prompt)!r}, completion {_shortened(self.completion)!r}"
 
 
-def make_text(prompt: Sequence[Message], completion: str, finished: bool = True) -> Text:
+def make_text(
+    prompt: Sequence[Message],
+    completion: str,
+    finished: bool = True,
+    token_ids: Sequence[int] | None = None,
+    by_policy: bool = True,
+) -> Text:
     """A `Text` of conversational messages."""
     turns = tuple((message["role"], message["content"]) for message in prompt)
-    return Text(prompt=turns, completion=completion, finished=finished)
+    ids = None if token_ids is None else tuple(map(int, token_ids))
+    return Text(prompt=turns, completion=completion, finished=finished, token_ids=ids, by_policy=by_policy)
 
 
 def texts_of_pairs(pairs: Sequence[PreferencePair]) -> tuple[list[Text], list[tuple[int, int]]]:
@@ -38,8 +47,10 @@ def texts_of_pairs(pairs: Sequence[PreferencePair]) -> tuple[list[Text], list[tu
     numbers: dict[Text, int] = {}
     indices = []
     for pair in pairs:
-        chosen = _of_turns(pair.prompt, pair.chosen, pair.chosen_finished)
-        rejected = _of_turns(pair.prompt, pair.rejected, pair.rejected_finished)
+        chosen = _of_turns(pair.prompt, pair.chosen, pair.chosen_finished, pair.chosen_token_ids, pair.chosen_by_policy)
+        rejected = _of_turns(
+            pair.prompt, pair.rejected, pair.rejected_finished, pair.rejected_token_ids, pair.rejected_by_policy
+        )
         number = numbers.setdefault(chosen, len(numbers))
         indices.append((number, numbers.setdefault(rejected, len(numbers))))
     return list(numbers), indices
@@ -48,26 +59,33 @@ def texts_of_pairs(pairs: Sequence[PreferencePair]) -> tuple[list[Text], list[tu
 def texts_of_completions(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Text]:
     """The text of each completion; `prompts` are looked up by id, so each need be there only once."""
     by_id = {prompt.id: prompt for prompt in prompts}
-    return [make_text(by_id[c.prompt_id].messages, c.text, c.finish_reason == "stop") for c in completions]
+    return [
+        make_text(by_id[c.prompt_id].messages, c.text, c.finish_reason == "stop", c.token_ids, c.by_policy)
+        for c in completions
+    ]
 
 
-def encode(tokenizer: Any, text: Text, system_prompt: str | None = None) -> tuple[list[int], int]:
-    """Token ids of a text, and how many of them are the prompt's.
-
-    They are the ids that a policy reads and writes: the prompt up to the assistant's turn, the completion's tokens,
-    and EOS when it finished. (A chat template applied to the whole conversation would end every answer alike.)
-    """
-    messages = text.messages()
-    if system_prompt and not any(message["role"] == "system" for message in messages):
-        messages.insert(0, Message(role="system", content=system_prompt))
-    prompt: list[int] = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-    ids = prompt + list(tokenizer(text.completion, add_special_tokens=False)["input_ids"])
-    return ([*ids, tokenizer.eos_token_id] if text.finished else ids), len(prompt)
+def encode(turns: Turns, text: Text, system_prompt: str | None = None) -> tuple[list[int], int]:
+    """Token ids of a text, and how many of them are the prompt's: what the policy read and wrote (`Turns.tokens`)."""
+    tokens = turns.tokens(
+        with_system_prompt(text.messages(), system_prompt),
+        [Message(role="assistant", content=text.completion)],
+        finished=text.finished,
+        token_ids=text.token_ids,
+        by_policy=text.by_policy,
+    )
+    return [*tokens.prompt, *tokens.answer], len(tokens.prompt)
 
 
-def _of_turns(prompt: Sequence[Message], answer: Sequence[Message], finished: bool) -> Text:
+def _of_turns(
+    prompt: Sequence[Message],
+    answer: Sequence[Message],
+    finished: bool,
+    token_ids: Sequence[int] | None,
+    by_policy: bool,
+) -> Text:
     """A completion of several turns is scored on its last one, the others being part of the prompt."""
-    return make_text([*prompt, *answer[:-1]], answer[-1]["content"], finished)
+    return make_text([*prompt, *answer[:-1]], answer[-1]["content"], finished, token_ids, by_policy)
 
 
 def _shortened(text: str, limit: int = 60) -> str:

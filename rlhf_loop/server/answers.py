@@ -38,6 +38,7 @@ class Choice:
     finish: Literal["stop", "length"]
     tokens: int
     values: dict[str, Any]  # as OpenAI's API has it: `message`, `finish_reason`, `logprobs`, and what else was said
+    token_ids: tuple[int, ...] | None = None
 
 
 def choice_id(response_id: str, choice: int) -> str:
@@ -81,11 +82,12 @@ def save_answer(
             prompt = replace(prompt, id=stable_id(SOURCE, prompt.id))
         if not store.prompts_within(connection, [prompt.id]):
             store.add_prompts_within(connection, [prompt])
+        texts = [service.redact(choice.text) for choice in choices]
         completions = [
             Completion(
                 id=choice_id(response_id, number),
                 prompt_id=prompt.id,
-                text=service.redact(choice.text),
+                text=text,
                 policy=policy_id,
                 round=round,
                 sample=number,
@@ -93,8 +95,9 @@ def save_answer(
                 sampling=sampling,
                 finish_reason=choice.finish,
                 tokens=choice.tokens,
+                token_ids=choice.token_ids if text == choice.text else None,  # they would still say it
             )
-            for number, choice in enumerate(choices)
+            for number, (choice, text) in enumerate(zip(choices, texts, strict=True))
         ]
         store.add_completions_within(connection, completions)
         if key is not None:

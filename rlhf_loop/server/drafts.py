@@ -43,6 +43,7 @@ class Draft:
             text=text_of(message, thought=True),
             finish=self.end.finish,
             tokens=self.end.tokens if tokens is None else tokens,
+            token_ids=self.end.token_ids,
             values={**self.fields, "message": message, "finish_reason": self._reason},
         )
 

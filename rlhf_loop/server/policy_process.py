@@ -83,6 +83,7 @@ class Said:
     finish: Literal["stop", "length"] | None = None
     tokens: int = 0  # of the whole answer, at its end
     raw: dict[str, Any] | None = None  # what another server said: a choice of OpenAI's API, as it came
+    token_ids: tuple[int, ...] | None = None  # of the whole answer, where they are known
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +186,13 @@ class OwnProcess:
                     yield Started(policy_id=self.policy_id, prompt_tokens=message["prompt_tokens"])
                 elif "finish" in message:
                     left -= 1
-                    yield Said(choice=message["choice"], finish=message["finish"], tokens=message["tokens"])
+                    ids = message["token_ids"]
+                    yield Said(
+                        choice=message["choice"],
+                        finish=message["finish"],
+                        tokens=message["tokens"],
+                        token_ids=None if ids is None else tuple(ids),
+                    )
                 else:
                     yield Said(choice=message["choice"], text=message["text"])
         finally:

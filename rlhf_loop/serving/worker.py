@@ -9,9 +9,9 @@ The first line says which policy. Then, in any number and order:
     {"cancel": "r1"}
 
 and back: `{"ready": true}` once, then for a request `{"id", "prompt_tokens"}`, `{"id", "choice", "text"}` for each
-bit of text, `{"id", "choice", "finish", "tokens"}` for each choice, or `{"id", "error"}`. It ends when its input does,
-so it never outlives the server. Requests that wait are read together; those that come later are written beside them,
-a token of each in turn.
+bit of text, `{"id", "choice", "finish", "tokens", "token_ids"}` for each choice, or `{"id", "error"}`. It ends when its
+input does, so it never outlives the server. Requests that wait are read together; those that come later are written
+beside them, a token of each in turn.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from typing import Any
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.live import LiveBatch, Row
-from rlhf_loop.models import encode_prompts, load_policy, tune_cpu_memory
+from rlhf_loop.models import load_policy, tune_cpu_memory
 from rlhf_loop.recipe import Policy, parse_settings
+from rlhf_loop.turns import encode_prompts
 
 
 class Worker:
@@ -68,7 +69,10 @@ class Worker:
                 if text:
                     self.say({"id": id, "choice": row.sample, "text": text})
                 if row.finish is not None:
-                    self.say({"id": id, "choice": row.sample, "finish": row.finish, "tokens": len(row.ids)})
+                    # Where a stop text cut the answer, they are not its tokens.
+                    ids = row.ids if row.text == batch.turns.text(row.ids) else None
+                    end = {"finish": row.finish, "tokens": len(row.ids), "token_ids": ids}
+                    self.say({"id": id, "choice": row.sample, **end})
                     del self.of_row[row]
         self.batches = [batch for batch in self.batches if batch.rows]
 

@@ -5,14 +5,14 @@ Consumes `PreferencePair`s. All of TRL's losses by their names in `trainer: {los
 Two things TRL would do otherwise:
 - The reference is what the recipe says. TRL takes the policy it is handed as the reference, which from round 2 on is
   the previous policy. See `adapters.build_trainer`.
-- An answer that was cut off at the length limit is trained without an end token. TRL's chat template would add one
-  and so teach the policy to stop in the middle of a sentence.
+- The tokens that are trained are those that the policy read and wrote (`rlhf_loop/turns.py`). TRL would apply the chat
+  template to the whole conversation, which ends answers that were cut off at the length limit, and so teaches the
+  policy to stop in the middle of a sentence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -20,8 +20,9 @@ from trl import DPOConfig, DPOTrainer
 
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair
+from rlhf_loop.turns import Turns
 from rlhf_loop.updates.adapters import build_trainer
-from rlhf_loop.updates.train_and_save import Training, as_asked, before_last, train_and_save
+from rlhf_loop.updates.train_and_save import Training, as_asked, none_fit, train_and_save
 
 
 def update(
@@ -41,11 +42,28 @@ def _trainer(
     training: Training,
     arguments: DPOConfig,
 ) -> tuple[DPOTrainer, Any, dict[str, int]]:
-    dataset = Dataset.from_list([_row(pair, training.policy) for pair in rows])
-    make = partial(_UnfinishedAware, args=arguments, train_dataset=dataset)
+    limit = arguments.max_length
+
+    def make(model: Any, reference: Any, *, processing_class: Any, peft_config: Any) -> DPOTrainer:
+        turns = Turns(processing_class, model)
+        tokenised = [_row(pair, training.policy, turns) for pair in rows]
+        turns.say_unfit(2 * len(rows))
+        fitting = tokenised
+        if limit is not None and arguments.truncation_mode == "keep_start":  # else the answers' ends are kept
+            fitting = [row for row in tokenised if len(row["prompt_ids"]) < limit]
+            if not fitting:
+                raise none_fit(f"{len(rows)} pairs", min(len(row["prompt_ids"]) for row in tokenised), limit)
+        return _Tokenised(
+            model,
+            reference,
+            args=arguments,
+            train_dataset=Dataset.from_list(fitting),
+            processing_class=processing_class,
+            peft_config=peft_config,
+        )
+
     trainer, tokenizer = build_trainer(make, training.start, training.reference, training.policy, training.settings)
     dropped = len(rows) - len(trainer.train_dataset)
-    limit = arguments.max_length
     over_long = 0
     if limit is not None:
         over_long = sum(
@@ -55,27 +73,28 @@ def _trainer(
     return trainer, tokenizer, {"pairs": len(rows), "dropped_prompt_too_long": dropped, "truncated": over_long}
 
 
-class _UnfinishedAware(DPOTrainer):  # type: ignore[misc]
-    """Takes the end token off answers that never ended."""
+class _Tokenised(DPOTrainer):  # type: ignore[misc]
+    """Takes token ids, where TRL would apply the chat template to texts."""
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
-        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        end = processing_class.eos_token_id
-
-        def cut(row: dict[str, Any]) -> dict[str, Any]:
-            return {
-                f"{side}_ids": row[f"{side}_ids"] if row[f"{side}_finished"] else before_last(end, row[f"{side}_ids"])
-                for side in ("chosen", "rejected")
-            }
-
-        return dataset.map(cut)
+        return dataset
 
 
-def _row(pair: PreferencePair, policy: Policy) -> dict[str, Any]:
+def _row(pair: PreferencePair, policy: Policy, turns: Turns) -> dict[str, Any]:
+    """Token ids of a pair. Where the two answers are read after different prompts (in a template's own form), the
+    prompt is what both begin with."""
+    prompt = as_asked(pair.prompt, policy)
+    chosen = turns.tokens(
+        prompt, pair.chosen, finished=pair.chosen_finished, token_ids=pair.chosen_token_ids,
+        by_policy=pair.chosen_by_policy,
+    )  # fmt: skip
+    rejected = turns.tokens(
+        prompt, pair.rejected, finished=pair.rejected_finished, token_ids=pair.rejected_token_ids,
+        by_policy=pair.rejected_by_policy,
+    )  # fmt: skip
+    shared = min(len(chosen.prompt), len(rejected.prompt))
     return {
-        "prompt": as_asked(pair.prompt, policy),
-        "chosen": list(pair.chosen),
-        "rejected": list(pair.rejected),
-        "chosen_finished": pair.chosen_finished,
-        "rejected_finished": pair.rejected_finished,
+        "prompt_ids": chosen.prompt[:shared],
+        "chosen_ids": chosen.prompt[shared:] + chosen.answer,
+        "rejected_ids": rejected.prompt[shared:] + rejected.answer,
     }

@@ -1,7 +1,7 @@
 """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306) through TRL's KTOTrainer.
 
 Consumes `LabelledCompletion`s: answers that were called good or bad, each by itself. As in `dpo.py`, the reference is
-what the recipe says, and an answer that was cut off at the length limit is trained without an end token.
+what the recipe says, and the tokens that are trained are those that the policy read and wrote.
 
 Where the recipe's trainer settings give neither `desirable_weight` nor `undesirable_weight`, the rarer label gets the
 weight at which both count alike (the lower end of what the paper recommends, equation 8); TRL would only warn.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -19,8 +18,9 @@ from trl import KTOConfig, KTOTrainer
 
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import LabelledCompletion
+from rlhf_loop.turns import Turns
 from rlhf_loop.updates.adapters import build_trainer
-from rlhf_loop.updates.train_and_save import Training, as_asked, before_last, train_and_save
+from rlhf_loop.updates.train_and_save import Training, as_asked, none_fit, train_and_save
 
 
 def update(
@@ -52,10 +52,25 @@ def _trainer(
 ) -> tuple[KTOTrainer, Any, dict[str, Any]]:
     mixed = list(rows)
     random.Random(arguments.seed).shuffle(mixed)  # the trainer takes them in order, and a batch is to hold both labels
-    dataset = Dataset.from_list([_row(row, training.policy) for row in mixed])
-    make = partial(_UnfinishedAware, args=arguments, train_dataset=dataset)
-    trainer, tokenizer = build_trainer(make, training.start, training.reference, training.policy, training.settings)
     limit = arguments.max_length
+
+    def make(model: Any, reference: Any, *, processing_class: Any, peft_config: Any) -> KTOTrainer:
+        turns = Turns(processing_class, model)
+        tokenised = [_row(row, training.policy, turns) for row in mixed]
+        turns.say_unfit(len(rows))
+        fitting = [row for row in tokenised if limit is None or len(row["prompt_ids"]) < limit]
+        if not fitting:
+            raise none_fit(f"{len(rows)} labels", min(len(row["prompt_ids"]) for row in tokenised), limit or 0)
+        return _Tokenised(
+            model,
+            reference,
+            args=arguments,
+            train_dataset=Dataset.from_list(fitting),
+            processing_class=processing_class,
+            peft_config=peft_config,
+        )
+
+    trainer, tokenizer = build_trainer(make, training.start, training.reference, training.policy, training.settings)
     lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in trainer.train_dataset]
     up = sum(row.label for row in rows)
     counts = {
@@ -69,31 +84,22 @@ def _trainer(
     return trainer, tokenizer, counts
 
 
-class _UnfinishedAware(KTOTrainer):  # type: ignore[misc]
-    """Takes the end token off answers that never ended, before they also stand as answers to one another's prompts."""
+class _Tokenised(KTOTrainer):  # type: ignore[misc]
+    """Takes token ids, where TRL would apply the chat template to texts."""
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
-        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        end = processing_class.eos_token_id
-
-        def cut(row: dict[str, Any]) -> dict[str, Any]:
-            ids = row["completion_ids"]
-            return {"completion_ids": ids if row["finished"] else before_last(end, ids)}
-
         def mismatch(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
             ids = rows["completion_ids"]
             return {"KL_completion_ids": [ids[-1], *ids[:-1]]}
 
-        dataset = dataset.map(cut)
         if self.calculate_KL:  # as TRL pairs them: within the batches, which the trainer takes in order
             dataset = dataset.map(mismatch, batched=True, batch_size=args.per_device_train_batch_size)
         return dataset
 
 
-def _row(row: LabelledCompletion, policy: Policy) -> dict[str, Any]:
-    return {
-        "prompt": as_asked(row.prompt, policy),
-        "completion": list(row.completion),
-        "label": row.label,
-        "finished": row.finished,
-    }
+def _row(row: LabelledCompletion, policy: Policy, turns: Turns) -> dict[str, Any]:
+    tokens = turns.tokens(
+        as_asked(row.prompt, policy), row.completion, finished=row.finished, token_ids=row.token_ids,
+        by_policy=row.by_policy,
+    )  # fmt: skip
+    return {"prompt_ids": tokens.prompt, "completion_ids": tokens.answer, "label": row.label}

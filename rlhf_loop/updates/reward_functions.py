@@ -17,6 +17,7 @@ import torch
 from trl.trainer.utils import is_async_callable
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.turns import Turns
 
 RewardFunction = Callable[..., Any]
 
@@ -105,6 +106,7 @@ def classifier_reward(
 
     TRL alone would score a whole rollout in one batch, on texts that do not show whether they ended.
     """
+    turns = Turns(tokenizer, model)
     name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__).rstrip("/").split("/")[-1]
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -114,7 +116,7 @@ def classifier_reward(
         prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **_: Any
     ) -> list[float]:
         rows = [
-            _classifier_ids(tokenizer, prompt, completion, ended(ids))
+            _classifier_ids(turns, prompt, completion, ended(ids))
             for prompt, completion, ids in zip(prompts, completions, completion_ids, strict=True)
         ]
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
@@ -197,13 +199,12 @@ def _text(value: Any, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _classifier_ids(tokenizer: Any, prompt: Any, completion: Any, finished: bool) -> list[int]:
+def _classifier_ids(turns: Turns, prompt: Any, completion: Any, finished: bool) -> list[int]:
+    tokenizer = turns.tokenizer
     if isinstance(prompt, str):
         ids = list(tokenizer(prompt + completion)["input_ids"])
         ended = bool(ids) and ids[-1] == tokenizer.eos_token_id  # some tokenizers add it by themselves
         return [*ids, tokenizer.eos_token_id] if finished and not ended else ids
-    # The prompt as the chat template writes it, then the answer's tokens: the template applied to the whole would end
-    # every answer alike.
-    ids = list(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False))
-    ids += tokenizer("".join(turn["content"] or "" for turn in completion), add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id] if finished else ids
+    text = "".join(turn["content"] or "" for turn in completion)
+    tokens = turns.tokens(prompt, [{"role": "assistant", "content": text}], finished=finished)
+    return [*tokens.prompt, *tokens.answer]

@@ -15,6 +15,7 @@ from rlhf_loop.generation.transformers_engine import sample_ids
 from rlhf_loop.models import merged_for_sampling
 from rlhf_loop.recipe import Generation
 from rlhf_loop.records import stable_id
+from rlhf_loop.turns import Turns
 from rlhf_loop.updates.cpu_head import Head
 from rlhf_loop.updates.prompt_order import resumable
 
@@ -30,6 +31,14 @@ class Rollouts:
     generation_batch_tokens = 1 << 17
     """Rows x padded length that are sampled together at most."""
 
+    def __init__(self: Any, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)  # type: ignore[misc]
+        # TRL knows the eos of the generation config and of the tokenizer.
+        ends = Turns(self._tokenizer, self.accelerator.unwrap_model(self.model)).ends
+        self.eos_token_ids = [*self.eos_token_ids, *sorted(ends - set(self.eos_token_ids))]
+        if not self.use_vllm:
+            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
+
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return resumable(super()._get_train_sampler(dataset))  # type: ignore[misc]
 
@@ -38,6 +47,13 @@ class Rollouts:
             return super()._generate_single_turn(prompt_ids, images, *more, **named)  # type: ignore[misc]
         completions = _sampled(self, prompt_ids)
         return (completions, None) if isinstance(self, GRPOTrainer) else completions
+
+    def _calculate_rewards(self: Any, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
+        """Reward functions are told which completions ended, which neither texts nor ids of another tokenizer show."""
+        ends = set(self.eos_token_ids)
+        ended = [bool(len(ids)) and int(ids[-1]) in ends for ids in completion_ids_list]
+        told = [{"finished": of_ids, **row} for row, of_ids in zip(inputs, ended, strict=True)]
+        return super()._calculate_rewards(told, prompts, completions, completion_ids_list)  # type: ignore[misc]
 
     def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> Any:
         with _head_for_a_cpu():

@@ -2,8 +2,8 @@
 
 Consumes `Demonstration`s: people's edits and the reference answers of prompts; as `rejection_sampling`, the best of
 each prompt's candidates. Only the tokens of the answer are trained. There is no reference policy: nothing but a small
-learning rate and few epochs holds the new one near the old. An answer that was cut off at the length limit is trained
-without an end token.
+learning rate and few epochs holds the new one near the old. What a policy wrote is trained in the tokens that it
+sampled, what a person wrote in the chat template's own form (`rlhf_loop/turns.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from rlhf_loop.errors import UserError
 from rlhf_loop.models import load_policy
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Demonstration
+from rlhf_loop.turns import Turns
 from rlhf_loop.updates.adapters import adapter_folder, lora_config, put_adapter, refuse_adapter
-from rlhf_loop.updates.train_and_save import Training, as_asked, before_last, train_and_save
+from rlhf_loop.updates.train_and_save import Training, as_asked, none_fit, train_and_save
 
 
 def update(
@@ -37,20 +39,26 @@ def _trainer(
     rows: Sequence[Demonstration], training: Training, arguments: SFTConfig
 ) -> tuple[SFTTrainer, Any, dict[str, int]]:
     start, policy, lora = training.start, training.policy, training.settings.lora
-    dataset = Dataset.from_list([_row(row, policy) for row in rows])
+    for name in ("assistant_only_loss", "chat_template_path"):
+        if getattr(arguments, name):
+            raise UserError(
+                f"update.trainer.{name}: answers are trained in the tokens that the policy reads and writes, of which "
+                "the answer's alone count; leave it out"
+            )
     adapter = adapter_folder(start)
     if lora is None:
         refuse_adapter(adapter)
         model, tokenizer = load_policy(start, policy, trainable=True, in_training=True)
-        trainer = _UnfinishedAware(model, arguments, train_dataset=dataset, processing_class=tokenizer)
+        config = None
     else:
         model, tokenizer = load_policy(policy.model, policy, in_training=True)
         config = lora_config(lora)
-        trainer = _UnfinishedAware(
-            model, arguments, train_dataset=dataset, processing_class=tokenizer, peft_config=config
-        )
-        if adapter is not None:
-            put_adapter(trainer.model, adapter)
+    turns = Turns(tokenizer, model)
+    dataset = Dataset.from_list([_row(row, policy, turns) for row in rows])
+    turns.say_unfit(len(rows))
+    trainer = _Counting(model, arguments, train_dataset=dataset, processing_class=tokenizer, peft_config=config)
+    if adapter is not None:
+        put_adapter(trainer.model, adapter)
     counts = {
         "demonstrations": len(rows),
         "dropped_prompt_too_long": len(rows) - trainer.prepared,
@@ -59,30 +67,31 @@ def _trainer(
     return trainer, tokenizer, counts
 
 
-class _UnfinishedAware(SFTTrainer):  # type: ignore[misc]
-    """Takes the end token off answers that never ended, and counts those that the length limit cuts."""
+class _Counting(SFTTrainer):  # type: ignore[misc]
+    """Counts what the length limit cuts and takes away."""
 
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Dataset:
         options = (processing_class, args)
+        lengths = [len(ids) for ids in dataset["input_ids"]]
+        prompts = [mask.count(0) for mask in dataset["completion_mask"]]
         dataset = super()._prepare_dataset(dataset, *options, False, formatting_func, dataset_name)
         self.prepared = len(dataset)
-        self.truncated = sum(len(ids) == args.max_length for ids in dataset["input_ids"])
-        end = processing_class.eos_token_id
-
-        def cut(row: dict[str, Any]) -> dict[str, Any]:
-            if row["finished"]:
-                return {"input_ids": row["input_ids"], "labels": row["labels"]}
-            prompt = row["labels"].count(-100)
-            length = prompt + len(before_last(end, row["labels"][prompt:]))
-            return {"input_ids": row["input_ids"][:length], "labels": row["labels"][:length]}
-
-        dataset = dataset.map(cut)
+        self.truncated = sum(args.max_length is not None and length > args.max_length for length in lengths)
+        if not self.prepared:
+            raise none_fit(f"{len(lengths)} demonstrations", min(prompts), args.max_length)
         if packing:
             return super()._prepare_dataset(dataset, *options, True, formatting_func, dataset_name)
         return dataset
 
 
-def _row(row: Demonstration, policy: Policy) -> dict[str, Any]:
-    return {"prompt": as_asked(row.prompt, policy), "completion": list(row.completion), "finished": row.finished}
+def _row(row: Demonstration, policy: Policy, turns: Turns) -> dict[str, Any]:
+    tokens = turns.tokens(
+        as_asked(row.prompt, policy), row.completion, finished=row.finished, token_ids=row.token_ids,
+        by_policy=row.by_policy,
+    )  # fmt: skip
+    return {
+        "input_ids": tokens.prompt + tokens.answer,
+        "completion_mask": [0] * len(tokens.prompt) + [1] * len(tokens.answer),
+    }

@@ -85,10 +85,9 @@ def as_asked(messages: Sequence[Message], policy: Policy) -> list[Message]:
     return to_messages(Prompt(id="", group="", messages=tuple(messages)), policy)
 
 
-def before_last(token: int, ids: list[int]) -> list[int]:
-    """`ids` up to the last `token`; all of them when there is none.
-
-    Takes the end token off an answer that was cut off at the length limit: TRL's chat template adds one, which would
-    teach the policy to stop in the middle of a sentence.
-    """
-    return ids[: len(ids) - 1 - ids[::-1].index(token)] if token in ids else ids
+def none_fit(what: str, shortest: int, limit: int) -> UserError:
+    """The error of a data set of which the length limit leaves nothing; `shortest`: tokens of its shortest prompt."""
+    return UserError(
+        f"none of the {what} can be trained on: with {shortest} tokens or more each of their prompts fills max_length, "
+        f"which is {limit}. Raise `update.trainer.max_length`, or give shorter prompts"
+    )

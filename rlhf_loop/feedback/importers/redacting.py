@@ -29,7 +29,10 @@ def _redact(value: Any, key: str, redactor: Redactor, found: Counter[str]) -> An
         found.update(counts)
         return pseudonym(value) if _is_name(key) else text
     if isinstance(value, dict):
-        return {name: _redact(inner, str(name), redactor, found) for name, inner in value.items()}
+        redacted = {name: _redact(inner, str(name), redactor, found) for name, inner in value.items()}
+        if "token_ids" in value and redacted.get("text") != value.get("text"):  # they would still say it
+            redacted["token_ids"] = None
+        return redacted
     if isinstance(value, list):
         return [_redact(inner, key, redactor, found) for inner in value]
     return value
