@@ -174,7 +174,6 @@ def test_a_generation_keeps_the_tokens_that_it_sampled(family: Callable[[str], P
         Generation(samples_per_prompt=60, max_new_tokens=24, temperature=9.0),
         policy_settings=settings(family(name)),
         policy_id="base",
-        run="run",
         round=0,
         seed=1,
     )
