@@ -13,6 +13,7 @@ from transformers import PrinterCallback
 
 from rlhf_loop.checkpoints import last_complete, remove_all
 from rlhf_loop.distributed import is_main
+from rlhf_loop.errors import UserError
 from rlhf_loop.models import save_policy, to_messages, tune_cpu_memory
 from rlhf_loop.recipe import Policy, Update
 from rlhf_loop.records import Message, Prompt
