@@ -197,18 +197,25 @@ class _Run:
                 self.store.add_prompts(read_prompts(path, split))
         for wanted in recipe.feedback.imports:
             if wanted.split is not None:
-                summary = import_file(self.store, wanted.path, wanted.format, redact=wanted.redact, splits=wanted.split)
+                summary = import_file(
+                    self.store, wanted.path, wanted.format, redact=wanted.redact, scales=wanted.scale,
+                    splits=wanted.split,
+                )  # fmt: skip
             else:
                 fractions = (recipe.prompts.test_fraction, recipe.prompts.judge_fraction)
                 summary = import_and_split(
-                    self.store, wanted.path, wanted.format, wanted.redact, recipe.seed, *fractions
+                    self.store, wanted.path, wanted.format, wanted.redact, recipe.seed, *fractions, wanted.scale
                 )
+            if summary.all_rejected:
+                raise UserError(f"no row of {wanted.path} can be used. The first: {summary.examples[0]}")
             new = summary.new
             if new["feedback"] or new["quarantined"]:
                 self.progress.say(
                     f"imported {wanted.path.name}: {new['feedback']} pieces of feedback on {new['prompts']} prompts, "
                     f"{new['quarantined']} rows quarantined (rlhf-loop feedback check)"
                 )
+                for reason, count in summary.notes.most_common(5):
+                    self.progress.say(f"  {count} rows: {reason}")
                 if summary.redacted:
                     self.progress.say(f"{summary.redacted} rows held personal data, which is not stored")
         self._refuse_without_demonstrations()

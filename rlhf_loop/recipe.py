@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
@@ -73,6 +74,15 @@ class Import(Settings):
     format: str = "auto"  # a name in rlhf_loop/feedback/importers, or auto
     split: Literal["train", "test", "judge"] | None = None  # None: by group, with the fractions of `prompts`
     redact: RedactorName = "patterns"  # personal data, taken out before texts are stored
+    scale: dict[str, tuple[float, float]] = Field(default_factory=dict)  # question -> its worst and its best number
+
+    @field_validator("scale")
+    @classmethod
+    def _has_two_ends(cls, scale: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        for name, (low, high) in scale.items():
+            if low == high or not math.isfinite(low + high):
+                raise ValueError(f"{name}: give its worst and its best number, such as [1, 5]")
+        return scale
 
 
 class SimulatedAnnotator(Settings):

@@ -57,7 +57,8 @@ def test_every_format_is_stored_as_it_is_read(store: Store, path: Path) -> None:
     assert dict(summary.notes) == result.notes
     before = store.counts()
     again = import_file(store, path, redact="none")
-    assert (again.accepted, again.rejected, again.duplicate) == (0, summary.rejected, summary.accepted)
+    assert (again.accepted, again.rejected) == (0, summary.rejected)
+    assert again.duplicate == summary.accepted + summary.duplicate
     assert store.counts() == before
 
 
@@ -356,7 +357,7 @@ def test_any_json_is_accepted_or_rejected_with_a_reason(tmp_path: Path, format: 
     path = write(tmp_path / "f.jsonl", [*lines, PAIR if format in ("pairs", "trl") else "{}"])
     with Store.open(":memory:") as store:
         summary = import_file(store, path, format)
-        assert summary.rows == len(values) + 1
+        assert summary.rows == sum(bool(line.strip()) for line in path.read_text().splitlines())
         counts(summary)
         assert all(row.reason and row.line for row in store.quarantined())
         assert len(store.quarantined()) == summary.rejected

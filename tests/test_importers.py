@@ -214,8 +214,13 @@ def test_encodings(tmp_path: Path) -> None:
     result = read(path)
     assert result.prompts[0].messages[0]["content"] == "Où?"
     assert [(r.line, r.reason[:24]) for r in result.refused] == [(2, "not UTF-8: byte 0xf9 at ")]
-    path.write_bytes(good.encode("utf-16"))
-    with pytest.raises(UserError, match="is UTF-16; convert it: iconv"):
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        path.write_bytes(f"{good}\r\n{good}\r\n".encode(encoding))
+        assert [p.messages[0]["content"] for p in read(path).prompts] == ["Où?"], encoding
+    path.write_bytes(f"{good}\n{good}".encode("utf-16")[:-3])
+    assert "no UTF-16 from here on" in read(path).refused[-1].reason
+    path.write_bytes(good.encode() + b"\r" + good.encode() + b"\r" + good.encode())
+    with pytest.raises(UserError, match="end in CR alone"):
         read(path)
 
 

@@ -12,6 +12,7 @@ from feedback_samples import completion, fill, preference, prompt
 from test_cli import rlhf_loop
 
 from rlhf_loop.feedback.agreement import agreement
+from rlhf_loop.feedback.bulk import import_file
 from rlhf_loop.feedback.quality import bias, calibration, near_duplicates
 from rlhf_loop.feedback.quality.annotators import annotator_rows
 from rlhf_loop.feedback.quality.check import check
@@ -22,8 +23,11 @@ from rlhf_loop.feedback.quality.drift import drift
 from rlhf_loop.feedback.quality.page import render
 from rlhf_loop.feedback.quality.summary import lines
 from rlhf_loop.feedback.quality.votes import BOTH_BAD, FIRST, SECOND, TIE, Votes, read_votes, votes_of, words_of
+from rlhf_loop.feedback.stats import stats
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.validation import validate
 from rlhf_loop.pairing import pairs_from_feedback
+from rlhf_loop.recipe import Validation
 from rlhf_loop.records import Completion, Preference, Prompt, Question, Retraction
 
 PEOPLE = {f"good-{i}": 0.9 for i in range(6)} | {"clicker": 0.5, "left": 0.85}
@@ -397,3 +401,24 @@ def test_the_command_prints_writes_json_and_writes_a_page(tmp_path: Path) -> Non
     assert found["total"] == 240
     assert found["quality"]["near_duplicates"]["pairs"]["n"] == 60
     assert "name one store" in rlhf_loop("feedback", "check", code=2).stderr
+
+
+def test_an_answer_compared_with_itself_counts_in_no_measure(store: Store, tmp_path: Path) -> None:
+    """Validation quarantines it; a circle, a consensus or agreement of it would say nothing."""
+    rows = [
+        {"prompt": "Q?", "chosen": "Same.", "rejected": "Same.", "annotator": "a"},
+        {"prompt": "Q?", "chosen": "Same.", "rejected": " Same.\n", "annotator": "a"},
+        {"prompt": "Q?", "chosen": " Same.\n", "rejected": "Same.", "annotator": "b"},
+        {"prompt": "Q?", "chosen": "Same.", "rejected": "S ame.", "annotator": "a"},
+    ]
+    (tmp_path / "same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    import_file(store, tmp_path / "same.jsonl")
+    found = check(store)
+    assert (found["preferences"], found["consensus"]["pairs"], found["agreement"]["pairs"]) == (1, 1, 0)
+    assert found["contradictions"]["circles"]["n"] == 1
+    assert found["contradictions"]["circles"]["share"] == 0.0
+    assert stats(store)["agreement"]["pairs"] == 0
+    completions, prompts = {c.id: c for c in store.completions()}, {p.id: p for p in store.prompts()}
+    report = validate(store.feedback(), completions, prompts, Validation())
+    assert (report.counts["identical"], report.counts["cycle"], len(report.usable)) == (3, 0, 1)
+    assert len(votes_of([record for record in store.feedback() if isinstance(record, Preference)])) == 3

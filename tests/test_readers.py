@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.bulk import import_file
 from rlhf_loop.feedback.importers import FORMATS, ImportResult, read
+from rlhf_loop.feedback.store import Store
 from rlhf_loop.records import Critique, Edit, Preference, Rating, Skip, Thumb
 
 FIXTURES = Path(__file__).parent / "data" / "feedback_formats"
@@ -122,7 +124,8 @@ def test_argilla_records_of_both_versions() -> None:
     (rating,) = of_kind(result, Rating)
     (edit,) = of_kind(result, Edit)
     assert (rating.score, rating.scale, edit.edited_completion) == (2.0, (1.0, 5.0), "Blue")
-    assert result.notes == {"a record has no response yet": 1}
+    assert result.notes["a record has no response yet"] == 1
+    assert [count for note, count in result.notes.items() if "drafts or discarded" in note] == [2]
     old = fixture("argilla_v1.jsonl", "argilla")
     assert winners(old) == [("a", "Air scatters blue light.", "It is not.")]
     assert len(of_kind(old, Skip)) == 1
@@ -146,12 +149,14 @@ def test_label_studio_annotations() -> None:
     assert [(texts[r.completion_id], r.score, r.scale, r.annotator.id) for r in of_kind(result, Rating)] == [
         ("Air scatters blue light the most.", 4.0, (1.0, 5.0), "5"),  # one of two answers, by its tag
         ("An oak.", 4.0, (1.0, 5.0), "3"),
-        ("Blue.", 7.0, (1.0, 10.0), "3"),  # of a dialogue the last turn
+        ("Blue.", 7.0, (1.0, 7.0), "3"),  # of a dialogue the last turn, on a Likert scale
     ]
     assert [(texts[t.completion_id], t.label) for t in of_kind(result, Thumb)] == [("An oak.", True)]
     assert result.notes == {
         "an annotation holds no verdict": 1,
-        "a result of type choices says nothing that is understood": 2,  # hallucination: no; fails_to_follow: yes
+        "the answer to the question hallucination is no verdict that is understood": 1,  # no
+        "the answer to the question fails_to_follow is no verdict that is understood": 1,  # yes
+        "the scale of likert_scale is not in the file; it is taken as 1 to 7 (or say it: --scale NAME=LOW:HIGH)": 1,
     }
 
 
@@ -168,8 +173,9 @@ def test_label_studio_json_min_says_the_same_as_json() -> None:
     assert (rating.score, rating.comment, rating.annotator.id) == (4.0, "Short.\nRight.", "ann@example.org")
     assert (thumb.label, thumb.created_at) == (True, 1710057600.0)
     assert result.notes == {
-        "a result of type choices says nothing that is understood": 1,
+        "the answer to the question faults is no verdict that is understood": 1,
         "a task has no annotation yet": 1,
+        "the field source is not read": 1,
     }
 
 
@@ -257,9 +263,9 @@ def test_langfuse_traces_with_scores() -> None:
     assert (critique.comment, critique.annotator.id) == ("It could name Rayleigh.", "a-7")
     assert (edit.edited_completion, edit.external_id) == ("Air scatters blue light the most.", "s-7")
     assert result.notes == {
-        "the score hallucination is neither good or bad nor from 0 to 1": 1,
-        "the score toxicity is neither good or bad nor from 0 to 1": 1,
-        "the score tone is neither good or bad nor from 0 to 1": 1,
+        "hallucination says neither good nor bad (say what is good: --scale NAME=WORST:BEST)": 1,
+        "toxicity says neither good nor bad (say what is good: --scale NAME=WORST:BEST)": 1,
+        "tone says neither good nor bad (say what is good: --scale NAME=WORST:BEST)": 1,
         "a score is about a step that holds no prompt and answer, or is not in the file": 1,
     }
     assert [(m["content"]) for m in result.prompts[-1].messages] == ["Name a tree."]  # of the root observation
@@ -282,7 +288,7 @@ def check_export(result: ImportResult, second: str) -> None:
     assert (rating.score, rating.annotator.kind, rating.created_at) == (0.5, "CODE", 1729598400.0)
     assert (critique.comment, critique.annotator.id) == ("Name the scattering.", "ann@example.org")
     assert (critique.created_at, critique.external_id) == (1729670400.0, "c-1")
-    assert result.notes == {"the score tone is neither good or bad nor from 0 to 1": 1}
+    assert result.notes == {"tone says neither good nor bad (say what is good: --scale NAME=WORST:BEST)": 1}
 
 
 def test_langfuse_export_of_many_traces() -> None:
@@ -475,3 +481,219 @@ def test_a_data_set_of_the_hub_that_cannot_be_had_is_an_error_with_remedies() ->
     pytest.importorskip("datasets")
     with pytest.raises(UserError, match=r"hf:nobody/nothing cannot be read from the hub: .* Check its name"):
         read("hf:nobody/nothing")
+
+
+def test_potato_annotations() -> None:
+    result = fixture("potato.jsonl", "potato")
+    assert winners(result) == [("b", "It is not.", "Air scatters blue light."), ("a", "Oak.", "Rose.")]
+    first, second = of_kind(result, Preference)
+    assert (first.comment, first.annotator.id, second.annotator.id) == ("It gives the cause.", "ann", "bob")
+    assert [(r.score, r.scale) for r in of_kind(result, Rating)] == [(4.0, (1.0, 5.0))]
+    assert of_kind(result, Thumb) == []  # is_toxic: no
+    assert result.notes["spans that annotators marked are left out"] == 1
+
+
+def with_texts(store: Store, tmp_path: Path, row: dict[str, Any], texts: list[dict[str, Any]]) -> list[Any]:
+    (tmp_path / "said.jsonl").write_text(json.dumps(row))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    summary = import_file(store, tmp_path / "said.jsonl")
+    assert (summary.rejected, "--texts FILE" in summary.examples[0].reason) == (1, True)
+    import_file(store, tmp_path / "said.jsonl", texts=tmp_path / "texts.jsonl")
+    return list(store.feedback())
+
+
+def test_potato_names_instances_whose_texts_stand_elsewhere(store: Store, tmp_path: Path) -> None:
+    state = {
+        "i1": [[{"schema": "preference", "name": "selection"}, "tie"]],
+        "i2": [[{"schema": "helpful", "name": "yes"}, "true"], [{"schema": "note", "name": "text_box"}, "Short."]],
+    }
+    texts = [
+        {"id": "i1", "prompt": "Why?", "responses": ["Air.", "Light."]},
+        {"id": "i2", "text": "Who?", "response": "I."},
+    ]
+    said = with_texts(store, tmp_path, {"user_id": "ann", "instance_id_to_label_to_value": state}, texts)
+    assert [(f.kind, getattr(f, "winner", None), getattr(f, "label", None), f.comment) for f in said] == [
+        ("preference", "tie", None, None),
+        ("thumb", None, True, "Short."),
+    ]
+
+
+def test_potato_tables(tmp_path: Path) -> None:
+    path = tmp_path / "annotations.csv"
+    path.write_text("instance_id,user_id,preference.selection,prompt\n1,ann,A,x\n")
+    assert "--texts FILE" in read(path).refused[0].reason
+
+
+def test_phoenix_annotations_of_spans(store: Store, tmp_path: Path) -> None:
+    result = fixture("phoenix_spans.jsonl", "phoenix")
+    (thumb,), (rating,), (critique,) = (of_kind(result, kind) for kind in (Thumb, Rating, Critique))
+    assert (thumb.label, thumb.comment, thumb.annotator.id) == (True, "Short and right.", "VXNlcjox")
+    assert (rating.score, rating.scale, rating.annotator.kind) == (0.75, (0.0, 1.0), "LLM")
+    assert (critique.comment, thumb.created_at) == ("It could name Rayleigh.", 1785578700.0)
+    assert [c.text for c in result.completions] == ["Air scatters blue light.", "Rose."]
+    span, *_ = rows_of("phoenix_spans.jsonl")
+    annotation = {key: value for key, value in span["annotations"][0].items() if key != "name"}
+    flat = {"annotation_name": "correctness", "result.label": "correct", "result.score": 1.0, **annotation}
+    del flat["result"]
+    assert [t.label for t in with_texts(store, tmp_path, flat, [span])] == [True]
+    joined = {**flat, "context.span_id": "s1", "attributes.input.value": "Why?", "attributes.output.value": "Air."}
+    assert [t.label for t in of_kind(read_row(tmp_path, joined), Thumb)] == [True]
+    example = {
+        "input": {"question": "Why?"},
+        "output": {"answer": "Air."},
+        "metadata": {"annotations": {"helpfulness": [{"label": None, "score": 0, "annotator_kind": "HUMAN"}]}},
+    }
+    assert [r.score for r in of_kind(read_row(tmp_path, example), Rating)] == [0.0]
+
+
+def test_open_webui_chats_hold_their_ratings_in_the_messages() -> None:
+    result = fixture("open_webui_chats.json", "open-webui")
+    (thumb,), (rating,) = of_kind(result, Thumb), of_kind(result, Rating)
+    assert (thumb.label, thumb.external_id, thumb.annotator.id) == (True, "f-1", "u-1")
+    assert (thumb.comment, thumb.created_at) == ("accurate_information; Exactly.; science", 1729600010.0)
+    assert (rating.score, rating.scale) == (9.0, (1.0, 10.0))
+    assert winners(result) == [("b", "Rose.", "Oak.")]  # of two models side by side
+    assert [m["role"] for m in result.prompts[1].messages] == ["system", "user", "assistant", "user"]
+    assert result.notes == {"a chat holds no rating; its answers are not taken": 1}
+
+
+def test_gradio_likes_are_about_the_message_they_name(tmp_path: Path) -> None:
+    result = fixture("gradio_chat_log.csv", "gradio")
+    texts = {c.id: c.text for c in result.completions}
+    assert [(texts[t.completion_id], t.label) for t in of_kind(result, Thumb)] == [("Oak.", True), ("Elm.", False)]
+    assert of_kind(result, Thumb)[0].created_at == 1785578401.25
+    assert result.notes == {
+        "the flag Spam says neither good nor bad": 1,
+        "an answer has no feedback; it is kept without": 1,
+    }
+    row = {"conversation": [["Hi", "Hello"], ["A tree?", "Oak."]], "index": [0, 1], "value": "Dislike", "timestamp": 5}
+    (thumb,) = of_kind(read_row(tmp_path, row), Thumb)
+    assert (thumb.label, thumb.created_at) == (False, 5.0)
+    row["index"] = 7
+    assert "`index` must be the number" in read_row(tmp_path, row).refused[0].reason
+    talk = [
+        {"role": "user", "content": "A tree?"},
+        {"role": "assistant", "content": "hm", "metadata": {"title": "Thought"}},
+        {"role": "assistant", "content": "Oak."},
+    ]
+    result = read_row(tmp_path, {"conversation": talk, "index": 2, "value": "Like", "timestamp": 5})
+    assert ([c.text for c in result.completions], len(result.prompts[0].messages)) == (["Oak."], 1)
+
+
+def test_gradio_flags(tmp_path: Path) -> None:
+    path = tmp_path / "dataset1.csv"
+    path.write_text("message,output,flag,username,timestamp\nA tree?,Oak.,👍,ann,2026-08-01 10:00:00.5\nB?,C.,odd,,\n")
+    result = read(path)
+    assert result.format == "gradio"
+    assert [(t.label, t.annotator.id) for t in of_kind(result, Thumb)] == [(True, "ann")]
+    assert result.notes == {"the flag odd says neither good nor bad": 1}
+
+
+def test_argilla_records_as_its_data_sets_hold_them(tmp_path: Path) -> None:
+    result = fixture("argilla_flat.jsonl", "argilla")
+    assert [w for w, _, _ in winners(result)] == ["a", "tie"]
+    assert [f.comment for f in of_kind(result, Preference)] == ["A is a tree", None]
+    assert [s.annotator.id for s in of_kind(result, Skip)] == ["u-2"]
+    assert result.notes == {"a draft of a response is left out": 1, "the field m is not read": 1}
+    pq.write_table(pa.Table.from_pylist(rows_of("argilla_flat.jsonl")[1:]), tmp_path / "hub.parquet")
+    assert [w for w, _, _ in winners(read(tmp_path / "hub.parquet"))] == ["tie"]
+
+
+@pytest.mark.parametrize(
+    ("value", "order"),
+    [
+        (["response_3", "response_1", "response_2"], "312"),
+        ([{"value": f"response_{n}", "rank": rank} for rank, n in enumerate((3, 1, 2), 1)], "312"),
+        ("response_3", "3"),
+    ],
+)  # fmt: skip
+def test_argilla_rankings_are_preferences_for_each_two(tmp_path: Path, value: Any, order: str) -> None:
+    fields = {"prompt": "A tree?", "response_1": "Elm.", "response_2": "Cat.", "response_3": "Oak."}
+    row = {
+        "id": 1,
+        "fields": fields,
+        "responses": {"ranking": [{"value": value, "user_id": "u", "status": "submitted"}]},
+    }
+    found = {(a, b) if w == "a" else (b, a) for w, a, b in winners(read_row(tmp_path, row)) if w in "ab"}
+    best = {("Oak.", "Elm."), ("Oak.", "Cat.")}
+    assert found == (best | {("Elm.", "Cat.")} if order == "312" else best)
+
+
+def label_studio(data: dict[str, Any], *results: dict[str, Any]) -> dict[str, Any]:
+    return {"id": 1, "data": data, "annotations": [{"id": 2, "completed_by": 3, "result": list(results)}]}
+
+
+def test_label_studio_templates(tmp_path: Path) -> None:
+    items = [{"id": "x", "title": "M", "body": "Elm."}, {"id": "y", "title": "N", "body": "Oak."}]
+    rank = {"from_name": "rank", "to_name": "answers", "type": "ranker", "value": {"ranker": ["y", "x"]}}
+    data = {"task": "Rank these.", "prompt": "A tree?", "items": items}
+    assert winners(read_row(tmp_path, label_studio(data, rank))) == [("b", "Elm.", "Oak.")]
+    rank["value"] = {"ranker": {"relevant_results": ["y"], "biased_results": ["x"]}}
+    assert any("groups of a ranker" in note for note in read_row(tmp_path, label_studio(data, rank)).notes)
+    grade = {"from_name": "rating", "to_name": "summary", "type": "rating", "value": {"rating": 4}}
+    grading = label_studio({"document": ["One.", "Two."], "summary": "Both."}, grade)
+    result = read_row(tmp_path, grading)
+    assert [(r.score, r.scale) for r in of_kind(result, Rating)] == [(4.0, (1.0, 5.0))]
+    assert result.prompts[0].messages[0]["content"] == "One.\n\nTwo."
+    text = {"from_name": "instruction", "to_name": "prompt", "type": "textarea", "value": {"text": ["Oak."]}}
+    (prompt,) = read_row(tmp_path, label_studio({"prompt": "A tree?"}, text)).prompts
+    assert (prompt.messages[0]["content"], prompt.reference) == ("A tree?", "Oak.")
+
+
+def test_label_studio_csv() -> None:
+    result = fixture("label_studio.csv", "label-studio")
+    assert [w for w, _, _ in winners(result)] == ["tie", "b", "b"]
+    assert [f.comment for f in of_kind(result, Preference)] == [None, "A cat is no bird.", None]
+    assert (result.feedback[0].annotator.id, result.feedback[0].lead_time) == ("2", 12.5)
+    assert result.notes == {"a task has no annotation yet": 1}
+
+
+def test_mlflow_tables_of_search_traces(tmp_path: Path) -> None:
+    result = fixture("mlflow_table.jsonl", "mlflow")
+    (thumb,), (rating,) = of_kind(result, Thumb), of_kind(result, Rating)
+    assert (thumb.label, thumb.created_at, rating.score, rating.scale) == (True, 1785578400.25, 0.25, (0.0, 1.0))
+    assert [m["role"] for m in result.prompts[0].messages] == ["system", "user"]
+    assert [note for note in result.notes if note.startswith("is_toxic says neither")]
+    (row,) = rows_of("mlflow_table.jsonl")
+    for cells in (json.dumps, repr):  # as pandas writes objects into CSV
+        with (tmp_path / "traces.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(
+                [list(row), [cells(v) if isinstance(v, (dict, list)) else v for v in row.values()]]
+            )
+        assert [t.label for t in of_kind(read(tmp_path / "traces.csv"), Thumb)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("request_", "response", "turns", "answer", "notes"),
+    [
+        ({"question": "Q?"}, "A.", 1, "A.", []),
+        ({"question": "Q?", "user_tier": "gold"}, "A.", 1, "A.", ["the further input user_tier is left out"]),
+        ({"question": "Q?", "context": "C."}, {"answer": "A.", "sources": [1]}, 1, "A.", []),
+        ({"messages": [["user", "Q?"]]},
+         {"messages": [{"type": "human", "content": "Q?"}, {"type": "ai", "content": "A."}]}, 1, "A.", []),
+        ({"messages": [{"role": "user", "content": "Q?"}]},
+         {"messages": [{"role": "user", "content": "Q?"},
+                       {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+                       {"role": "tool", "content": "5"}, {"role": "assistant", "content": "A."}]},
+         1, "A.", ["calls of tools are left out of a conversation"]),
+        ({"messages": [{"role": "user", "content": "Q?"}]},
+         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"},
+                       {"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}]}, 3, "A.", []),
+        ({"input": [{"role": "user", "content": "Q?"}]},
+         {"output": [{"type": "reasoning", "summary": []},
+                     {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "A."}]}]},
+         1, "A.", []),
+        ({"contents": [{"role": "user", "parts": [{"text": "Q?"}]}]},
+         {"candidates": [{"content": {"role": "model", "parts": [{"text": "A."}]}}]}, 1, "A.", []),
+        ("Q?", {"generations": [[{"text": "A."}]]}, 1, "A.", []),
+        ("Q?", {"role": "assistant", "type": "message", "content": [{"type": "text", "text": "A."}]}, 1, "A.", []),
+        ("Q?", '{"colour": "blue"}', 1, '{"colour": "blue"}', []),
+    ],
+)  # fmt: skip
+def test_what_frameworks_log_is_read(
+    tmp_path: Path, request_: Any, response: Any, turns: int, answer: str, notes: list[str]
+) -> None:
+    result = read_row(tmp_path, {"trace_id": "t", "request": request_, "response": response, "assessments": []})
+    assert result.refused == []
+    assert (len(result.prompts[0].messages), result.completions[0].text) == (turns, answer)
+    assert [note for note in result.notes if note != "a trace has no assessment"] == notes

@@ -115,9 +115,10 @@ def test_an_answer_that_stands_in_a_held_out_split_is_a_leak_when_it_is_no_short
     assert reasons(report) == {"f1": "completion a also stands in the split judge"}
 
 
-def test_prompts_without_text_are_no_leak() -> None:
-    prompts = [prompt(text=""), prompt("t", "", split="test")]
-    assert usable(check([preference("f1")], prompts=prompts)) == ["f1"]
+def test_feedback_on_a_prompt_without_text_is_quarantined_as_empty_and_is_no_leak() -> None:
+    prompts = [prompt(text=" "), prompt("t", "", split="test")]
+    report = check([preference("f1")], prompts=prompts)
+    assert (usable(report), report.counts["empty"], report.counts["leakage"]) == ([], 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,15 @@ def feedback_import(
     format: Annotated[str, typer.Option(help="A format's name, or auto (docs/feedback_formats.md).")] = "auto",
     columns: Annotated[
         list[str] | None,
-        typer.Option("--map", help="Columns under other names: prompt=question,chosen=better.", metavar="NAME=COLUMN"),
+        typer.Option("--map", help="Columns under other names: prompt=question,chosen=a.b[0].", metavar="NAME=COLUMN"),
+    ] = None,
+    scales: Annotated[
+        list[str] | None,
+        typer.Option("--scale", help="Worst and best number of a question: stars=1:5.", metavar="NAME=LOW:HIGH"),
+    ] = None,
+    texts: Annotated[
+        str | None,
+        typer.Option(help="The texts, for feedback that names them by id (Potato, Phoenix).", metavar="FILE"),
     ] = None,
     annotator: Annotated[str | None, typer.Option(help="Who gave feedback that names nobody (a pseudonym).")] = None,
     redact: Annotated[
@@ -34,20 +42,28 @@ def feedback_import(
     ] = "patterns",
     as_json: AsJson = False,
 ) -> None:
-    """Bring feedback into a store; rows that cannot be used are quarantined with file and line."""
-    from rlhf_loop.feedback.bulk import ImportSummary, column_map, import_file, redactor_name
+    """Bring feedback into a store; rows that cannot be used are quarantined with file and line.
+
+    Ends with status 1 when no row can be used.
+    """
+    from rlhf_loop.feedback.bulk import ImportSummary, column_map, import_file, redactor_name, scale_map
     from rlhf_loop.feedback.store import Store
 
     def progress(summary: ImportSummary) -> None:
         if sys.stderr.isatty():
             print(f"\r{summary.rows:,} rows, {summary.rows / summary.seconds:,.0f} a second", end="", file=sys.stderr)
 
-    kind, named = redactor_name(redact), column_map(columns or [])
+    kind, named, by_question = redactor_name(redact), column_map(columns or []), scale_map(scales or [])
     with Store.open(store_url(store)) as opened:
-        summary = import_file(opened, path, format, annotator=annotator, columns=named, redact=kind, progress=progress)
+        summary = import_file(
+            opened, path, format, annotator=annotator, columns=named, redact=kind, scales=by_question, texts=texts,
+            progress=progress,
+        )  # fmt: skip
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
     print(json.dumps(summary.to_dict()) if as_json else "\n".join(summary.lines()))
+    if summary.all_rejected:
+        raise typer.Exit(1)
 
 
 @app.command("export")

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -23,6 +24,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.bulk_batches import batches_of
 from rlhf_loop.feedback.bulk_write import BatchWriter
 from rlhf_loop.feedback.importers.reading import Parsed, open_rows
+from rlhf_loop.feedback.importers.scales import Scale
 from rlhf_loop.feedback.prompts import split_groups
 from rlhf_loop.feedback.redaction import RedactorName, make_redactor
 from rlhf_loop.feedback.rows import Refused
@@ -47,6 +49,11 @@ class ImportSummary:
     reasons: Counter[str] = field(default_factory=Counter)  # of rejected rows; `other reasons` when there are many
     examples: list[Refused] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def all_rejected(self) -> bool:
+        """Whether the file has rows and none of them can be used."""
+        return 0 < self.rows == self.rejected
 
     def lines(self) -> list[str]:
         """A table for people."""
@@ -92,20 +99,22 @@ def import_file(
     annotator: str | None = None,
     columns: Mapping[str, str] | None = None,
     redact: RedactorName = "patterns",
+    scales: Mapping[str, Scale] | None = None,
+    texts: str | Path | None = None,
     splits: Mapping[str, Split] | Split | None = None,
     progress: Callable[[ImportSummary], None] | None = None,
 ) -> ImportSummary:
     """Brings a file, a folder of a data set or `hf:OWNER/NAME` into the store.
 
-    `format`, `annotator`, `columns`: see `importers.reading.open_rows`. `redact`: what takes personal data out of every
-    text before it is stored. `splits`: of new prompts, by their group, or one for all. `progress` is called after every
-    transaction.
+    `format`, `annotator`, `columns`, `scales`, `texts`: see `importers.reading.open_rows`. `redact`: what takes
+    personal data out of every text before it is stored. `splits`: of new prompts, by their group, or one for all.
+    `progress` is called after every transaction.
 
     What feedback is about must stand before it in the file, or in the store; a row is refused when its id stands for
     something else there. Raises `UserError` when the file cannot be read at all.
     """
     started = time.perf_counter()
-    reading = open_rows(path, format, annotator, columns, make_redactor(redact))
+    reading = open_rows(path, format, annotator, columns, make_redactor(redact), scales, texts)
     summary = ImportSummary(format=reading.format)
     writer = BatchWriter(store, summary)
     for batch in batches_of(_with_splits(reading.rows, splits)):
@@ -125,13 +134,14 @@ def import_and_split(
     seed: int,
     test_fraction: float,
     judge_fraction: float,
+    scales: Mapping[str, Scale] | None = None,
 ) -> ImportSummary:
     """`import_file`, with new prompts in train, test or judge by their groups (`prompts.split_groups`)."""
     splits: Mapping[str, Split] | Split = "train"
     if test_fraction or judge_fraction:  # which takes reading the file once before
         groups = _groups(open_rows(path, format, redactor=make_redactor(redact)).rows)
         splits = split_groups(groups, seed, test_fraction, judge_fraction)
-    return import_file(store, path, format, redact=redact, splits=splits)
+    return import_file(store, path, format, redact=redact, scales=scales, splits=splits)
 
 
 def _groups(items: Iterable[Parsed | Refused]) -> set[str]:
@@ -160,6 +170,25 @@ def column_map(given: Iterable[str]) -> dict[str, str]:
             raise UserError(f"--map {part}: give NAME=COLUMN, each name once, such as prompt=question,chosen=better")
         columns[name] = own
     return columns
+
+
+def scale_map(given: Iterable[str]) -> dict[str, Scale]:
+    """`["quality=1:7", "toxicity=1:0"]` as scales by question, the worst number first; a `UserError` where that is
+    none."""
+    scales: dict[str, Scale] = {}
+    for text in given:
+        name, equals, ends = (piece.strip() for piece in text.rpartition("="))
+        low, colon, high = ends.partition(":")
+        try:
+            scale = float(low), float(high)
+        except ValueError:
+            scale = 0.0, 0.0
+        if not (name and equals and colon) or name in scales or scale[0] == scale[1] or not isfinite(sum(scale)):
+            raise UserError(
+                f"--scale {text}: give NAME=LOW:HIGH, each name once, such as stars=1:5 (LOW is worst: toxicity=1:0)"
+            )
+        scales[name] = scale
+    return scales
 
 
 def redactor_name(given: str) -> RedactorName:

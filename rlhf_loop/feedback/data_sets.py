@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.rows import Refused, Row, parquet_rows
+from rlhf_loop.feedback.columnar import batch_rows, parquet_rows
+from rlhf_loop.feedback.rows import Refused, Row
 from rlhf_loop.places import HUB
 
 
@@ -81,9 +82,8 @@ def _arrow_rows(path: Path) -> Iterator[Row | Refused]:
                 reader = pa.ipc.open_file(file)
                 batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
             for batch in batches:
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(number, {key: value for key, value in values.items() if value is not None})
+                yield from batch_rows(path, batch, number)
+                number += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         if number == 0:
             raise UserError(f"{path} cannot be read as Arrow ({error}); write or fetch the data set again") from None

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.importers.fields import messages_of, optional_text, text_of
+from rlhf_loop.feedback.importers.conversations import messages_of
+from rlhf_loop.feedback.importers.fields import optional_id, optional_text, text_of
 from rlhf_loop.feedback.rows import Refused, RowError, read_rows
 from rlhf_loop.records import Prompt, Split, stable_id
 
@@ -105,11 +106,11 @@ def _prompt(row: dict[str, Any], path: Path, split: Split) -> Prompt:
     tags = row.get("tags") or []
     if not isinstance(tags, list):
         raise RowError("`tags` must be a list of texts")
-    id = optional_text(row, "id") or stable_id("prompt", messages, None)
+    id = optional_id(row, "id") or stable_id("prompt", messages, None)
     return Prompt(
         id=id,
         messages=messages,
-        group=optional_text(row, "group") or id,
+        group=optional_id(row, "group") or id,
         split=split,
         reference=optional_text(row, "reference"),
         tags=tuple(text_of(tag, "tags") for tag in tags),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import io
 import json
 import sys
 import zlib
@@ -23,8 +24,14 @@ from rlhf_loop.feedback.json_elements import Elements, name_of
 from rlhf_loop.records import to_dict
 
 RAW_LENGTH = 10_000  # characters of a refused row that are kept
-BATCH = 1000  # rows of a Parquet file that are held at once
 MAX_ROW = 32 * 2**20  # bytes of a line, or characters of an element of a JSON list
+TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
+"""Ends of the names of tables, and what usually parts their cells."""
+DELIMITERS = (",", ";", "\t", "|")
+SHORT: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("conversation", "index", "value", "flag", "timestamp"): ("conversation", "index", "value", "timestamp"),
+}
+"""Headers that a tool (Gradio) writes above rows of fewer cells -> what these are."""
 LISTS = ("data", "items", "rows", "records", "traces", "results")
 """Where a JSON file that is one object may hold its rows: what an API answers is often saved as it came."""
 
@@ -55,6 +62,12 @@ class Row(NamedTuple):
         return raw_text(self.values) if self.text is None else self.text[:RAW_LENGTH]
 
 
+class Note(NamedTuple):
+    """Something of a row that is left out though the row is taken, or how it was understood; counted by text."""
+
+    text: str
+
+
 class RowError(ValueError):
     """What is wrong with a row; it becomes the reason of a `Refused`."""
 
@@ -63,21 +76,22 @@ def read_rows(path: str | Path) -> Iterator[Row | Refused]:
     """The rows of a file, in order, each read or refused.
 
     The kind of file is told by its name (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, each also `.gz`; JSON Lines
-    otherwise), gzip by its first bytes. A folder of a data set and `hf:OWNER/NAME` are read as `data_sets.py` says.
+    otherwise), gzip, Parquet and UTF-16 by its first bytes, and what parts the cells of a table by its header. A folder
+    of a data set and `hf:OWNER/NAME` are read as `data_sets.py` says.
     Raises `UserError` when the file cannot be opened.
     """
-    from rlhf_loop.feedback import data_sets
+    from rlhf_loop.feedback import columnar, data_sets
 
     if data_sets.is_data_set(path):
         yield from data_sets.read_data_set(path)
         return
     path = Path(path)
     try:
-        if path.suffix == ".parquet":
-            yield from parquet_rows(path)
-            return
         with path.open("rb") as start:
             magic = start.read(4)
+        if path.suffix.lower() == ".parquet" or magic == b"PAR1":
+            yield from columnar.parquet_rows(path)
+            return
         with gzip.open(path) if magic[:2] == b"\x1f\x8b" else path.open("rb") as file:
             yield from _text_rows(path, file, magic)  # type: ignore[arg-type]
     except FileNotFoundError:
@@ -98,6 +112,12 @@ def sound(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
+def shown(value: Any) -> str:
+    """A value in a message: its beginning, on one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def line_of(record: Any) -> str:
     """A record as a line of the native format (`importers/native.py`), without the line's end."""
     values = to_dict(record)
@@ -109,16 +129,58 @@ def _text_rows(path: Path, file: BinaryIO, magic: bytes) -> Iterator[Row | Refus
     if not magic:
         yield Refused(str(path), 1, "the file is empty", "")
         return
-    if magic[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise UserError(f"{path} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path} > NEW.jsonl")
+    if magic == b"PK\x03\x04":
+        raise UserError(f"{path} is a zip archive or a workbook; unpack it, or save the sheet as CSV (UTF-8)")
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    lines = _lines(path, file)
-    if suffix in (".csv", ".tsv"):
-        yield from _csv(path, lines, "\t" if suffix == ".tsv" else ",")
+    wide = _wide_encoding(file)
+    lines = _lines(path, file) if wide is None else _wide_lines(path, file, wide)
+    if suffix in TABLES:
+        yield from _csv(path, lines, TABLES[suffix])
     elif suffix == ".json":
         yield from _json(path, lines)
     else:
         yield from _jsonl(path, lines)
+
+
+def _wide_encoding(file: BinaryIO) -> str | None:
+    """UTF-16 or UTF-32 where the file begins so, with a mark or without: texts here begin with a character of ASCII."""
+    try:
+        start = file.read(4)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        start = b""  # reading its lines says so
+    file.seek(0)
+    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "utf-32"
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    if len(start) == 4 and start.count(0) == 2 and start[0] != start[1]:
+        return "utf-16-le" if start[1] == 0 else "utf-16-be"
+    return None
+
+
+def _wide_lines(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[int, str] | Refused]:
+    """Lines of a file in UTF-16 or UTF-32, with their numbers."""
+    text = io.TextIOWrapper(file, encoding, newline="\n")
+    number = 0
+    while True:
+        number += 1
+        try:
+            line = text.readline(MAX_ROW + 1)
+            too_long = len(line) > MAX_ROW and not line.endswith("\n")
+            start = line[:RAW_LENGTH]
+            while too_long and line and not line.endswith("\n"):
+                line = text.readline(MAX_ROW)
+        except (UnicodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            reason = f"the file is cut off or no {encoding.upper()} from here on ({error}); fetch or convert it again"
+            yield Refused(str(path), number, reason, "")
+            return
+        if too_long:
+            yield Refused(str(path), number, f"the line is longer than {MAX_ROW >> 20} MiB", start)
+            continue
+        if not line:
+            text.detach()
+            return
+        yield number, line
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str] | Refused]:
@@ -144,6 +206,8 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str] | Refused]:
             return
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
+            if b"\n" not in line and line.rstrip(b"\r").count(b"\r") > 1:
+                raise UserError(f"the lines of {path} end in CR alone; convert it: tr '\\r' '\\n' < {path} > NEW")
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -201,7 +265,8 @@ def _json(path: Path, lines: Iterator[tuple[int, str] | Refused]) -> Iterator[Ro
             break
     if not first.startswith("["):
         try:
-            json_lines = isinstance(_decode(first), dict) and _decode(first).keys().isdisjoint(LISTS)
+            values = _decode(first)
+            json_lines = isinstance(values, dict) and values.keys().isdisjoint(LISTS) and _by_column(values) is None
         except (ValueError, RecursionError):
             json_lines = first != "{" and not first.startswith('{"')
         if json_lines or not first:
@@ -243,8 +308,18 @@ def _wrapped(path: Path, elements: Elements) -> Iterator[Row | Refused]:
         yield Refused(str(path), 1, f"not valid JSON: {_said(error)}", sound(elements.rest()[:RAW_LENGTH]))
         return
     name = next((name for name in LISTS if isinstance(values.get(name), list)), None)
-    for number, row in enumerate(values[name] if name else [values], 1):
+    for number, row in enumerate(values[name] if name else _by_column(values) or [values], 1):
         yield _object(path, number, row)
+
+
+def _by_column(values: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The rows of a table that pandas wrote column by column, `{"prompt": {"0": ..., "1": ...}}`; None for others."""
+    columns = list(values.values())
+    if not columns or not all(isinstance(column, dict) and column.keys() == columns[0].keys() for column in columns):
+        return None
+    if not all(key.isdigit() for key in columns[0]):
+        return None
+    return [{name: column[key] for name, column in values.items() if column[key] is not None} for key in columns[0]]
 
 
 def _object(path: Path, number: int, values: Any) -> Row | Refused:
@@ -260,7 +335,15 @@ def _said(error: Exception) -> str:
     return f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
-def _csv(path: Path, lines: Iterator[tuple[int, str] | Refused], delimiter: str) -> Iterator[Row | Refused]:
+def _csv(path: Path, lines: Iterator[tuple[int, str] | Refused], usual: str) -> Iterator[Row | Refused]:
+    """The rows of a table, below its header, which says what parts its cells."""
+    first = next(lines, None)
+    lines = lines if first is None else chain([first], lines)
+    delimiter = usual
+    if first is not None and not isinstance(first, Refused):
+        delimiter = _delimiter(first[1], usual)
+        if first[1].strip("\r\n").lower().removeprefix("sep=") == delimiter:  # a line for Excel, above the header
+            next(lines)
     refused: list[Refused] = []
 
     def texts() -> Iterator[str]:
@@ -288,7 +371,13 @@ def _csv(path: Path, lines: Iterator[tuple[int, str] | Refused], delimiter: str)
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
-        elif len(cells) != len(header):
+            twice = sorted({name for name in header if name and header.count(name) > 1})
+            if twice:
+                raise UserError(f"the header of {path} names {', '.join(twice)[:200]} twice; rename one of the columns")
+            continue
+        if tuple(header) in SHORT and len(cells) == len(SHORT[tuple(header)]):
+            header = list(SHORT[tuple(header)])
+        if len(cells) != len(header):
             reason = f"{len(cells)} cells where the header has {len(header)}"
             yield Refused(str(path), reader.line_num, reason, delimiter.join(cells)[:RAW_LENGTH])
         else:
@@ -299,6 +388,16 @@ def _csv(path: Path, lines: Iterator[tuple[int, str] | Refused], delimiter: str)
         yield Refused(str(path), 1, "the file is empty", "")
 
 
+def _delimiter(header: str, usual: str) -> str:
+    """What parts the cells of a table: the sign that parts its header into most names, outside of quotes."""
+    line = header.strip("\r\n")
+    if line.lower().startswith("sep=") and len(line) == 5:
+        return line[-1]
+    outside = "".join(line.split('"')[::2])
+    found = max(DELIMITERS, key=lambda sign: (outside.count(sign), sign == usual))
+    return found if outside.count(found) else usual
+
+
 def _cell(text: str) -> Any:
     """A cell of a CSV file: an empty one is None, a list or object in JSON is that, anything else is text."""
     if text[:1] in ("[", "{"):
@@ -307,27 +406,3 @@ def _cell(text: str) -> Any:
         except ValueError:
             return text
     return text or None
-
-
-def parquet_rows(path: Path) -> Iterator[Row | Refused]:
-    """The rows of a Parquet file; keys that are null are left out."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if path.stat().st_size == 0:
-        yield Refused(str(path), 1, "the file is empty", "")
-        return
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=BATCH):
-                for values in batch.to_pylist():
-                    number += 1
-                    row = {key: value for key, value in values.items() if value is not None}
-                    yield Row(number, row)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, (FileNotFoundError, PermissionError)):
-            raise
-        if number == 0:
-            raise UserError(f"{path} cannot be read as Parquet ({error}); write or fetch it again") from None
-        yield Refused(str(path), number + 1, f"the Parquet file is damaged from here on ({error})", "")

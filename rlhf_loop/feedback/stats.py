@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.agreement import Share, agreement, per_annotator, position_bias, share
 from rlhf_loop.feedback.database import chunks
+from rlhf_loop.feedback.quality.votes import identical_pairs
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.records import Preference
 
@@ -25,6 +26,8 @@ def stats(store: Store) -> dict[str, Any]:
     counts = store.counts()
     preferences = [record for record in feedback if isinstance(record, Preference)]
     splits = {prompt.id: prompt.split for prompt in store.prompts()}
+    same = identical_pairs(store)
+    told_apart = [record for record in preferences if frozenset((record.a_id, record.b_id)) not in same]
     return {
         "counts": counts,
         "prompts_by_split": _count(splits.values()),
@@ -36,7 +39,7 @@ def stats(store: Store) -> dict[str, Any]:
         "superseded": counts["feedback"] - len(feedback),
         "verdicts": _count(preference.winner for preference in preferences),
         "with_critique": sum(bool(record.comment) for record in feedback),
-        "agreement": asdict(agreement(preferences)),
+        "agreement": asdict(agreement(told_apart)),
         "first_shown_wins": asdict(position_bias(preferences)),
         "longer_wins": asdict(_longer_wins(store, preferences)),
     }

@@ -21,7 +21,7 @@ N = TypeVar("N", bound=Hashable)
 CHECKS = {
     "unknown": "name a prompt or completion that is not there",
     "untrained": "are about a conversation with tools or with more than text, which nothing is trained on",
-    "empty": "have an empty answer",
+    "empty": "have an empty prompt or answer",
     "identical": "compare an answer with itself",
     "overlong": "have an answer that is too long",
     "leakage": "share a prompt or an answer with the held-out prompts",
@@ -197,6 +197,8 @@ class _Checks:
         words = {id: len(self._text(id).split()) for id in self._mentioned()}
 
         def empty(record: AnyFeedback) -> str | None:
+            if not _prompt_text(self.prompts[record.prompt_id]).strip():
+                return f"prompt {record.prompt_id} is empty"
             if isinstance(record, Edit) and not record.edited_completion.strip():
                 return "the edited answer is empty"
             return next((f"completion {id} is empty" for id in about(record) if not words[id]), None)

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
+from rlhf_loop.feedback.importers.conversations import messages_of, prompt_before
 from rlhf_loop.feedback.importers.fields import (
     Place,
     completion_of,
-    messages_of,
+    optional_id,
     optional_number,
-    optional_text,
-    optional_time,
-    prompt_before,
     prompt_of,
     said_by,
 )
+from rlhf_loop.feedback.importers.times import time_in
 from rlhf_loop.feedback.importers.words import Winner, winner_of
 from rlhf_loop.feedback.rows import RowError
 from rlhf_loop.records import Message, Preference
@@ -56,12 +54,12 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     winner = _winner(row)
     prompt = prompt_of(messages, place)
     a, b = completion_of(prompt, answer), completion_of(prompt, other)
-    external = optional_text(row, "question_id") or optional_text(row, "id")
-    who = optional_text(row, "judge") or optional_text(row, "judge_hash") or optional_text(row, "evaluation_session_id")
+    external = optional_id(row, "question_id") or optional_id(row, "id")
+    who = optional_id(row, "judge") or optional_id(row, "judge_hash") or optional_id(row, "evaluation_session_id")
     kind = "LLM" if who is not None and who.startswith("gpt") else "HUMAN"
     common = said_by(
         place, who, "preference", prompt.id, a.id, b.id, winner, kind=kind, external_id=external,
-        created_at=_time(row),
+        created_at=time_in(row, "tstamp", "timestamp"),
     )  # fmt: skip
     about: dict[str, Any] = {"prompt_id": prompt.id, "a_id": a.id, "b_id": b.id}
     blind = str(row.get("anony", True)).lower() != "false"
@@ -91,13 +89,6 @@ def _earlier_turns(row: Mapping[str, Any], turns: int) -> int:
     if full is not None:
         return len(_loaded(full, "full_conversation")) - turns
     return int(optional_number(row, "evaluation_order") or 1) - 1
-
-
-def _time(row: Mapping[str, Any]) -> float:
-    moment = row.get("timestamp")
-    if isinstance(moment, datetime):  # as Parquet gives it
-        return optional_time({"timestamp": moment.isoformat()}, "timestamp")
-    return optional_time(row, "tstamp" if row.get("tstamp") is not None else "timestamp")
 
 
 def _loaded(value: Any, name: str) -> Any:

@@ -2,11 +2,13 @@
 
     {"id": "7", "fields": {"prompt", "response_a", "response_b"}, "responses": {"preference": [{"value", "user_id"}]}}
     {"fields": {...}, "responses": [{"user_id", "status", "values": {"preference": {"value": ...}}}]}
+    {"prompt", "response_a", ..., "preference.responses": [...], "preference.responses.users", "....status"}
 
-With two answers a label, or a ranking, is a preference; with one a rating is a rating and a label a thumb. A text is
-the comment, or the corrected answer where its question is called so (`correction`, `edit`, `rewrite`, `improved`).
-Discarded responses are skips, drafts and suggestions are left out. Argilla does not export the scale of a rating: it
-is taken as 1 to 5, or as 0 to 10 for a value outside that.
+The last is what `to_datasets` and `to_list(flatten=True)` give, and what goes to the hub. With several answers a label
+is a preference for one over the others, and a ranking a preference for each two of them; with one a rating is a rating
+and a label a thumb. A text is the comment, or the corrected answer where its question is called so (`correction`,
+`edit`, `rewrite`, `improved`). Discarded responses are skips, drafts and suggestions are left out; `to_json` of version
+2 does not say which are which. It does not export the scale of a rating either (`scales.py`).
 """
 
 from __future__ import annotations
@@ -14,45 +16,99 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhf_loop.feedback.importers.conversations import decoded
 from rlhf_loop.feedback.importers.fields import (
-    Note,
     Place,
+    list_of,
     mapping_of,
-    optional_text,
+    optional_id,
     said_by,
     text_of,
 )
-from rlhf_loop.feedback.importers.words import Winner, prompt_and_answers, thumb_of, winner_of
-from rlhf_loop.feedback.rows import RowError
+from rlhf_loop.feedback.importers.tasks import Task, preferences, ranking, task_of
+from rlhf_loop.feedback.importers.words import thumb_named, thumb_of, winner_of, words_of
+from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Critique, Edit, Preference, Rating, Skip, Thumb
 
-RECOGNISES = 'Argilla: records of {"fields", "responses"}, of version 1 or 2'
+RECOGNISES = 'Argilla: records of {"fields", "responses"}, of version 1 or 2, or of the data set it makes of them'
 REQUIRED = [("fields", "responses")]
 CORRECTIONS = ("correct", "edit", "rewrit", "improve", "revis")
 
 
+OF_A_RECORD = frozenset(("id", "external_id", "status", "_server_id", "metadata", "vectors", "inserted_at",
+                         "updated_at"))  # fmt: skip
+_FLAT = ".responses"
+
+
 def recognises(row: Mapping[str, Any]) -> bool:
     """Whether a row is of this format."""
-    return isinstance(row.get("fields"), Mapping) and isinstance(row.get("responses"), (Mapping, list))
+    if isinstance(row.get("fields"), Mapping) and isinstance(row.get("responses"), (Mapping, list)):
+        return True
+    return any(isinstance(key, str) and key.endswith(_FLAT) and f"{key}.users" in row for key in row)
+
+
+def numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """The numbers that people gave, by question."""
+    for _, _, question, value in _answers(_responses(row)):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield question, float(value)
 
 
 def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     """The prompt, its answers, and what each person says of them."""
-    prompt, answers = prompt_and_answers(mapping_of(row.get("fields"), "fields"), place)
-    external = optional_text(row, "id") or optional_text(row, "external_id")
-    records: list[Any] = [prompt, *answers.values()]
-    for who, (status, values) in _by_person(row.get("responses")).items():
-        records += _response(who, status, values, place, prompt.id, answers, external)
-    if len(records) == 1 + len(answers):
+    fields = _flat_fields(row) if "fields" not in row else mapping_of(row.get("fields"), "fields")
+    task = task_of(fields, place)
+    external = optional_id(row, "id") or optional_id(row, "external_id")
+    records: list[Any] = [task.prompt, *task.answers.values()]
+    people = _by_person(_responses(row))
+    for who, (status, values) in people.items():
+        records += _response(who, status or "submitted", values, place, task, external)
+    if not people:
         records.append(Note("a record has no response yet"))
-    return records
+    elif any(status is None for status, _ in people.values()):
+        records.append(
+            Note(
+                "a record does not say which of its responses are drafts or discarded: Argilla's to_json leaves that "
+                "out, to_datasets says it"
+            )
+        )
+    return [*records, *task.notes]
 
 
-def _by_person(responses: Any) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Person -> status and answers by question, from either version's export."""
-    people: dict[str, tuple[str, dict[str, Any]]] = {}
-    if responses is None:
-        return people
+def _flat_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a flattened record: what is neither of a question nor of every record."""
+    questions = tuple(key.partition(_FLAT)[0] for key in row if key.endswith(_FLAT))
+    of_questions = tuple(f"{name}.{kind}" for name in questions for kind in ("responses", "suggestion"))
+    return {
+        key: value
+        for key, value in row.items()
+        if key not in OF_A_RECORD and not key.startswith(of_questions) and ".suggestion" not in key
+    }
+
+
+def _responses(row: Mapping[str, Any]) -> Any:
+    """The responses of a record; of a flattened one in the form of version 2, with their status."""
+    if "fields" in row:
+        return row.get("responses")
+    responses: dict[str, list[dict[str, Any]]] = {}
+    for key, given in row.items():
+        if not key.endswith(_FLAT) or given is None:
+            continue
+        values = list_of(decoded(given), key)
+        users = list_of(decoded(row.get(f"{key}.users") or []), f"{key}.users")
+        states = list_of(decoded(row.get(f"{key}.status") or [None] * len(values)), f"{key}.status")
+        if not len(values) == len(users) == len(states):
+            raise RowError(f"`{key}`, its `.users` and its `.status` must be as many")
+        responses[key.removesuffix(_FLAT)] = [
+            {"value": value, "user_id": user, "status": state}
+            for value, user, state in zip(values, users, states, strict=True)
+        ]
+    return responses
+
+
+def _by_person(responses: Any) -> dict[str, tuple[str | None, dict[str, Any]]]:
+    """Person -> status and answers by question, from every version's export."""
+    people: dict[str, tuple[str | None, dict[str, Any]]] = {}
     for who, status, question, value in _answers(responses):
         before = people.setdefault(who, (status, {}))
         if question:
@@ -60,75 +116,95 @@ def _by_person(responses: Any) -> dict[str, tuple[str, dict[str, Any]]]:
     return people
 
 
-def _answers(responses: Any) -> Iterator[tuple[str, str, str, Any]]:
+def _answers(responses: Any) -> Iterator[tuple[str, str | None, str, Any]]:
+    if responses is None:
+        return
     if isinstance(responses, Mapping):  # version 2: by question
         for question, given in responses.items():
             for value in given if isinstance(given, list) else [given]:
+                if value is None:
+                    continue
                 one = mapping_of(value, f"responses.{question}")
-                yield _who(one), str(one.get("status") or "submitted"), str(question), one.get("value")
+                yield _who(one), _status(one), str(question), one.get("value")
         return
     if not isinstance(responses, list):
         raise RowError("`responses` must be a list or an object")
     for number, value in enumerate(responses):  # version 1: by person
         one = mapping_of(value, f"responses[{number}]")
-        status = str(one.get("status") or "submitted")
         values = mapping_of(one.get("values") or {}, f"responses[{number}].values")
         if not values:
-            yield _who(one), status, "", None
+            yield _who(one), _status(one), "", None
         for question, inner in values.items():
-            yield _who(one), status, str(question), inner.get("value") if isinstance(inner, Mapping) else inner
+            yield _who(one), _status(one), str(question), inner.get("value") if isinstance(inner, Mapping) else inner
 
 
 def _who(response: Mapping[str, Any]) -> str:
-    return optional_text(response, "user_id") or ""
+    return optional_id(response, "user_id") or ""
+
+
+def _status(response: Mapping[str, Any]) -> str | None:
+    status = response.get("status")
+    return str(status).lower().rpartition(".")[2] if status else None
 
 
 def _response(
-    who: str,
-    status: str,
-    values: Mapping[str, Any],
-    place: Place,
-    prompt_id: str,
-    answers: Mapping[str, Any],
-    external: str | None,
+    who: str, status: str, values: Mapping[str, Any], place: Place, task: Task, external: str | None
 ) -> list[Any]:
-    names, ids = list(answers), [completion.id for completion in answers.values()]
-    about: dict[str, Any] = {"prompt_id": prompt_id}
-    of_pair = about | dict(zip(("a_id", "b_id"), ids, strict=True)) if len(ids) == 2 else None
+    names, ids = list(task.answers), [completion.id for completion in task.answers.values()]
+    about: dict[str, Any] = {"prompt_id": task.prompt.id}
     of_one: dict[str, Any] = about | {"completion_id": ids[0]}
+    single = len(ids) == 1
     given: dict[str, Any] = {"external_id": external}
-    if status == "draft":
+    if status in ("draft", "pending"):
         return [Note("a draft of a response is left out")]
     if status == "discarded":
-        return [Skip(**(of_pair or of_one), **said_by(place, who, "skip", *ids, **given))]
-    texts = {name: value for name, value in values.items() if isinstance(value, str) and _is_text(name, value, names)}
+        of_pair = about | {"a_id": ids[0], "b_id": ids[1]} if len(ids) > 1 else of_one
+        return [Skip(**of_pair, **said_by(place, who, "skip", *ids, **given))]
+    texts = {name: value for name, value in values.items() if isinstance(value, str) and _is_text(name, value, task)}
     corrections = {name for name in texts if any(word in name.lower() for word in CORRECTIONS)}
     comments = [text_of(text, name).strip() for name, text in texts.items() if name not in corrections]
     comment = "\n".join(text for text in comments if text) or None
     records: list[Any] = []
     for name, value in values.items():
         if name in corrections:
-            if of_pair is None and texts[name].strip():
+            if single and texts[name].strip():
                 edited = text_of(texts[name], name)
                 common = said_by(place, who, "edit", ids[0], edited, **given)
                 records.append(Edit(edited_completion=edited, **of_one, **common))
+            elif texts[name].strip():
+                records.append(Note("a corrected answer is left out, for it is not said which of several it corrects"))
             continue
         if name in texts or value is None:
             continue
-        winner = _winner(value, names) if of_pair else None
-        label = thumb_of(value) if of_pair is None and isinstance(value, (bool, str)) else None
-        if winner is not None:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        about_one = 0 if single else _one_of(name, task) if number else None
+        label = thumb_named(name, value) if single and isinstance(value, (bool, str)) else None
+        order = ranking(value, task) if not single else None
+        if order is not None or (
+            not single and about_one is None and (order := _preferred(name, value, task, place)) is not None
+        ):
+            records += preferences(task, order, place, who, name, comment, **given)
+        elif not single and len(ids) == 2 and winner_of(value, (names[0], names[1])) in ("tie", "both_bad"):
+            winner: Any = winner_of(value, (names[0], names[1]))
             common = said_by(place, who, "preference", *ids, winner, name, **given)
-            records.append(Preference(winner=winner, comment=comment, **of_pair, **common))  # type: ignore[arg-type]
-        elif of_pair is None and isinstance(value, (int, float)) and not isinstance(value, bool):
-            records.append(_rating(float(value), name, comment, of_one, place, who, given))
+            pair: dict[str, Any] = {"a_id": ids[0], "b_id": ids[1]}
+            records.append(Preference(winner=winner, comment=comment, **about, **pair, **common))
+        elif (
+            number
+            and about_one is not None
+            and (rated := place.scales.rated(name, float(value), (1.0, 5.0))) is not None
+        ):
+            common = said_by(place, who, "rating", ids[about_one], float(value), name, **given)
+            of_it: dict[str, Any] = about | {"completion_id": ids[about_one], "comment": comment if single else None}
+            records.append(Rating(score=rated.score, scale=rated.scale, **of_it, **common))
+            records += rated.notes
         elif label is not None:
             common = said_by(place, who, "thumb", ids[0], label, name, **given)
             records.append(Thumb(label=label, comment=comment, **of_one, **common))
         else:
             records.append(Note(f"the answer to the question {name[:40]} is no verdict that is understood"))
     said = [record for record in records if isinstance(record, (Preference, Rating, Thumb))]
-    if not said and comment is not None and of_pair is None:
+    if not said and comment is not None and single:
         common = said_by(place, who, "critique", ids[0], comment, **given)
         records.append(Critique(comment=comment, **of_one, **common))
     elif not said and not records:
@@ -136,39 +212,27 @@ def _response(
     return records
 
 
-def _rating(
-    score: float,
-    name: str,
-    comment: str | None,
-    about: Mapping[str, Any],
-    place: Place,
-    who: str,
-    given: Mapping[str, Any],
-) -> Rating:
-    if not 0 <= score <= 10:
-        raise RowError(f"the rating `{name}` must be from 0 to 10, got {score:g}")
-    scale = (1.0, 5.0) if 1 <= score <= 5 else (0.0, 10.0)
-    common = said_by(place, who, "rating", about["completion_id"], score, name, **given)
-    return Rating(score=score, scale=scale, comment=comment, **about, **common)
-
-
-def _is_text(name: str, value: str, names: list[str]) -> bool:
+def _is_text(name: str, value: str, task: Task) -> bool:
     """Whether a text is written freely rather than the name of a label."""
-    verdict = winner_of(value, (names[0], names[1])) if len(names) == 2 else thumb_of(value)
-    return verdict is None
+    if len(task.answers) == 1:
+        return thumb_of(value) is None
+    first, second, *_ = task.answers
+    return task.number(value) is None and winner_of(value, (first, second)) is None
 
 
-def _winner(value: Any, names: list[str]) -> Winner | None:
-    """Of a label, the number of an answer, or a ranking: `[{"value": "response_a", "rank": 1}, ...]`."""
-    first, second = names[0], names[1]
-    if isinstance(value, list):
-        ranks = {
-            str(item.get("value")): item.get("rank")
-            for item in value
-            if isinstance(item, Mapping) and isinstance(item.get("rank"), int)
-        }
-        a, b = ranks.get(first), ranks.get(second)
-        if a is None or b is None:
-            return None
-        return "tie" if a == b else "a" if a < b else "b"
-    return winner_of(value, (first, second))
+def _one_of(question: str, task: Task) -> int | None:
+    """Which of several answers a question is about, by the answer's name in its own: `quality_response_a`."""
+    words = words_of(question)
+    return next((place for place, name in enumerate(task.answers) if words_of(name) in words), None)
+
+
+def _preferred(question: str, value: Any, task: Task, place: Place) -> list[list[int]] | None:
+    """The order that a label with the name or the number of an answer says."""
+    names = list(task.answers)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    if not isinstance(value, str) and not place.scales.within(question, 1, len(names)):
+        return None  # a rating, of nobody knows which
+    two = winner_of(value, (names[0], names[1])) if len(names) == 2 else None
+    best = {"a": 0, "b": 1}.get(str(two)) if len(names) == 2 else task.number(value)
+    return None if best is None else [[best], [place for place in range(len(names)) if place != best]]

@@ -4,34 +4,33 @@
     {"request": {"messages": [...]}, "response": {"choices": [{"message": {...}}]}, "rating": 4}
     {"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}
 
-`feedback` (or `rating`, `thumb`, `label`, `score`) may be a word for good or bad, a number from 1 to 5, a text, or an
-object that holds these; a text is a critique. `correction` is the answer as it should have been. The last form is that
-of OpenAI's preference fine-tuning. A log without feedback gives the answer alone, for the loop to ask about.
+`feedback` (or `rating`, `thumb`, `label`, `score`) may be a word for good or bad, a number, a text, or an object that
+holds these; a text is a critique. Numbers stand on one scale for the whole file (`scales.py`), mostly 1 to 5.
+`correction` is the answer as it should have been. The last form is that of OpenAI's preference fine-tuning. A log
+without feedback gives the answer alone, for the loop to ask about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf_loop.feedback.importers import pairs
+from rlhf_loop.feedback.importers import pairs, times
+from rlhf_loop.feedback.importers.asked import SYSTEM, TALKS, not_read, system_turn
+from rlhf_loop.feedback.importers.conversations import prompt_before, turns_in
+from rlhf_loop.feedback.importers.exchanges import asked_of, exchange
 from rlhf_loop.feedback.importers.fields import (
-    Note,
     Place,
-    answer_of,
     completion_of,
-    list_of,
-    mapping_of,
-    messages_of,
+    optional_id,
     optional_text,
-    optional_time,
-    prompt_before,
     prompt_of,
     said_by,
     text_of,
 )
 from rlhf_loop.feedback.importers.words import thumb_of
-from rlhf_loop.feedback.rows import RowError
+from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Critique, Edit, Message, Rating, Thumb
 
 RECOGNISES = 'chat logs: rows of {"messages"} or {"request", "response"}, with `feedback`, `rating` or `comment`'
@@ -39,92 +38,119 @@ REQUIRED = [("messages",), ("request", "response"), ("input", "preferred_output"
 VERDICTS = ("feedback", "rating", "thumb", "thumbs", "label", "score")
 
 
+KNOWN = frozenset(
+    (*TALKS, *SYSTEM, *VERDICTS, *times.NAMES, "request", "response", "input", "preferred_output",
+     "non_preferred_output", "comment", "critique", "correction", "edited", "annotator", "user", "user_id", "id",
+     "group")
+)  # fmt: skip
+
+
 def recognises(row: Mapping[str, Any]) -> bool:
     """Whether a row is of this format."""
-    if isinstance(row.get("messages"), list) or all(key in row for key in REQUIRED[2]):
+    if all(key in row for key in REQUIRED[2]) or ("request" in row and "response" in row):
         return True
-    request = row.get("request")
-    return isinstance(request, Mapping) and "messages" in request and "response" in row
+    if "completion" in row:  # TRL's, with a conversation as the prompt
+        return False
+    return any(isinstance(row.get(key), (list, str)) and _is_talk(row[key], key) for key in TALKS)
+
+
+def numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """The numbers that people gave, by question."""
+    values = _values(row)
+    for name in VERDICTS:
+        number = _number(values.get(name))
+        if number is not None:
+            yield name, number
 
 
 def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     """The prompt, the answer, and what is said of it; of OpenAI's preference rows a pair."""
+    notes = not_read(row, KNOWN, place)
     if "preferred_output" in row:
-        messages = turns_of(row.get("input"), "input", "user")
-        return pairs.pair(row, place, messages, row["preferred_output"], row.get("non_preferred_output"))
-    messages, text = _exchange(row)
-    prompt = prompt_of(messages, place, optional_text(row, "group"))
+        messages, more = asked_of(row.get("input"), "input")
+        pair = pairs.pair(row, place, messages, row["preferred_output"], row.get("non_preferred_output"))
+        return [*pair, *notes, *more]
+    messages, text, more = _exchange(row)
+    prompt = prompt_of(messages, place, optional_id(row, "group"))
     completion = completion_of(prompt, text)
-    records: list[Any] = [prompt, completion]
+    records: list[Any] = [prompt, completion, *notes, *more]
     said = _said(row, place, prompt.id, completion.id)
     return records + (said or [Note("an answer has no feedback; it is kept without")])
 
 
-def turns_of(value: Any, name: str, role: str) -> tuple[Message, ...]:
-    """A conversation out of what tools log as input or output: messages, an object with them, one of OpenAI's answers,
-    or text, which is a turn of `role`."""
-    if isinstance(value, Mapping):
-        if "messages" in value:
-            return messages_of(list_of(value["messages"], f"{name}.messages"), f"{name}.messages")
-        choices = value.get("choices")
-        if isinstance(choices, list) and choices:
-            message = mapping_of(choices[0], f"{name}.choices").get("message")
-            return messages_of([message], f"{name}.choices[0].message")
-        if "role" in value and "content" in value:
-            return messages_of([value], name)
-        texts = [inner for inner in value.values() if isinstance(inner, str)]
-        if len(value) == 1 and texts:
-            return (Message(role=role, content=text_of(texts[0], name)),)
-        for key in ("prompt", "question", "query", "input", "text", "content", "answer", "output", "response"):
-            if isinstance(value.get(key), str):
-                return (Message(role=role, content=text_of(value[key], f"{name}.{key}")),)
-        raise RowError(f"`{name}` holds neither messages nor one text: its keys are {', '.join(list(value)[:8])}")
-    if isinstance(value, list):
-        return messages_of(value, name)
-    return (Message(role=role, content=text_of(value, name)),)
+def _is_talk(value: Any, name: str) -> bool:
+    try:
+        return turns_in(value, name) is not None
+    except RowError:
+        return isinstance(value, list)
 
 
-def _exchange(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str]:
-    if "messages" in row:
-        return prompt_before(messages_of(list_of(row["messages"], "messages"), "messages"), "messages")
-    messages = turns_of(row.get("request"), "request", "user")
-    answers = turns_of(row.get("response"), "response", "assistant")
-    return messages, answer_of([dict(turn) for turn in answers], "response")
+def _exchange(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str, list[Note]]:
+    name = next((key for key in TALKS if row.get(key) not in (None, "", [])), None)
+    if name is None:
+        return exchange(row.get("request"), row.get("response"))
+    turns = turns_in(row[name], name)
+    if turns is None:
+        raise RowError(f"`{name}` must be a conversation")
+    messages, text = prompt_before(turns, name)
+    if messages[0]["role"] not in ("system", "developer"):
+        messages = (*system_turn(row), *messages)
+    return messages, text, []
 
 
-def _said(row: Mapping[str, Any], place: Place, prompt_id: str, completion_id: str) -> list[Any]:
+def _values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with what its `feedback` holds, where that is an object."""
     values = dict(row)
     if isinstance(row.get("feedback"), Mapping):
         del values["feedback"]
         values |= dict(row["feedback"])
+    return values
+
+
+def _number(value: Any) -> float | None:
+    """A number, also out of CSV; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _said(row: Mapping[str, Any], place: Place, prompt_id: str, completion_id: str) -> list[Any]:
+    values = _values(row)
     who = next((values[key] for key in ("annotator", "user", "user_id") if values.get(key)), None)
     if isinstance(who, Mapping):
         who = who.get("id")
     given: dict[str, Any] = {
-        "external_id": optional_text(row, "id"),
-        "created_at": optional_time(row, "created_at" if "created_at" in row else "created"),
+        "external_id": optional_id(row, "id"),
+        "created_at": times.time_in(values, *times.NAMES),
     }
     about: dict[str, Any] = {"prompt_id": prompt_id, "completion_id": completion_id}
     comment = optional_text(values, "comment") or optional_text(values, "critique")
     records: list[Any] = []
+    notes: list[Note] = []
     for name in VERDICTS:
         value = values.get(name)
         if value is None or value == "":
             continue
-        label = thumb_of(value)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and (value > 1 or name in ("rating", "score")):  # type: ignore[operator]
-            if not 1 <= value <= 5:  # type: ignore[operator]
-                raise RowError(f"`{name}` must be from 1 to 5, got {value}")
-            common = said_by(place, who, "rating", completion_id, float(value), **given)  # type: ignore[arg-type]
-            records.append(Rating(score=float(value), comment=comment, **about, **common))  # type: ignore[arg-type]
+        label, number = thumb_of(value), _number(value)
+        stars = name in ("rating", "score")
+        if number is not None and (stars or place.scales.beyond_one(name, number)):
+            rated = place.scales.rated(name, number, (1.0, 5.0) if stars else None)
+            if rated is None:
+                raise RowError(f"the scale of `{name}` is not known, got {number:g}; say it: --scale {name}=LOW:HIGH")
+            common = said_by(place, who, "rating", completion_id, number, **given)
+            records.append(Rating(score=rated.score, scale=rated.scale, comment=comment, **about, **common))
+            notes += rated.notes
         elif label is not None:
             common = said_by(place, who, "thumb", completion_id, label, **given)
             records.append(Thumb(label=label, comment=comment, **about, **common))
         elif isinstance(value, str):
             comment = "\n".join(text for text in (comment, text_of(value, name).strip()) if text) or None
         else:
-            raise RowError(f"`{name}` must be a word, a number from 1 to 5, or a text")
+            raise RowError(f"`{name}` must be a word, a number, or a text")
     if not records and comment:
         common = said_by(place, who, "critique", completion_id, comment, **given)
         records.append(Critique(comment=comment, **about, **common))
@@ -132,4 +158,4 @@ def _said(row: Mapping[str, Any], place: Place, prompt_id: str, completion_id: s
     if correction:
         common = said_by(place, who, "edit", completion_id, correction, **given)
         records.append(Edit(edited_completion=correction, **about, **common))
-    return records
+    return records + notes

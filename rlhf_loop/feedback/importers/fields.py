@@ -3,42 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
-from rlhf_loop.feedback.rows import RowError
+from rlhf_loop.feedback.importers import times
+from rlhf_loop.feedback.importers.scales import Scales
+from rlhf_loop.feedback.rows import RowError, shown
 from rlhf_loop.records import Annotator, Completion, Message, Prompt, stable_id
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+_WHOLE = re.compile(r"-?\d+\.0+")  # how tables write whole numbers in a column with gaps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a row stands, and who gave the feedback in it if it does not say."""
+    """Where a row stands, who gave the feedback in it if it does not say, and what else is known of its source."""
 
     file: str
     line: int
     annotator: Annotator
+    scales: Scales = field(default_factory=Scales)
+    columns: Mapping[str, str] = field(default_factory=dict)  # what the user said: a format's name -> the file's
+    texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by id: rows that hold what was judged
 
     @property
     def source(self) -> str:
         """`file:line`, as records carry it."""
         return f"{self.file}:{self.line}"
 
+    @property
+    def given(self) -> frozenset[str]:
+        """The names that the user gave to columns."""
+        return frozenset(self.columns)
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something of a row that is left out though the row is taken; counted by text."""
-
-    text: str
+    @property
+    def sources(self) -> frozenset[str]:
+        """The columns that the user gave names to, or parts of them."""
+        return frozenset(re.split(r"[.\[]", own)[0] for own in self.columns.values())
 
 
 def text_of(value: Any, name: str) -> str:
     """`value` when it is text that can be stored and shown; otherwise a `RowError`."""
     if not isinstance(value, str):
-        raise RowError(f"`{name}` must be text, got {_shown(value)}" if value is not None else f"`{name}` is missing")
+        raise RowError(f"`{name}` must be text, got {shown(value)}" if value is not None else f"`{name}` is missing")
     if "\0" in value:
         raise RowError(f"`{name}` holds a NUL character, so the file is probably not text")
     if not value.isascii():
@@ -50,11 +60,27 @@ def text_of(value: Any, name: str) -> str:
 
 
 def optional_text(row: Mapping[str, Any], name: str) -> str | None:
-    """A text, or None where the key is absent, null or empty; numbers (ids, often) become text."""
+    """A text, or None where the key is absent, null or empty; numbers become text."""
     value = row.get(name)
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     return text_of(value, name) or None if value is not None else None
+
+
+def optional_id(row: Mapping[str, Any], name: str) -> str | None:
+    """What stands for somebody or something: text or a number, and 3, 3.0 and "3.0" are all "3"; None where it is
+    absent, null or empty."""
+    return id_of(row.get(name), name)
+
+
+def id_of(value: Any, name: str) -> str | None:
+    """See `optional_id`."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, (int, float, Decimal, UUID)) and not isinstance(value, bool):
+        value = str(value)
+    text = text_of(value, name).strip()
+    return (text.partition(".")[0] if _WHOLE.fullmatch(text) else text) or None
 
 
 def optional_number(row: Mapping[str, Any], name: str) -> float | None:
@@ -66,45 +92,12 @@ def optional_number(row: Mapping[str, Any], name: str) -> float | None:
         try:
             value = float(value)
         except ValueError:
-            raise RowError(f"`{name}` must be a number, got {_shown(value)}") from None
+            raise RowError(f"`{name}` must be a number, got {shown(value)}") from None
+    if isinstance(value, Decimal):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise RowError(f"`{name}` must be a finite number, got {_shown(value)}")
+        raise RowError(f"`{name}` must be a finite number, got {shown(value)}")
     return float(value)
-
-
-def messages_of(value: Any, name: str) -> tuple[Message, ...]:
-    """A conversation: text becomes one turn of the user; a list must hold `{"role", "content"}`."""
-    if not isinstance(value, list):
-        return (Message(role="user", content=text_of(value, name)),)
-    if not value:
-        raise RowError(f"`{name}` is an empty conversation")
-    return tuple(_message(turn, f"{name}[{number}]") for number, turn in enumerate(value))
-
-
-def answer_of(value: Any, name: str, prompt: Sequence[Message] = ()) -> str:
-    """The text of one answer: text, or a conversation of one assistant's turn (after `prompt`, if repeated)."""
-    if not isinstance(value, list):
-        return text_of(value, name)
-    turns = messages_of(value, name)
-    if len(turns) > len(prompt) and turns[: len(prompt)] == tuple(prompt):
-        turns = turns[len(prompt) :]
-    if len(turns) != 1 or turns[0]["role"] != "assistant":
-        roles = ", ".join(turn["role"] for turn in turns)
-        raise RowError(f"`{name}` must be one turn of the assistant after the prompt, got: {roles}")
-    return turns[0]["content"]
-
-
-def optional_time(row: Mapping[str, Any], name: str) -> float:
-    """Seconds since the epoch: from a number (seconds, or milliseconds), or an ISO 8601 text; 0 where it is absent."""
-    value = row.get(name)
-    if isinstance(value, str) and not value.replace(".", "", 1).isdigit():
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            raise RowError(f"`{name}` must be a time such as 2026-01-31T12:00:00Z, got {_shown(value)}") from None
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    number = optional_number(row, name) or 0.0
-    return number / 1000 if number > 1e11 else number
 
 
 def annotator_of(row: Mapping[str, Any], place: Place) -> Annotator:
@@ -115,27 +108,29 @@ def annotator_of(row: Mapping[str, Any], place: Place) -> Annotator:
     if isinstance(value, dict):
         kind = value.get("kind", "HUMAN")
         if kind not in ("HUMAN", "LLM", "CODE"):
-            raise RowError(f"`annotator.kind` must be HUMAN, LLM or CODE, got {_shown(kind)}")
-        return Annotator(id=text_of(value.get("id"), "annotator.id"), kind=kind)
-    return Annotator(id=optional_text(row, "annotator") or place.annotator.id)
+            raise RowError(f"`annotator.kind` must be HUMAN, LLM or CODE, got {shown(kind)}")
+        return Annotator(id=id_of(value.get("id"), "annotator.id") or place.annotator.id, kind=kind)
+    return Annotator(id=optional_id(row, "annotator") or place.annotator.id)
 
 
 def made_of(row: Mapping[str, Any], place: Place, *parts: Any) -> dict[str, Any]:
     """The fields that all feedback has: an id made of what the row says (not of where it stands), and the rest."""
     annotator = annotator_of(row, place)
     named = None if annotator == place.annotator and annotator.id.startswith("import:") else annotator.id
-    external_id = optional_text(row, "id")
+    external_id = optional_id(row, "id")
     return {
         "id": stable_id("import", external_id, named, *parts),
         "annotator": annotator,
-        "created_at": optional_number(row, "created_at") or 0.0 if "created_at" in row else 0.0,
+        "created_at": times.time_in(row, *times.NAMES),
         "source": place.source,
         "external_id": external_id,
     }
 
 
 def prompt_of(messages: tuple[Message, ...], place: Place, group: str | None = None) -> Prompt:
-    """A prompt whose id follows from its text and its group."""
+    """A prompt whose id follows from its text and its group; a `RowError` where it is empty."""
+    if not any(turn["content"].strip() for turn in messages if turn["role"] not in ("system", "developer")):
+        raise RowError("the prompt is empty, so nothing was asked")
     id = stable_id("prompt", messages, group)
     return Prompt(id=id, messages=messages, group=group or id, source=place.file)
 
@@ -149,14 +144,14 @@ def completion_of(prompt: Prompt, text: str) -> Completion:
 def mapping_of(value: Any, name: str) -> Mapping[str, Any]:
     """`value` when it is an object; otherwise a `RowError`."""
     if not isinstance(value, Mapping):
-        raise RowError(f"`{name}` must be an object" + ("" if value is None else f", got {_shown(value)}"))
+        raise RowError(f"`{name}` must be an object" + ("" if value is None else f", got {shown(value)}"))
     return value
 
 
 def list_of(value: Any, name: str) -> list[Any]:
     """`value` when it is a list; otherwise a `RowError`."""
     if not isinstance(value, list):
-        raise RowError(f"`{name}` must be a list" + ("" if value is None else f", got {_shown(value)}"))
+        raise RowError(f"`{name}` must be a list" + ("" if value is None else f", got {shown(value)}"))
     return value
 
 
@@ -165,36 +160,9 @@ def said_by(place: Place, who: Any, *parts: Any, kind: str = "HUMAN", **given: A
 
     `who`: the tool's name or number for the person; None or empty: the annotator of the file.
     """
-    name = None if who is None or who == "" else text_of(who if isinstance(who, str) else str(who), "annotator")
+    name = id_of(who, "annotator")
     if name is None and not place.annotator.id.startswith("import:"):
         name = place.annotator.id
     annotator = Annotator(id=name, kind=kind) if name else place.annotator  # type: ignore[arg-type]
     id = stable_id("import", given.get("external_id"), name, *parts)
     return {"id": id, "annotator": annotator, "source": place.source, **given}
-
-
-def prompt_before(turns: Sequence[Message], name: str) -> tuple[tuple[Message, ...], str]:
-    """A conversation that ends with the assistant's turn, as the prompt and that answer."""
-    if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        raise RowError(f"`{name}` must end with an answer of the assistant after a prompt")
-    return tuple(turns[:-1]), turns[-1]["content"]
-
-
-def _message(turn: Any, name: str) -> Message:
-    if not isinstance(turn, Mapping):
-        raise RowError(f"`{name}` must be a message with role and content, got {_shown(turn)}")
-    role = turn.get("role")
-    if role not in ROLES:
-        raise RowError(f"`{name}.role` must be one of {', '.join(ROLES)}, got {_shown(role)}")
-    content = turn.get("content")
-    if isinstance(content, list):
-        parts = [p.get("text") for p in content if isinstance(p, Mapping) and p.get("type", "text") == "text"]
-        if len(parts) != len(content) or not parts:
-            raise RowError(f"`{name}.content` holds parts that are not text (images, audio), which is not supported")
-        content = "".join(text_of(part, f"{name}.content") for part in parts)
-    return Message(role=role, content=text_of(content, f"{name}.content"))
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_loop.feedback.importers import pairs
-from rlhf_loop.feedback.importers.fields import Place, prompt_before, text_of
+from rlhf_loop.feedback.importers.asked import holds_question, not_read
+from rlhf_loop.feedback.importers.conversations import prompt_before
+from rlhf_loop.feedback.importers.fields import Place, text_of
 from rlhf_loop.feedback.rows import RowError
 from rlhf_loop.records import Message
 
@@ -23,7 +25,7 @@ _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
 def recognises(row: Mapping[str, Any]) -> bool:
     """Whether a row is of this format."""
     texts = [row.get("chosen"), row.get("rejected")]
-    return "prompt" not in row and all(
+    return not holds_question(row) and all(
         isinstance(text, str) and text.lstrip().startswith("Human:") and "\n\nAssistant:" in text for text in texts
     )
 
@@ -34,7 +36,7 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     rejected, other = prompt_before(_turns(row.get("rejected"), "rejected"), "rejected")
     if chosen != rejected:
         raise RowError("`chosen` and `rejected` differ before the last answer, so they answer no common prompt")
-    return pairs.pair(row, place, chosen, answer, other)
+    return [*pairs.pair(row, place, chosen, answer, other), *not_read(row, pairs.KNOWN, place)]
 
 
 def _turns(value: Any, name: str) -> list[Message]:

@@ -9,35 +9,35 @@ A score is about the observation that it names, and otherwise about the trace, w
 observation where it has none of its own. A score alone has no texts: it is refused, unless its `trace` is in it.
 
 `BOOLEAN` and `CATEGORICAL` scores are thumbs where word and name say what is good, `NUMERIC` ones thumbs for -1 (or 0
-and 1 under such a name) and ratings from 0 to 1 otherwise, `TEXT` ones and comments critiques, `CORRECTION` an edit.
+and 1 of users' feedback) and ratings otherwise, from 0 to 1 where their numbers allow it (`scales.py`), `TEXT` ones and
+comments critiques, `CORRECTION` an edit.
 `ANNOTATION` is a person, `EVAL` a language model, `API` whoever wrote it: a person. The export of many traces says
 neither who gave a score nor how: what is no users' feedback there counts as given by a program.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf_loop.feedback.importers.chat import turns_of
+from rlhf_loop.feedback.importers.conversations import decoded
+from rlhf_loop.feedback.importers.exchanges import exchange
 from rlhf_loop.feedback.importers.fields import (
-    Note,
     Place,
-    answer_of,
     completion_of,
     list_of,
     mapping_of,
-    optional_number,
+    optional_id,
     optional_text,
-    optional_time,
     prompt_of,
     said_by,
 )
-from rlhf_loop.feedback.importers.words import speaks_of_bad, thumb_named, words_of
-from rlhf_loop.feedback.rows import RowError
-from rlhf_loop.records import Completion, Critique, Edit, Prompt, Rating, Thumb
+from rlhf_loop.feedback.importers.metrics import said_by_metric
+from rlhf_loop.feedback.importers.times import time_in
+from rlhf_loop.feedback.importers.words import speaks_of_good, thumb_named, words_of
+from rlhf_loop.feedback.rows import Note, RowError
+from rlhf_loop.records import Critique, Edit, Thumb
 
 RECOGNISES = 'Langfuse: traces of {"input", "output", "scores"}, exported traces, or scores with their `trace`'
 REQUIRED = [
@@ -52,8 +52,6 @@ EXPORTED = {
     "public", "input", "output", "metadata", "comments",
 }  # fmt: skip
 """The columns of an exported trace; each other one that holds a list is a score."""
-ANSWERS = ("messages", "choices", "role", "content", "answer", "output", "response", "completion", "text")
-
 _FEEDBACK = re.compile(r"(?:^|_)(?:feedback|thumbs?)")
 
 
@@ -64,23 +62,31 @@ def recognises(row: Mapping[str, Any]) -> bool:
     return "name" in row and "dataType" in row and ("traceId" in row or ("source" in row and "environment" in row))
 
 
+def numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """The numbers that were given, by question."""
+    for score in _scores(row):
+        value: Any = score.get("value")
+        numeric = str(score.get("dataType") or "NUMERIC").upper() == "NUMERIC" and isinstance(value, (int, float))
+        yield str(score.get("name") or "score"), float(value) if numeric else None
+
+
 def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     """Of all that was scored the prompt and the answer, and what each score says of it."""
     trace, scores = _trace(row), _scores(row)
-    exchanges: dict[str | None, tuple[Prompt, Completion] | None] = {}
+    exchanges: dict[str | None, list[Any]] = {}
     records: list[Any] = []
     for score in scores:
-        about = optional_text(score, "observationId")
+        about = optional_id(score, "observationId")
         if about not in exchanges:
             exchanges[about] = _exchange(trace, about, place)
-            records += exchanges[about] or ()
-        exchange = exchanges[about]
-        if exchange is None:
+            records += exchanges[about]
+        if not exchanges[about]:
             records.append(Note("a score is about a step that holds no prompt and answer, or is not in the file"))
         else:
-            records += _score(score, place, exchange[0].id, exchange[1].id)
+            prompt, completion, *_ = exchanges[about]
+            records += _score(score, place, prompt.id, completion.id)
     if not scores:
-        records += [*(_exchange(trace, None, place) or ()), Note("a trace has no score")]
+        records += [*_exchange(trace, None, place), Note("a trace has no score")]
     return records
 
 
@@ -93,17 +99,17 @@ def _trace(row: Mapping[str, Any]) -> Mapping[str, Any]:
         id = row.get("traceId") or (subject.get("id") if isinstance(subject, Mapping) else None)
         raise RowError(
             f"the score is about trace {id}, whose texts are not in the file; export the traces with their scores "
-            "instead"
+            "instead, or give the traces beside: --texts FILE"
         )
     return trace
 
 
 def _scores(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if "scores" in row:
-        values = list_of(row["scores"], "scores")
+        values = list_of(decoded(row["scores"]), "scores")
         if any(isinstance(value, str) for value in values):
             raise RowError("`scores` holds ids alone, as lists of traces do; fetch each: GET /api/public/traces/ID")
-        user = optional_text(row, "userId")
+        user = optional_id(row, "userId")
         return [{"user": user, **mapping_of(value, f"scores[{number}]")} for number, value in enumerate(values)]
     if "dataType" in row:
         return [row]
@@ -112,7 +118,7 @@ def _scores(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _columns(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The scores of an exported trace: a column each, of numbers or of words."""
-    given = {"source": "EXPORT", "timestamp": row.get("timestamp"), "user": optional_text(row, "userId")}
+    given = {"source": "EXPORT", "timestamp": row.get("timestamp"), "user": optional_id(row, "userId")}
     for name, values in row.items():
         if name in EXPORTED or not isinstance(values, list):
             continue
@@ -134,40 +140,26 @@ def _comments(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def _exchange(trace: Mapping[str, Any], observation: str | None, place: Place) -> tuple[Prompt, Completion] | None:
-    """The prompt and the answer of an observation, or of the trace; None for an observation that holds none."""
+def _exchange(trace: Mapping[str, Any], observation: str | None, place: Place) -> list[Any]:
+    """The prompt and the answer of an observation, or of the trace, with notes; nothing for an observation that holds
+    none."""
     observations = trace.get("observations")
     steps = [step for step in observations if isinstance(step, Mapping)] if isinstance(observations, list) else []
     if observation is not None:
         step = next((step for step in steps if step.get("id") == observation), None)
         try:
-            return None if step is None else _texts(step, place)
+            return [] if step is None else _texts(step, place)
         except RowError:
-            return None
+            return []
     if trace.get("input") is None or trace.get("output") is None:
         trace = next((step for step in steps if step.get("parentObservationId") is None), trace)
     return _texts(trace, place)
 
 
-def _texts(step: Mapping[str, Any], place: Place) -> tuple[Prompt, Completion]:
-    messages = turns_of(_decoded(step.get("input")), "input", "user")
-    output = step.get("output")
-    decoded = _decoded(output)
-    if isinstance(decoded, list) or (isinstance(decoded, Mapping) and any(key in decoded for key in ANSWERS)):
-        output = decoded
-    answers = turns_of(output, "output", "assistant")
+def _texts(step: Mapping[str, Any], place: Place) -> list[Any]:
+    messages, answer, notes = exchange(step.get("input"), step.get("output"), ("input", "output"))
     prompt = prompt_of(messages, place)
-    return prompt, completion_of(prompt, answer_of([dict(turn) for turn in answers], "output", messages))
-
-
-def _decoded(value: Any) -> Any:
-    """What exports write as JSON in a text."""
-    if isinstance(value, str) and value[:1] in ("{", "["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
+    return [prompt, completion_of(prompt, answer), *notes]
 
 
 def _score(score: Mapping[str, Any], place: Place, prompt_id: str, completion_id: str) -> list[Any]:
@@ -175,12 +167,12 @@ def _score(score: Mapping[str, Any], place: Place, prompt_id: str, completion_id
     name = optional_text(score, "name") or "score"
     comment = optional_text(score, "comment")
     users = bool(_FEEDBACK.search(words_of(name))) and source in ("API", "EXPORT")
-    who = optional_text(score, "authorUserId")
+    who = optional_id(score, "authorUserId")
     if who is None:
-        who = optional_text(score, "user") if users else None if KINDS.get(source) == "HUMAN" else f"langfuse:{name}"
+        who = optional_id(score, "user") if users else None if KINDS.get(source) == "HUMAN" else f"langfuse:{name}"
     given: dict[str, Any] = {
-        "external_id": optional_text(score, "id"),
-        "created_at": optional_time(score, "timestamp"),
+        "external_id": optional_id(score, "id"),
+        "created_at": time_in(score, "timestamp", "createdAt"),
         "kind": "HUMAN" if users else KINDS.get(source, "CODE"),
     }
     about: dict[str, Any] = {"prompt_id": prompt_id, "completion_id": completion_id}
@@ -195,27 +187,24 @@ def _score(score: Mapping[str, Any], place: Place, prompt_id: str, completion_id
         comment = "\n".join(part for part in (text, comment) if part)
         common = said_by(place, who, "critique", completion_id, comment, name, **given)
         return [Critique(comment=comment, **about, **common)]
-    label = _label(score, type_, name)
+    label = _label(score, type_, name, place)
     if label is not None:
         common = said_by(place, who, "thumb", completion_id, label, name, **given)
         return [Thumb(label=label, comment=comment, **about, **common)]
-    if type_ == "NUMERIC" and not speaks_of_bad(name):
-        value = optional_number(score, "value")
-        if value is not None and 0 <= value <= 1:
-            common = said_by(place, who, "rating", completion_id, value, name, **given)
-            return [Rating(score=value, scale=(0.0, 1.0), comment=comment, **about, **common)]
-    if comment:
-        common = said_by(place, who, "critique", completion_id, comment, name, **given)
-        return [Critique(comment=comment, **about, **common), Note(f"the value of the score {name[:40]} is left out")]
-    return [Note(f"the score {name[:40]} is neither good or bad nor from 0 to 1")]
+    value: Any = score.get("value")
+    if type_ != "NUMERIC" and score.get("stringValue") is not None:
+        value = score["stringValue"]
+    return said_by_metric(place, name, value, comment, who, about, given, usual=(0.0, 1.0), critique=False)
 
 
-def _label(score: Mapping[str, Any], type_: str, name: str) -> bool | None:
+def _label(score: Mapping[str, Any], type_: str, name: str, place: Place) -> bool | None:
     value, text = score.get("value"), score.get("stringValue")
     if type_ == "BOOLEAN":
         return thumb_named(name, text if value is None else value)
     if type_ == "CATEGORICAL":
         return thumb_named(name, value if text is None else text)
-    if type_ != "NUMERIC" or value not in (-1, 0, 1) or speaks_of_bad(name):
+    if type_ != "NUMERIC" or value not in (-1, 0, 1) or not speaks_of_good(name):
+        return None
+    if place.scales.beyond_one(name, value):  # others gave numbers between or above
         return None
     return thumb_named(name, value)

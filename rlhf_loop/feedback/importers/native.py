@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_loop.feedback.importers.fields import (
-    Note,
     Place,
     annotator_of,
-    optional_number,
     optional_text,
     text_of,
 )
-from rlhf_loop.feedback.rows import RowError
+from rlhf_loop.feedback.importers.times import time_of
+from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import (
     FEEDBACK_KINDS,
     Artifact,
@@ -69,6 +68,8 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     values = {key: value for key, value in row.items() if key != "record"}
     if name in FEEDBACK_KINDS:
         values["kind"] = name
+        if not isinstance(values.get("created_at", 0.0), (int, float)):  # ours are seconds; people write dates
+            values["created_at"] = time_of(values["created_at"], "created_at")
     record = from_dict(RECORDS[name], values)
     _check_unknown(record, values)
     return [record]
@@ -93,7 +94,7 @@ def _question(row: Mapping[str, Any], place: Place) -> list[Any]:
         "annotator": annotator,
         "round": question.round,
         "comment": comment,
-        "created_at": optional_number(row, "created_at") or 0.0,
+        "created_at": time_of(row.get("created_at"), "created_at"),
         "source": place.source,
         "external_id": question.id,
     }

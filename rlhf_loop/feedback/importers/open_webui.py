@@ -1,4 +1,7 @@
-"""Open WebUI's feedback export: a list of `{"type": "rating", "data": {"rating", ...}, "meta", "snapshot": {"chat"}}`.
+"""Open WebUI: its export of feedback, and its export of chats, whose messages hold what people said of them.
+
+    {"type": "rating", "data": {"rating", ...}, "meta", "snapshot": {"chat"}}
+    {"id", "user_id", "title", "chat": {"history": {"messages": {ID: {"annotation": {"rating", ...}, ...}}}}}
 
 The message that was rated and what it answers are found in the snapshot of the chat; the chat's own system prompt comes
 first. A rating of 1 or -1 becomes a thumb; where answers of other models stood beside it (`sibling_model_ids`: the
@@ -13,24 +16,27 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhf_loop.feedback.importers.conversations import messages_of
 from rlhf_loop.feedback.importers.fields import (
-    Note,
     Place,
     completion_of,
     mapping_of,
-    messages_of,
+    optional_id,
     optional_number,
     optional_text,
-    optional_time,
     prompt_of,
     said_by,
     text_of,
 )
-from rlhf_loop.feedback.rows import RowError
+from rlhf_loop.feedback.importers.times import time_in
+from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Preference, Rating, Thumb
 
-RECOGNISES = 'Open WebUI: an export of feedback, {"type", "data": {"rating", "model_id"}, "meta", "snapshot"}'
-REQUIRED = [("type", "data", "meta", "snapshot")]
+RECOGNISES = (
+    'Open WebUI: an export of feedback, {"type", "data": {"rating", "model_id"}, "meta", "snapshot"}, or of chats, '
+    '{"title", "chat": {"history"}}'
+)
+REQUIRED = [("type", "data", "meta", "snapshot"), ("title", "chat")]
 LONGEST = 1000  # messages of a chat that are followed up to its beginning
 
 _STEPS = re.compile(r'<details\s[^>]*type="(?:reasoning|code_interpreter|tool_calls)"[^>]*>.*?</details>\s*', re.DOTALL)
@@ -40,27 +46,83 @@ _STEPS = re.compile(r'<details\s[^>]*type="(?:reasoning|code_interpreter|tool_ca
 def recognises(row: Mapping[str, Any]) -> bool:
     """Whether a row is of this format."""
     data = row.get("data")
-    return isinstance(data, Mapping) and "rating" in data and "model_id" in data and "meta" in row
+    if isinstance(data, Mapping) and "rating" in data and "model_id" in data and "meta" in row:
+        return True
+    return _history(row) is not None
 
 
 def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
-    """The prompt, the answers, and a thumb or preferences, with a rating where there is one."""
+    """The prompt, the answers, and a thumb or preferences, with a rating where there is one; of a chat all of them."""
+    if "data" not in row and _history(row) is not None:
+        return _of_a_chat(row, place)
     data, meta = mapping_of(row.get("data"), "data"), mapping_of(row.get("meta"), "meta")
+    chat = _chat(row)
+    answer = _message(chat["history"]["messages"], meta.get("message_id"), "meta.message_id")
+    given: dict[str, Any] = {
+        "external_id": optional_id(row, "id"),
+        "created_at": time_in(row, "updated_at", "created_at"),
+    }
+    blind = meta.get("arena") is True
+    return _rated(chat, answer, data, place, row.get("user_id"), blind, given)
+
+
+def _of_a_chat(row: Mapping[str, Any], place: Place) -> list[Any]:
+    """What people said of the messages of a chat, in the messages."""
+    chat = _history(row)
+    assert chat is not None, "this is no chat"
+    history = chat["history"]["messages"]
+    records: list[Any] = []
+    rated = 0
+    for id, message in history.items():
+        annotation = message.get("annotation") if isinstance(message, Mapping) else None
+        if not isinstance(annotation, Mapping) or annotation.get("rating") in (None, ""):
+            continue
+        rated += 1
+        given: dict[str, Any] = {
+            "external_id": optional_id(message, "feedbackId") or str(id),
+            "created_at": time_in(message, "timestamp") or time_in(row, "updated_at", "created_at"),
+        }
+        data = {"sibling_model_ids": _other_models(history, message), **annotation}
+        try:
+            records += _rated(chat, message, data, place, row.get("user_id"), False, given)
+        except RowError as error:
+            records.append(Note(f"a rating in a chat is left out: {error}"))
+    if not rated:
+        records.append(Note("a chat holds no rating; its answers are not taken"))
+    return records
+
+
+def _other_models(history: Mapping[str, Any], answer: Mapping[str, Any]) -> list[Any]:
+    """The other models that answered the same message, which people saw side by side."""
+    return [
+        message.get("model")
+        for message in history.values()
+        if isinstance(message, Mapping)
+        and message is not answer
+        and message.get("parentId") == answer.get("parentId")
+        and message.get("role") == "assistant"
+        and message.get("model") not in (None, answer.get("model"))
+    ]
+
+
+def _rated(
+    chat: Mapping[str, Any],
+    answer: Mapping[str, Any],
+    data: Mapping[str, Any],
+    place: Place,
+    who: Any,
+    blind: bool,
+    given: dict[str, Any],
+) -> list[Any]:
+    """The records of one message's rating."""
+    history = chat["history"]["messages"]
     sign = optional_number(data, "rating")
     if sign is None or sign not in (1.0, 0.0, -1.0):
         raise RowError(f"`data.rating` must be 1, 0 or -1, got {str(data.get('rating'))[:60]!r}")
-    chat = _chat(row)
-    history = chat["history"]["messages"]
-    answer = _message(history, meta.get("message_id"), "meta.message_id")
     branch = _branch(history, answer)
     prompt = prompt_of(messages_of([*_system(chat), *map(_turn, branch)], "snapshot"), place)
     completion = completion_of(prompt, _text(answer))
-    given: dict[str, Any] = {
-        "external_id": optional_text(row, "id"),
-        "created_at": optional_time(row, "updated_at") or optional_time(row, "created_at"),
-        "comment": _comment(data),
-    }
-    who = row.get("user_id")
+    given = {**given, "comment": _comment(data)}
     said: list[Any] = []
     for sibling in _siblings(history, answer, data):
         other = completion_of(prompt, _text(sibling))
@@ -68,7 +130,6 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
             continue
         winner: Any = "a" if sign > 0 else "b" if sign < 0 else "tie"
         common = said_by(place, who, "preference", completion.id, other.id, winner, **given)
-        blind = meta.get("arena") is True
         about: dict[str, Any] = {"prompt_id": prompt.id, "a_id": completion.id, "b_id": other.id}
         said += [other, Preference(winner=winner, blind=blind, **about, **common)]
     if not said and sign == 0:
@@ -86,6 +147,15 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
         of_one: dict[str, Any] = {"prompt_id": prompt.id, "completion_id": completion.id}
         records.append(Rating(score=score, scale=(1.0, 10.0), **of_one, **common))
     return records
+
+
+def _history(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The chat of a row of the export of chats, or of a chat by itself; None where it is none."""
+    chat = row.get("chat", row)
+    chat = chat.get("chat", chat) if isinstance(chat, Mapping) else None
+    history = chat.get("history") if isinstance(chat, Mapping) else None
+    messages = history.get("messages") if isinstance(history, Mapping) else None
+    return chat if isinstance(messages, Mapping) and messages else None
 
 
 def _chat(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -6,7 +6,8 @@
 Only the first three are needed. Votes become the strength of the preference, (chosen - rejected) / all. Where
 they went the other way the verdict stands all the same (it may weigh annotators by how reliable they are), without a
 strength, and the row is counted. The first critique is the preference's comment, the others are critiques of the
-rejected answer. Texts may be conversations, as in TRL.
+rejected answer. Texts may be conversations, as in TRL, or one message, as in axolotl's
+`{"messages", "chosen", "rejected"}`. What was asked may stand in other fields, with a system turn (`asked.py`).
 """
 
 from __future__ import annotations
@@ -14,42 +15,64 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlhf_loop.feedback.importers.asked import PARTS, asked, holds_question, not_read
+from rlhf_loop.feedback.importers.conversations import answer_of, prompt_before, turns_in
 from rlhf_loop.feedback.importers.fields import (
-    Note,
     Place,
-    answer_of,
     completion_of,
     made_of,
-    messages_of,
+    optional_id,
     optional_number,
-    optional_text,
     prompt_of,
     text_of,
 )
-from rlhf_loop.feedback.rows import RowError
-from rlhf_loop.records import Critique, Preference, stable_id
+from rlhf_loop.feedback.importers.times import NAMES as TIMES
+from rlhf_loop.feedback.rows import Note, RowError
+from rlhf_loop.records import Critique, Message, Preference, stable_id
 
 RECOGNISES = 'rows of {"prompt", "chosen", "rejected"}, with votes and critiques'
 REQUIRED = [("prompt", "chosen", "rejected")]
 
 
+KNOWN = frozenset((*PARTS, *TIMES, "chosen", "rejected", "id", "annotator", "group", "votes", "critiques", "margin"))
+"""The columns that are read."""
+
+
 def recognises(row: Mapping[str, Any]) -> bool:
     """Whether a row is of this format."""
-    return all(key in row for key in REQUIRED[0])
+    return "chosen" in row and "rejected" in row and holds_question(row)
 
 
 def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     """The prompt, both completions, the preference and further critiques of a row."""
-    missing = [key for key in REQUIRED[0] if row.get(key) is None]
+    missing = [key for key in ("chosen", "rejected") if row.get(key) is None]
     if missing:
         raise RowError(f"missing: {', '.join(f'`{key}`' for key in missing)}")
-    messages = messages_of(row["prompt"], "prompt")
-    return pair(row, place, messages, row["chosen"], row["rejected"])
+    messages = _with_earlier_turns(asked(row, given=place.given), row)
+    return [*pair(row, place, messages, row["chosen"], row["rejected"]), *not_read(row, KNOWN, place)]
 
 
-def pair(row: Mapping[str, Any], place: Place, messages: Any, chosen: Any, rejected: Any) -> list[Any]:
+def _with_earlier_turns(messages: tuple[Message, ...], row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The prompt without the answer that a whole conversation ends with, and with the turns that stand in the answers
+    alone."""
+    answers = [turns_in(row[name], name) or () for name in ("chosen", "rejected")]
+    if messages[-1]["role"] == "assistant":
+        texts = [turns[-1]["content"] if turns else row[name] for name, turns in zip(_ANSWERS, answers, strict=True)]
+        if messages[-1]["content"] in texts and len(messages) > 1:
+            messages = messages[:-1]
+    if len(messages) == 1 and all(len(turns) > 2 for turns in answers):
+        before, others = (prompt_before(turns, name)[0] for name, turns in zip(_ANSWERS, answers, strict=True))
+        if before == others and messages[0] in before:
+            return before
+    return messages
+
+
+_ANSWERS = ("chosen", "rejected")
+
+
+def pair(row: Mapping[str, Any], place: Place, messages: tuple[Message, ...], chosen: Any, rejected: Any) -> list[Any]:
     """Records of a pair whose prompt is already known."""
-    prompt = prompt_of(messages, place, optional_text(row, "group"))
+    prompt = prompt_of(messages, place, optional_id(row, "group"))
     a = completion_of(prompt, answer_of(chosen, "chosen", messages))
     b = completion_of(prompt, answer_of(rejected, "rejected", messages))
     notes: list[Any] = []

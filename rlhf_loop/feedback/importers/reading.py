@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +15,20 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.importers.fields import Note, Place
+from rlhf_loop.feedback.importers.conversations import decoded
+from rlhf_loop.feedback.importers.fields import Place, id_of
 from rlhf_loop.feedback.importers.formats import FORMATS
 from rlhf_loop.feedback.importers.redacting import redact_row
+from rlhf_loop.feedback.importers.scales import Scale, Scales
 from rlhf_loop.feedback.redaction import Redactor
-from rlhf_loop.feedback.rows import Refused, Row, RowError, raw_text, read_rows, sound
+from rlhf_loop.feedback.rows import Note, Refused, Row, RowError, raw_text, read_rows, sound
 from rlhf_loop.records import FEEDBACK_KINDS, Annotator
 
 SAMPLE = 100  # rows that `auto` looks at
+SAMPLE_SIZE = 32 * 2**20  # characters of them, whichever comes first
+NOTES = 200  # different notes of a file; what further ones say is counted together
+IDS = ("id", "instance_id", "item_id", "span_id", "context.span_id", "trace_id", "traceId", "external_id")
+"""Under which names the rows of a file of texts hold their ids."""
 
 
 class Parsed(NamedTuple):
@@ -45,13 +54,19 @@ def open_rows(
     annotator: str | None = None,
     columns: Mapping[str, str] | None = None,
     redactor: Redactor | None = None,
+    scales: Mapping[str, Scale] | None = None,
+    texts: str | Path | None = None,
 ) -> Reading:
     """Begins to read feedback.
 
     `path`: a file, a folder of a data set or `hf:OWNER/NAME`. `format`: a name in `FORMATS`, or `auto`.
     `annotator`: the id of the person who gave feedback that names nobody; by default `import:` and the file's name.
-    `columns`: a name that the format knows -> the file's own name for it (`a.b`: b within a).
-    Raises `UserError` when it cannot be read at all, when no format fits, and for a column that is nowhere.
+    `columns`: a name that the format knows -> the file's own name for it (`a.b`, `a[0].b`: inside of a).
+    `scales`: question -> its worst and its best number, where the file does not say (`scales.py`); files of numbers are
+    read once more before for that. `texts`: a file of what was judged, for feedback that names it by an id; it is held
+    in memory.
+    Raises `UserError` when it cannot be read at all, when no format fits, and for a column or a question that is
+    nowhere.
     """
     if format != "auto" and format not in FORMATS:
         close = difflib.get_close_matches(format, [*FORMATS, "auto"], n=1, cutoff=0.3)
@@ -60,14 +75,17 @@ def open_rows(
     found = read_rows(path)
     start: list[Row | Refused] = []
     rows: list[Row] = []
+    size = 0
     for item in islice(found, SAMPLE * 100):
         start.append(item)
         if isinstance(item, Row):
             rows.append(item)
-            if len(rows) == SAMPLE:
+            size += _size(item.values if item.text is None else item.text)
+            if len(rows) == SAMPLE or size > SAMPLE_SIZE:
                 break
     if not rows and start and isinstance(start[0], Refused) and start[0].reason != "the file is empty":
-        raise UserError(f"no row of {path} can be read. The first problem: {start[0]}. Formats: {_formats()}")
+        table = "; if it is a table, name it .csv" if Path(path).suffix not in (".csv", ".tsv", ".parquet") else ""
+        raise UserError(f"no row of {path} can be read. The first problem: {start[0]}{table}. Formats: {_formats()}")
     columns = dict(columns or {})
     _check_columns(path, rows, columns)
     values = [_renamed(row.values, columns) if columns else row.values for row in rows]
@@ -75,25 +93,73 @@ def open_rows(
     default = Annotator(id=annotator or f"import:{_stem(path)}")
     if name not in FORMATS:  # nothing but refused rows, and nobody named a format
         return Reading(name, (item for item in start if isinstance(item, Refused)))
-    return Reading(name, _parsed(str(path), chain(start, found), FORMATS[name], default, columns, redactor))
+    place = Place(
+        file=str(path),
+        line=0,
+        annotator=default,
+        scales=_scales(path, FORMATS[name], columns, scales),
+        columns=columns,
+        texts={} if texts is None else _texts(texts, redactor),
+    )
+    return Reading(name, _parsed(chain(start, found), FORMATS[name], place, redactor))
+
+
+def _scales(path: str | Path, format: Any, columns: Mapping[str, str], given: Mapping[str, Scale] | None) -> Scales:
+    """The scales of a file's questions: what was said of them, and what all their numbers allow."""
+    scales = Scales(given)
+    if hasattr(format, "numbers"):
+        for item in read_rows(path):
+            if isinstance(item, Row):
+                with suppress(RowError, ValidationError, RecursionError):
+                    for question, number in format.numbers(_renamed(item.values, columns) if columns else item.values):
+                        scales.see(question, number)
+    unknown = scales.unknown()
+    if unknown:
+        there = ", ".join([*scales.seen, *scales.others][:12]) or "none"
+        raise UserError(f"{path}: --scale {unknown[0]}=...: there is no such question; there are: {there}")
+    return scales
+
+
+def _texts(path: str | Path, redactor: Redactor | None) -> dict[str, Mapping[str, Any]]:
+    """Rows of a file of texts by their ids, redacted as those that name them are."""
+    texts: dict[str, Mapping[str, Any]] = {}
+    for item in read_rows(path):
+        if isinstance(item, Refused):
+            continue
+        values = item.values if redactor is None else redact_row(item.values, redactor)[0]
+        for name in IDS:
+            for held in (item.values, values):
+                with suppress(RowError):
+                    id = id_of(_at(held, name), name)
+                    if id is not None:
+                        texts.setdefault(id, values)
+    if not texts:
+        raise UserError(f"--texts {path}: no row of it has an id, such as {', '.join(IDS[:4])}")
+    return texts
+
+
+def _size(value: Any) -> int:
+    """About how many characters a value holds."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 8
 
 
 def _parsed(
-    file: str,
-    items: Iterator[Row | Refused],
-    format: Any,
-    annotator: Annotator,
-    columns: Mapping[str, str],
-    redactor: Redactor | None,
+    items: Iterator[Row | Refused], format: Any, source: Place, redactor: Redactor | None
 ) -> Iterator[Parsed | Refused]:
     parse = format.parse
+    columns = source.columns
+    noted: set[str] = set()
     for item in items:
         if isinstance(item, Refused):
             yield item if redactor is None else item._replace(raw=redactor.redact(item.raw)[0])
             continue
         values = _renamed(item.values, columns) if columns else item.values
         redacted: Mapping[str, int] = {}
-        place = Place(file=item.file or file, line=item.line, annotator=annotator)
+        place = replace(source, file=item.file or source.file, line=item.line)
         try:
             if redactor is not None:
                 values, redacted = redact_row(values, redactor)
@@ -107,12 +173,21 @@ def _parsed(
         else:
             notes: tuple[str, ...] = ()
             if Note in map(type, records):
-                notes = tuple(sound(record.text) for record in records if isinstance(record, Note))
+                notes = _noted([sound(record.text) for record in records if isinstance(record, Note)], noted)
                 records = [record for record in records if not isinstance(record, Note)]
             yield Parsed(_as_redacted(item, values, redacted), place, records, notes, redacted)
             continue
         raw = item.raw if redactor is None else _redacted_raw(values, item, redactor)
         yield Refused(place.file, item.line, sound(reason if redactor is None else redactor.redact(reason)[0]), raw)
+
+
+def _noted(texts: list[str], noted: set[str]) -> tuple[str, ...]:
+    """Notes, of which a file has no more than `NOTES` different ones."""
+    for place, text in enumerate(texts):
+        if text not in noted and len(noted) >= NOTES:
+            texts[place] = "something else of them is left out"
+        noted.add(texts[place])
+    return tuple(dict.fromkeys(texts))
 
 
 def _as_redacted(item: Row, values: dict[str, Any], redacted: Mapping[str, int]) -> Row:
@@ -146,11 +221,23 @@ def _renamed(values: dict[str, Any], columns: Mapping[str, str]) -> dict[str, An
 
 
 def _at(values: dict[str, Any], name: str) -> Any:
+    """The value under a name, or inside of others: `a.b`, `a.0.b`, `a[0].b`, `a[-1]`; JSON in a text is looked into."""
     if name in values:
         return values[name]
     inside: Any = values
-    for part in name.split("."):
-        inside = inside.get(part) if isinstance(inside, dict) else None
+    parts = re.sub(r"\[(-?\d+)\]", r".\1", name).split(".")
+    while parts:
+        inside = decoded(inside)
+        if isinstance(inside, dict):
+            # a key may hold dots itself: the longest that is there
+            taken = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in inside), 1)
+            inside = inside.get(".".join(parts[:taken]))
+            parts = parts[taken:]
+        elif isinstance(inside, list) and re.fullmatch(r"-?\d+", parts[0]):
+            number = int(parts.pop(0))
+            inside = inside[number] if -len(inside) <= number < len(inside) else None
+        else:
+            return None
     return inside
 
 
@@ -181,12 +268,26 @@ def _detect(path: str | Path, line: int, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _nearest(row: dict[str, Any]) -> str:
-    """Which format lacks the fewest keys, and which these are."""
-    lacking = {
-        name: [key for key in keys if key not in row] for name, module in FORMATS.items() for keys in module.REQUIRED
-    }
-    name = min(lacking, key=lambda n: len(lacking[n]))
-    return f"the nearest format is `{name}`, which also needs {', '.join(lacking[name]) or 'other values'}"
+    """Which format the keys of a row come closest to, and what it lacks of that one."""
+    telling = row.keys() - {"id", "name", "type", "data"}  # keys of half the world's files
+    found = []
+    for order, name in enumerate((*PLAIN, *(name for name in FORMATS if name not in PLAIN))):
+        for keys in FORMATS[name].REQUIRED:
+            there = [key for key in keys if key in telling]
+            if there:
+                found.append(
+                    (len(there) / len(keys), -len(keys), -order, name, [key for key in keys if key not in row])
+                )
+    if not found:
+        return (
+            "none of them is a prompt or an answer by its name; say which are: --map prompt=COLUMN,chosen=COLUMN,"
+            "rejected=COLUMN"
+        )
+    *_, name, lacking = max(found)
+    return f"the nearest format is `{name}`, which also needs {', '.join(lacking) or 'other values'}"
+
+
+PLAIN = ("pairs", "trl", "chat", "tutorial")  # formats that any tool may write, nearest first
 
 
 def _formats() -> str:

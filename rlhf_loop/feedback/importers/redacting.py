@@ -6,9 +6,12 @@ Who said something must stay told apart: a name that would be redacted becomes a
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from typing import Any
 
+from rlhf_loop.feedback.importers.conversations import decoded
+from rlhf_loop.feedback.importers.times import is_time
 from rlhf_loop.feedback.redaction import Redactor
 
 WHO = ("annotator", "completed_by", "judge", "email", "author")
@@ -23,8 +26,13 @@ def redact_row(values: dict[str, Any], redactor: Redactor) -> tuple[dict[str, An
 
 def _redact(value: Any, key: str, redactor: Redactor, found: Counter[str]) -> Any:
     if isinstance(value, str):
+        inside = decoded(value) if value[:2].strip()[:1] in ("[", "{", "'") else value
+        if isinstance(inside, (dict, list)):  # a number in it must not become a placeholder outside of quotes
+            before = sum(found.values())
+            redacted = _redact(inside, key, redactor, found)
+            return value if sum(found.values()) == before else json.dumps(redacted, ensure_ascii=False, default=str)
         text, counts = redactor.redact(value)
-        if not counts:
+        if not counts or is_time(value):
             return value
         found.update(counts)
         return pseudonym(value) if _is_name(key) else text

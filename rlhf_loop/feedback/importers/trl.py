@@ -17,18 +17,19 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf_loop.feedback.importers import pairs
+from rlhf_loop.feedback.importers.asked import PARTS, SYSTEM, asked, holds_question, not_read, system_turn
+from rlhf_loop.feedback.importers.conversations import answer_of, messages_of, prompt_before, turns_in
 from rlhf_loop.feedback.importers.fields import (
     Place,
-    answer_of,
     completion_of,
     list_of,
     made_of,
-    messages_of,
-    prompt_before,
+    optional_id,
     prompt_of,
     text_of,
 )
-from rlhf_loop.feedback.importers.fields import optional_text as _optional_text
+from rlhf_loop.feedback.importers.times import NAMES as TIMES
+from rlhf_loop.feedback.importers.words import thumb_of
 from rlhf_loop.feedback.rows import RowError
 from rlhf_loop.records import Critique, Message, Prompt, Span, Thumb, stable_id
 
@@ -44,11 +45,17 @@ REQUIRED = [
 ]
 
 
+KNOWN = frozenset((*PARTS, *TIMES, "completion", "completions", "label", "labels", "id", "annotator", "group"))
+"""The columns that are read, beside those of `pairs`."""
+
+
 def recognises(row: Mapping[str, Any]) -> bool:
     """Whether a row is of this format."""
-    if any(all(key in row for key in keys) for keys in REQUIRED):
+    if "chosen" in row and "rejected" in row:
         return True
-    return (set(row) <= {"prompt", "id", "group"} and "prompt" in row) or set(row) == {"text"}
+    if holds_question(row) and ("completion" in row or ("completions" in row and "labels" in row)):
+        return True
+    return (set(row) <= {"prompt", "id", "group", *SYSTEM} and "prompt" in row) or set(row) == {"text"}
 
 
 def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
@@ -57,37 +64,42 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
         missing = [key for key in REQUIRED[0] if row.get(key) is None]
         if missing:
             raise RowError(f"missing: {', '.join(f'`{key}`' for key in missing)}")
-        if row.get("prompt") is not None:
+        if holds_question(row):
             return pairs.parse(row, place)
-        messages, chosen, rejected = _split_implicit(row["chosen"], row["rejected"])
-        return pairs.pair(row, place, messages, chosen, rejected)
+        messages, chosen, rejected = _split_implicit(row)
+        records = pairs.pair(row, place, (*system_turn(row), *messages), chosen, rejected)
+        return [*records, *not_read(row, pairs.KNOWN, place)]
+    notes = not_read(row, KNOWN, place)
     if "completions" in row:
-        return _steps(row, place)
+        return [*_steps(row, place), *notes]
     if "label" not in row:
-        return [_prompt(row, place)]
-    missing = [key for key in REQUIRED[1] if row.get(key) is None]
+        return [_prompt(row, place), *notes]
+    missing = [key for key in ("completion", "label") if row.get(key) is None]
     if missing:
         raise RowError(f"missing: {', '.join(f'`{key}`' for key in missing)}")
-    messages = messages_of(row["prompt"], "prompt")
-    prompt = prompt_of(messages, place, _optional_text(row, "group"))
+    messages = asked(row, given=place.given)
+    prompt = prompt_of(messages, place, optional_id(row, "group"))
     completion = completion_of(prompt, answer_of(row["completion"], "completion", messages))
     label = _label(row["label"])
     common = made_of(row, place, "thumb", prompt.id, completion.id, label)
     thumb = Thumb(prompt_id=prompt.id, completion_id=completion.id, label=label, **common)
-    return [prompt, completion, thumb]
+    return [prompt, completion, thumb, *notes]
 
 
 def _prompt(row: Mapping[str, Any], place: Place) -> Prompt:
     """A prompt, with the answer that stands beside it as its reference."""
-    if "prompt" not in row and "messages" not in row:
+    if not holds_question(row) and row.get("text") is not None:
         raise RowError("plain `text` has no prompt and no answer that feedback could be about")
-    if "prompt" in row:
-        messages = messages_of(row["prompt"], "prompt")
-        completion = row.get("completion")
-        answer = None if completion is None else answer_of(completion, "completion", messages)
+    completion = row.get("completion")
+    answer: str | None
+    if completion is None and row.get("messages") is not None:
+        talk = messages_of(row["messages"], "messages")
+        messages, answer = prompt_before(talk, "messages")
+        messages = (*(system_turn(row) if messages[0]["role"] != "system" else ()), *messages)
     else:
-        messages, answer = prompt_before(messages_of(list_of(row["messages"], "messages"), "messages"), "messages")
-    prompt = prompt_of(messages, place, _optional_text(row, "group"))
+        messages = asked(row, given=place.given)
+        answer = None if completion is None else answer_of(completion, "completion", messages)
+    prompt = prompt_of(messages, place, optional_id(row, "group"))
     if answer is None:
         return prompt
     # Several answers to one prompt are several prompts, of one group: a prompt has one reference.
@@ -95,12 +107,12 @@ def _prompt(row: Mapping[str, Any], place: Place) -> Prompt:
 
 
 def _steps(row: Mapping[str, Any], place: Place) -> list[Any]:
-    messages = messages_of(row.get("prompt"), "prompt")
+    messages = asked(row, given=place.given)
     steps = [text_of(step, "completions") for step in list_of(row.get("completions"), "completions")]
     labels = [_label(label) for label in list_of(row.get("labels"), "labels")]
     if not steps or len(steps) != len(labels):
         raise RowError(f"`completions` and `labels` must be as many, got {len(steps)} and {len(labels)}")
-    prompt = prompt_of(messages, place, _optional_text(row, "group"))
+    prompt = prompt_of(messages, place, optional_id(row, "group"))
     completion = completion_of(prompt, "\n".join(steps))
     about: dict[str, Any] = {"prompt_id": prompt.id, "completion_id": completion.id}
     common = made_of(row, place, "thumb", prompt.id, completion.id, all(labels))
@@ -118,27 +130,38 @@ def _steps(row: Mapping[str, Any], place: Place) -> list[Any]:
     return records
 
 
-def _split_implicit(chosen: Any, rejected: Any) -> tuple[tuple[Message, ...], Any, Any]:
+def _split_implicit(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], Any, Any]:
     """The prompt that two answers begin with, and what follows it.
 
     Conversations share their first turns; texts share their first characters, up to the end of a word (as TRL's
     `extract_prompt`).
     """
-    if isinstance(chosen, list) != isinstance(rejected, list):
+    chosen, rejected = row["chosen"], row["rejected"]
+    first, second = turns_in(chosen, "chosen"), turns_in(rejected, "rejected")
+    if (first is None) != (second is None):
         raise RowError("`chosen` and `rejected` must both be texts or both be conversations")
-    if isinstance(chosen, list):
-        first, second = messages_of(chosen, "chosen"), messages_of(rejected, "rejected")
+    if first is not None and second is not None:
         shared = _common(first, second)
         shared = min(shared, len(first) - 1, len(second) - 1)
         if shared == 0:
-            raise RowError("`chosen` and `rejected` begin with different turns, so there is no prompt; add `prompt`")
+            raise RowError(
+                "`chosen` and `rejected` begin with different turns, so there is no prompt; " + _columns(row)
+            )
         return first[:shared], list(first[shared:]), list(second[shared:])
     first_text, second_text = text_of(chosen, "chosen"), text_of(rejected, "rejected")
     shared = _common(first_text, second_text)
     while shared > 0 and not (first_text[shared - 1].isspace()):
         shared -= 1
     prompt = first_text[:shared].rstrip()
+    if not prompt:
+        raise RowError("`chosen` and `rejected` begin with different words, so there is no prompt; " + _columns(row))
     return (Message(role="user", content=prompt),), first_text[shared:], second_text[shared:]
+
+
+def _columns(row: Mapping[str, Any]) -> str:
+    others = [str(name)[:40] for name in row if name not in ("chosen", "rejected")][:8]
+    there = f" (there are: {', '.join(others)})" if others else ""
+    return f"add `prompt`, or name its column: --map prompt=COLUMN{there}"
 
 
 def _common(first: Any, second: Any) -> int:
@@ -151,8 +174,7 @@ def _common(first: Any, second: Any) -> int:
 
 
 def _label(value: Any) -> bool:
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    found = words.get(str(value).strip().lower()) if isinstance(value, (bool, int, str)) else None
+    found = thumb_of(value)
     if found is None:
         raise RowError(f"`label` must be true or false, got {value!r}")
     return found

@@ -13,21 +13,20 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+from rlhf_loop.feedback.importers.conversations import messages_of, prompt_before, turns_in
 from rlhf_loop.feedback.importers.fields import (
-    Note,
     Place,
     completion_of,
     list_of,
     mapping_of,
-    messages_of,
+    optional_id,
     optional_number,
     optional_text,
-    prompt_before,
     prompt_of,
     said_by,
     text_of,
 )
-from rlhf_loop.feedback.rows import RowError
+from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Message, Preference, Rating
 
 RECOGNISES = 'UltraFeedback: rows of {"instruction", "completions": [{"response", "annotations"}]}, or binarised'
@@ -100,7 +99,7 @@ def _pair(row: Mapping[str, Any], place: Place) -> list[Any]:
         else:
             notes.append(Note("the scores are not those of a chosen and a rejected answer; the verdict is kept alone"))
     about: dict[str, Any] = {"prompt_id": prompt.id, "a_id": a.id, "b_id": b.id}
-    external = optional_text(row, "prompt_id")
+    external = optional_id(row, "prompt_id")
     common = said_by(place, JUDGE, "preference", a.id, b.id, winner, strength, kind="LLM", external_id=external)
     return [prompt, a, b, Preference(winner=winner, strength=strength, **about, **common), *notes]
 
@@ -108,8 +107,9 @@ def _pair(row: Mapping[str, Any], place: Place) -> list[Any]:
 def _exchange(row: Mapping[str, Any], prompt: str, answer: str) -> tuple[tuple[Message, ...], str]:
     """What was asked, and one answer: a text, or a conversation that repeats what was asked."""
     value = row.get(answer)
-    if isinstance(value, list):
-        return prompt_before(messages_of(value, answer), answer)
+    turns = turns_in(value, answer)
+    if turns is not None:
+        return prompt_before(turns, answer)
     return messages_of(row.get(prompt), prompt), text_of(value, answer)
 
 

@@ -70,6 +70,7 @@ def consensus_preferences(preferences: list[Preference]) -> list[Preference]:
     `strength` is |2p - 1| with p the probability that the first side is better if one is: 0 even, 1 certain. They are
     what `pairing.pairs_from_feedback` takes in place of the votes.
     """
+    preferences = [record for record in preferences if record.a_id != record.b_id]  # as `votes_of` does
     votes = votes_of(preferences)
     found = consensus(votes)
     latest = np.zeros(votes.units, dtype=np.int64)

@@ -96,16 +96,50 @@ _PER_VOTE = ("unit", "annotator", "verdict", "shown", "time", "lead_time")
 
 
 def votes_of(preferences: Iterable[Preference]) -> Votes:
-    """Records as columns."""
+    """Records as columns, but for those that compare an answer with itself."""
     return _columns(
         Row(p.id, p.prompt_id, p.a_id, p.b_id, p.winner, p.shown_order, p.annotator.id, p.created_at, p.lead_time)
         for p in preferences
+        if p.a_id != p.b_id
     )
 
 
 def read_votes(store: Store) -> Votes:
-    """The preferences of a store that no correction supersedes."""
-    return _columns(_stored(store))
+    """The preferences of a store that no correction supersedes, but for those that compare an answer with itself.
+
+    Such a pair says nothing, whatever was said of it: validation quarantines it, and no measure counts it.
+    """
+    pairs = identical_pairs(store)
+    return _columns(row for row in _stored(store) if frozenset((row.a_id, row.b_id)) not in pairs)
+
+
+def identical_pairs(store: Store) -> set[frozenset[str]]:
+    """The judged pairs whose two answers are the same text, but for spaces; an answer beside itself is one of one id.
+
+    Only answers that were judged are read.
+    """
+    column = tables.feedback.c
+    one, other = tables.completions.alias("one"), tables.completions.alias("other")
+    query = (
+        sa.select(column.a_id, column.b_id, one.c.text.label("a_text"), other.c.text.label("b_text"))
+        .join_from(tables.feedback, one, one.c.id == column.a_id)
+        .join(other, other.c.id == column.b_id)
+        .where(column.kind == "preference", _without_spaces(one.c.text) == _without_spaces(other.c.text))
+    )
+    with store.database.read() as connection:
+        rows = connection.execution_options(yield_per=ROWS).execute(query)
+        return {frozenset((row.a_id, row.b_id)) for row in rows if plain_text(row.a_text) == plain_text(row.b_text)}
+
+
+def _without_spaces(text: Any) -> Any:
+    for space in (" ", "\n", "\r", "\t"):
+        text = sa.func.replace(text, space, "")
+    return text
+
+
+def plain_text(text: str) -> str:
+    """A text without what nobody sees a difference by: spaces and line breaks."""
+    return " ".join(text.split())
 
 
 def words_of(store: Store, votes: Votes) -> Ints:

@@ -1,0 +1,489 @@
+"""Feedback as people really have it: fields under other names, texts in other shapes, other tables, other units."""
+
+from __future__ import annotations
+
+import csv
+import json
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from rlhf_loop.cli import app
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.bulk import ImportSummary, import_file, scale_map
+from rlhf_loop.feedback.importers import ImportResult, read
+from rlhf_loop.feedback.importers.conversations import messages_of, turns_in
+from rlhf_loop.feedback.importers.fields import id_of
+from rlhf_loop.feedback.importers.times import time_of
+from rlhf_loop.feedback.importers.words import speaks_of_good, thumb_named, thumb_of, winner_of
+from rlhf_loop.feedback.rows import RowError
+from rlhf_loop.feedback.store import Store
+from rlhf_loop.records import Preference, Rating, Thumb
+
+PAIR = {"prompt": "Why?", "chosen": "Because of light.", "rejected": "No idea."}
+Turns = list[tuple[str, str]]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_rows(tmp_path: Path, *rows: Any, format: str = "auto") -> ImportResult:
+    return read(write(tmp_path / "f.jsonl", list(rows)), format)
+
+
+def asked(result: ImportResult) -> list[Turns]:
+    return [[(turn["role"], turn["content"]) for turn in prompt.messages] for prompt in result.prompts]
+
+
+def pairs(result: ImportResult) -> list[tuple[str, str]]:
+    """Winning and losing text of each preference."""
+    texts = {c.id: c.text for c in result.completions}
+    return [(texts[f.a_id], texts[f.b_id]) for f in result.feedback if isinstance(f, Preference)]
+
+
+def imported(tmp_path: Path, path: Path, **options: Any) -> tuple[ImportSummary, list[Any]]:
+    with Store.open(":memory:") as store:
+        return import_file(store, path, **options), list(store.feedback())
+
+
+# What was asked, under other names
+
+
+@pytest.mark.parametrize(
+    ("fields", "turns"),
+    [
+        ({"question": "Q?"}, [("user", "Q?")]),
+        ({"instruction": "Do.", "input": ""}, [("user", "Do.")]),
+        ({"instruction": "Sum.", "input": "A text."}, [("user", "Sum.\n\nA text.")]),
+        ({"problem": "1+1"}, [("user", "1+1")]),
+        ({"query": "Q?"}, [("user", "Q?")]),
+        ({"input": "Q?"}, [("user", "Q?")]),
+        ({"prompt": "", "question": "Q?"}, [("user", "Q?")]),
+        ({"prompt": "Q?", "question": "Q?"}, [("user", "Q?")]),
+        ({"system": "Be brief.", "question": "Q?"}, [("system", "Be brief."), ("user", "Q?")]),
+        ({"system": "Be brief.", "prompt": "Q?"}, [("system", "Be brief."), ("user", "Q?")]),
+        ({"system_prompt": "Be brief.", "prompt": [{"role": "user", "content": "Q?"}]},
+         [("system", "Be brief."), ("user", "Q?")]),
+        ({"context": "The sky.", "question": "Colour?"}, [("user", "The sky.\n\nColour?")]),
+        ({"context": ["One.", {"text": "Two."}], "prompt": "Q?"}, [("user", "One.\n\nTwo.\n\nQ?")]),
+        ({"history": [["Hi", "Hello"]], "instruction": "Q?"}, [("user", "Hi"), ("assistant", "Hello"), ("user", "Q?")]),
+        ({"messages": [{"role": "user", "content": "Q?"}]}, [("user", "Q?")]),
+        ({"conversations": [{"from": "human", "value": "Q?"}]}, [("user", "Q?")]),
+        ({"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "good"}]}, [("user", "Q?")]),
+    ],
+)  # fmt: skip
+def test_what_was_asked_is_read_whatever_its_fields_are_called(
+    tmp_path: Path, fields: dict[str, Any], turns: Turns
+) -> None:
+    result = read_rows(tmp_path, {**fields, "chosen": "good", "rejected": "bad"})
+    assert (result.format, asked(result), pairs(result)) == ("pairs", [turns], [("good", "bad")])
+    unpaired = {name: value for name, value in fields.items() if name != "messages"}
+    if unpaired:
+        row = {**unpaired, "completion": "good", "label": "True"}
+        assert asked(read_rows(tmp_path, row)) == [turns]
+        assert asked(read_rows(tmp_path, {**unpaired, "response": "good", "feedback": "up"}, format="tutorial")) == [
+            turns
+        ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"prompt": "  "}, "the prompt is empty"),
+        ({"prompt": [{"role": "user", "content": ""}]}, "the prompt is empty"),
+        ({"prompt": [{"role": "system", "content": "Be brief."}]}, "the prompt is empty"),
+        ({"prompt": "A?", "question": "B?"}, "`prompt` and `question` may each be what was asked; say which: --map"),
+        ({"prompt": "Continue:", "input": "A text."}, "`prompt` and `input` may each"),
+        ({"messages": [{"role": "user", "content": "A?"}], "prompt": "B?"}, "may each be what was asked"),
+        ({"topic": "birds"}, "name its column: --map prompt=COLUMN (there are: topic)"),
+        ({"system": "Be brief."}, "there is no prompt"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_is_refused_with_the_remedy(tmp_path: Path, fields: dict[str, Any], reason: str) -> None:
+    result = read_rows(tmp_path, {**fields, "chosen": "good", "rejected": "bad"})
+    assert (result.feedback, len(result.refused)) == ([], 1)
+    assert reason in result.refused[0].reason
+
+
+def test_a_column_named_by_the_user_is_the_only_prompt(tmp_path: Path) -> None:
+    row = {"prompt": "A?", "question": "B?", "context": "C.", "chosen": "good", "rejected": "bad"}
+    path = write(tmp_path / "f.jsonl", [row])
+    with Store.open(":memory:") as store:
+        import_file(store, path, columns={"prompt": "question"})
+        assert [p.messages[0]["content"] for p in store.prompts()] == ["B?"]
+        import_file(store, path, columns={"prompt": "prompt", "context": "question"})
+        assert store.prompts()[1].messages[0]["content"] == "B?\n\nA?"
+
+
+def test_columns_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    row = {**PAIR, "model": "m", "score": 3, "empty": None, "none": []}
+    result = read_rows(tmp_path, row, {**PAIR, "model": "n"})
+    assert result.notes == {"the column model is not read": 2, "the column score is not read": 1}
+    many = [{**PAIR, "id": i, f"column {i}": 1} for i in range(300)]
+    assert len(read_rows(tmp_path, *many).notes) == 201  # a file makes no more of them
+    assert "the column extra is not read" in read_rows(tmp_path, {"prompt": "Q?", "extra": 1}, format="trl").notes
+
+
+def test_axolotl_rows_hold_one_message_as_each_answer(tmp_path: Path) -> None:
+    talk = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1+1?"}]
+    row: dict[str, Any] = {"messages": talk, "chosen": {"role": "assistant", "content": "2."}}
+    row["rejected"] = {"role": "assistant", "content": "A number."}
+    sharegpt = {"conversations": [{"from": "human", "value": "1+1?"}], "system": "Add."}
+    sharegpt |= {"chosen": {"from": "gpt", "value": "2."}, "rejected": {"from": "gpt", "value": "A number."}}
+    for one in (row, {name: json.dumps(value) for name, value in row.items()}, sharegpt):
+        result = read_rows(tmp_path, one)
+        assert asked(result) == [[("system", "Add."), ("user", "1+1?")]]
+        assert pairs(result) == [("2.", "A number.")]
+
+
+# Conversations in every shape and container
+
+TALK = [{"role": "user", "content": "What is 'tea'?"}, {"role": "assistant", "content": "Leaves."}]
+SHAPES = {
+    "list": TALK,
+    "json": json.dumps(TALK),
+    "repr": repr(TALK),
+    "array": str(TALK).replace("}, {", "}\n {"),  # as NumPy prints an array, which pandas writes into CSV
+    "array()": f"array({TALK!r}, dtype=object)",
+    "guarded": "'" + json.dumps(TALK),  # against formulas
+    "sharegpt": [{"from": "human", "value": "What is 'tea'?"}, {"from": "gpt", "value": "Leaves."}],
+    "langchain": [{"type": "human", "content": "What is 'tea'?", "id": None}, {"type": "ai", "content": "Leaves."}],
+    "constructor": [
+        {"lc": 1, "type": "constructor", "id": ["langchain", kind], "kwargs": {"content": turn["content"]}}
+        for kind, turn in zip(("HumanMessage", "AIMessageChunk"), TALK, strict=True)
+    ],
+    "pairs": [["What is 'tea'?", "Leaves."]],
+    "tuples": [["user", "What is 'tea'?"], ["ai", "Leaves."]],
+    "parts": [{"role": t["role"], "content": [{"type": "text", "text": t["content"]}]} for t in TALK],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("container", ["jsonl", "csv", "parquet", "json"])
+def test_conversations_are_read_in_every_shape_from_every_container(tmp_path: Path, shape: str, container: str) -> None:
+    chosen = SHAPES[shape]
+    rejected = json.loads(json.dumps(chosen).replace("Leaves.", "Dunno."))
+    row = {"chosen": chosen, "rejected": rejected}
+    path = tmp_path / f"f.{container}"
+    if container == "csv":
+        with path.open("w", newline="") as file:
+            cells = [value if isinstance(value, str) else json.dumps(value) for value in row.values()]
+            csv.writer(file).writerows([list(row), cells])
+    elif container == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        path.write_text(json.dumps([row] if container == "json" else row))
+    result = read(path)
+    assert (result.refused, asked(result)) == ([], [[("user", "What is 'tea'?")]])
+    assert pairs(result) == [("Leaves.", "Dunno.")]
+
+
+def test_text_in_brackets_that_is_no_conversation_stays_text(tmp_path: Path) -> None:
+    for text in ("[1, 2]", '{"a": 1}', "[sic] why?", '[{"name": "x"}]', "[]", "'[", '["role"]'):
+        result = read_rows(tmp_path, {**PAIR, "prompt": text, "chosen": text})
+        assert (asked(result), result.completions[0].text) == ([[("user", text)]], text)
+
+
+def test_a_broken_list_of_messages_is_refused(tmp_path: Path) -> None:
+    result = read_rows(tmp_path, {**PAIR, "prompt": '[{"role": "user", "content": "Wh'})
+    assert "begins like a list of messages" in result.refused[0].reason
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.text(max_size=20)), min_size=1, max_size=4))
+def test_a_conversation_says_the_same_however_it_is_written(turns: Turns) -> None:
+    talk = [{"role": role, "content": content} for role, content in turns if "\0" not in content]
+    if talk:
+        for value in (json.dumps(talk), json.dumps(talk, ensure_ascii=False), repr(talk), f"  {json.dumps(talk)}\n"):
+            assert turns_in(value, "x") == tuple(talk)
+
+
+# Times and ids
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2024-05-01T12:00:00Z", "2024-05-01 12:00:00", "2024-05-01T14:00:00+02:00", "2024-05-01T12:00:00.000000000Z",
+        "2024-05-01 12:00:00 UTC", "20240501T120000Z", "Wed, 01 May 2024 12:00:00 GMT", 1714564800, 1714564800.0,
+        1714564800000, 1714564800000000, 1714564800000000000, "1714564800", "1714564800000", "1.7145648e12",
+        datetime(2024, 5, 1, 12), datetime(2024, 5, 1, 12, tzinfo=UTC), Decimal(1714564800),
+        {"$date": "2024-05-01T12:00:00Z"},
+    ],
+)  # fmt: skip
+def test_times_are_read_in_every_unit(value: Any) -> None:
+    assert time_of(value, "t") == 1714564800.0
+
+
+def test_what_is_no_time_is_refused() -> None:
+    assert (time_of(None, "t"), time_of("", "t"), time_of(date(1970, 1, 2), "t")) == (0.0, 0.0, 86400.0)
+    for value in ("yesterday", True, [], "nan", float("inf"), 10**400):
+        with pytest.raises(RowError, match="must be a time such as"):
+            time_of(value, "t")
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_times_of_arrow_are_times(tmp_path: Path, unit: str) -> None:
+    moment = datetime(2024, 5, 1, 12)
+    table = pa.table(
+        {**{name: [text] for name, text in PAIR.items()}, "created_at": pa.array([moment], pa.timestamp(unit))}
+    )
+    pq.write_table(table, tmp_path / "f.parquet", coerce_timestamps=None)
+    assert [f.created_at for f in read(tmp_path / "f.parquet").feedback] == [1714564800.0]
+
+
+@pytest.mark.parametrize("value", ["2024-05-01T12:00:00Z", 1714564800000, "1714564800000", "1714564800000000000"])
+def test_times_are_read_by_every_format_and_are_no_personal_data(tmp_path: Path, value: Any) -> None:
+    rows = {
+        "pairs": {**PAIR, "created_at": value},
+        "trl": {"prompt": "Why?", "completion": "Light.", "label": True, "created_at": value},
+        "tutorial": {"input": "Why?", "response": "Light.", "feedback": "good", "created_at": value},
+        "chat": {"messages": [*TALK[:1], *TALK[1:]], "feedback": "up", "created_at": value},
+        "hh-rlhf": {"chosen": "\n\nHuman: Why?\n\nAssistant: Light.", "rejected": "\n\nHuman: Why?\n\nAssistant: No.",
+                    "created_at": value},
+    }  # fmt: skip
+    for format, row in rows.items():
+        summary, feedback = imported(tmp_path, write(tmp_path / "f.jsonl", [row]))
+        assert (summary.format, [f.created_at for f in feedback]) == (format, [1714564800.0])
+
+
+def test_numbers_that_stand_for_somebody_are_the_same_however_they_are_written(tmp_path: Path) -> None:
+    for value in (3, 3.0, "3", "3.0", Decimal(3), " 3 "):
+        assert id_of(value, "id") == "3"
+    assert [id_of(value, "id") for value in (None, "", float("nan"), "1.5", "v3.0")] == [
+        None,
+        None,
+        None,
+        "1.5",
+        "v3.0",
+    ]
+    rows = [{**PAIR, "annotator": who, "id": who, "group": who} for who in (3.0, 3, "3")]
+    result = read_rows(tmp_path, *rows)
+    (feedback,), (prompt,) = result.feedback, result.prompts
+    assert (feedback.annotator.id, feedback.external_id, prompt.group) == ("3", "3", "3")
+    assert read_rows(tmp_path, {**PAIR, "annotator": {"id": 3.0}}).feedback[0].annotator.id == "3"
+
+
+# Tables
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|", ","])
+@pytest.mark.parametrize("start", ["", "\ufeff", "sep"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_tables_are_read_whatever_parts_their_cells(
+    tmp_path: Path, sign: str, start: str, end: str, encoding: str
+) -> None:
+    lines = [sign.join(PAIR), sign.join(['"Q, a;b|c?\n2"', '"g ""x"""', "bad"])]
+    lines = (
+        [f"sep={sign}", *lines] if start == "sep" else [start + lines[0] if encoding == "utf-8" else lines[0], lines[1]]
+    )
+    path = tmp_path / "f.csv"
+    path.write_bytes(end.join([*lines, ""]).encode(encoding))
+    result = read(path)
+    assert (result.refused, asked(result), pairs(result)) == ([], [[("user", "Q, a;b|c?\n2")]], [('g "x"', "bad")])
+
+
+def test_what_is_wrong_with_a_table_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text("prompt,chosen,chosen\na,b,c\n")
+    with pytest.raises(UserError, match="names chosen twice"):
+        read(path)
+    path.write_bytes(b"PK\x03\x04 and so on")
+    with pytest.raises(UserError, match="workbook; unpack it, or save the sheet as CSV"):
+        read(path)
+    other = tmp_path / "f.txt"
+    other.write_text("prompt;chosen;rejected\nQ?;good;bad\n")
+    with pytest.raises(UserError, match=r"if it is a table, name it \.csv"):
+        read(other)
+
+
+def test_a_table_that_pandas_wrote_by_columns_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    path.write_text(json.dumps({name: {"0": text, "1": text + "!"} for name, text in PAIR.items()}))
+    assert len(pairs(read(path))) == 2
+
+
+def test_parquet_is_known_by_its_content(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([PAIR]), tmp_path / "f.csv")
+    assert len(read(tmp_path / "f.csv").feedback) == 1
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["thumbs-up", "thumb_up", "Thumbs Up", "thumbsUp", "thumbup", "👍", "👍🏽", "+1", "1", "Like", "upvote", "up-vote",
+     "UP!", ":+1:", ":thumbsup:", "👍 Thumbs up", "👍👍", "✅", "❤️", "Thumbs-Up"],
+)  # fmt: skip
+def test_likes_are_likes_however_they_are_written(word: str) -> None:
+    assert thumb_of(word) is True
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["thumbs-down", "thumb_down", "Thumbs Down", "👎", "👎🏿", "-1", "Dislike", "down-vote", "❌", ":-1:"],
+)
+def test_dislikes_are_dislikes_however_they_are_written(word: str) -> None:
+    assert thumb_of(word) is False
+
+
+def test_other_words_are_neither() -> None:
+    assert [thumb_of(word) for word in ("meh", "not good", "👍👎", "👍 but slow", "", None, [], 2, "thumb")] == [
+        None
+    ] * 9
+    assert winner_of("Answer-2 is better") == "b"
+    assert winner_of("Response A is much better") == "a"
+    assert winner_of("Both are bad") == "both_bad"
+
+
+@pytest.mark.parametrize(
+    "name", ["is_toxic", "hallucination", "hasBias", "unsafe", "length", "is_code", "refusal", "incomplete"]
+)
+def test_names_that_ask_for_nothing_good_leave_yes_and_no_out(name: str) -> None:
+    assert not speaks_of_good(name)
+    assert [thumb_named(name, value) for value in (True, False, "yes", "no", 1, 0)] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    "name", ["helpful", "user_satisfaction", "thumbs", "safety", "groundedness", "isCorrect", "stars"]
+)
+def test_names_that_ask_for_something_good_take_them(name: str) -> None:
+    assert [thumb_named(name, value) for value in (True, "no")] == [True, False]
+
+
+# Scales
+
+
+def mlflow(name: str, *values: Any) -> dict[str, Any]:
+    assessments = [
+        {"assessment_id": f"a{n}", "assessment_name": name, "source": {"source_type": "HUMAN", "source_id": f"u{n}"},
+         "create_time": "2026-08-01T10:00:00Z", "feedback": {"value": value}, "valid": True}
+        for n, value in enumerate(values)
+    ]  # fmt: skip
+    return {"trace_id": f"tr-{name}", "request": {"question": "Q?"}, "response": "A.", "assessments": assessments}
+
+
+def ratings(feedback: list[Any]) -> list[tuple[float, tuple[float, float]]]:
+    return [(f.score, f.scale) for f in feedback if isinstance(f, Rating)]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "scale"),
+    [
+        ("stars", [1, 4], (1, 5)),
+        ("stars", [1.0], (1, 5)),
+        ("quality", [1, 0.25], (0, 1)),
+        ("quality", [0, 1], (0, 1)),
+        ("quality", [0, 4], (0, 5)),
+        ("likert", [5, 7], (1, 7)),
+        ("overall", [5, 7], (1, 10)),
+        ("quality", [40, 85.5], (0, 100)),
+        ("score", [-1, 0.5], (-1, 1)),
+    ],
+)
+def test_a_question_has_one_scale_in_a_source(
+    tmp_path: Path, name: str, values: list[float], scale: tuple[float, float]
+) -> None:
+    result = read_rows(tmp_path, mlflow(name, *values))
+    assert ratings(result.feedback) == [(value, scale) for value in values]
+    apart = [mlflow(name, values[0]), {**mlflow(name, *values[1:]), "trace_id": "2", "response": "B."}]
+    assert {of for _, of in ratings(read_rows(tmp_path, *apart).feedback)} == {scale}
+
+
+def test_a_scale_that_cannot_be_told_leaves_the_number_out(tmp_path: Path) -> None:
+    assert read_rows(tmp_path, mlflow("quality", 1)).notes == {"the scale of quality is not known": 1}
+    assert ratings(read_rows(tmp_path, mlflow("quality", 4000)).feedback) == []
+    assert ratings(read_rows(tmp_path, mlflow("word_count", 4)).feedback) == []
+
+
+def test_a_scale_may_be_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.jsonl", [mlflow("quality", 1, 4), mlflow("is_toxic", False), mlflow("toxicity", 0.25)])
+    given = scale_map(["quality=1:7", "toxicity=1:0", "is_toxic=1:0"][:2])
+    summary, feedback = imported(tmp_path, path, scales=given)
+    assert ratings(feedback) == [(1, (1, 7)), (4, (1, 7)), (0.75, (0, 1))]
+    assert [note for note in summary.notes if "is_toxic says neither good nor bad" in note]
+    outside = write(tmp_path / "g.jsonl", [mlflow("quality", 9), mlflow("quality", 3)])
+    summary, _ = (
+        imported(tmp_path, outside, scales=given | {})
+        if False
+        else imported(tmp_path, outside, scales={"quality": (1, 7)})
+    )
+    assert (summary.accepted, summary.rejected) == (1, 1)
+    assert "`quality` is 9, outside its scale 1 to 7" in summary.examples[0].reason
+    with pytest.raises(UserError, match=r"--scale stars=...: there is no such question; there are: quality"):
+        imported(tmp_path, outside, scales={"stars": (1, 5)})
+    for wrong in ("quality", "quality=1", "quality=1:1", "quality=a:b", "=1:5", "q=1:inf"):
+        with pytest.raises(UserError, match="give NAME=LOW:HIGH"):
+            scale_map([wrong])
+
+
+def test_true_and_false_of_a_named_metric_may_be_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.jsonl", [mlflow("is_toxic", False, True)])
+    _, feedback = imported(tmp_path, path, scales={"is_toxic": (1, 0)})
+    assert [f.label for f in feedback if isinstance(f, Thumb)] == [True, False]
+
+
+def test_a_number_in_a_chat_log_stands_on_its_files_scale(tmp_path: Path) -> None:
+    rows = [{"messages": TALK, "rating": 4, "id": 1}, {"messages": TALK, "rating": 8, "id": 2}]
+    assert ratings(read_rows(tmp_path, *rows).feedback) == [(4, (1, 10)), (8, (1, 10))]
+    tutorial = [{"input": "Q?", "response": "A.", "feedback": n, "id": n} for n in (1, 5)]
+    assert ratings(read_rows(tmp_path, *tutorial).feedback) == [(1, (1, 5)), (5, (1, 5))]
+    assert "--scale feedback=1:5" in read_rows(tmp_path, tutorial[0]).refused[0].reason
+
+
+# The command
+
+
+def test_the_command_ends_with_1_when_no_row_can_be_used(tmp_path: Path) -> None:
+    store = str(tmp_path / "s.db")
+    bad = write(tmp_path / "bad.jsonl", [{**PAIR, "prompt": ""}])
+    result = CliRunner().invoke(app, ["feedback", "import", str(bad), "--store", store])
+    assert (result.exit_code, "rejected" in result.output) == (1, True)
+    half = write(tmp_path / "half.jsonl", [{**PAIR, "prompt": ""}, PAIR])
+    assert CliRunner().invoke(app, ["feedback", "import", str(half), "--store", store]).exit_code == 0
+    rated = write(tmp_path / "rated.jsonl", [mlflow("quality", 3)])
+    command = ["feedback", "import", str(rated), "--store", store, "--scale", "quality=1:7"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    with Store.open(store) as opened:
+        assert ratings(opened.feedback()) == [(3, (1, 7))]
+
+
+def test_names_reach_into_nested_fields(tmp_path: Path) -> None:
+    rows = [{"in": {"turns": [{"text": "Why?"}]}, "out": [{"t": "good"}, {"t": "bad"}], "meta": '{"who": {"id": 3.0}}'}]
+    path = write(tmp_path / "f.jsonl", rows)
+    columns = {"prompt": "in.turns[0].text", "chosen": "out.0.t", "rejected": "out[-1].t", "annotator": "meta.who.id"}
+    summary, feedback = imported(tmp_path, path, columns=columns)
+    assert (summary.format, summary.notes) == ("pairs", {})
+    assert feedback[0].annotator.id == "3"
+    with pytest.raises(UserError, match=r"there is no column `out\[7\].t`; the first row has: in, out, meta"):
+        imported(tmp_path, path, columns={"prompt": "out[7].t"})
+
+
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        ({"prompt": "x", "chosen": "y", "id": 1}, "`pairs`, which also needs rejected"),
+        ({"id": 1, "name": "x", "colour": "y"}, "say which are: --map prompt=COLUMN,chosen=COLUMN,rejected=COLUMN"),
+        ({"input": "x", "response": "y", "id": 1}, "`tutorial`, which also needs feedback"),
+    ],
+)
+def test_the_nearest_format_is_a_useful_one(tmp_path: Path, row: dict[str, Any], hint: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_rows(tmp_path, row)
+    assert hint in str(error.value)
+
+
+def test_messages_of_text_are_one_turn() -> None:
+    assert messages_of("Why?", "prompt") == ({"role": "user", "content": "Why?"},)
