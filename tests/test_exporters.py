@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rlhf_loop.feedback.exporters import pages
 from rlhf_loop.feedback.exporters.argilla import user_id
 from rlhf_loop.feedback.importers import read
 from rlhf_loop.feedback.store import Store
-from rlhf_loop.records import Preference
+from rlhf_loop.records import Annotator, Preference, Thumb
 
 
 def test_argilla_records_carry_everybodys_verdict_and_come_back(tmp_path: Path) -> None:
@@ -151,6 +152,36 @@ def test_an_export_is_of_one_state_of_the_store(
         assert other.counts()["completions"] == 0
     for path in (tmp_path / "whole").rglob("*.*"):
         assert path.read_bytes() == (tmp_path / "during" / path.relative_to(tmp_path / "whole")).read_bytes()
+
+
+@pytest.mark.parametrize("format", ["trl", "trl-unpaired"])
+def test_a_conversation_that_is_not_trained_on_is_counted_and_not_exported_for_training(
+    tmp_path: Path, format: str
+) -> None:
+    with Store.open(":memory:") as store:
+        fill(store)
+        before = export(store, tmp_path / "before.jsonl", format)["rows"]
+        (prompt,) = (p for p in store.prompts() if p.id == store.completions(ids=["a"])[0].prompt_id)
+        calls = replace(prompt, id="calls", group="calls", split="untrained")
+        answers = [replace(store.completions(ids=[id])[0], id=f"call {id}", prompt_id="calls") for id in "ab"]
+        store.add_prompts([calls])
+        store.add_completions(answers)
+        about = {"prompt_id": "calls", "annotator": Annotator(id="ann")}
+        store.add_feedback(
+            [
+                Preference(id="p", a_id="call a", b_id="call b", winner="a", **about),
+                Thumb(id="t", completion_id="call a", label=True, **about),
+            ]
+        )
+        summary = export(store, tmp_path / "x.jsonl", format)
+        assert summary["rows"] == before
+        assert {name.split()[0]: count for name, count in summary.items() if "more than text" in name} == {
+            "preference": 1, "thumb": 1,
+        }  # fmt: skip
+        export(store, tmp_path / "native.jsonl", "native")
+    with Store.open(":memory:") as store:
+        import_file(store, tmp_path / "native.jsonl", splits="train")
+        assert store.prompts(ids=["calls"])[0].split == "untrained"
 
 
 def test_places_that_do_not_fit_the_format_are_refused(tmp_path: Path) -> None:

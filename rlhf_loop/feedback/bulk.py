@@ -155,7 +155,7 @@ def _with_splits(
     for item in items:
         if splits is not None and not isinstance(item, Refused):
             for place, record in enumerate(item.records):
-                if isinstance(record, Prompt):
+                if isinstance(record, Prompt) and record.split != "untrained":
                     split = splits.get(record.group, "train") if isinstance(splits, Mapping) else splits
                     item.records[place] = replace(record, split=split)
         yield item

@@ -59,7 +59,7 @@ class Answer:
             try:
                 await self._collect(ask)
             except PolicyLost:
-                if self.body.stream and any(draft.message for draft in self._drafts):
+                if self.body.stream and any(draft.begun for draft in self._drafts):
                     raise  # what was sent cannot be taken back
                 logger.warning("answer begun again", extra={"fields": {"response": self.id}})
                 self._drafts = [Draft() for _ in range(self._n)]
@@ -90,8 +90,8 @@ class Answer:
                 self._passed_on = {k: v for k, v in self.body.asked().items() if k not in UNREAD}
             elif (name := self.body.unsupported()) is not None:
                 raise PolicyRefused(
-                    f"{name}: the policy that answers here writes text to text and knows nothing of this; leave it "
-                    "out, or have a server answer that knows it: `rlhf-loop serve --upstream URL`",
+                    f"{name}: the policy that answers here takes and gives text alone; leave this out, or have a "
+                    "server answer that knows it: `rlhf-loop serve --upstream URL`",
                     param=name,
                 )
             async for event in engine.stream(ask):

@@ -21,6 +21,11 @@ class Draft:
         self.end: Said | None = None
         self._reason: str | None = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether it says anything yet."""
+        return any(value for name, value in self.message.items() if name != "role")
+
     def add(self, said: Said) -> None:
         """A bit more of it."""
         if said.raw is None:
