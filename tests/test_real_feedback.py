@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -24,11 +25,14 @@ from rlhf_loop.feedback.importers.conversations import messages_of, turns_in
 from rlhf_loop.feedback.importers.fields import id_of
 from rlhf_loop.feedback.importers.times import time_of
 from rlhf_loop.feedback.importers.words import speaks_of_good, thumb_named, thumb_of, winner_of
-from rlhf_loop.feedback.rows import RowError
+from rlhf_loop.feedback.rows import Row, RowError
+from rlhf_loop.feedback.rows import read_rows as rows_of_file
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.recipe import Import
 from rlhf_loop.records import Preference, Rating, Thumb
 
 PAIR = {"prompt": "Why?", "chosen": "Because of light.", "rejected": "No idea."}
+FIXTURES = Path(__file__).parent / "data" / "feedback_formats"
 Turns = list[tuple[str, str]]
 
 
@@ -487,3 +491,86 @@ def test_the_nearest_format_is_a_useful_one(tmp_path: Path, row: dict[str, Any],
 
 def test_messages_of_text_are_one_turn() -> None:
     assert messages_of("Why?", "prompt") == ({"role": "user", "content": "Why?"},)
+
+
+def test_a_row_of_parquet_is_bounded_however_little_the_file_holds(tmp_path: Path) -> None:
+    path = tmp_path / "f.parquet"
+    large = ["a" * (33 * 2**20), "Light."]
+    pq.write_table(pa.table({"prompt": ["Why?"] * 2, "chosen": large, "rejected": ["No."] * 2}), path)
+    assert path.stat().st_size < 3 * 2**20
+    for file in (path, feather(path)):
+        result = read(file)
+        assert [(r.line, r.reason) for r in result.refused] == [(1, "the row is larger than 32 MiB")]
+        assert pairs(result) == [("Light.", "No.")]
+    message = pa.array([{"role": "user", "content": "x"}] * 300_000)
+    talks = pa.ListArray.from_arrays([0, 299_999, 300_000], message)
+    pq.write_table(pa.table({"prompt": talks, "chosen": ["c"] * 2, "rejected": ["r"] * 2}), path)
+    result = read(path)
+    assert ([r.line for r in result.refused], len(result.feedback)) == ([1], 1)
+
+
+def feather(path: Path) -> Path:
+    """The same as a folder with a file of Arrow."""
+    folder = path.parent / "arrow"
+    folder.mkdir()
+    table = pq.read_table(path)
+    with pa.OSFile(str(folder / "data.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    return folder
+
+
+def test_rows_of_any_size_come_out_of_parquet_whole_and_in_order(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}?", "chosen": "c" * (i * 7919 % 5000), "rejected": "r"} for i in range(3000)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "f.parquet", row_group_size=700)
+    found = list(rows_of_file(tmp_path / "f.parquet"))
+    assert [row.values for row in found if isinstance(row, Row)] == rows
+    assert [row.line for row in found] == list(range(1, 3001))
+
+
+@pytest.mark.parametrize("redact", ["patterns", "none"])
+def test_half_of_a_surrogate_pair_refuses_its_row_alone(tmp_path: Path, redact: Any) -> None:
+    """In every text of every format's own file."""
+    broken = "x\ud83d"
+    for file in sorted(FIXTURES.glob("*.json*")):
+        first = next(rows_of_file(file))
+        assert isinstance(first, Row)
+        row = first.values
+        spoiled = [put(row, place, broken) for place in places(row)][:: 3 if redact == "none" else 4]
+        (tmp_path / "f.jsonl").write_text("".join(json.dumps(one) + "\n" for one in [row, *spoiled, row]))
+        summary, _ = imported(tmp_path, tmp_path / "f.jsonl", redact=redact)
+        assert summary.rows == len(spoiled) + 2
+        json.dumps(summary.to_dict(), ensure_ascii=False).encode()
+
+
+def places(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where the texts of a row are."""
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(inner, (*before, key))
+    else:
+        yield before
+
+
+def put(value: Any, place: tuple[Any, ...], text: str) -> Any:
+    """The row with a text in one place."""
+    value = json.loads(json.dumps(value))
+    inside = value
+    for key in place[:-1]:
+        inside = inside[key]
+    inside[place[-1]] = text
+    return value
+
+
+def test_an_import_of_a_recipe_may_say_its_scales() -> None:
+    assert Import.model_validate({"path": "x.jsonl", "scale": {"quality": [1, 7]}}).scale == {"quality": (1.0, 7.0)}
+    with pytest.raises(ValueError, match="its worst and its best number"):
+        Import.model_validate({"path": "x.jsonl", "scale": {"quality": [1, 1]}})
+
+
+def test_personal_data_inside_of_json_in_a_text_is_redacted_and_the_json_stays_whole(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Mail ann@example.org", "id": 4111111111111111}]
+    path = write(tmp_path / "f.jsonl", [{**PAIR, "prompt": json.dumps(talk)}])
+    with Store.open(":memory:") as store:
+        summary = import_file(store, path)
+        assert (summary.accepted, summary.redacted) == (1, 1)
+        assert store.prompts()[0].messages[0]["content"] == "Mail [EMAIL]"

@@ -16,6 +16,7 @@ PIECE = 32 * 2**20  # bytes of rows that are made Python objects at once
 MOST_ROWS = 1000  # of a Parquet file that are decoded at once
 FEW_ROWS = 8  # in a row group of more bytes than `SMALL`; still 100,000 rows a second
 SMALL = 4 * 2**20
+OBJECT = 64  # bytes of a Python object, about
 LARGEST = 512 * 2**20  # bytes of a row group's rows on average beyond which none of them is decoded
 
 
@@ -51,18 +52,35 @@ def parquet_rows(path: Path) -> Iterator[Row | Refused]:
 def batch_rows(path: Path, batch: pa.RecordBatch, before: int) -> Iterator[Row | Refused]:
     """The rows of a part of a table, after `before` others of the file; one larger than `MAX_ROW` is refused."""
     start = 0
-    step = max(1, batch.num_rows * PIECE // max(1, batch.nbytes))
+    step = max(1, batch.num_rows * PIECE // max(1, _weight(batch)))
     while start < batch.num_rows:
         piece = batch.slice(start, step)
-        if piece.num_rows > 1 and piece.nbytes > PIECE:  # rows differ much
+        weight = _weight(piece)
+        if piece.num_rows > 1 and weight > PIECE:  # rows differ much
             step = max(1, piece.num_rows // 2)
             continue
-        if piece.num_rows == 1 and piece.nbytes > MAX_ROW:
+        if piece.num_rows == 1 and weight > MAX_ROW:
             yield _too_large(path, before + start + 1)
         else:
             for place, values in enumerate(piece.to_pylist(), before + start + 1):
                 yield Row(place, {key: value for key, value in values.items() if value is not None})
         start += piece.num_rows
+
+
+def _weight(batch: pa.RecordBatch) -> int:
+    """Bytes of a part of a table, and of the objects that its lists become, of which Arrow may hold next to nothing."""
+    return int(batch.nbytes) + OBJECT * sum(_objects(column) for column in batch.columns)
+
+
+def _objects(array: Any) -> int:
+    import pyarrow.types as kinds
+
+    if kinds.is_struct(array.type):
+        return sum(len(field) + _objects(field) for field in array.flatten())
+    if kinds.is_list(array.type) or kinds.is_large_list(array.type):
+        inner = array.flatten()
+        return len(inner) + _objects(inner)
+    return 0
 
 
 def _size(group: Any) -> int:

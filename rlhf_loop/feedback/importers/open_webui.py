@@ -20,6 +20,7 @@ from rlhf_loop.feedback.importers.conversations import messages_of
 from rlhf_loop.feedback.importers.fields import (
     Place,
     completion_of,
+    id_of,
     mapping_of,
     optional_id,
     optional_number,
@@ -79,7 +80,7 @@ def _of_a_chat(row: Mapping[str, Any], place: Place) -> list[Any]:
             continue
         rated += 1
         given: dict[str, Any] = {
-            "external_id": optional_id(message, "feedbackId") or str(id),
+            "external_id": optional_id(message, "feedbackId") or id_of(id, "id"),
             "created_at": time_in(message, "timestamp") or time_in(row, "updated_at", "created_at"),
         }
         data = {"sibling_model_ids": _other_models(history, message), **annotation}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.feedback.importers.conversations import decoded
-from rlhf_loop.feedback.importers.fields import Place, mapping_of, optional_id, said_by
+from rlhf_loop.feedback.importers.fields import Place, id_of, mapping_of, optional_id, said_by
 from rlhf_loop.feedback.importers.metrics import said_by_metric
 from rlhf_loop.feedback.importers.tasks import Task, preferences, task_of
 from rlhf_loop.feedback.importers.words import thumb_of, winner_of, words_of
@@ -76,7 +76,7 @@ def _instances(row: Mapping[str, Any], file: str) -> Iterator[tuple[str, str | N
     who = optional_id(row, "user_id")
     if STATE in row:
         for instance, labels in mapping_of(row[STATE], STATE).items():
-            yield str(instance), who, _by_scheme(labels)
+            yield id_of(instance, STATE) or "", who, _by_scheme(labels)
         return
     if "label_annotations" in row:
         folder = Path(file).parent.name if Path(file).name.startswith("annotated_instances") else None

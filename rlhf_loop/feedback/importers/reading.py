@@ -170,6 +170,8 @@ def _parsed(
             reason = explain(error)
         except RecursionError:
             reason = "it is nested too deeply"
+        except UnicodeEncodeError:
+            reason = "it holds half of a surrogate pair: broken escapes like \\ud83d"
         else:
             notes: tuple[str, ...] = ()
             if Note in map(type, records):
