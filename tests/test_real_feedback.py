@@ -123,7 +123,8 @@ def test_a_column_named_by_the_user_is_the_only_prompt(tmp_path: Path) -> None:
     row = {"prompt": "A?", "question": "B?", "context": "C.", "chosen": "good", "rejected": "bad"}
     path = write(tmp_path / "f.jsonl", [row])
     with Store.open(":memory:") as store:
-        import_file(store, path, columns={"prompt": "question"})
+        summary = import_file(store, path, columns={"prompt": "question"})
+        assert summary.notes == {"the column context is not read": 1}
         assert [p.messages[0]["content"] for p in store.prompts()] == ["B?"]
         import_file(store, path, columns={"prompt": "prompt", "context": "question"})
         assert store.prompts()[1].messages[0]["content"] == "B?\n\nA?"
@@ -167,6 +168,7 @@ SHAPES = {
         for kind, turn in zip(("HumanMessage", "AIMessageChunk"), TALK, strict=True)
     ],
     "pairs": [["What is 'tea'?", "Leaves."]],
+    "turns": [{"input": "What is 'tea'?", "output": "Leaves."}],
     "tuples": [["user", "What is 'tea'?"], ["ai", "Leaves."]],
     "parts": [{"role": t["role"], "content": [{"type": "text", "text": t["content"]}]} for t in TALK],
 }  # fmt: skip
@@ -481,6 +483,7 @@ def test_names_reach_into_nested_fields(tmp_path: Path) -> None:
         ({"prompt": "x", "chosen": "y", "id": 1}, "`pairs`, which also needs rejected"),
         ({"id": 1, "name": "x", "colour": "y"}, "say which are: --map prompt=COLUMN,chosen=COLUMN,rejected=COLUMN"),
         ({"input": "x", "response": "y", "id": 1}, "`tutorial`, which also needs feedback"),
+        ({"instruction": "x", "input": "y", "output": "z"}, "`trl`, which also needs completion"),
     ],
 )
 def test_the_nearest_format_is_a_useful_one(tmp_path: Path, row: dict[str, Any], hint: str) -> None:
@@ -574,3 +577,18 @@ def test_personal_data_inside_of_json_in_a_text_is_redacted_and_the_json_stays_w
         summary = import_file(store, path)
         assert (summary.accepted, summary.redacted) == (1, 1)
         assert store.prompts()[0].messages[0]["content"] == "Mail [EMAIL]"
+
+
+def test_columns_may_have_capitals(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text("System,Prompt,Chosen,Rejected\nBe brief.,Q?,good,bad\n")
+    result = read(tmp_path / "f.csv")
+    assert (asked(result), pairs(result)) == ([[("system", "Be brief."), ("user", "Q?")]], [("good", "bad")])
+
+
+def test_numbers_of_metrics_may_be_text(tmp_path: Path) -> None:
+    assert ratings(read_rows(tmp_path, mlflow("rating", "4", "2.5")).feedback) == [(4, (1, 5)), (2.5, (1, 5))]
+    number = {"from_name": "quality", "to_name": "r", "type": "number", "value": {"number": 4}}
+    errors = {**number, "from_name": "errors"}
+    said = [{"id": 2, "completed_by": 3, "result": [number, errors]}]
+    row = {"id": 1, "data": {"prompt": "Q?", "response": "A."}, "annotations": said}
+    assert ratings(read_rows(tmp_path, row).feedback) == [(4, (1, 5))]

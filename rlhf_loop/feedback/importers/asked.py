@@ -79,6 +79,8 @@ def system_turn(row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 def not_read(row: Mapping[str, Any], known: frozenset[str], place: Place) -> list[Note]:
     """A note for each column of a row that has a value and is not read."""
+    if "prompt" in place.columns:  # which alone is what was asked then
+        known = (known - _PARTS) | (place.given & _PARTS)
     if row.keys() <= known:
         return []
     known |= place.sources
@@ -143,6 +145,9 @@ def _text(there: Mapping[str, Any], names: Iterable[str], where: str) -> str:
     texts: dict[str, str] = {}
     for name in names:
         if name in there:
+            if isinstance(there[name], list) and all(isinstance(part, str) for part in there[name]):
+                texts.setdefault("\n\n".join(there[name]), name)
+                continue
             turns = turns_in(there[name], f"{where}{name}")
             text = text_of(there[name], f"{where}{name}") if turns is None else "\n\n".join(t["content"] for t in turns)
             texts.setdefault(text, name)
@@ -157,6 +162,8 @@ def _joined(value: Any, name: str) -> str:
         return "\n\n".join(_joined(part, name) for part in value)
     if isinstance(value, Mapping):
         inner = next((value[key] for key in ("text", "content", "page_content", "body") if key in value), None)
+        if inner is None:
+            raise RowError(f"`{name}` must be text, or hold one under `text`")
         return _joined(inner, name)
     return text_of(value, name)
 

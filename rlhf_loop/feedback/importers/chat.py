@@ -12,7 +12,6 @@ without feedback gives the answer alone, for the loop to ask about.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,6 +28,7 @@ from rlhf_loop.feedback.importers.fields import (
     said_by,
     text_of,
 )
+from rlhf_loop.feedback.importers.metrics import number_in
 from rlhf_loop.feedback.importers.words import thumb_of
 from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Critique, Edit, Message, Rating, Thumb
@@ -58,7 +58,7 @@ def numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
     """The numbers that people gave, by question."""
     values = _values(row)
     for name in VERDICTS:
-        number = _number(values.get(name))
+        number = number_in(values.get(name))
         if number is not None:
             yield name, number
 
@@ -107,17 +107,6 @@ def _values(row: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _number(value: Any) -> float | None:
-    """A number, also out of CSV; true and false are none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _said(row: Mapping[str, Any], place: Place, prompt_id: str, completion_id: str) -> list[Any]:
     values = _values(row)
     who = next((values[key] for key in ("annotator", "user", "user_id") if values.get(key)), None)
@@ -135,7 +124,7 @@ def _said(row: Mapping[str, Any], place: Place, prompt_id: str, completion_id: s
         value = values.get(name)
         if value is None or value == "":
             continue
-        label, number = thumb_of(value), _number(value)
+        label, number = thumb_of(value), number_in(value)
         stars = name in ("rating", "score")
         if number is not None and (stars or place.scales.beyond_one(name, number)):
             rated = place.scales.rated(name, number, (1.0, 5.0) if stars else None)

@@ -84,6 +84,8 @@ def turns_in(value: Any, name: str, steps: bool = False) -> tuple[Message, ...] 
         raise RowError(f"`{name}` is an empty conversation")
     if all(isinstance(turn, (list, tuple)) and len(turn) == 2 for turn in value):
         return _of_pairs(value, name)
+    if all(isinstance(turn, Mapping) and "role" not in turn and {"input", "output"} <= turn.keys() for turn in value):
+        return _of_pairs([(turn["input"], turn["output"]) for turn in value], name)
     return tuple(_message(turn, f"{name}[{number}]", steps) for number, turn in enumerate(value))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_loop.feedback.importers.conversations import decoded, turns_in
 from rlhf_loop.feedback.importers.fields import Place, completion_of, prompt_of, said_by
-from rlhf_loop.feedback.importers.tasks import task_of
+from rlhf_loop.feedback.importers.tasks import Task, task_of
 from rlhf_loop.feedback.importers.times import time_in
 from rlhf_loop.feedback.importers.words import thumb_of
 from rlhf_loop.feedback.rows import Note, RowError, shown
@@ -37,12 +37,22 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     """The prompt, the answer and a thumb."""
     if "conversation" in row and "index" in row:
         return _like(row, place)
-    task = task_of({name: value for name, value in row.items() if name not in OF_A_FLAG}, place)
+    task = _flagged({name: value for name, value in row.items() if name not in OF_A_FLAG}, place)
     answers = list(task.answers.values())
     if len(answers) != 1:
         raise RowError(f"there are {len(answers)} outputs ({', '.join(task.answers)}); one can be read")
     said = _thumb(row, row.get("flag"), task.prompt.id, answers[0].id, place, row.get("username"))
     return [task.prompt, answers[0], said, *task.notes]
+
+
+def _flagged(shown: Mapping[str, Any], place: Place) -> Task:
+    """What was flagged, by the labels of inputs and outputs; of two that tell nothing, the second is the output."""
+    try:
+        return task_of(shown, place)
+    except RowError:
+        if len(shown) != 2:
+            raise
+        return task_of(dict(zip(("prompt", "output"), shown.values(), strict=True)), place)
 
 
 def _like(row: Mapping[str, Any], place: Place) -> list[Any]:

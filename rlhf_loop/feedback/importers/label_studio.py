@@ -33,7 +33,7 @@ from rlhf_loop.feedback.importers.fields import (
 )
 from rlhf_loop.feedback.importers.tasks import ANSWERS, LISTS, Task, preferences, ranking, task_of
 from rlhf_loop.feedback.importers.times import time_in
-from rlhf_loop.feedback.importers.words import Winner, plain, thumb_named, thumb_of, winner_of, words_of
+from rlhf_loop.feedback.importers.words import Winner, plain, speaks_of_good, thumb_named, thumb_of, winner_of, words_of
 from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Critique, Preference, Prompt, Rating, Skip, Thumb, stable_id
 
@@ -44,7 +44,14 @@ REQUIRED = [("data", "annotations"), ("annotation_id", "annotator", "lead_time")
 OF_AN_ANNOTATION = (
     "id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement", "history"
 )  # fmt: skip
-KINDS = {"selected": "pairwise", "rating": "rating", "choices": "choices", "text": "textarea", "ranker": "ranker"}
+KINDS = {
+    "selected": "pairwise",
+    "rating": "rating",
+    "choices": "choices",
+    "text": "textarea",
+    "ranker": "ranker",
+    "number": "number",
+}
 """What a result of JSON_MIN holds -> its type, which is not in it."""
 SHOWN = (*PARTS, *ANSWERS, *LISTS)
 """How the names of what a task shows begin; of the other columns of CSV, verdicts and comments are what was said."""
@@ -67,7 +74,7 @@ def numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
         results = annotation.get("result") if isinstance(annotation, Mapping) else None
         for result in results if isinstance(results, list) else []:
             value = result.get("value") if isinstance(result, Mapping) else None
-            rating = value.get("rating") if isinstance(value, Mapping) else None
+            rating = value.get("rating", value.get("number")) if isinstance(value, Mapping) else None
             if isinstance(rating, (int, float)) and not isinstance(rating, bool):
                 yield str(result.get("from_name")), float(rating)
 
@@ -215,7 +222,9 @@ def _annotation(annotation: Mapping[str, Any], name: str, place: Place, task: Ta
         winner = _winner(kind, value, list(answers)) if len(ids) == 2 else None
         order = _order(kind, value, task) if of_pair else None
         label = _label(question, value) if kind == "choices" and one else None
-        score = optional_number(value, "rating") if kind == "rating" and one else None
+        score = optional_number(value, str(kind)) if kind in ("rating", "number") and one else None
+        if kind == "number" and not (speaks_of_good(question) or place.scales.says(question)):
+            score = None  # of words, of errors: nobody knows
         rated = None if score is None else place.scales.rated(question, score, (1.0, 5.0))
         if winner is not None and of_pair is not None:
             common = said_by(place, who, "preference", *ids, winner, **given)

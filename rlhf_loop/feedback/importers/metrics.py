@@ -13,6 +13,17 @@ from rlhf_loop.feedback.rows import Note
 from rlhf_loop.records import Critique, Rating, Thumb
 
 
+def number_in(value: Any) -> float | None:
+    """The finite number that a value is, as text too; None for true, false and anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def said_by_metric(
     place: Place,
     name: str,
@@ -31,11 +42,12 @@ def said_by_metric(
     text is one.
     """
     completion = about["completion_id"]
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    number = number_in(value)
+    if number is not None:
         known = place.scales.says(name) or speaks_of_good(name)
-        rated = place.scales.rated(name, float(value), usual) if known else None
+        rated = place.scales.rated(name, number, usual) if known else None
         if rated is not None:
-            common = said_by(place, who, "rating", completion, float(value), name, **given)
+            common = said_by(place, who, "rating", completion, number, name, **given)
             rating = Rating(score=rated.score, scale=rated.scale, comment=comment, **about, **common)
             return [rating, *rated.notes]
         left_out = f"the scale of {name[:40]} is not known" if known else _neither(name)

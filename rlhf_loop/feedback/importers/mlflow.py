@@ -27,7 +27,7 @@ from rlhf_loop.feedback.importers.fields import (
     prompt_of,
     said_by,
 )
-from rlhf_loop.feedback.importers.metrics import said_by_metric
+from rlhf_loop.feedback.importers.metrics import number_in, said_by_metric
 from rlhf_loop.feedback.importers.times import time_in
 from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Edit
@@ -52,13 +52,8 @@ def numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
     """The numbers that were given, by question."""
     for value in _assessments(row):
         feedback = value.get("feedback") if isinstance(value, Mapping) else None
-        number: Any = feedback.get("value") if isinstance(feedback, Mapping) else None
         if isinstance(feedback, Mapping):
-            yield _name(value), float(number) if _is_number(number) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+            yield _name(value), number_in(feedback.get("value"))
 
 
 def parse(row: Mapping[str, Any], place: Place) -> list[Any]:

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.importers.asked import holds_question
 from rlhf_loop.feedback.importers.conversations import decoded
 from rlhf_loop.feedback.importers.fields import Place, id_of
 from rlhf_loop.feedback.importers.formats import FORMATS
 from rlhf_loop.feedback.importers.redacting import redact_row
 from rlhf_loop.feedback.importers.scales import Scale, Scales
+from rlhf_loop.feedback.importers.words import plain
 from rlhf_loop.feedback.redaction import Redactor
 from rlhf_loop.feedback.rows import Note, Refused, Row, RowError, raw_text, read_rows, sound
 from rlhf_loop.records import FEEDBACK_KINDS, Annotator
@@ -88,7 +90,14 @@ def open_rows(
         raise UserError(f"no row of {path} can be read. The first problem: {start[0]}{table}. Formats: {_formats()}")
     columns = dict(columns or {})
     _check_columns(path, rows, columns)
-    values = [_renamed(row.values, columns) if columns else row.values for row in rows]
+    renamed = columns
+    if (
+        rows
+        and format == "auto"
+        and not any(module.recognises(row.values) for module in FORMATS.values() for row in rows)
+    ):
+        renamed = {**_plain_names(rows[0].values), **columns}
+    values = [_renamed(row.values, renamed) if renamed else row.values for row in rows]
     name = format if format != "auto" or not rows else _detect(path, rows[0].line, values)
     default = Annotator(id=annotator or f"import:{_stem(path)}")
     if name not in FORMATS:  # nothing but refused rows, and nobody named a format
@@ -97,11 +106,11 @@ def open_rows(
         file=str(path),
         line=0,
         annotator=default,
-        scales=_scales(path, FORMATS[name], columns, scales),
+        scales=_scales(path, FORMATS[name], renamed, scales),
         columns=columns,
         texts={} if texts is None else _texts(texts, redactor),
     )
-    return Reading(name, _parsed(chain(start, found), FORMATS[name], place, redactor))
+    return Reading(name, _parsed(chain(start, found), FORMATS[name], place, renamed, redactor))
 
 
 def _scales(path: str | Path, format: Any, columns: Mapping[str, str], given: Mapping[str, Scale] | None) -> Scales:
@@ -148,10 +157,13 @@ def _size(value: Any) -> int:
 
 
 def _parsed(
-    items: Iterator[Row | Refused], format: Any, source: Place, redactor: Redactor | None
+    items: Iterator[Row | Refused],
+    format: Any,
+    source: Place,
+    columns: Mapping[str, str],
+    redactor: Redactor | None,
 ) -> Iterator[Parsed | Refused]:
     parse = format.parse
-    columns = source.columns
     noted: set[str] = set()
     for item in items:
         if isinstance(item, Refused):
@@ -243,6 +255,14 @@ def _at(values: dict[str, Any], name: str) -> Any:
     return inside
 
 
+def _plain_names(row: Mapping[str, Any]) -> dict[str, str]:
+    """Names in small letters for columns that have capitals or spaces: `Prompt` is `prompt`."""
+    names = {plain(name): str(name) for name in row}
+    return (
+        {name: own for name, own in names.items() if name != own and name not in row} if len(names) == len(row) else {}
+    )
+
+
 def _check_columns(path: str | Path, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
     if not rows:
         return
@@ -271,21 +291,23 @@ def _detect(path: str | Path, line: int, rows: Sequence[dict[str, Any]]) -> str:
 
 def _nearest(row: dict[str, Any]) -> str:
     """Which format the keys of a row come closest to, and what it lacks of that one."""
-    telling = row.keys() - {"id", "name", "type", "data"}  # keys of half the world's files
-    found = []
+    telling = row.keys() - {"id", "name", "type", "data", "timestamp", "input", "output"}  # of half the world's files
+    asks = holds_question(row)
+    ranked = []
     for order, name in enumerate((*PLAIN, *(name for name in FORMATS if name not in PLAIN))):
         for keys in FORMATS[name].REQUIRED:
-            there = [key for key in keys if key in telling]
+            common = name in PLAIN
+            lacking = [key for key in keys if key not in row and not (common and asks and key in ("prompt", "input"))]
+            there = len(set(keys) & telling) + (common and asks and not set(keys) & telling & {"prompt"})
             if there:
-                found.append(
-                    (len(there) / len(keys), -len(keys), -order, name, [key for key in keys if key not in row])
-                )
-    if not found:
+                share = (len(keys) - len(lacking)) / len(keys) + common / 2
+                ranked.append((share, -len(lacking), -order, name, lacking))
+    if not ranked:
         return (
             "none of them is a prompt or an answer by its name; say which are: --map prompt=COLUMN,chosen=COLUMN,"
             "rejected=COLUMN"
         )
-    *_, name, lacking = max(found)
+    *_, name, lacking = max(ranked)
     return f"the nearest format is `{name}`, which also needs {', '.join(lacking) or 'other values'}"
 
 
