@@ -25,6 +25,7 @@ from rlhf_loop.feedback.importers.conversations import messages_of, turns_in
 from rlhf_loop.feedback.importers.fields import id_of
 from rlhf_loop.feedback.importers.times import time_of
 from rlhf_loop.feedback.importers.words import speaks_of_good, thumb_named, thumb_of, winner_of
+from rlhf_loop.feedback.prompts import read_prompts
 from rlhf_loop.feedback.rows import Row, RowError
 from rlhf_loop.feedback.rows import read_rows as rows_of_file
 from rlhf_loop.feedback.store import Store
@@ -104,6 +105,7 @@ def test_what_was_asked_is_read_whatever_its_fields_are_called(
     ("fields", "reason"),
     [
         ({"prompt": "  "}, "the prompt is empty"),
+        ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": [{"role": "user", "content": ""}]}, "the prompt is empty"),
         ({"prompt": [{"role": "system", "content": "Be brief."}]}, "the prompt is empty"),
         ({"prompt": "A?", "question": "B?"}, "`prompt` and `question` may each be what was asked; say which: --map"),
@@ -592,3 +594,17 @@ def test_numbers_of_metrics_may_be_text(tmp_path: Path) -> None:
     said = [{"id": 2, "completed_by": 3, "result": [number, errors]}]
     row = {"id": 1, "data": {"prompt": "Q?", "response": "A."}, "annotations": said}
     assert ratings(read_rows(tmp_path, row).feedback) == [(4, (1, 5))]
+
+
+def test_prompts_of_a_recipe_have_system_turns_and_other_names(tmp_path: Path) -> None:
+    rows = [
+        {"system": "Be brief.", "prompt": "Q?"},
+        {"question": "R?", "solution": "4"},
+        {"instruction": "S", "input": "T"},
+    ]
+    found = read_prompts(write(tmp_path / "p.jsonl", rows))
+    assert [[(m["role"], m["content"]) for m in prompt.messages] for prompt in found] == [
+        [("system", "Be brief."), ("user", "Q?")],
+        [("user", "R?")],
+        [("user", "S\n\nT")],
+    ]

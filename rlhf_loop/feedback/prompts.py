@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.importers.asked import asked, holds_question, system_turn
 from rlhf_loop.feedback.importers.conversations import messages_of
 from rlhf_loop.feedback.importers.fields import optional_id, optional_text, text_of
 from rlhf_loop.feedback.rows import Refused, RowError, read_rows
@@ -15,7 +16,8 @@ from rlhf_loop.records import Prompt, Split, stable_id
 
 
 def read_prompts(path: str | Path, split: Split = "train") -> list[Prompt]:
-    """Prompts of a file of `{"prompt"}` or `{"messages"}`, optionally with `id, group, reference, tags`.
+    """Prompts of a file of `{"prompt"}` or `{"messages"}` (or of a `question` and the like, see `importers/asked.py`),
+    optionally with `system, id, group, reference, tags`.
 
     Raises `UserError` naming file and line for every row that is no prompt (the first three; a recipe's own prompts
     are to be mended, not left out), and for an empty file.
@@ -96,10 +98,15 @@ def split_groups(
 
 def _prompt(row: dict[str, Any], path: Path, split: Split) -> Prompt:
     given = [key for key in ("prompt", "messages") if row.get(key) is not None]
-    if len(given) != 1:
+    if len(given) > 1 or not (given or holds_question(row)):
         raise RowError("a prompt needs `prompt` (text or messages) or `messages`" + (", not both" if given else ""))
-    messages = messages_of(row[given[0]], given[0])
-    if not any(message["content"].strip() for message in messages):
+    if given:  # further columns are for reward functions
+        messages = messages_of(row[given[0]], given[0])
+        if messages[0]["role"] not in ("system", "developer"):
+            messages = (*system_turn(row), *messages)
+    else:
+        messages = asked(row)
+    if not any(message["content"].strip() for message in messages if message["role"] not in ("system", "developer")):
         raise RowError(f"`{given[0]}` is empty")
     if messages[-1]["role"] == "assistant":
         raise RowError(f"`{given[0]}` ends with the assistant's turn; a prompt ends where the policy is to answer")

@@ -64,7 +64,7 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
         missing = [key for key in REQUIRED[0] if row.get(key) is None]
         if missing:
             raise RowError(f"missing: {', '.join(f'`{key}`' for key in missing)}")
-        if holds_question(row):
+        if holds_question(row) or row.get("prompt") is not None:
             return pairs.parse(row, place)
         messages, chosen, rejected = _split_implicit(row)
         records = pairs.pair(row, place, (*system_turn(row), *messages), chosen, rejected)
