@@ -21,7 +21,9 @@ from rlhf_loop.feedback.store import Store
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.limits import Limits
 
-SERVED = service(Store.open(":memory:"), limits=Limits(rates={**Limits().rates, "admin": (1e9, 10**9)}))
+LONG = 1 << 26  # bytes: texts that are too long are refused for that, and not because the body is
+LIMITS = Limits(rates={**Limits().rates, "admin": (1e9, 10**9)}, body_bytes=LONG, bulk_bytes=LONG)
+SERVED = service(Store.open(":memory:"), limits=LIMITS)
 with_chat(SERVED)
 APP = create_app(SERVED)
 schema = schemathesis.openapi.from_dict(APP.openapi())
