@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,18 @@ import torch
 
 from rlhf_loop.distributed import is_main, whole_models
 from rlhf_loop.errors import UserError
+from rlhf_loop.model_checks import check_config, check_files, on_output_layer, on_tied_embeddings
 from rlhf_loop.model_files import give_pad_token, resolve_model
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Message, Prompt
-from rlhf_loop.turns import encode_prompts, with_system_prompt
+from rlhf_loop.turns import encode_prompts, opens_no_turn, with_system_prompt
 from rlhf_loop.weights import save_weights
 
+logger = logging.getLogger(__name__)
+
 __all__ = [
+    "check_adapted",
+    "check_model",
     "device",
     "encode_prompts",
     "load_policy",
@@ -83,6 +90,7 @@ def load_policy(
         )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    _make_valid(model.generation_config)
     # Of a slice of the positions torch multiplies row by row, with a copy of the output embedding for each: for 96
     # prompts of a 135M model 5 GB and 8 s. A copy of the slice is small.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
@@ -121,6 +129,12 @@ def load_tokenizer(reference: str | Path, settings: Policy | None = None) -> Any
             "it. Use an instruct model, or put a chat_template.jinja beside its tokenizer.json"
         )
     give_pad_token(tokenizer)
+    if opens_no_turn(tokenizer):
+        _warn_once(
+            f"the chat template of {reference} does not open the assistant's turn when it is asked to "
+            "(add_generation_prompt): the policy is sampled without the header that it has in conversations. Mend the "
+            "template: `{% if add_generation_prompt %}` and the header at its end"
+        )
     return tokenizer
 
 
@@ -162,15 +176,23 @@ def merged_for_sampling(model: Any) -> Iterator[None]:
     weights in float32, rounded to their dtype once, and not computed apart (`load_policy`, `merged`).
 
     Afterwards the weights are the very same as before, so nothing adds up over many times. Takes the memory of the
-    adapted weights once more. Other models, and bases that are quantised, are left as they are.
+    adapted weights once more. Other models, bases that are quantised, and layers of DoRA and the like, are left as they
+    are.
     """
     from peft import PeftModel
     from peft.tuners.lora import Linear
 
-    layers: list[Any] = []
+    plain: list[Any] = []
     if isinstance(model, PeftModel):
-        layers = [module for module in model.modules() if isinstance(module, Linear) and not module.disable_adapters]
-    plain = [layer for layer in layers if layer.get_base_layer().weight.is_floating_point()]
+        # Not those of subclasses, whose bases are quantised, nor what is more than a product added to the weights.
+        plain = [
+            layer
+            for layer in model.modules()
+            if type(layer) is Linear
+            and not layer.disable_adapters
+            and not any(name in layer.lora_variant or layer.lora_bias.get(name) for name in layer.active_adapters)
+            and layer.get_base_layer().weight.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+        ]
     before = [layer.get_base_layer().weight.data for layer in plain]
     try:
         with torch.no_grad():
@@ -226,6 +248,69 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
+
+
+def _make_valid(config: Any) -> None:
+    """Takes out of a generation config what its own mode ignores, as transformers saves none that has it."""
+    from transformers import GenerationConfig
+
+    try:
+        config.validate(strict=True)
+        return
+    except ValueError:
+        pass
+    ignored: list[str] = []
+    if config.do_sample is not True:
+        ignored += ["temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"]
+    if config.num_beams in (None, 1):
+        ignored += ["early_stopping", "length_penalty"]
+    if config.return_dict_in_generate is not True:
+        ignored += config.extra_output_flags
+    for name in ignored:
+        setattr(config, name, getattr(GenerationConfig(), name))
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        raise UserError(f"the model's generation_config.json is not valid: {error}") from None
+
+
+def check_model(policy: Policy, lora: Any) -> None:
+    """Raises `UserError` for a model that the loop cannot sample or train, before anything is computed with it.
+
+    `lora`: PEFT's config of the adapter that will be trained, or None. Looks at the model without its weights.
+    """
+    from accelerate import init_empty_weights
+    from peft import get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if _adapter_folder(policy.model):
+        check_files(policy.model, None)
+    source = resolve_model(policy.model)
+    with _explained(source):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=policy.trust_remote_code)
+    check_config(config.to_dict(), policy.model)
+    if lora is None or policy.trust_remote_code:
+        return
+    with _quiet(), _explained(source), init_empty_weights():
+        model = get_peft_model(AutoModelForCausalLM.from_config(config), lora)
+    check_adapted(model, policy.model)
+
+
+def check_adapted(model: Any, name: str) -> None:
+    """Raises `UserError` for an adapter on the output layer, or on embeddings that are the output layer too."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    tied = bool(model.config.get_text_config().tie_word_embeddings)
+    output, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    for place, module in (("the output layer", output), ("the embeddings", embeddings)):
+        if isinstance(module, BaseTunerLayer) and (module is output or tied):
+            key = next((n for n, m in model.named_modules() if m is module), place)
+            raise UserError(on_output_layer(key) if module is output else on_tied_embeddings(name, key))
 
 
 def _as_in_its_files(tokenizer: Any, source: str) -> Any:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rlhf_loop.algorithms import ALGORITHMS, TRAINER_CONFIGS, AlgorithmName, Consumes
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.redaction import RedactorName
+from rlhf_loop.model_checks import check_files, check_targets
 from rlhf_loop.places import absolute_model, absolute_path, absolute_store
 from rlhf_loop.settings_text import read_yaml, write_yaml
 
@@ -40,6 +41,12 @@ class Lora(Settings):
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
+
+    @field_validator("target_modules")
+    @classmethod
+    def _not_the_output_layer(cls, targets: str | list[str]) -> str | list[str]:
+        check_targets(targets)
+        return targets
 
 
 class Policy(Settings):
@@ -367,6 +374,8 @@ class Recipe(Settings):
         if to_run:
             _refuse_missing_trackers(recipe, str(path))
         _resolve_paths(recipe, _Bases(path.parent.resolve(), [_key(override) for override in overrides]))
+        if to_run:
+            check_files(recipe.policy.model, recipe.update.lora.target_modules if recipe.update.lora else None)
         return recipe
 
     @model_validator(mode="after")
@@ -412,6 +421,7 @@ class Recipe(Settings):
                 "generation.samples_per_prompt: rejection_sampling takes the best of a prompt's samples, so at least 2 "
                 "are needed"
             )
+        self._samples_differ(consumes)
         trainer = self.update.trainer_settings()
         if "exo_pair" in _as_list(trainer.get("loss_type")) and not trainer.get("label_smoothing"):
             raise ValueError(
@@ -430,6 +440,17 @@ class Recipe(Settings):
                 f"accelerate_config is for `launch: child`, which starts Accelerate itself; this is `{self.launch}`"
             )
         return self
+
+    def _samples_differ(self, consumes: Consumes) -> None:
+        """Refuses updates that compare samples which are all alike."""
+        if self.generation.temperature > 0:
+            return
+        elsewhere = bool(self.feedback.imports or self.store) and "reward" not in self.pairing.sources
+        if consumes in ("best_of_n", "prompts") or (consumes == "pairs" and not elsewhere):
+            raise ValueError(
+                f"generation.temperature: at 0 all samples of a prompt are equal, and {self.update.algorithm} learns "
+                "from samples that differ; set it above 0"
+            )
 
     def _needs_no_reward(self, consumes: Consumes) -> None:
         if consumes in ("prompts", "best_of_n"):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DummyLayer, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.sampling import sample_tokens, uniforms
@@ -191,8 +191,17 @@ def _cache(model: Any, room: int) -> DynamicCache:
     Other kinds of layers (sliding windows, states) stay as transformers makes them.
     """
     cache = DynamicCache(config=model.config)
+    other = next((layer for layer in cache.layers if type(layer) not in _SHARED_OUT), None)
+    if other is not None:
+        raise UserError(
+            f"{type(model).__name__} keeps another state than keys and values ({type(other).__name__}), which the "
+            "sampler cannot share out among a prompt's answers. Give a model whose layers are all attention"
+        )
     cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+_SHARED_OUT = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]

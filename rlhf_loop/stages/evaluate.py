@@ -15,7 +15,7 @@ from rlhf_loop.annotators import gold_scores
 from rlhf_loop.distributed import is_main
 from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation import Models, Scorer, evaluate
-from rlhf_loop.models import load_policy
+from rlhf_loop.models import check_model, load_policy
 from rlhf_loop.recipe import Recipe, RewardModelJudge, parse
 from rlhf_loop.records import Completion, Prompt, read_records, write_records
 from rlhf_loop.run_dir import StageArguments, write_json
@@ -23,6 +23,7 @@ from rlhf_loop.stages import Progress
 from rlhf_loop.stages.generate import sample
 from rlhf_loop.stages.reward import load
 from rlhf_loop.tracking import evaluation_run
+from rlhf_loop.updates.adapters import lora_config
 
 
 def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
@@ -36,6 +37,8 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
 
 
 def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress: Progress) -> dict[str, object]:
+    if arguments.round == 0:
+        check_model(recipe.policy, lora_config(recipe.update.lora) if recipe.update.lora else None)
     inputs = {name: Path(path) for name, path in arguments.inputs.items()}
     prompts: list[Prompt] = read_records(inputs["prompts"], Prompt)
     settings = recipe.generation.model_copy(

@@ -11,12 +11,13 @@ from typing import Any
 
 from rlhf_loop.algorithms import TRAINER_CONFIGS
 from rlhf_loop.distributed import barrier, is_main
-from rlhf_loop.models import resolve_model
+from rlhf_loop.models import check_model, resolve_model
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
 from rlhf_loop.records import PreferencePair, read_records, stable_id
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
 from rlhf_loop.run_dir import StageArguments, hash_file, without_times, write_json
 from rlhf_loop.stages import Progress
+from rlhf_loop.updates.adapters import lora_config
 
 
 def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
@@ -24,7 +25,8 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     recipe = parse(arguments.recipe)
     pairs: list[PreferencePair] = read_records(Path(arguments.inputs["pairs"]), PreferencePair)
     role = arguments.values["role"]
-    if role == "judge":
+    if role == "judge":  # the first of all that is computed
+        check_model(recipe.policy, lora_config(recipe.update.lora) if recipe.update.lora else None)
         assert isinstance(recipe.evaluation.judge, RewardModelJudge)
         components = [RewardComponent(model=recipe.evaluation.judge.model)]
         trainer = recipe.evaluation.judge.trainer

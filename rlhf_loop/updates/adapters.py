@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.model_checks import check_files
 from rlhf_loop.models import load_policy
 from rlhf_loop.recipe import Lora, Policy, Update
 
@@ -37,7 +38,7 @@ def build_trainer(
         model, tokenizer = load_policy(start, policy, trainable=True, in_training=True)
         reference_model = None if own_reference else load_policy(reference, policy, in_training=True)[0]
         return make(model, reference_model, processing_class=tokenizer, peft_config=None), tokenizer
-    model, tokenizer = load_policy(policy.model, policy, in_training=True)
+    model, tokenizer = load_base(policy)
     config = lora_config(settings.lora)
     if reference_adapter is None:  # "adapters disabled" is the base model
         trainer = make(model, None, processing_class=tokenizer, peft_config=config)
@@ -50,6 +51,12 @@ def build_trainer(
     elif reference_adapter is not None:
         reset_adapter(trainer.model)
     return trainer, tokenizer
+
+
+def load_base(policy: Policy) -> tuple[Any, Any]:
+    """The model that adapters are put on, and its tokenizer."""
+    check_files(policy.model, None)  # it is no adapter itself
+    return load_policy(policy.model, policy, in_training=True)
 
 
 def adapter_folder(reference: str | Path) -> Path | None:
@@ -75,12 +82,36 @@ def put_adapter(model: PeftModel, folder: Path) -> None:
         f"the adapter in {folder} does not fit `update.lora` of the recipe; use the rank and target modules that it "
         "was trained with"
     )
+    _refuse_another_scale(model.peft_config[model.active_adapter], folder)
     try:
         outcome = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     except RuntimeError:  # torch's word for wrong shapes
         raise misfit from None
     if outcome.unexpected_keys or any("lora_" in n and ".default." in n for n in outcome.missing_keys):
         raise misfit
+
+
+def _refuse_another_scale(wanted: LoraConfig, folder: Path) -> None:
+    """The same weights mean something else under another alpha, or as another kind of adapter."""
+    theirs = LoraConfig.from_pretrained(str(folder))
+    for name in _SCALES:
+        given, trained = getattr(wanted, name, None) or None, getattr(theirs, name, None) or None
+        if given != trained:
+            setting = f"update.lora.{_SETTING[name]}" if name in _SETTING else name
+            raise UserError(
+                f"the adapter in {folder} does not fit `update.lora` of the recipe: it was trained with "
+                f"{name}={trained}, and {setting} is {given}, which would rescale it. Set what it was trained with, or "
+                "start from another policy"
+            )
+
+
+_SCALES = (
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias",
+    "alora_invocation_tokens", "modules_to_save", "trainable_token_indices",
+)  # fmt: skip
+"""Fields of an adapter's config without which its weights are another adapter."""
+
+_SETTING = {"r": "r", "lora_alpha": "alpha"}
 
 
 def reset_adapter(model: PeftModel) -> None:

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import trl.trainer.utils
+from peft import PeftModel
 from trl import GRPOTrainer
 
 from rlhf_loop.distributed import rank
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.transformers_engine import sample_ids
-from rlhf_loop.models import merged_for_sampling
+from rlhf_loop.models import check_adapted, merged_for_sampling
 from rlhf_loop.recipe import Generation
 from rlhf_loop.records import stable_id
 from rlhf_loop.turns import Turns
@@ -33,8 +34,11 @@ class Rollouts:
 
     def __init__(self: Any, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)  # type: ignore[misc]
+        policy = self.accelerator.unwrap_model(self.model)
+        if isinstance(policy, PeftModel):
+            check_adapted(policy, "the policy")
         # TRL knows the eos of the generation config and of the tokenizer.
-        ends = Turns(self._tokenizer, self.accelerator.unwrap_model(self.model)).ends
+        ends = Turns(self._tokenizer, policy).ends
         self.eos_token_ids = [*self.eos_token_ids, *sorted(ends - set(self.eos_token_ids))]
         if not self.use_vllm:
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids

@@ -19,7 +19,7 @@ from rlhf_loop.models import load_policy
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Demonstration
 from rlhf_loop.turns import Turns
-from rlhf_loop.updates.adapters import adapter_folder, lora_config, put_adapter, refuse_adapter
+from rlhf_loop.updates.adapters import adapter_folder, load_base, lora_config, put_adapter, refuse_adapter
 from rlhf_loop.updates.train_and_save import Training, as_asked, none_fit, train_and_save
 
 
@@ -51,7 +51,7 @@ def _trainer(
         model, tokenizer = load_policy(start, policy, trainable=True, in_training=True)
         config = None
     else:
-        model, tokenizer = load_policy(policy.model, policy, in_training=True)
+        model, tokenizer = load_base(policy)
         config = lora_config(lora)
     turns = Turns(tokenizer, model)
     dataset = Dataset.from_list([_row(row, policy, turns) for row in rows])
