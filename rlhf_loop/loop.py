@@ -27,8 +27,10 @@ from rlhf_loop.feedback.prompts import read_prompts
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, RewardModelJudge
-from rlhf_loop.records import Artifact, Completion, Score, read_records, stable_id
+from rlhf_loop.records import Artifact, Completion, Prompt, Score, Split, read_records, stable_id
 from rlhf_loop.report import write_report
+from rlhf_loop.rewards.function import check_columns
+from rlhf_loop.rewards.spec import FunctionSpec, load_spec
 from rlhf_loop.run_dir import (
     RunDir,
     StageArguments,
@@ -96,8 +98,10 @@ class Loop:
             with Store.open(self.store_url) as store:
                 run = _Run(self, store, launcher)
                 run.prepare()
-                waiting = 0
-                for number in sorted(set(range(total + 1)) - set(self.run_dir.complete_rounds())):
+                waiting, missing = 0, sorted(set(range(total + 1)) - set(self.run_dir.complete_rounds()))
+                if missing:
+                    run.check_rewards()
+                for number in missing:
                     waiting = run.open_questions() if number and wait else 0
                     if waiting:
                         break
@@ -240,6 +244,23 @@ class _Run:
         if not (asks and (annotator is None or annotator.edits)):
             raise UserError(f"update.algorithm: sft has no demonstrations to learn from. {REMEDIES['demonstrations']}")
 
+    def check_rewards(self) -> None:
+        """Before anything is computed: a folder that is no reward model, or a function that asks for what there is
+        not."""
+        recipe, held_out = self.recipe, self.recipe.evaluation.split
+        wanted = [("train", one.model) for one in recipe.reward.weighted()] if recipe.reward is not None else []
+        if isinstance(recipe.evaluation.judge, RewardModelJudge):
+            wanted.append(("judge", recipe.evaluation.judge.model))
+        for split, folder in wanted:
+            spec = load_spec(folder)
+            if isinstance(spec, FunctionSpec):
+                check_columns(folder, spec, lambda split=split: self._prompts_of((split, held_out)))  # type: ignore[misc]
+
+    def _prompts_of(self, splits: tuple[Split, ...]) -> dict[str, list[Prompt]]:
+        """By split; those that have none are left out."""
+        found = {split: self.store.prompts(split=split) for split in splits}
+        return {split: prompts for split, prompts in found.items() if prompts}
+
     def make_round(self, n: int) -> None:
         """One round, from the feedback so far to fresh candidates and new questions."""
         started = time.time()
@@ -306,7 +327,8 @@ class _Run:
 
     def _judge(self, frozen: Path) -> Path:
         folder = self._stage(
-            0, "judge", "reward", {"pairs": frozen / "judge_pairs.parquet"}, [frozen],
+            0, "judge", "reward",
+            {"pairs": frozen / "judge_pairs.parquet", "prompts": frozen / "judge_prompts.parquet"}, [frozen],
             {"role": "judge", "specs": self._spec_hashes()},
         )  # fmt: skip
         metrics = read_json(folder / "metrics.json")
@@ -322,7 +344,8 @@ class _Run:
             self.progress.note("reward", f"no new pairs: the reward model of round {earlier} stays")
             return self.files.step(earlier, "reward")
         folder = self._stage(
-            n, "reward", "reward", {"pairs": frozen / "pairs.parquet"}, [frozen],
+            n, "reward", "reward",
+            {"pairs": frozen / "pairs.parquet", "prompts": frozen / "prompts.parquet"}, [frozen],
             {"role": "reward", "specs": specs},
         )  # fmt: skip
         metrics = read_json(folder / "metrics.json")

@@ -47,6 +47,7 @@ class Prompt:
     reference: str | None = None  # a known good answer, where one exists
     tags: tuple[str, ...] = ()  # styles, topics
     source: str = ""  # the file it came from
+    columns: dict[str, Any] = field(default_factory=dict)  # further columns of that file, for reward functions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.columns import RESERVED
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.importers.asked import asked, holds_question, system_turn
 from rlhf_loop.feedback.importers.conversations import messages_of
@@ -17,7 +19,8 @@ from rlhf_loop.records import Prompt, Split, stable_id
 
 def read_prompts(path: str | Path, split: Split = "train") -> list[Prompt]:
     """Prompts of a file of `{"prompt"}` or `{"messages"}` (or of a `question` and the like, see `importers/asked.py`),
-    optionally with `system, id, group, reference, tags`.
+    optionally with `system, id, group, reference, tags`; whatever else a row has (a `solution`) is kept for reward
+    functions.
 
     Raises `UserError` naming file and line for every row that is no prompt (the first three; a recipe's own prompts
     are to be mended, not left out), and for an empty file.
@@ -106,10 +109,11 @@ def _prompt(row: dict[str, Any], path: Path, split: Split) -> Prompt:
             messages = (*system_turn(row), *messages)
     else:
         messages = asked(row)
+    named = given[0] if given else "prompt"
     if not any(message["content"].strip() for message in messages if message["role"] not in ("system", "developer")):
-        raise RowError(f"`{given[0]}` is empty")
+        raise RowError(f"`{named}` is empty")
     if messages[-1]["role"] == "assistant":
-        raise RowError(f"`{given[0]}` ends with the assistant's turn; a prompt ends where the policy is to answer")
+        raise RowError(f"`{named}` ends with the assistant's turn; a prompt ends where the policy is to answer")
     tags = row.get("tags") or []
     if not isinstance(tags, list):
         raise RowError("`tags` must be a list of texts")
@@ -122,4 +126,18 @@ def _prompt(row: dict[str, Any], path: Path, split: Split) -> Prompt:
         reference=optional_text(row, "reference"),
         tags=tuple(text_of(tag, "tags") for tag in tags),
         source=str(path),
+        columns=_further_columns(row),
     )
+
+
+def _further_columns(row: dict[str, Any]) -> dict[str, Any]:
+    """As JSON's types, in which they are kept; without those that are empty here."""
+    further = {name: value for name, value in row.items() if name not in _KNOWN and value is not None}
+    taken = sorted(set(further) & set(RESERVED))
+    if taken:
+        raise RowError(f"the column `{taken[0]}` has a meaning of its own for reward functions; call it otherwise")
+    kept: dict[str, Any] = json.loads(json.dumps(further, default=str))
+    return {name: value for name, value in kept.items() if value == value}  # NaN is how tables say nothing
+
+
+_KNOWN = ("id", "prompt", "messages", "system", "group", "reference", "tags")

@@ -26,7 +26,8 @@ from rlhf_loop.rewards.spec import (
 
 if TYPE_CHECKING:
     from rlhf_loop.recipe import Policy
-    from rlhf_loop.records import PreferencePair
+    from rlhf_loop.records import PreferencePair, Prompt
+    from rlhf_loop.rewards.texts import Text
     from rlhf_loop.training import Progress
 
 __all__ = ["Reward", "RewardSpec", "combine", "evaluate_reward", "load_reward", "load_spec", "train_reward_model"]
@@ -50,13 +51,15 @@ def train_reward_model(
     trainer: Mapping[str, Any] | None = None,
     report_to: Sequence[str] = (),
     progress: Progress | None = None,
+    prompts: Sequence[Prompt] = (),
 ) -> dict[str, Any]:
     """Trains what `spec` describes on `pairs` and measures it on `eval_pairs`.
 
     `output` then holds `reward_model.yaml`, the weights (safetensors) and `metrics.json`. Returned is its content, with
     timings: counts of pairs used and left out, and under `eval` what `evaluate_reward` gives. Called again after an
     interruption it goes on from the last whole checkpoint, with the same result on a CPU. `trainer` replaces keys of
-    the spec's own `trainer` block. Raises `UserError` for anything the user can mend.
+    the spec's own `trainer` block. `prompts`: those of the pairs, whose columns a function may ask for. Raises
+    `UserError` for anything the user can mend.
     """
     from rlhf_loop.distributed import barrier, is_main
     from rlhf_loop.run_dir import without_times, write_json
@@ -87,7 +90,7 @@ def train_reward_model(
         write_spec(spec, output)
     barrier()
     reward = load_reward(output, id=output.name, policy=policy)
-    metrics["eval"] = evaluate_reward(reward, eval_pairs, seed=seed)
+    metrics["eval"] = evaluate_reward(reward, eval_pairs, seed=seed, prompts=prompts)
     metrics["seconds"] = round(time.perf_counter() - started, 3)
     if is_main():
         write_json(output / "metrics.json", without_times(metrics))
@@ -123,22 +126,40 @@ def combine(parts: Sequence[tuple[Reward, float]], id: str | None = None) -> Rew
     return WeightedSum(parts, id or "+".join(dict.fromkeys(reward.id for reward, _ in parts)))
 
 
-def evaluate_reward(reward: Reward, pairs: Sequence[PreferencePair], seed: int = 0) -> dict[str, Any] | None:
+def evaluate_reward(
+    reward: Reward, pairs: Sequence[PreferencePair], seed: int = 0, prompts: Sequence[Prompt] = ()
+) -> dict[str, Any] | None:
     """How often `reward` agrees with `pairs`, and how well it knows it: see `metrics.preference_metrics`.
 
+    `prompts`: those of the pairs, for the columns that a function may ask for (without: what the pairs themselves say).
     Intervals resample whole groups. All ranks take part. None when there are no pairs.
     """
+    from rlhf_loop.columns import columns_of
     from rlhf_loop.distributed import sharded_map
+    from rlhf_loop.records import Prompt
     from rlhf_loop.rewards.metrics import preference_metrics
     from rlhf_loop.rewards.texts import texts_of_pairs
 
     if not pairs:
         return None
-    texts, indices = texts_of_pairs(pairs)
+    known = {pair.prompt_id: Prompt(id=pair.prompt_id, group=pair.group, messages=pair.prompt) for pair in pairs}
+    known |= {prompt.id: prompt for prompt in prompts}
+    numbers: dict[tuple[str, Text], int] = {}  # equal texts of different prompts may have different references
+    indices = []
+    for pair in pairs:
+        own, ((chosen, rejected),) = texts_of_pairs([pair])
+        places = [numbers.setdefault((pair.prompt_id, text), len(numbers)) for text in own]
+        indices.append((places[chosen], places[rejected]))
+    texts = list(numbers)
+
+    def values_of(share: Sequence[tuple[str, Text]]) -> list[float]:
+        columns = columns_of([known[prompt_id] for prompt_id, _ in share], known.values())
+        return reward.checked_values([text for _, text in share], columns)
+
     started = time.perf_counter()
-    values = sharded_map(lambda share: reward.checked_values(share, {}), texts)
+    values = sharded_map(values_of, texts)
     seconds = time.perf_counter() - started
-    words = [len(text.completion.split()) for text in texts]
+    words = [len(text.completion.split()) for _, text in texts]
     measured = preference_metrics(
         [values[chosen] for chosen, _ in indices],
         [values[rejected] for _, rejected in indices],

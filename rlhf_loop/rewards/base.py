@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_loop.columns import columns_of
 from rlhf_loop.errors import UserError
 from rlhf_loop.records import Completion, Message, Prompt, Score
 from rlhf_loop.rewards.texts import Text, make_text, texts_of_completions
@@ -39,7 +40,10 @@ class Reward(ABC):
         return self.checked_values(texts, lists)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
-        """The score of each completion, in order; `prompts` holds theirs at least once each, in any order."""
+        """The score of each completion, in order; `prompts` holds theirs at least once each, in any order.
+
+        Where the completions are a share of more, all prompts are to be given: a column that one of them has is there
+        for all."""
         texts = texts_of_completions(prompts, completions)
         return [
             Score(completion_id=c.id, reward_model=self.id, value=value, breakdown=parts)
@@ -118,13 +122,9 @@ def _as_text(prompt: Any, completion: Any, finished: bool, ids: Sequence[int] | 
 
 
 def _columns(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, list[Any]]:
-    """What a function may ask for beside the texts, under the names of the records."""
+    """What a function may ask for beside the texts."""
     by_id = {prompt.id: prompt for prompt in prompts}
-    rows = [by_id[completion.prompt_id] for completion in completions]
     return {
-        "prompt_id": [prompt.id for prompt in rows],
-        "group": [prompt.group for prompt in rows],
-        "reference": [prompt.reference for prompt in rows],
-        "tags": [list(prompt.tags) for prompt in rows],
+        **columns_of([by_id[completion.prompt_id] for completion in completions], prompts),
         "finished": [completion.finish_reason == "stop" for completion in completions],
     }

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import importlib.util
 import inspect
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from rlhf_loop import recipe
+from rlhf_loop.columns import OF_COMPLETIONS, OF_PROMPTS, OF_TRAINERS, columns_of
 from rlhf_loop.errors import UserError
+from rlhf_loop.records import Prompt
 from rlhf_loop.rewards.base import Reward
 from rlhf_loop.rewards.spec import FunctionSpec
 from rlhf_loop.rewards.texts import Text
@@ -18,18 +24,33 @@ from rlhf_loop.rewards.texts import Text
 
 def load(folder: Path, spec: FunctionSpec, *, id: str) -> Reward:
     """The function that `spec` names; runs its file, which is the user's own code."""
-    file, _, name = spec.function.partition(":")
-    return FunctionReward(
-        _function(folder / file, name), spec, id=id, name=folder.name, where=f"{folder / file}:{name}"
-    )
+    return FunctionReward(_function(folder, spec), spec, id=id, name=folder.name, where=_where(folder, spec))
 
 
 def copy(spec: FunctionSpec, source: Path, output: Path) -> None:
-    """Puts the function's file into `output`; there is nothing to train."""
-    file = spec.function.partition(":")[0]
+    """Puts the function's file into `output`; there is nothing to train. One of a module stays where it is."""
+    file = spec.file
+    if file is None:
+        return
     if not (source / file).is_file():
         raise UserError(f"{source} has no {file}, which its reward_model.yaml names as `function: {spec.function}`")
     shutil.copyfile(source / file, output / file)
+
+
+def check_columns(folder: Path, spec: FunctionSpec, prompts: Callable[[], Mapping[str, Sequence[Prompt]]]) -> None:
+    """Raises `UserError` where the function asks for what it will not be given: before anything is computed.
+
+    `prompts`: those that it is to score, by split; asked only where the function wants a column of their files. The
+    file of a function that is plainly defined there is read and not run.
+    """
+    parameters, where = _parameters(folder, spec), _where(folder, spec)
+    always = [*OF_PROMPTS, *OF_COMPLETIONS, "prompts", "completions", *spec.arguments]
+    try:
+        refuse_unknown(parameters, always, where)
+    except UserError:
+        for split, given in prompts().items():
+            further = [name for name in columns_of(given) if name not in OF_PROMPTS]
+            refuse_unknown(parameters, [*always, *further], where, f"the {split} prompts")
 
 
 class FunctionReward(Reward):
@@ -56,7 +77,7 @@ class FunctionReward(Reward):
     def _call(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> Any:
         plain = self.spec.format == "plain"
         arguments: dict[str, Any] = {
-            **columns,
+            **{name: values for name, values in columns.items() if name not in OF_TRAINERS},
             "finished": [text.finished for text in texts],
             "prompts": [text.prompt[-1][1] if plain and text.prompt else text.messages() for text in texts],
             "completions": [
@@ -65,16 +86,9 @@ class FunctionReward(Reward):
             **self.spec.arguments,
         }
         parameters = inspect.signature(self.function).parameters
+        refuse_unknown(parameters, arguments, self.where)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             arguments = {name: value for name, value in arguments.items() if name in parameters}
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        needed = [name for name, p in parameters.items() if p.kind in named and p.default is p.empty]
-        missing = [name for name in needed if name not in arguments]
-        if missing:
-            raise UserError(
-                f"{self.where} asks for {', '.join(missing)}, which is not known here; it may ask for prompts, "
-                f"completions, {', '.join(columns)} and what `arguments` in reward_model.yaml gives"
-            )
         result = self.function(**arguments)
         return asyncio.run(result) if inspect.iscoroutine(result) else result
 
@@ -88,6 +102,28 @@ class FunctionReward(Reward):
         return f", for {len(texts)} completions together, though for none of them alone"
 
 
+def refuse_unknown(parameters: Mapping[str, inspect.Parameter], known: Iterable[str], where: str, of: str = "") -> None:
+    """Raises `UserError` for what a function must be given and nobody gives, with the nearest name there is.
+
+    `of`: whose columns are known, for the message."""
+    known = list(known)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [name for name, p in parameters.items() if p.kind in named and p.default is p.empty]
+    for name in needed:
+        if name in known:
+            continue
+        if name in OF_TRAINERS:
+            raise UserError(
+                f"{where} asks for {name}, which is known only while a policy trains, and the function also scores "
+                "answers at other times; give it a default, or do without"
+            )
+        raise UserError(
+            f"{where} asks for {name}, which is not known here{recipe._did_you_mean(name, known)}; it may ask for "
+            f"{', '.join(known)}{of and f', which is what {of} have'}; what else it needs goes into their file as a "
+            "column, or under `arguments` in reward_model.yaml"
+        )
+
+
 def _plain(values: Any) -> list[Any]:
     """Arrays and tensors as lists of Python numbers; everything else as it is, to be refused by the caller."""
     values = values.tolist() if hasattr(values, "tolist") else values
@@ -96,19 +132,66 @@ def _plain(values: Any) -> list[Any]:
     return [value.item() if hasattr(value, "item") else value for value in values]
 
 
-def _function(path: Path, name: str) -> Callable[..., Any]:
+def _where(folder: Path, spec: FunctionSpec) -> str:
+    """The function's name for messages."""
+    return spec.function if spec.file is None else f"{folder / spec.function}"
+
+
+def _parameters(folder: Path, spec: FunctionSpec) -> Mapping[str, inspect.Parameter]:
+    """The function's parameters by name."""
+    name = spec.function.partition(":")[2]
+    if spec.file is not None and (folder / spec.file).is_file():
+        try:
+            defined = ast.parse((folder / spec.file).read_bytes()).body
+        except (SyntaxError, ValueError) as error:
+            raise UserError(f"{folder / spec.file} cannot be loaded: {type(error).__name__}: {error}") from None
+        last = [node for node in defined if getattr(node, "name", None) == name][-1:]
+        for node in last:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not node.decorator_list:
+                return _parameters_of(node.args)
+    return inspect.signature(_function(folder, spec)).parameters
+
+
+def _parameters_of(arguments: ast.arguments) -> dict[str, inspect.Parameter]:
+    """As `inspect.signature` gives them; of a default it says only that there is one."""
+    kinds = inspect.Parameter
+    positional = [*arguments.posonlyargs, *arguments.args]
+    required = len(positional) - len(arguments.defaults)
+    found = {
+        one.arg: kinds(one.arg, kinds.POSITIONAL_OR_KEYWORD, default=kinds.empty if number < required else None)
+        for number, one in enumerate(positional)
+    }
+    for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        found[one.arg] = kinds(one.arg, kinds.KEYWORD_ONLY, default=kinds.empty if default is None else None)
+    if arguments.kwarg is not None:
+        found[arguments.kwarg.arg] = kinds(arguments.kwarg.arg, kinds.VAR_KEYWORD)
+    return found
+
+
+def _function(folder: Path, spec: FunctionSpec) -> Callable[..., Any]:
+    """Imports the function; what its file or module raises on the way becomes a `UserError`."""
+    place, _, name = spec.function.partition(":")
+    try:
+        module = import_module(place) if spec.file is None else _module(folder / place)
+    except UserError:
+        raise
+    except Exception as error:
+        named = place if spec.file is None else folder / place
+        raise UserError(f"{named} cannot be loaded: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        public = sorted(n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_"))
+        named = place if spec.file is None else folder / place
+        raise UserError(f"{named} has no function {name}; it has: {', '.join(public) or 'none'}")
+    return function  # type: ignore[no-any-return]
+
+
+def _module(path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"there is no {path}, which the reward model's `function` names")
     module_spec = importlib.util.spec_from_file_location(f"rlhf_loop_reward_{path.parent.name}_{path.stem}", path)
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        public = sorted(n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_"))
-        raise UserError(f"{path} has no function {name}; it has: {', '.join(public) or 'none'}")
-    return function  # type: ignore[no-any-return]
+    module_spec.loader.exec_module(module)
+    return module

@@ -91,16 +91,25 @@ class FunctionSpec(_Spec):
     `format`: what it is handed: conversations (lists of messages) or plain strings."""
 
     kind: Literal["function"] = "function"
-    function: str  # FILE.py:NAME, the file in the same folder
+    function: str  # FILE.py:NAME, the file in the same folder; or MODULE:NAME, such as trl.rewards:accuracy_reward
     arguments: dict[str, Any] = Field(default_factory=dict)
     format: Literal["conversational", "plain"] = "conversational"
 
     @field_validator("function")
     @classmethod
     def _names_a_function(cls, function: str) -> str:
-        if not re.fullmatch(r"\w+\.py:[A-Za-z_]\w*", function):
-            raise ValueError(f"`function` must be FILE.py:NAME with the file in the same folder, got {function!r}")
+        if not re.fullmatch(r"\w+(\.\w+)*:[A-Za-z_]\w*", function):
+            raise ValueError(
+                "`function` must be FILE.py:NAME with the file in the same folder, or MODULE:NAME of an installed "
+                f"package, got {function!r}"
+            )
         return function
+
+    @property
+    def file(self) -> str | None:
+        """The file that holds the function; None where it is of an installed module."""
+        place = self.function.partition(":")[0]
+        return place if place.endswith(".py") else None
 
 
 RewardSpec = Annotated[BradleyTerrySpec | HeadSpec | FunctionSpec, Field(discriminator="kind")]

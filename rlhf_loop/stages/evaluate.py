@@ -54,7 +54,7 @@ def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress:
     previous = _answers(inputs["previous"]) if "previous" in inputs else None
     policy, tokenizer = load_policy(arguments.values["policy"], recipe.policy)
     reference = None if hasattr(policy, "disable_adapter") else _reference(policy, arguments, recipe)
-    judge, name, simulated = _judge(recipe, inputs.get("judge"), arguments)
+    judge, name, simulated = _judge(recipe, inputs.get("judge"), arguments, prompts)
     result = evaluate(
         prompts,
         answers,
@@ -65,7 +65,7 @@ def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress:
         simulated=simulated,
         settings=recipe.evaluation,
         seed=recipe.seed,
-        proxy=_reward_scorer(inputs["reward"], arguments) if "reward" in inputs else None,
+        proxy=_reward_scorer(inputs["reward"], arguments, prompts) if "reward" in inputs else None,
         models=Models(policy=policy, tokenizer=tokenizer, settings=recipe.policy, reference=reference),
         plain_text=_plain_text(recipe.evaluation.plain_text),
     )
@@ -87,20 +87,26 @@ def _answers(folder: Path) -> list[Completion]:
     return answers
 
 
-def _judge(recipe: Recipe, folder: Path | None, arguments: StageArguments) -> tuple[Scorer, str, bool]:
+def _judge(
+    recipe: Recipe, folder: Path | None, arguments: StageArguments, prompts: Sequence[Prompt]
+) -> tuple[Scorer, str, bool]:
     """The judge, its name, and whether it stands for a simulated annotator."""
     judge = recipe.evaluation.judge
     if isinstance(judge, RewardModelJudge):
         assert folder is not None
-        return _reward_scorer(folder, arguments), f"reward model {judge.model.name}, of feedback kept apart", False
+        return (
+            _reward_scorer(folder, arguments, prompts),
+            f"reward model {judge.model.name}, of feedback kept apart",
+            False,
+        )
     return lambda prompts, answers: gold_scores(judge.rule, prompts, answers), f"gold rule {judge.rule}", True
 
 
-def _reward_scorer(folder: Path, arguments: StageArguments) -> Scorer:
+def _reward_scorer(folder: Path, arguments: StageArguments, held_out: Sequence[Prompt]) -> Scorer:
     reward = load(folder, arguments.recipe)
 
     def score(prompts: Sequence[Prompt], answers: Sequence[Completion]) -> list[float]:
-        return [score.value for score in reward.score(prompts, answers)]
+        return [score.value for score in reward.score(held_out, answers)]
 
     return score
 

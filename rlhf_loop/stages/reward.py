@@ -1,6 +1,6 @@
 """Stage 2: train the reward model (or the judge) on people's pairs, and measure it on prompts it has not seen.
 
-pairs.parquet  ->  reward/COMPONENT/  components.json  metrics.json
+pairs.parquet  prompts.parquet  ->  reward/COMPONENT/  components.json  metrics.json
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rlhf_loop.algorithms import TRAINER_CONFIGS
 from rlhf_loop.distributed import barrier, is_main
 from rlhf_loop.models import check_model, resolve_model
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
-from rlhf_loop.records import PreferencePair, read_records, stable_id
+from rlhf_loop.records import PreferencePair, Prompt, read_records, stable_id
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
 from rlhf_loop.run_dir import StageArguments, hash_file, without_times, write_json
 from rlhf_loop.stages import Progress
@@ -24,6 +24,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     """Trains each component of the recipe's reward; `values["role"]` is "reward" or "judge"."""
     recipe = parse(arguments.recipe)
     pairs: list[PreferencePair] = read_records(Path(arguments.inputs["pairs"]), PreferencePair)
+    prompts: list[Prompt] = read_records(Path(arguments.inputs["prompts"]), Prompt)
     role = arguments.values["role"]
     if role == "judge":  # the first of all that is computed
         check_model(recipe.policy, lora_config(recipe.update.lora) if recipe.update.lora else None)
@@ -52,6 +53,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
             trainer=trainer if spec.kind in TRAINER_CONFIGS else {},
             report_to=(),
             progress=progress,
+            prompts=prompts,
         )
         held_out_metrics = trained.pop("eval") or {}
         metrics[name] = without_times({**trained, **held_out_metrics})

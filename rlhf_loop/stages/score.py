@@ -18,14 +18,14 @@ from rlhf_loop.stages.reward import load
 
 def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     """Scores every completion of the input; sorted by length first, so that ranks get equal work."""
-    prompts = {p.id: p for p in read_records(Path(arguments.inputs["prompts"]), Prompt)}
+    prompts: list[Prompt] = read_records(Path(arguments.inputs["prompts"]), Prompt)
     completions: list[Completion] = read_records(Path(arguments.inputs["completions"]), Completion)
     reward = load(Path(arguments.inputs["reward"]), arguments.recipe)
     by_length = sorted(completions, key=lambda c: (len(c.text), c.id))
     progress(0, len(completions), "")
 
     def score(share: Sequence[Completion]) -> list[Score]:
-        return reward.score([prompts[c.prompt_id] for c in share], share)
+        return reward.score(prompts, share)
 
     scores = {s.completion_id: replace(s, round=arguments.round) for s in sharded_map(score, by_length)}
     progress(len(completions), len(completions), "")

@@ -1,7 +1,7 @@
 """Step 1: freeze and validate the feedback so far.
 
     store  ->  feedback.parquet  pairs.parquet  labels.parquet  demonstrations.parquet  judge_pairs.parquet
-               prompts.parquet  held_out.parquet  validation.json  state.json
+               judge_prompts.parquet  prompts.parquet  held_out.parquet  validation.json  state.json
 
 Everything a round reads of the store is in this folder, so the round can be made again from it, whatever is said in
 the meantime.
@@ -82,6 +82,7 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path, promoted: s
     write_records(folder / "labels.parquet", labels)
     write_records(folder / "demonstrations.parquet", demonstrations(sound, completions, training))
     write_records(folder / "judge_pairs.parquet", by_split["judge"])
+    write_records(folder / "judge_prompts.parquet", _of_split(list(prompts.values()), "judge"))
     write_records(folder / "prompts.parquet", _of_split(list(prompts.values()), "train"))
     write_records(folder / "held_out.parquet", held_out)
     write_json(

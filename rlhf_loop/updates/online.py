@@ -5,11 +5,13 @@ They sample answers themselves and ask the reward model about them while they tr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets import Dataset
 
+from rlhf_loop.columns import columns_of
 from rlhf_loop.errors import UserError
 from rlhf_loop.model_files import resolve_model
 from rlhf_loop.models import to_messages
@@ -47,7 +49,7 @@ def train_online(
                 model.config._name_or_path = str(resolve_model(str(reference)))
             return kind(
                 model=model,
-                reward_funcs=reward,
+                reward_funcs=_with_columns(reward, rows),
                 args=arguments,
                 train_dataset=dataset,
                 processing_class=processing_class,
@@ -85,13 +87,19 @@ def _as_sampled(generation: Generation) -> dict[str, Any]:
 
 
 def _row(prompt: Prompt, policy: Policy) -> dict[str, Any]:
-    return {
-        "prompt": to_messages(prompt, policy),
-        "prompt_id": prompt.id,
-        "group": prompt.group,
-        "reference": prompt.reference,
-        "tags": list(prompt.tags),
-    }
+    return {"prompt": to_messages(prompt, policy), "prompt_id": prompt.id}
+
+
+def _with_columns(reward: Callable[..., list[float]], rows: Sequence[Prompt]) -> Callable[..., list[float]]:
+    """`reward`, given the columns of its prompts as they are: a data set would want one type for each."""
+    by_id = {prompt.id: prompt for prompt in rows}
+
+    @functools.wraps(reward, updated=())
+    def with_columns(prompts: Sequence[Any], completions: Sequence[Any], prompt_id: Sequence[str], **more: Any) -> Any:
+        columns = columns_of([by_id[id] for id in prompt_id], rows)
+        return reward(prompts=prompts, completions=completions, **{**more, **columns})
+
+    return with_columns
 
 
 def _rollouts(steps: int, arguments: Any) -> int:
