@@ -169,6 +169,8 @@ VARIANTS = [
     (f"Access key ID,Secret access key\n{AWS_KEY},{AWS_SECRET}", "Access key ID,Secret access key\n[SECRET],[SECRET]"),
     (f"my token is {TOKEN}.", "my token is [SECRET]."),
     (f"rlhf_loop_session={SESSION}; Path=/", "rlhf_loop_session=[SECRET]; Path=/"),
+    *((f"{{{mail}}}", "{[EMAIL]}") for mail in (r"ann\u0040example.org", r"\\u0430nn@\\u043f\\u0440.\\u0440\\u0444")),
+    ("ann&#64;example&#x2e;org &amp; %2B49%2030%201234567 %C3%A9", "[EMAIL] &amp; [PHONE] %C3%A9"),
     ("12 4111 1111 1111 1111 99", "12 [CREDIT_CARD] 99"),
     ("password: Tr0ub4dor&3, sorry", "password: [SECRET], sorry"),
     ("my password is correct7horse.", "my password is [SECRET]."),
@@ -208,7 +210,7 @@ def test_however_it_is_written_it_is_replaced_and_the_rest_stays(text: str, expe
     assert PATTERNS.redact(redacted) == (redacted, {})
 
 
-@given(st.text(max_size=40) | st.text(alphabet="a1\u200b\u0308\uff11 \u00a0\u2013", max_size=12))
+@given(st.text(max_size=40) | st.text(alphabet="a1\u200b\u0308\uff11 \u00a0\u2013\\u04%&#;", max_size=20))
 def test_a_folded_text_is_the_text_until_something_is_put_into_it(text: str) -> None:
     assert str(FoldedText(text)) == text
 

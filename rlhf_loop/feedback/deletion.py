@@ -218,10 +218,10 @@ def _blank_answers(connection: sa.Connection, gone: Gone) -> None:
             connection.execute(tables.answered_requests.update().where(this).values(body="{}"))
 
 
-def _models(connection: sa.Connection, gone: Gone, trained: Sequence[str]) -> list[dict[str, Any]]:
+def _models(connection: sa.Connection, gone: Gone, trained: Sequence[tuple[int, Path]]) -> list[dict[str, Any]]:
     """Every artifact that learned from what goes: by its feedback, its training rows, its reward model, its parent.
 
-    `trained`: parts of the paths of policies whose training rows held it.
+    `trained`: the rounds whose training rows held it.
     """
     stored = tables.artifacts
     learned = {id: "directly" for chunk in chunks(gone.feedback) for id in models_of(connection, chunk)}
@@ -230,9 +230,11 @@ def _models(connection: sa.Connection, gone: Gone, trained: Sequence[str]) -> li
         sa.select(tables.promotions.c.artifact_id).order_by(tables.promotions.c.number.desc()).limit(1)
     )
     path = {row.id: json.loads(row.body)["path"] for row in rows}
-    for row in rows:
-        if row.kind == "policy" and any(place in path[row.id] for place in trained):
-            learned.setdefault(row.id, "directly")
+    for number, folder in trained:
+        made = [row.id for row in rows if row.kind == "policy" and row.round == number]
+        here = [id for id in made if f"{folder.parent.name}/{folder.name}/" in path[id]]
+        for id in here or made:  # of a run that was renamed nobody can tell which they are: all of that round
+            learned.setdefault(id, "directly")
     rewards = {row.round: row.id for row in rows if row.kind == "reward_model" and row.id in learned}
     for row in rows:  # in the order they were made, so parents come first
         if row.kind == "policy" and row.id not in learned and (row.round in rewards or row.parent in learned):

@@ -101,14 +101,14 @@ def redact_run(run: RunDir, gone: Gone, key: str) -> dict[str, int]:
     return changed
 
 
-def trained_in(run_dirs: Iterable[Path], key: str) -> list[str]:
-    """The rounds (`RUN/round_003/`) whose training data held something of this user, deleted now or before."""
-    rounds = [run.round(number) for run in map(RunDir, run_dirs) for number in run.rounds()]
-    held = [(read_manifest(folder / "assemble") or {}).get("redacted", {}) for folder in rounds]
+def trained_in(run_dirs: Iterable[Path], key: str) -> list[tuple[int, Path]]:
+    """The rounds, with their folders, whose training data held something of this user, deleted now or before."""
+    rounds = [(number, run.round(number)) for run in map(RunDir, run_dirs) for number in run.rounds()]
     return [
-        f"{folder.parent.name}/{folder.name}/"
-        for folder, redacted in zip(rounds, held, strict=True)
-        if key in redacted.get("users", {}).get(_TRAINING_DATA, ())
+        (number, folder)
+        for number, folder in rounds
+        if key
+        in (read_manifest(folder / "assemble") or {}).get("redacted", {}).get("users", {}).get(_TRAINING_DATA, ())
     ]
 
 

@@ -8,6 +8,9 @@ str(text)                       # the text, changed there alone
 
 from __future__ import annotations
 
+import html
+import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 
@@ -23,13 +26,13 @@ class FoldedText:
     def __init__(self, text: str):
         self.seen = text
         self._real: list[str] | None = None  # what each sign of `seen` is in the text; None: itself
-        if text.isascii():
-            return
-        self.seen = text.translate(_FOLDED)
-        if _INVISIBLE in self.seen:
-            self._leave_out_invisible(text)
-        elif self.seen != text:
-            self._real = list(text)
+        if _ESCAPE.search(text):
+            self._read_escapes(text)
+        if not self.seen.isascii():
+            plain, self.seen = self.seen, self.seen.translate(_FOLDED)
+            if self.seen != plain or _INVISIBLE in plain:
+                self._real = self._real or list(text)
+                self._leave_out_invisible()
 
     def __str__(self) -> str:
         return self.seen if self._real is None else "".join(self._real)
@@ -46,11 +49,27 @@ class FoldedText:
             self._real = real + self._real[last:]
         self.seen = "".join([*seen, self.seen[last:]])
 
-    def _leave_out_invisible(self, text: str) -> None:
+    def _read_escapes(self, text: str) -> None:
+        """An escape is the sign that it stands for."""
+        seen: list[str] = []
+        self._real = []
+        last = 0
+        for match in _ESCAPE.finditer(text):
+            sign = _unescaped(match)
+            if sign is not None:
+                seen += [*text[last : match.start()], sign]
+                self._real += [*text[last : match.start()], match.group()]
+                last = match.end()
+        self.seen = "".join([*seen, text[last:]])
+        self._real += text[last:]
+
+    def _leave_out_invisible(self) -> None:
         """What is invisible belongs to the sign before it."""
+        if _INVISIBLE not in self.seen:
+            return
         real: list[str] = []
         before = ""
-        for sign, folded in zip(text, self.seen, strict=True):
+        for sign, folded in zip(self._real or (), self.seen, strict=True):
             if folded != _INVISIBLE:
                 real.append(before + sign)
                 before = ""
@@ -58,10 +77,24 @@ class FoldedText:
                 real[-1] += sign
             else:
                 before += sign
-        self.seen = self.seen.replace(_INVISIBLE, "")
-        if not real:  # nothing is to be seen
-            self.seen, real = text, list(text)
-        self._real = real
+        if real:  # else nothing is to be seen
+            self.seen, self._real = self.seen.replace(_INVISIBLE, ""), real
+
+
+_ESCAPE = re.compile(
+    r"\\+u(?P<json>[0-9a-f]{4})|&#(?P<number>[0-9]{1,7});|&#x(?P<hex>[0-9a-f]{1,6});"
+    r"|&(?P<name>nbsp|commat|period|hyphen|ensp|emsp|thinsp|num|plus|sol|colon|shy|zwnj|zwj);|%(?P<url>[2-7][0-9a-f])",
+    re.IGNORECASE,
+)
+"""Escapes of JSON (also of JSON within JSON), HTML and URLs, of one sign each."""
+
+
+def _unescaped(match: re.Match[str]) -> str | None:
+    if match["name"]:
+        return html.unescape(match.group().lower())
+    digits = match["json"] or match["hex"] or match["url"]
+    code = int(digits, 16) if digits else int(match["number"])
+    return chr(code) if code <= sys.maxunicode else None
 
 
 class _Folding(dict[int, str]):

@@ -10,10 +10,10 @@ import re
 digit_or_at = re.compile(r"[0-9@]").search
 long_word = re.compile(r"[^\s]{16}").search
 dotted = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]").search
-at = re.compile(r"[@(\[%](?:(?<=@)|40| ?at ?[)\]])", re.IGNORECASE).search
+at = re.compile(r"[@(\[](?:(?<=@)| ?at ?[)\]])", re.IGNORECASE).search
 country = re.compile(r"[A-Za-z]{2}[0-9]{2}").search
-seven_digits = re.compile(r"[0-9](?:(?:[ \t\r\n.\-/()_]{0,4}|\\[nrt]|&nbsp;)[0-9]){6}").search
-fourteen_digits = re.compile(r"[0-9](?:(?:[ \t\r\n.\-/_]{0,3}|\\[nrt]|&nbsp;)[0-9]){13}").search
+seven_digits = re.compile(r"[0-9](?:(?:[ \t\r\n.\-/()_]{0,4}|\\[nrt])[0-9]){6}").search
+fourteen_digits = re.compile(r"[0-9](?:(?:[ \t\r\n.\-/_]{0,3}|\\[nrt])[0-9]){13}").search
 hyphens = re.compile(r"[0-9] ?- ?[0-9]{2} ?- ?[0-9]").search
 name_of_secret = re.compile(
     r"[kstabpc](?:ey|ecret|oken|uth|earer|assw|assphrase|asic|redential|wd|ig)|aws|\[SECRET\]", re.IGNORECASE
@@ -98,7 +98,7 @@ NAMED_PASSWORD = re.compile(
 URL_LOGIN = re.compile(r"(?P<before>\b[a-z][a-z0-9+.-]{0,20}://)[^\s/:@\[\]]{0,128}:[^\s/@\[\]]{1,256}(?=@)")
 
 EMAIL = re.compile(
-    r"(?<![\w.%+-])(?:[\w%+-](?:[\w.%+'-]{0,62}[\w%+-])?|\"[^\"\n@]{1,62}\")(?:@|%40| ?[\[(] ?at ?[\])] ?)"
+    r"(?<![\w.%+-])(?:[\w%+-](?:[\w.%+'-]{0,62}[\w%+-])?|\"[^\"\n@]{1,62}\")(?:@| ?[\[(] ?at ?[\])] ?)"
     r"(?:(?:[^\W_](?:[\w-]{0,61}[^\W_])?(?:\.| ?[\[(] ?dot ?[\])] ?)){1,8}"
     r"(?:[A-Za-z]{2,24}(?![A-Za-z0-9-])|xn--[A-Za-z0-9-]{2,59}|[^\W\d_]{1,24})"
     r"|\[[0-9A-Fa-f:.]{7,45}\])",
@@ -109,7 +109,7 @@ EMAIL = re.compile(
 IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?:[ \t\r\n.\-/_]{0,3}[A-Za-z0-9]){11,30}")
 
 CARD = re.compile(
-    r"(?<![A-Za-z0-9_])(?<![0-9][.,])[0-9]{2,19}(?:(?:[ \t\r\n.\-/_]{1,3}|\\[nrt]|&nbsp;)[0-9]{2,19}){0,200}"
+    r"(?<![A-Za-z0-9_])(?<![0-9][.,])[0-9]{2,19}(?:(?:[ \t\r\n.\-/_]{1,3}|\\[nrt])[0-9]{2,19}){0,200}"
     r"(?![A-Za-z0-9_])"
 )
 """Groups of digits in a row."""

@@ -247,7 +247,8 @@ def _redact(judgement: Judgement, redactor: Redactor | None) -> tuple[Judgement,
         replace(
             said,
             comment=clean(said.comment),
-            spans=tuple(replace(span, comment=clean(span.comment)) for span in said.spans),
+            tags=tuple(dict.fromkeys(map(clean, said.tags))),
+            spans=tuple(replace(s, label=clean(s.label), comment=clean(s.comment)) for s in said.spans),
             edit=None if said.edit is None else clean(said.edit),
         )
         for said in judgement.remarks

@@ -76,7 +76,7 @@ def save_answer(
     round: int,
 ) -> None:
     """Stores an answer of all its choices, in one transaction."""
-    store, sampling = service.store, _redacted(service, sampling)
+    store, sampling = service.store, service.redact_all(sampling)
     with store.database.write() as connection:
         while store.deleted_within(connection, "prompt", [prompt.id]):  # the user was deleted, and asks the same again
             prompt = replace(prompt, id=stable_id(SOURCE, prompt.id))
@@ -128,12 +128,3 @@ def usage(prompt_tokens: int, written: int) -> dict[str, int]:
         "completion_tokens": written,
         "total_tokens": prompt_tokens + written,
     }
-
-
-def _redacted(service: Service, value: Any) -> Any:
-    """The same with all its texts as they are stored."""
-    if isinstance(value, str):
-        return service.redact(value)
-    if isinstance(value, dict):
-        return {name: _redacted(service, item) for name, item in value.items()}
-    return [_redacted(service, item) for item in value] if isinstance(value, list) else value

@@ -73,7 +73,7 @@ class Answer:
             )  # fmt: skip
             if service.log_texts:
                 texts = [choice.text for choice in self.choices()]
-                said = {"messages": [dict(m) for m in ask.messages], "answers": texts}
+                said = service.redact_all({"messages": [dict(m) for m in ask.messages], "answers": texts})
                 logger.info("answer", extra={"fields": {"response": self.id, **said}})
             self.events.put_nowait(None)
         except Exception as error:

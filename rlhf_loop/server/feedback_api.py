@@ -153,7 +153,7 @@ async def bulk(body: Bulk, sent: FromApp) -> Response:
                     waiting.append(said)
                     named |= about
             except Refused as error:
-                results.append({"index": index, "status": error.status, "error": error.body()})
+                results.append({"index": index, "status": error.status, "error": service.redact_all(error.body())})
         if waiting:
             store_said(service, connection, waiting)
         accepted = sum(result["status"] == 200 for result in results)
@@ -180,7 +180,7 @@ def _checked(service: Service, values: dict[str, Any]) -> tuple[Item | None, str
     try:
         item = Item.model_validate(values)
     except ValidationError as error:
-        return None, None, field_error(error.errors()[0])
+        return None, None, service.redact_all(field_error(error.errors()[0]))  # it is kept for retries
     return item, service.user_key(item.user) if item.user is not None else None, {}
 
 
@@ -214,6 +214,11 @@ def forget_old_answers(store: Store, now: float) -> int:
         return connection.execute(tables.answered_requests.delete().where(old)).rowcount
 
 
+def _storable_key(service: Service, key: str) -> str:
+    """An application's key as it is kept: a hash of one that holds what is not stored, such as a mail address."""
+    return key if service.redact(key) == key else f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
 async def _once(sent: Sent, body: dict[str, Any], store: Callable[[sa.Connection], dict[str, Any]]) -> Response:
     """Runs `store` in a transaction; with a key, at most once, and gives a repetition the first answer."""
     service, key, dry_run = sent.service, sent.key, sent.dry_run
@@ -222,7 +227,7 @@ async def _once(sent: Sent, body: dict[str, Any], store: Callable[[sa.Connection
     except RecursionError:
         raise HTTPException(422, "the body is nested too deep; nothing that is understood is") from None
     hash = hashlib.sha256(text.encode()).hexdigest()
-    place = {"token_id": sent.caller.token_id, "key": key}
+    place = {"token_id": sent.caller.token_id, "key": None if key is None else _storable_key(service, key)}
 
     def work(connection: sa.Connection) -> tuple[Any, str, list[str]]:
         earlier = connection.execute(_ANSWERED, place).first() if key is not None else None

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf_loop.feedback import tokens
 from rlhf_loop.feedback.deletion import user_key
@@ -85,6 +85,14 @@ class Service:
     def redact(self, text: str) -> str:
         """The text as it is stored: without what the recipe's redactor finds."""
         return self._redactor.redact(text)[0] if self._redactor is not None else text
+
+    def redact_all(self, value: Any) -> Any:
+        """A JSON value with all its texts as they are stored, the names of its fields too."""
+        if isinstance(value, str):
+            return self.redact(value)
+        if isinstance(value, dict):
+            return {self.redact(str(name)): self.redact_all(item) for name, item in value.items()}
+        return [self.redact_all(item) for item in value] if isinstance(value, list) else value
 
     @cached_property
     def _redactor(self) -> Redactor | None:
