@@ -491,6 +491,8 @@ def test_two_deletions_that_are_killed_anywhere_end_the_same(
 
     def counted(function: Any) -> Any:
         def call(*arguments: Any, **values: Any) -> Any:
+            if isinstance(arguments[0], Path) and arguments[0].name.startswith("lock"):
+                return function(*arguments, **values)  # a dead process holds none, and this one goes on
             step()
             result = function(*arguments, **values)
             step()
