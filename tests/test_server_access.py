@@ -423,6 +423,27 @@ def test_bodies_of_10_mb_are_refused(tmp_path: Path, path: str) -> None:
             assert answer.status_code == 413, answer.text
 
 
+def test_a_body_that_stops_on_its_way_is_not_waited_for(tmp_path: Path) -> None:
+    store = file_store(tmp_path)
+    served = service(store, open_access=False, limits=Limits(body_seconds=0.3))
+    head = f"POST /v1/feedback HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token(store, 'app')}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 500\r\n\r\n"
+    with listening(served) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as slow:
+            slow.sendall(head.encode() + b'{"response_id": ')
+            assert slow.recv(100).startswith(b"HTTP/1.1 408")
+        assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+def test_an_answer_may_take_longer_than_a_body_may_stop(tmp_path: Path) -> None:
+    served = service(file_store(tmp_path), limits=Limits(body_seconds=0.2))
+    with_chat(served, seconds=0.2)
+    with listening(served) as url:
+        said = {"stream": True, "messages": [{"role": "user", "content": "one two three"}]}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=said, timeout=20)
+    assert answer.text.endswith("data: [DONE]\n\n")
+
+
 def test_a_length_that_is_no_number_is_refused(tmp_path: Path) -> None:
     with client(service(file_store(tmp_path))) as http:
         answer = http.post("/v1/feedback", content=b"{}", headers={"Content-Length": "-1"})

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from feedback_samples import (
     prompt,
 )
 
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback import database
 from rlhf_loop.feedback.database import network_file_system, parse_url
 from rlhf_loop.feedback.store import Store
@@ -548,3 +549,16 @@ def test_many_completions_are_quick(store_url: str, n: int) -> None:
         assert len(store.completions(unscored_by="rm")) == n // 2
         assert store.search_completions(text=f"{n - 1} ")[0][0].id == f"c{n - 1}"
         assert time.perf_counter() - started < n / 1000  # a thousand a second: ten times slower than measured
+
+
+def test_when_all_connections_are_in_use_the_store_is_unavailable(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "POOL_SECONDS", 0.2)
+    with Store.open(store_url) as store, ExitStack() as held:
+        for _ in range(15):
+            held.enter_context(store.database.engine.connect())
+        with pytest.raises(StoreUnavailable, match="all connections to .* are in use, and stayed so for 0.2 seconds"):
+            store.counts()
+        held.close()
+        assert store.counts()["prompts"] == 0

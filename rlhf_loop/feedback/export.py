@@ -48,6 +48,9 @@ def export(store: Store, path: str | Path, format: str = "native") -> dict[str, 
         raise UserError(f"there is no export format `{format}`; known: {', '.join(FORMATS)}, parquet")
     if format == "parquet":
         return _export_table(store, path)
+    if {".csv", ".tsv", ".tab", ".xls", ".xlsx", ".xlsm", ".ods"} & {end.lower() for end in path.suffixes}:
+        # a spreadsheet would cut the lines at commas, and run what begins with `=` then
+        raise UserError(f"{format} is no table for a spreadsheet; name the file {path.with_suffix('.jsonl')}")
     parquet = path.suffix == ".parquet"
     if format == "argilla" and path.suffix != ".json":
         raise UserError(f"argilla is written as one JSON list; name the file {path.with_suffix('.json')}")

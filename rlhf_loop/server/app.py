@@ -57,6 +57,7 @@ _STATUS = {
     401: "A token is needed",
     403: "Another role is needed",
     404: "What is named is not there",
+    408: "The body stopped on its way",
     409: "The idempotency key was used for another request; or the run is in use",
     413: "The body is too long",
     422: "A field is wrong; `error.param` names it",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
@@ -18,6 +19,9 @@ BODY_BYTES = 1 << 20
 BULK_BYTES = 8 << 20
 """Of one request's body: bulk feedback may be longer."""
 
+BODY_SECONDS = 60.0
+"""How long a client may send nothing in the middle of a body."""
+
 _KEPT = 10_000  # callers remembered; the longest unseen ones are forgotten, and begin with a full bucket
 
 
@@ -31,6 +35,7 @@ class Limits:
     rates: dict[str, tuple[float, int]] = field(default_factory=lambda: dict(RATES))
     body_bytes: int = BODY_BYTES
     bulk_bytes: int = BULK_BYTES
+    body_seconds: float = BODY_SECONDS
 
     def __post_init__(self) -> None:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # key -> (left, when)
@@ -56,7 +61,8 @@ class Limits:
 
 
 class BodyLimit:
-    """Refuses bodies that are too long with 413, before they are read where they say how long they are."""
+    """Refuses bodies that are too long with 413, before they are read where they say how long they are, and those that
+    stop on their way with 408."""
 
     def __init__(self, app: ASGIApp, limits: Limits):
         self.app = app
@@ -69,13 +75,20 @@ class BodyLimit:
             return
         most = self.limits.bulk_bytes if scope["path"].endswith("/bulk") else self.limits.body_bytes
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        read = 0
+        read, whole = 0, False
 
         async def limited() -> Message:
-            nonlocal read
+            nonlocal read, whole
             if not declared.isdigit() or int(declared) > most:
                 raise _too_large(most)
-            message = await receive()
+            try:  # once the body is whole, what comes is that the client has gone
+                async with asyncio.timeout(None if whole else self.limits.body_seconds):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(
+                    408, "the body stopped on its way; send it again", {"Connection": "close"}
+                ) from None
+            whole = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > most:
                 raise _too_large(most)

@@ -27,6 +27,10 @@ from rlhf_loop.server.upstream import BACK_OFF, KEY_VARIABLE, Upstream
 GRACE_SECONDS = 30
 """How long requests may take to end after the service was told to."""
 
+KEEP_SECONDS = 75
+"""How long an idle connection is kept: longer than clients and proxies keep theirs (5 and 60), so that the service
+never closes one on which a request is on its way."""
+
 
 def start(
     run: Path | None,
@@ -85,6 +89,7 @@ def config(service: Service, trusted_proxies: Sequence[str] = ()) -> uvicorn.Con
         proxy_headers=bool(trusted_proxies),  # uvicorn alone would believe whoever connects from this machine
         forwarded_allow_ips=list(trusted_proxies),
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=KEEP_SECONDS,
     )
 
 
