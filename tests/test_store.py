@@ -558,7 +558,7 @@ def test_when_all_connections_are_in_use_the_store_is_unavailable(
     with Store.open(store_url) as store, ExitStack() as held:
         for _ in range(15):
             held.enter_context(store.database.engine.connect())
-        with pytest.raises(StoreUnavailable, match="all connections to .* are in use, and stayed so for 0.2 seconds"):
+        with pytest.raises(StoreUnavailable, match=r"all connections to .* are in use, and stayed so for 0\.2 seconds"):
             store.counts()
         held.close()
         assert store.counts()["prompts"] == 0
