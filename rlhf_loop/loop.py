@@ -16,8 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from rlhf_loop import launch
 from rlhf_loop.algorithms import ALGORITHMS, AlgorithmName
 from rlhf_loop.errors import UserError
@@ -25,6 +23,7 @@ from rlhf_loop.feedback.bulk import import_and_split, import_file
 from rlhf_loop.feedback.deletion_files import is_redacted
 from rlhf_loop.feedback.prompts import read_prompts
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.kept_recipe import keep_recipe
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, RewardModelJudge
 from rlhf_loop.records import Artifact, Completion, Prompt, Score, Split, read_records, stable_id
@@ -42,9 +41,7 @@ from rlhf_loop.run_dir import (
     read_manifest,
     step_folder,
     write_json,
-    write_text,
 )
-from rlhf_loop.settings_text import read_yaml
 from rlhf_loop.steps.ask import ask, read_ask
 from rlhf_loop.steps.assemble import REMEDIES, assemble
 from rlhf_loop.steps.gate import decide
@@ -52,11 +49,6 @@ from rlhf_loop.steps.snapshot import snapshot
 
 BASE = "base"
 """Artifact id of the policy that the recipe starts from."""
-
-_MAY_CHANGE = (
-    "description", "rounds", "run_dir", "launch", "accelerate_config", "report_to", "annotation", "watch",
-)  # fmt: skip
-"""Settings that may differ when a run goes on: none of them changes what a step makes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +85,7 @@ class Loop:
         """
         total = self.recipe.rounds if rounds is None else rounds
         with self.run_dir.locked():
-            self._keep_recipe()
+            keep_recipe(self.recipe, self.run_dir)
             launcher = launch.choose(self.recipe.launch, self.recipe.accelerate_config)
             with Store.open(self.store_url) as store:
                 run = _Run(self, store, launcher)
@@ -148,28 +140,6 @@ class Loop:
         """False for a policy that another run made which uses the same store."""
         made = re.fullmatch(r"policy-(\d{3,})-[0-9a-f]{8}", policy_id)
         return made is None or self.policy_id(int(made[1])) == policy_id
-
-    def _keep_recipe(self) -> None:
-        """Writes the recipe into the run, or checks that the run was made with the same one."""
-        kept_file = self.run_dir.path / "recipe.yaml"
-        now = self.recipe.model_dump(mode="json")
-        if kept_file.exists():
-            kept = read_yaml(kept_file.read_text(), str(kept_file))
-            if kept.get("name") != now["name"]:
-                raise UserError(
-                    f"{self.run_dir.path} holds a run of recipe `{kept.get('name')}`, not `{now['name']}`; choose "
-                    "another folder with --run-dir"
-                )
-            changed = [line for line in _differences(_with_defaults(kept), now) if _matters(line)]
-            if changed:
-                listed = "\n  ".join(changed)
-                raise UserError(
-                    f"the recipe changed since {self.run_dir.path} was begun:\n  {listed}\nPut the old values back to "
-                    "go on, or start a run of the new recipe with --run-dir DIR. Nothing was touched"
-                )
-        elif any(self.run_dir.path.glob("round_*")):
-            raise UserError(f"{self.run_dir.path} has rounds but no recipe.yaml; choose another folder with --run-dir")
-        write_text(kept_file, self.recipe.to_yaml())
 
 
 class _Run:
@@ -705,29 +675,6 @@ def _interval(value: Mapping[str, Any]) -> str:
 def _without_place(value: Any, run: Path) -> Any:
     """A path inside the run, relative to it: a run that was moved keeps its keys."""
     return value.replace(str(run), "RUN") if isinstance(value, str) else value
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for name in dict.fromkeys([*old, *new])
-            for line in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        ]
-    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
-
-
-def _with_defaults(kept: dict[str, Any]) -> dict[str, Any]:
-    """A kept recipe with the settings that came after it was written; as it is where it can no longer be read."""
-    try:
-        return Recipe.model_validate(kept).model_dump(mode="json")
-    except ValidationError:
-        return kept
-
-
-def _matters(difference: str) -> bool:
-    """Whether a changed setting changes what a step makes."""
-    return difference.split(":")[0].split(".")[0] not in _MAY_CHANGE
 
 
 def _peak_memory() -> int:

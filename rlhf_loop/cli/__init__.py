@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-from rlhf_loop.cli import feedback, policy, privacy, serve, tokens, watch
-from rlhf_loop.cli.shared import AsJson, RunFolder, existing_run, shortest
+from rlhf_loop.cli import feedback, policy, privacy, run, serve, tokens, watch
+from rlhf_loop.cli.shared import AsJson, RunFolder, existing_run
 from rlhf_loop.errors import UserError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.add_typer(feedback.app, name="feedback")
 app.add_typer(policy.app, name="policy")
 app.add_typer(tokens.app, name="token")
 app.add_typer(privacy.app, name="user")
+app.command()(run.run)
 app.command()(serve.serve)
 app.command()(watch.watch)
 
@@ -43,51 +44,6 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-@app.command()
-def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/quickstart.yaml.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings over the recipe's: key.sub=value.", metavar="[KEY=VALUE]...")
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(min=0, help="Rounds in all (default: the recipe's).")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).")] = None,
-    wait: Annotated[bool, typer.Option(help="Stop while people have questions to answer.")] = True,
-) -> None:
-    """Run a recipe, or go on with a run that stopped."""
-    from rlhf_loop.loop import Loop
-    from rlhf_loop.progress import RunProgress
-    from rlhf_loop.recipe import Recipe
-
-    progress = RunProgress()
-    loop = Loop(Recipe.load(recipe, overrides or []), run_dir=run_dir, progress=progress)
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
-        progress.say("one process takes part (on CPU, Accelerate starts one; `torchrun --nproc_per_node N` starts N)")
-    try:
-        result = loop.run(rounds=rounds, wait=wait)
-    except KeyboardInterrupt:
-        print("\nstopped. Nothing is lost: type the same command again to go on.", file=sys.stderr)
-        raise typer.Exit(130) from None
-    place = shortest(result.run_dir)
-    if result.waiting_for_labels:
-        progress.say(
-            f"\nwaiting for labels: {result.waiting_for_labels} questions are open. To answer them on a page:\n"
-            f"  {_command()} serve {place}\n"
-            "or in a file, where you fill in each `winner` (a, b, tie or both_bad):\n"
-            f"  {_command()} feedback export questions.jsonl --format questions --store {place}\n"
-            f"  {_command()} feedback import questions.jsonl --store {place}\n"
-            "then type the same command again."
-        )
-    elif result.complete_rounds:
-        progress.say(f"\nTo chat with the policy and judge its answers yourself: {_command()} serve {place}")
-    progress.say(f"\n{result.complete_rounds} rounds complete. Report: {shortest(result.report)}")
-    own = recipe.parent / "own_pairs.yaml"
-    if own.exists() and own != recipe:
-        progress.say(
-            'With your own feedback, a line {"prompt", "chosen", "rejected"} for each pair:\n'
-            f"  {_command()} run {own} feedback.imports.0.path=YOUR_PAIRS.jsonl"
-        )
 
 
 @app.command()
@@ -164,9 +120,3 @@ def _follow() -> None:
         from rlhf_loop.launch.ranks import follow
 
         follow()
-
-
-def _command() -> str:
-    """How this program was called: .venv/bin/rlhf-loop, rlhf-loop, or python -m rlhf_loop."""
-    program = Path(sys.argv[0])
-    return f"{sys.executable} -m rlhf_loop" if program.name == "__main__.py" else shortest(program)

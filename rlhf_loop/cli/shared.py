@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.places import absolute_store
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.", metavar="RUN")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -25,10 +27,10 @@ def existing_run(path: Path) -> Path:
 
 
 def store_url(store: str) -> str:
-    """A URL or file as it is; a run's folder stands for the run's store."""
-    folder = Path(store)
+    """The store's URL or file; a run's folder stands for the run's store."""
+    folder = Path(store).expanduser()
     if not folder.is_dir():
-        return store
+        return absolute_store(store, Path.cwd())
     from rlhf_loop.policies import open_loop
 
     return open_loop(existing_run(folder)).store_url
@@ -47,3 +49,9 @@ def shortest(path: Path) -> str:
     """Relative to the working folder where that is shorter."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)
+
+
+def command() -> str:
+    """How this program was called: .venv/bin/rlhf-loop, rlhf-loop, or python -m rlhf_loop."""
+    program = Path(sys.argv[0])
+    return f"{sys.executable} -m rlhf_loop" if program.name == "__main__.py" else shortest(program)

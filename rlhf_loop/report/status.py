@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlhf_loop.report.data import Round, read_recipe, read_rounds
@@ -51,7 +52,7 @@ def render(values: dict[str, Any]) -> Table:
         table.add_row(
             str(row["round"]),
             "complete" if row["complete"] else "begun",
-            "-" if rate is None else f"{rate['mean']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}] n={rate['n']}",
+            shown_rate(rate),
             row["decision"] or "-",
             f"{sum(row['timings'].values()):.0f}",
         )
@@ -60,6 +61,14 @@ def render(values: dict[str, Any]) -> Table:
     table.caption = f"{caption}next: {values['next']}"
     table.caption_justify = "left"
     return table
+
+
+def shown_rate(rate: Mapping[str, Any] | None) -> str:
+    """A win-rate in a table; few answers have no interval."""
+    if rate is None:
+        return "-"
+    interval = "" if rate["low"] is None else f" [{rate['low']:.2f}, {rate['high']:.2f}]"
+    return f"{rate['mean']:.2f}{interval} n={rate['n']}"
 
 
 def _round(round: Round) -> dict[str, Any]:

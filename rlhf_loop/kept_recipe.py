@@ -1,0 +1,87 @@
+"""The recipe that a run keeps: a run goes on with the recipe that it was begun with."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.recipe import Recipe
+from rlhf_loop.run_dir import RunDir, write_text
+from rlhf_loop.settings_text import read_yaml
+
+_MAY_CHANGE = (
+    "description", "rounds", "run_dir", "launch", "accelerate_config", "report_to", "annotation", "watch",
+)  # fmt: skip
+"""Settings that may differ when a run goes on: none of them changes what a step makes."""
+
+_NAMED = 3  # changed settings in the name of a folder
+
+
+class RecipeChanged(UserError):
+    """The run's folder holds a run of another recipe. `elsewhere` is a folder for a run of this one."""
+
+    def __init__(self, message: str, elsewhere: Path):
+        super().__init__(message)
+        self.elsewhere = elsewhere
+
+
+def keep_recipe(recipe: Recipe, run: RunDir) -> None:
+    """Writes the recipe into the run, or raises `RecipeChanged` where the run was made with another one."""
+    kept_file = run.path / "recipe.yaml"
+    if kept_file.exists():
+        kept = read_yaml(kept_file.read_text(), str(kept_file))
+        if kept.get("name") != recipe.name:
+            raise RecipeChanged(
+                f"{run.path} holds a run of recipe `{kept.get('name')}`, not `{recipe.name}`; choose another folder "
+                "with --run-dir",
+                run.path.with_name(recipe.name if recipe.name != run.name else f"{run.name}-2"),
+            )
+        changed = _changed(_with_defaults(kept), recipe.model_dump(mode="json"))
+        if changed:
+            listed = "\n  ".join(f"{key}: {_shown(old)} -> {_shown(new)}" for key, old, new in changed)
+            raise RecipeChanged(
+                f"the recipe changed since {run.path} was begun:\n  {listed}\nPut the old values back to go on, or "
+                "start a run of the new recipe with --run-dir DIR. Nothing was touched",
+                run.path.with_name("-".join([run.name, *(_named(key, new) for key, _, new in changed[:_NAMED])])),
+            )
+    elif any(run.path.glob("round_*")):
+        raise UserError(f"{run.path} has rounds but no recipe.yaml; choose another folder with --run-dir")
+    write_text(kept_file, recipe.to_yaml())
+
+
+def _changed(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, value before, value now) of what changes what a step makes."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            change
+            for name in dict.fromkeys([*old, *new])
+            if key or name not in _MAY_CHANGE
+            for change in _changed(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if old == new else [(key, old, new)]
+
+
+def _with_defaults(kept: dict[str, Any]) -> dict[str, Any]:
+    """A kept recipe with the settings that came after it was written; as it is where it can no longer be read."""
+    try:
+        return Recipe.model_validate(kept).model_dump(mode="json")
+    except ValidationError:
+        return kept
+
+
+def _shown(value: Any) -> str:
+    """A value without the password of a URL."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", repr(value))
+
+
+def _named(key: str, value: Any) -> str:
+    """A change in the name of a folder: its value, a number with its key before it."""
+    *_, name = key.split(".")
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool) and "://" not in str(value):
+        text = str(value).rstrip("/").rsplit("/", 1)[-1]
+        name = text if isinstance(value, str) else f"{name}-{text}"
+    return re.sub(r"[^\w.]+", "-", name).strip("-")[:40]
