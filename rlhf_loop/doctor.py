@@ -90,11 +90,14 @@ def _disk(folder: Path) -> dict[str, Any]:
 def _accelerators() -> dict[str, Any]:
     code = (
         "import torch; a = torch.accelerator; "
-        "print(', '.join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) "
-        "or (str(a.current_accelerator()) if a.is_available() else ''))"
+        "print(str(a.device_count()) + ' ' + str(a.current_accelerator()) if a.is_available() else '')"
     )
+    # Counted by the driver: to start CUDA takes seconds, and so does asking it for names.
+    environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     try:
-        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        process = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
+        )
     except subprocess.TimeoutExpired:
         return _finding("accelerator", "fails", "torch does not answer", "check the driver: nvidia-smi")
     if process.returncode:
@@ -103,7 +106,14 @@ def _accelerators() -> dict[str, Any]:
     found = process.stdout.strip()
     if not found:
         return _finding("accelerator", "lacks", "none", "small models train on CPU; the quickstart does")
-    return _finding("accelerator", "works", found)
+    names = [_line(path, "Model:") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    return _finding("accelerator", "works", f"{found} ({', '.join(names)})" if names else found)
+
+
+def _line(path: Path, key: str) -> str:
+    """What stands behind `key` in a file of the driver."""
+    lines = path.read_text(errors="replace").splitlines()
+    return next((line.removeprefix(key).strip() for line in lines if line.startswith(key)), "unknown")
 
 
 def _models() -> dict[str, Any]:

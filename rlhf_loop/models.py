@@ -160,11 +160,11 @@ def save_policy(
 
 
 def merge_policy(folder: str | Path, output: str | Path, settings: Policy) -> None:
-    """Writes a policy as plain float32 weights that transformers alone can load.
+    """Writes a policy as plain weights of `settings.dtype` that transformers alone can load.
 
-    Merged in float32 because adding an adapter to bfloat16 weights loses its small updates.
+    An adapter is added in float32 and the sum rounded once: added to bfloat16 weights it loses its small updates.
     """
-    model, tokenizer = load_policy(folder, settings.model_copy(update={"dtype": "float32"}), merged=True)
+    model, tokenizer = load_policy(folder, settings, merged=True)
     with _quiet():
         model.save_pretrained(str(output))
     tokenizer.save_pretrained(str(output))

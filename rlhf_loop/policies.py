@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.loop import BASE, Loop
-from rlhf_loop.recipe import Recipe
+from rlhf_loop.model_card import model_card
+from rlhf_loop.recipe import Policy, Recipe
 from rlhf_loop.records import Artifact
 from rlhf_loop.run_dir import commit_folder, read_json, write_json, write_text
+
+DTYPES: tuple[str, ...] = get_args(Policy.model_fields["dtype"].annotation)
+"""Precisions that weights can be exported in."""
 
 
 def open_loop(run: Path) -> Loop:
@@ -60,15 +63,22 @@ def rollback(run: Path) -> str:
         return before
 
 
-def export(run: Path, output: Path, policy_id: str | None = None, form: str = "merged") -> Path:
+def export(
+    run: Path, output: Path, policy_id: str | None = None, form: str = "merged", dtype: str | None = None
+) -> Path:
     """Writes a policy to `output` with `README.md` (the model card) and `lineage.json`.
 
-    `form`: "merged" for plain float32 weights that transformers and vLLM load, "adapter" for the LoRA adapter as it
-    was trained. Raises `UserError` when `output` exists, or there is no adapter.
+    `form`: "merged" for plain weights that transformers and vLLM load, "adapter" for the LoRA adapter as it was
+    trained. `dtype`: of merged weights, by default that of the recipe's policy. Raises `UserError` when `output`
+    exists, or there is no adapter.
     """
     if form not in ("merged", "adapter"):
         raise UserError(f"--form {form}: choose merged or adapter")
-    if output.exists() and any(output.iterdir()):
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: choose {', '.join(DTYPES)}")
+    if dtype is not None and form == "adapter":
+        raise UserError("--dtype is for merged weights; an adapter stays as it was trained")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not empty; name a new folder")
     loop = open_loop(run)
     with Store.open(loop.store_url) as store:
@@ -86,13 +96,26 @@ def export(run: Path, output: Path, policy_id: str | None = None, form: str = "m
     else:
         from rlhf_loop.models import merge_policy
 
-        merge_policy(source, partial, loop.recipe.policy)
-    write_text(partial / "README.md", _card(loop, policy, form))
-    write_json(partial / "lineage.json", lineage)
+        settings = loop.recipe.policy
+        merge_policy(source, partial, settings.model_copy(update={"dtype": dtype or settings.dtype}))
+    write_text(partial / "README.md", model_card(loop.recipe, policy, _evaluation(loop, policy), form, output.name))
+    write_json(partial / "lineage.json", _without_places(lineage, loop.run_dir.path))
     if output.exists():
         output.rmdir()
     commit_folder(partial, output)
     return output
+
+
+def _without_places(value: Any, run: Path) -> Any:
+    """`value` without this machine's folders: what lies in the run relative to it, of other paths the last part."""
+    if isinstance(value, dict):
+        return {name: _without_places(part, run) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_places(part, run) for part in value]
+    if isinstance(value, str) and value.startswith("/"):
+        path = Path(value)
+        return str(path.relative_to(run)) if path.is_relative_to(run) else path.name
+    return value
 
 
 def _promoted_before(promotions: Sequence[str]) -> str:
@@ -123,46 +146,3 @@ def _evaluation(loop: Loop, policy: Artifact) -> dict[str, Any]:
     path = loop.evaluation(policy) / "evaluation.json"
     evaluation: dict[str, Any] = read_json(path) if path.exists() else {}
     return evaluation
-
-
-def _card(loop: Loop, policy: Artifact, form: str) -> str:
-    evaluation = _evaluation(loop, policy)
-    recipe = loop.recipe
-    simulated = recipe.feedback.annotator is not None
-    algorithm = policy.metrics.get("algorithm", "none")
-    front = {"library_name": "transformers" if form == "merged" else "peft", "tags": ["rlhf-loop", algorithm, "trl"]}
-    numbers = {
-        name: evaluation[name]
-        for name in ("win_rate_vs_base", "length_matched_win_rate_vs_base", "kl", "perplexity", "plain_text_perplexity")
-        if evaluation.get(name)
-    }
-    lines = [
-        "---",
-        *(f"{key}: {json.dumps(value)}" for key, value in front.items()),
-        "---",
-        f"# {recipe.name}, policy `{policy.id}`",
-        "",
-        f"Round {policy.round} of the feedback loop `{recipe.name}`, from `{recipe.policy.model}` by "
-        f"{algorithm} on {len(policy.trained_on)} pieces of "
-        f"{'SIMULATED ' if simulated else ''}feedback. Parent: `{policy.parent or 'none'}`.",
-        "",
-        "## Evaluation",
-        f"Judge: {evaluation.get('judge', {}).get('name', 'none')}. On held-out prompts:",
-        "```json",
-        json.dumps(numbers, indent=2),
-        "```",
-        "",
-        "## Use",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer"
-        if form == "merged"
-        else "from peft import AutoPeftModelForCausalLM",
-        'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'
-        if form == "merged"
-        else 'model = AutoPeftModelForCausalLM.from_pretrained("THIS_FOLDER")  # base: see adapter_config.json',
-        "```",
-        "",
-        "`lineage.json` names the feedback, reward model and rounds that made it.",
-        "",
-    ]
-    return "\n".join(lines)

@@ -334,7 +334,7 @@ def test_a_merged_policy_loads_with_plain_transformers(tiny_policy: Path, tmp_pa
 
     model, tokenizer = adapted(tiny_policy)
     save_policy(model, tokenizer, tmp_path / "policy", "tiny-random:0")
-    merge_policy(tmp_path / "policy", tmp_path / "merged", Policy(model="tiny-random:0"))
+    merge_policy(tmp_path / "policy", tmp_path / "merged", FP32)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert plain.dtype == torch.float32
     torch.testing.assert_close(

@@ -44,8 +44,7 @@ def cut_down(recipe: Path) -> None:
     for trainer in [values["update"].get("trainer", {}), *values["update"].get("trainers", {}).values()]:
         if trainer:
             trainer |= {"per_device_train_batch_size": 2, "max_steps": 1}
-    if "ppo" in values["update"].get("trainers", {}):
-        values["update"]["trainers"]["ppo"] |= {"gradient_accumulation_steps": 1, "num_mini_batches": 1}
+            trainer |= {name: 1 for name in ("gradient_accumulation_steps", "num_mini_batches") if name in trainer}
     values["evaluation"] |= {"max_prompts": 4, "bootstrap": 100, "plain_text": None}
     values["feedback"]["validation"] = {"min_pairs": 2}
     values["feedback"]["questions_per_round"] = min(values["feedback"].get("questions_per_round", 64), 16)

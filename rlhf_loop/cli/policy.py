@@ -48,9 +48,12 @@ def policy_export(
     run: RunFolder,
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
     policy: Annotated[str | None, typer.Option(help="Id of a policy (default: the promoted one).")] = None,
-    form: Annotated[str, typer.Option("--form", help="merged (plain float32 weights) or adapter.")] = "merged",
+    form: Annotated[str, typer.Option("--form", help="merged (plain weights) or adapter.")] = "merged",
+    dtype: Annotated[
+        str | None, typer.Option(help="Of merged weights: float32, bfloat16 or float16 (default: the policy's).")
+    ] = None,
 ) -> None:
     """Write a policy with a model card and its lineage, ready for transformers and vLLM."""
     from rlhf_loop import policies
 
-    print(policies.export(existing_run(run), output, policy, form))
+    print(policies.export(existing_run(run), output, policy, form, dtype))
