@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+from rlhf_loop.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -29,8 +31,16 @@ def is_main() -> bool:
 
 
 def start() -> None:
-    """Joins the process group (NCCL with accelerators, Gloo without), once, when there is more than one process."""
+    """Joins the process group (NCCL with accelerators, Gloo without), once, when there is more than one process.
+
+    Raises `UserError` where Accelerate's config asks for FSDP's first version, whose weights we cannot put together.
+    """
     if world_size() > 1:
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and os.environ.get("FSDP_VERSION", "1") == "1":
+            raise UserError(
+                "the Accelerate config asks for version 1 of FSDP; set `fsdp_version: 2` under `fsdp_config`, as in "
+                "recipes/accelerate/fsdp2.yaml"
+            )
         from accelerate import PartialState
 
         PartialState()

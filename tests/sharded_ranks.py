@@ -81,7 +81,23 @@ class Stopped(Exception):
     """Stands for a kill, on every rank at once."""
 
 
+def loop(recipe: str, run_dir: Path, *changes: str) -> None:
+    """A whole run with this process as one of its ranks."""
+    from rlhf_loop.cli import main
+
+    sys.argv = ["rlhf-loop", "run", recipe, "--rounds", "1", "--run-dir", str(run_dir), *changes]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+
+
 def run(case: str, base: str, output: Path) -> None:
+    if case == "loop":
+        recipe = HERE.parent / "recipes" / "smoke.yaml"
+        loop(str(recipe), output, f"reward.model={HERE.parent / 'reward_models' / 'bradley_terry'}")
+        return
     algorithm, size, *options = case.split("-")
     if "resumed" not in options:
         train(algorithm, size == "lora", base, output, options)

@@ -178,12 +178,16 @@ class UniqueTextsRewardTrainer(RewardTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean loss of the batch's pairs: the same number as without sharing texts."""
+        """The mean loss of the batch's pairs: the same number as without sharing texts.
+
+        The trainer takes the mean over ranks, of which each may have another number of pairs: each weighs its own."""
         rewards = self._forward(model, inputs["input_ids"], inputs["attention_mask"])  # (N,)
         chosen, rejected = rewards[inputs["chosen"]], rewards[inputs["rejected"]]  # (P,) each
         loss = -logsigmoid(chosen - rejected - inputs["margin"]).mean()
         if self.args.center_rewards_coefficient is not None:  # arXiv 2312.09244, equation 2
             loss = loss + self.args.center_rewards_coefficient * ((chosen + rejected) ** 2).mean()
+        pairs = torch.tensor(float(len(chosen)), device=loss.device)
+        loss = loss * (pairs / self.accelerator.reduce(pairs, "mean"))
         self._count(rewards.detach(), (chosen - rejected).detach(), inputs["attention_mask"])
         return (loss, {"rewards": rewards}) if return_outputs else loss
 

@@ -16,6 +16,7 @@ from typing import Any
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
+from rlhf_loop.distributed import world_size
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import LabelledCompletion
 from rlhf_loop.turns import Turns
@@ -92,8 +93,8 @@ class _Tokenised(KTOTrainer):  # type: ignore[misc]
             ids = rows["completion_ids"]
             return {"KL_completion_ids": [ids[-1], *ids[:-1]]}
 
-        if self.calculate_KL:  # as TRL pairs them: within the batches, which the trainer takes in order
-            dataset = dataset.map(mismatch, batched=True, batch_size=args.per_device_train_batch_size)
+        if self.calculate_KL:  # as TRL pairs them, within the batches, which the trainer takes in order; of all ranks
+            dataset = dataset.map(mismatch, batched=True, batch_size=args.per_device_train_batch_size * world_size())
         return dataset
 
 
