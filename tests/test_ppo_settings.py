@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import token_task as task
 import torch
+from datasets import Dataset
 from test_ppo import gradients, placed, with_random_critic
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import GRPOConfig
@@ -98,6 +99,10 @@ def test_a_kl_target_needs_a_coefficient_to_start_from(tmp_path: Path) -> None:
         ("reward_model", "`reward_funcs`"),
         ("tokenizer", "`processing_class`"),
         ("data_collator", "the column `prompt`"),
+        ("config", "`args`"),
+        ("dataset", "`train_dataset`"),
+        ("policy", "`model`"),
+        ("ref_policy", "the reference is the model that `model` was loaded from"),
     ],
 )
 def test_arguments_of_the_former_trainer_are_refused_with_todays(tmp_path: Path, name: str, instead: str) -> None:
@@ -106,6 +111,44 @@ def test_arguments_of_the_former_trainer_are_refused_with_todays(tmp_path: Path,
     with pytest.raises(UserError, match=f"no argument `{name}`") as refused:
         PPOTrainer(task.model_folder(), task.share_of_a, task.config(tmp_path), **{name: object()})
     assert instead in str(refused.value)
+
+
+def test_a_config_that_is_given_first_as_the_former_trainers_took_it_is_refused(tmp_path: Path) -> None:
+    from rlhf_loop.updates import PPOTrainer
+
+    with pytest.raises(UserError, match="takes `model` first and its config as `args`"):
+        PPOTrainer(task.config(tmp_path), task.share_of_a)
+
+
+@pytest.mark.parametrize("given", [[None], [None] * 3])
+def test_tokenizers_of_rewards_that_are_not_one_each_are_refused(tmp_path: Path, given: list[None]) -> None:
+    said = f"{len(given)} reward_processing_classes for 2 reward_funcs: give one for each"
+    with pytest.raises(UserError, match=said):
+        task.trainer(tmp_path, reward_funcs=[task.share_of_a] * 2, reward_processing_classes=given)
+
+
+@pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
+def test_a_data_set_of_token_ids_is_refused_with_the_column_to_give(tmp_path: Path, name: str) -> None:
+    of_ids = Dataset.from_list([{"input_ids": [1, 2, 3]}] * 64)
+    with pytest.raises(UserError, match=rf"{name} has the columns input_ids and no `prompt`.*not `input_ids`"):
+        task.trainer(tmp_path, **{name: of_ids})
+    with pytest.raises(UserError, match=rf"{name}\['a'\] has the columns text and no `prompt`"):
+        task.trainer(tmp_path, **{name: {"a": of_ids.rename_column("input_ids", "text")}})
+
+
+def test_a_value_model_beside_an_adapter_is_refused_with_both_ways_out(tmp_path: Path) -> None:
+    said = r"the default of a policy with an adapter: leave `value_model` out, or set critic='separate'"
+    value_model = AutoModelForCausalLM.from_pretrained(task.model_folder())
+    with pytest.raises(UserError, match=said):
+        task.trainer(tmp_path, peft_config=task.lora(), value_model=value_model)
+
+
+def test_a_cpu_is_trained_on_when_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    for precision in ({}, {"fp16": True}):
+        with pytest.raises(UserError, match="no accelerator here: set `use_cpu=True`"):
+            PPOConfig(str(tmp_path), **precision)
+    assert PPOConfig(str(tmp_path), bf16=False).bf16 is False
 
 
 def test_groups_that_do_not_fill_a_rollout_are_refused(tmp_path: Path) -> None:
@@ -201,7 +244,7 @@ def test_a_critic_that_does_not_go_with_the_policy_is_refused(tmp_path: Path) ->
         task.trainer(tmp_path, critic="adapter")
     with pytest.raises(UserError, match="needs `value_model`"):
         task.trainer(tmp_path, critic="separate", peft_config=task.lora())
-    with pytest.raises(UserError, match="leave one of them out"):
+    with pytest.raises(UserError, match="leave `value_model` out"):
         task.trainer(tmp_path, critic="head", value_model=classifier)
     classifier.resize_token_embeddings(20)
     with pytest.raises(UserError, match="embeddings for 20 tokens and the policy's for 32"):
@@ -233,7 +276,21 @@ def test_the_defaults_are_those_of_the_reproduction_that_they_cite() -> None:
 
 @pytest.mark.parametrize(
     ("name", "instead"),
-    [("response_length", "max_completion_length"), ("sft_model_path", "model"), ("stop_token", "EOS")],
+    [
+        ("response_length", "max_completion_length"),
+        ("sft_model_path", "model"),
+        ("stop_token", "EOS"),
+        ("world_size", "it is computed"),
+        ("num_total_batches", "it is computed"),
+        ("batch_size", "num_mini_batches"),
+        ("local_batch_size", "num_mini_batches"),
+        ("mini_batch_size", "gradient_accumulation_steps"),
+        ("micro_batch_size", "gradient_accumulation_steps"),
+        ("init_kl_coef", "kl_coef"),
+        ("ppo_epochs", "num_ppo_epochs"),
+        ("target_kl", "kl_budget"),
+        ("log_with", "report_to"),
+    ],
 )
 def test_settings_of_the_former_config_are_refused_with_todays(tmp_path: Path, name: str, instead: str) -> None:
     with pytest.raises(UserError, match=rf"no `{name}`.*{instead}"):

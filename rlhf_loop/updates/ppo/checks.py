@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from rlhf_loop.distributed import whole_models
 from rlhf_loop.errors import UserError
@@ -21,13 +21,51 @@ _FORMER_ARGUMENTS = {
     "reward_model": "`reward_funcs`",
     "tokenizer": "`processing_class`",
     "data_collator": "nothing: give prompts as text or messages in the column `prompt`",
+    "config": "`args`",
+    "dataset": "`train_dataset`",
+    "policy": "`model`",
+    "ref_policy": "nothing: the reference is the model that `model` was loaded from",
+    "optimizer": "`optimizers=(optimizer, scheduler)`",
+    "lr_scheduler": "`optimizers=(optimizer, scheduler)`",
+    "num_shared_layers": "nothing: the reference is the model that `model` was loaded from",
+    "train_generation_config": "`args`: `temperature`, `top_p`, `top_k`, `generation_kwargs`",
 }
 
 
-def refuse_former_arguments(names: Iterable[str]) -> None:
-    """Says what an argument of TRL's former PPOTrainer is called now."""
+def refuse_former_arguments(model: Any, names: Iterable[str]) -> None:
+    """Says what an argument of TRL's former PPOTrainers is called now; they took their config first."""
+    if isinstance(model, TrainingArguments) or type(model).__name__ == "PPOConfig":
+        raise UserError(
+            "PPOTrainer takes `model` first and its config as `args`: give both by name. See docs/updates.md"
+        )
     for name in set(names) & set(_FORMER_ARGUMENTS):
         raise UserError(f"PPOTrainer has no argument `{name}`; use {_FORMER_ARGUMENTS[name]}. See docs/updates.md")
+
+
+def paired_tokenizers(functions: Sequence[Any], given: Any) -> list[Any]:
+    """`reward_processing_classes` as a list with one for each of `reward_funcs`; None where none was given."""
+    tokenizers = list(given) if isinstance(given, (list, tuple)) else [given] * (given is not None)
+    if tokenizers and len(tokenizers) != len(functions):
+        raise UserError(
+            f"{len(tokenizers)} reward_processing_classes for {len(functions)} reward_funcs: give one for each, in "
+            "their order, with None for functions and for classifiers whose tokenizer lies with them"
+        )
+    return tokenizers or [None] * len(functions)
+
+
+def check_columns(dataset: Any, name: str, needed: bool = True) -> None:
+    """A data set without `prompt` is refused: the former trainers took token ids. `needed`: False where an environment
+    gives the prompts."""
+    for part, rows in dataset.items() if isinstance(dataset, dict) else [("", dataset)]:
+        columns = getattr(rows, "column_names", None)
+        if not needed or columns is None or "prompt" in columns:
+            continue
+        ids = ", not `input_ids`: the trainer tokenizes them" if "input_ids" in columns else ""
+        which = f"{name}[{part!r}]" if part else name
+        raise UserError(
+            f"{which} has the columns {', '.join(columns) or 'none'} and no `prompt`: give prompts as "
+            f"text or messages in the column `prompt`{ids}. See docs/updates.md"
+        )
 
 
 def check_tokenizer(tokenizer: Any) -> None:

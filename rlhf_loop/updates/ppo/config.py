@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from trl import GRPOConfig
 
 from rlhf_loop.distributed import world_size
@@ -28,8 +29,32 @@ _FORMER = {
     "model_adapter_name": "PPOTrainer's `model` or `peft_config`",
     "ref_adapter_name": "PPOTrainer's `model` or `peft_config`",
     "exp_name": "`run_name`",
+    **dict.fromkeys(("world_size", "num_total_batches"), "nothing: it is computed"),
+    **dict.fromkeys(
+        ("batch_size", "local_batch_size"),
+        "`num_mini_batches`: a rollout is as many minibatches of `per_device_train_batch_size * "
+        "gradient_accumulation_steps` completions a process",
+    ),
+    **dict.fromkeys(
+        ("mini_batch_size", "local_mini_batch_size", "micro_batch_size"),
+        "`per_device_train_batch_size` and `gradient_accumulation_steps`, whose product it is, a process",
+    ),
+    "model_name": "PPOTrainer's `model`",
+    "log_with": "`report_to`",
+    "steps": "`total_episodes`",
+    "ppo_epochs": "`num_ppo_epochs`",
+    "init_kl_coef": "`kl_coef`",
+    "adap_kl_ctrl": "`kl_target`",
+    "target": "`kl_target`",
+    "horizon": "`kl_horizon`",
+    "early_stopping": "`kl_budget`",
+    "target_kl": "`kl_budget`",
+    "kl_penalty": "`kl_estimator`",
+    "use_score_scaling": "`normalize_scores`",
+    "use_score_norm": "`normalize_scores`",
+    "forward_batch_size": "`per_device_train_batch_size`",
 }
-"""Settings of TRL's former PPOConfig that are called otherwise -> what to set in their place."""
+"""Settings of TRL's former PPOConfigs (to 0.11, and to 1.12) that are called otherwise -> what to set instead."""
 
 _INSTEAD = {
     "num_iterations": "`num_ppo_epochs`",
@@ -132,6 +157,11 @@ class PPOConfig(GRPOConfig):  # type: ignore[misc]
         trl: Any = self  # its fields have no types
         self._refuse_what_means_nothing()
         self._check_ranges()
+        if not self.use_cpu and (trl.fp16 or trl.bf16 is not False) and not torch.accelerator.is_available():
+            raise UserError(
+                "there is no accelerator here: set `use_cpu=True` to train on the CPU, with `bf16=False` where the "
+                "weights are float32"
+            )
         self.num_iterations = self.num_ppo_epochs
         self.steps_per_generation = self.gradient_accumulation_steps * self.num_mini_batches
         self.generation_batch_size = None  # follows from it

@@ -84,7 +84,9 @@ def attach_critic(model: Any, placement: Placement, value_model: Any = None, see
         )
     if value_model is not None and placement != "separate":
         raise UserError(
-            f"`value_model` starts a separate critic; this one is critic={placement!r}: leave one of them out"
+            f"`value_model` starts a separate critic; this one is critic={placement!r}"
+            + (", the default of a policy with an adapter" if peft and placement == "adapter" else "")
+            + ": leave `value_model` out, or set critic='separate'"
         )
     trunk, head = (None, None)
     if placement == "separate":

@@ -37,9 +37,11 @@ from rlhf_loop.updates.ppo.advantages import (
 )
 from rlhf_loop.updates.ppo.checks import (
     Signal,
+    check_columns,
     check_lengths,
     check_tokenizer,
     loaded_reward_model,
+    paired_tokenizers,
     refuse_former_arguments,
     without_empty_completions,
 )
@@ -113,21 +115,24 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
         rollout_func: Any = None,
         **more: Any,
     ):
-        refuse_former_arguments(more)
+        refuse_former_arguments(model, more)
         if args is None:
             args = PPOConfig("trainer_output")
         if args.critic_learning_rate is not None and more.get("optimizers", (None, None))[0] is not None:
             raise UserError("`critic_learning_rate` has no effect on an optimizer that you made; leave one of them out")
         if processing_class is not None:
             check_tokenizer(processing_class)
+        for name in ("train_dataset", "eval_dataset"):
+            check_columns(more.get(name), name, needed=not more.get("environment_factory"))
         functions = _as_list(reward_funcs)
         classifiers = [loaded_reward_model(function) for function in functions]
+        value_model = loaded_reward_model(value_model)  # by its name or folder too
         tokenizers = [
             given or AutoTokenizer.from_pretrained(function.config._name_or_path)
             if isinstance(function, PreTrainedModel)
             else None
             for function, given in zip(
-                classifiers, _as_list(reward_processing_classes) or [None] * len(functions), strict=True
+                classifiers, paired_tokenizers(functions, reward_processing_classes), strict=True
             )
         ]
         super().__init__(
