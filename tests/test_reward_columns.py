@@ -14,8 +14,8 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.prompts import read_prompts
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.recipe import Policy
-from rlhf_loop.records import PreferencePair
-from rlhf_loop.rewards import evaluate_reward, load_reward
+from rlhf_loop.records import Completion, PreferencePair, Score, read_records
+from rlhf_loop.rewards import combine, evaluate_reward, load_reward
 
 SMOKE = Path(__file__).parent.parent / "recipes" / "smoke.yaml"
 
@@ -123,6 +123,34 @@ def test_a_function_of_an_installed_module_is_a_reward(tmp_path: Path) -> None:
     reward = load_reward(tmp_path / "reward", id="r", policy=Policy(model="tiny-random:0"))
     answers = [[{"role": "assistant", "content": text}] for text in ("<think>why</think>so", "so")]
     assert reward(prompts=[[{"role": "user", "content": "?"}]] * 2, completions=answers) == [1.0, 0.0]
+
+
+def test_a_function_that_has_nothing_to_say_of_some_prompts_runs_through(tmp_path: Path, model_cache: Path) -> None:
+    """None, as TRL's own functions give where a solution cannot be read: such answers have no score and no part."""
+    code = (
+        "def f(completions, solution, **_):\n"
+        "    return [None if int(a) % 2 else float(len(c[-1]['content'])) for a, c in zip(solution, completions)]\n"
+    )
+    recipe = recipe_with(tmp_path, "reward.py:f\n" + code)
+    loop = Loop(Recipe.load(recipe), run_dir=tmp_path / "run")
+    loop.run(rounds=1)
+    step = loop.run_dir.step
+    for name, completions in (("score", step(0, "generate")), ("rescore", step(1, "generate"))):
+        asked = {c.id: int(c.prompt_id[1:]) for c in read_records(completions / "completions.parquet", Completion)}
+        scored = {score.completion_id for score in read_records(step(1, name) / "scores.parquet", Score)}
+        assert scored == {id for id, number in asked.items() if number % 2 == 0}
+    proxy = json.loads((step(1, "evaluate") / "evaluation.json").read_text())["proxy"]
+    assert proxy["win_rate_vs_base"]["n"] == 2  # of the four held-out prompts
+
+
+def test_a_part_of_a_sum_that_has_nothing_to_say_adds_nothing(tmp_path: Path) -> None:
+    parts = []
+    for name, given in (("one", "[1.0, None, None]"), ("two", "[10.0, 20.0, None]")):
+        (tmp_path / name).mkdir()
+        recipe_with(tmp_path / name, f"reward.py:f\ndef f(completions): return {given}\n")
+        (tmp_path / name / "reward").rename(tmp_path / name / name)
+        parts.append((load_reward(tmp_path / name / name, id=name, policy=Policy(model="tiny-random:0")), 0.5))
+    assert combine(parts)(prompts=["?"] * 3, completions=["a", "b", "c"]) == [5.5, 10.0, None]
 
 
 @pytest.mark.slow

@@ -577,7 +577,7 @@ def test_a_function_may_take_plain_strings_arguments_and_be_asynchronous(tmp_pat
         ("def f(completions, **k):\n    return [0.5]", "1 values for 2 completions"),
         ("def f(completions, **k):\n    return 0.5", "gave float for 2 completions"),
         ("def f(completions, **k):\n    return [0.5, float('nan')]", "gave nan"),
-        ("def f(completions, **k):\n    return [0.5, None]", "gave None"),
+        ("def f(completions, **k):\n    return [0.5, True]", "gave True"),
         ("def f(completions, answer):\n    return [0.5, 1]", "asks for answer"),
     ],
 )

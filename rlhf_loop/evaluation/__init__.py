@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from rlhf_loop.records import Completion, Prompt
 
 __all__ = ["Models", "Scorer", "diversity", "evaluate", "length", "length_matched", "win_rate"]
 
-Scorer = Callable[[Sequence[Prompt], Sequence[Completion]], Sequence[float]]
+Scorer = Callable[[Sequence[Prompt], Sequence[Completion]], Sequence[float | None]]
 """Scores each completion as an answer to the prompt at its place; higher is better."""
 
 
@@ -122,12 +123,7 @@ def evaluate(
         for i in range(len(ours))
     ]
     if proxy is not None:
-        our_proxy, base_proxy = _scores(proxy, questions, ours), _scores(proxy, questions, theirs)
-        result["proxy"] = {
-            "candidate": _mean(our_proxy),
-            "base": _mean(base_proxy),
-            "win_rate_vs_base": win_rate(our_proxy, base_proxy, groups, **statistics),
-        }
+        result["proxy"] = _proxy(proxy, questions, ours, theirs, statistics)
     if models is not None:
         measured, kl = _language_model(models, questions, ours, theirs, plain_text)
         result |= measured
@@ -199,8 +195,31 @@ def _same_places(ours: Sequence[Completion], others: Sequence[Completion], name:
         )
 
 
+def _proxy(
+    proxy: Scorer,
+    questions: Sequence[Prompt],
+    ours: Sequence[Completion],
+    theirs: Sequence[Completion],
+    statistics: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """What the reward model says, over the comparisons of which it has something to say; None where there are none."""
+    told = [
+        (float(mine), float(base), prompt.id)
+        for mine, base, prompt in zip(proxy(questions, ours), proxy(questions, theirs), questions, strict=True)
+        if mine is not None and base is not None
+    ]
+    if not told:
+        return None
+    our_scores, base_scores, groups = map(list, zip(*told, strict=True))
+    return {
+        "candidate": _mean(our_scores),
+        "base": _mean(base_scores),
+        "win_rate_vs_base": win_rate(our_scores, base_scores, groups, **statistics),
+    }
+
+
 def _scores(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
-    scores = [float(score) for score in scorer(prompts, completions)]
+    scores = [math.nan if score is None else float(score) for score in scorer(prompts, completions)]
     if len(scores) != len(completions):
         raise UserError(f"the judge gave {len(scores)} scores for {len(completions)} answers; it must give one each")
     for score, completion in zip(scores, completions, strict=True):

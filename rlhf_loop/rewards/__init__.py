@@ -132,7 +132,8 @@ def evaluate_reward(
     """How often `reward` agrees with `pairs`, and how well it knows it: see `metrics.preference_metrics`.
 
     `prompts`: those of the pairs, for the columns that a function may ask for (without: what the pairs themselves say).
-    Intervals resample whole groups. All ranks take part. None when there are no pairs.
+    Intervals resample whole groups. All ranks take part. None when there are no pairs
+    of which the reward has something to say on both sides.
     """
     from rlhf_loop.columns import columns_of
     from rlhf_loop.distributed import sharded_map
@@ -152,7 +153,7 @@ def evaluate_reward(
         indices.append((places[chosen], places[rejected]))
     texts = list(numbers)
 
-    def values_of(share: Sequence[tuple[str, Text]]) -> list[float]:
+    def values_of(share: Sequence[tuple[str, Text]]) -> list[float | None]:
         columns = columns_of([known[prompt_id] for prompt_id, _ in share], known.values())
         return reward.checked_values([text for _, text in share], columns)
 
@@ -160,6 +161,10 @@ def evaluate_reward(
     values = sharded_map(values_of, texts)
     seconds = time.perf_counter() - started
     words = [len(text.completion.split()) for _, text in texts]
+    known_of = [number for number, both in enumerate(indices) if all(values[text] is not None for text in both)]
+    if not known_of:
+        return None
+    pairs, indices = [pairs[number] for number in known_of], [indices[number] for number in known_of]
     measured = preference_metrics(
         [values[chosen] for chosen, _ in indices],
         [values[rejected] for _, rejected in indices],

@@ -22,10 +22,11 @@ class Reward(ABC):
         self.__name__ = name  # TRL's trainers log a reward function under its name
 
     @abstractmethod
-    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float]:
-        """The reward of each text; `columns` hold what else is known of them, one value a text."""
+    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float | None]:
+        """The reward of each text, None where it has nothing to say; `columns` hold what else is known of them, one
+        value a text."""
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """TRL's interface: conversations (lists of messages) or plain strings, and the data set's columns.
 
         Whether a completion finished is read from the column `finished`, which our trainers pass, else from the last
@@ -40,7 +41,8 @@ class Reward(ABC):
         return self.checked_values(texts, lists)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
-        """The score of each completion, in order; `prompts` holds theirs at least once each, in any order.
+        """The score of each completion, in order, without those that it has nothing to say of; `prompts` holds theirs
+        at least once each, in any order.
 
         Where the completions are a share of more, all prompts are to be given: a column that one of them has is there
         for all."""
@@ -50,10 +52,11 @@ class Reward(ABC):
             for c, (value, parts) in zip(
                 completions, self.with_parts(texts, _columns(prompts, completions)), strict=True
             )
+            if value is not None
         ]
 
-    def checked_values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float]:
-        """`values`, refused with a `UserError` that names the text when one of them is not a finite number."""
+    def checked_values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float | None]:
+        """`values`, refused with a `UserError` that names the text when one is neither a finite number nor None."""
         if not texts:
             return []
         values = self.values(texts, columns)
@@ -61,13 +64,14 @@ class Reward(ABC):
             got = f"{len(values)} values" if isinstance(values, Sequence) else type(values).__name__
             raise UserError(f"the reward {self.name} gave {got} for {len(texts)} completions; it must give one each")
         for text, value in zip(texts, values, strict=True):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if value is not None and not number:
                 raise UserError(f"the reward {self.name} gave {value!r}, which is no finite number, for {text.shown()}")
-        return [float(value) for value in values]
+        return [None if value is None else float(value) for value in values]
 
     def with_parts(
         self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]
-    ) -> list[tuple[float, dict[str, float]]]:
+    ) -> list[tuple[float | None, dict[str, float]]]:
         """Each checked value with the parts that add up to it; no parts for a reward that is one."""
         return [(value, {}) for value in self.checked_values(texts, columns)]
 
@@ -91,20 +95,20 @@ class WeightedSum(Reward):
         super().__init__(id, "+".join(reward.name for reward, _ in parts))
         self.parts = list(parts)
 
-    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float]:
+    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float | None]:
         """The weighted sums."""
         return [value for value, _ in self.with_parts(texts, columns)]
 
     def with_parts(
         self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]
-    ) -> list[tuple[float, dict[str, float]]]:
-        """The weighted sums with their terms."""
-        terms = {
-            reward.name: [weight * value for value in reward.checked_values(texts, columns)]
-            for reward, weight in self.parts
-        }
-        rows = [{name: values[row] for name, values in terms.items()} for row in range(len(texts))]
-        return [(math.fsum(row.values()), row) for row in rows]
+    ) -> list[tuple[float | None, dict[str, float]]]:
+        """The weighted sums with their terms; a part that has nothing to say adds none."""
+        parts = {reward.name: (weight, reward.checked_values(texts, columns)) for reward, weight in self.parts}
+        rows = [
+            {name: weight * value for name, (weight, values) in parts.items() if (value := values[row]) is not None}
+            for row in range(len(texts))
+        ]
+        return [(math.fsum(row.values()) if row else None, row) for row in rows]
 
     def is_end(self, token: int) -> bool:
         """Whether all parts take the token for an end."""

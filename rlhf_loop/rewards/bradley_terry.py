@@ -149,7 +149,7 @@ class BradleyTerryReward(Reward):
         self.spec = spec
         self.system_prompt = system_prompt
 
-    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float]:
+    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float | None]:
         """The output at the last token of each text; over-long ones keep their end, and a warning says how many."""
         distinct = list(dict.fromkeys(texts))
         rows = encode_all(self.turns, distinct, self.system_prompt, self.spec.max_length)

@@ -62,7 +62,7 @@ class FunctionReward(Reward):
         self.spec = spec
         self.where = where
 
-    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float]:
+    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float | None]:
         """What the function returns; anything it raises becomes a `UserError` naming it and the text."""
         try:
             values = self._call(texts, columns)

@@ -95,7 +95,7 @@ class HeadReward(Reward):
         self.features = features
         self.tensors = tensors
 
-    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float]:
+    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float | None]:
         """w.(x - mean) / scale for each text."""
         distinct = list(dict.fromkeys(texts))
         inputs = (self.features(distinct) - self.tensors["mean"]) / self.tensors["scale"]

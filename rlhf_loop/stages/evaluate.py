@@ -105,8 +105,9 @@ def _judge(
 def _reward_scorer(folder: Path, arguments: StageArguments, held_out: Sequence[Prompt]) -> Scorer:
     reward = load(folder, arguments.recipe)
 
-    def score(prompts: Sequence[Prompt], answers: Sequence[Completion]) -> list[float]:
-        return [score.value for score in reward.score(held_out, answers)]
+    def score(prompts: Sequence[Prompt], answers: Sequence[Completion]) -> list[float | None]:
+        known = {score.completion_id: score.value for score in reward.score(held_out, answers)}
+        return [known.get(answer.id) for answer in answers]
 
     return score
 

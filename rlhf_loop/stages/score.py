@@ -17,7 +17,8 @@ from rlhf_loop.stages.reward import load
 
 
 def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
-    """Scores every completion of the input; sorted by length first, so that ranks get equal work."""
+    """Scores every completion that the reward has something to say of; sorted by length first, so that ranks get equal
+    work."""
     prompts: list[Prompt] = read_records(Path(arguments.inputs["prompts"]), Prompt)
     completions: list[Completion] = read_records(Path(arguments.inputs["completions"]), Completion)
     reward = load(Path(arguments.inputs["reward"]), arguments.recipe)
@@ -30,4 +31,4 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     scores = {s.completion_id: replace(s, round=arguments.round) for s in sharded_map(score, by_length)}
     progress(len(completions), len(completions), "")
     if is_main():
-        write_records(folder / "scores.parquet", [scores[c.id] for c in completions])
+        write_records(folder / "scores.parquet", [scores[c.id] for c in completions if c.id in scores])

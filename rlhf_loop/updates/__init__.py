@@ -35,7 +35,7 @@ def update_policy(
     run_name: str = "rlhf-loop",
     tracking: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-    reward: Callable[..., list[float]] | None = None,
+    reward: Callable[..., Sequence[float | None]] | None = None,
     generation: Generation | None = None,
 ) -> dict[str, Any]:
     """Trains a new policy with `settings.algorithm` and returns the metrics of the training.

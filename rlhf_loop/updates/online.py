@@ -28,7 +28,7 @@ def train_online(
     rows: Sequence[Prompt],
     training: Training,
     *,
-    reward: Callable[..., list[float]],
+    reward: Callable[..., Sequence[float | None]],
     generation: Generation,
     of_policy: Callable[[str], bool] = lambda name: True,
 ) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _row(prompt: Prompt, policy: Policy) -> dict[str, Any]:
     return {"prompt": to_messages(prompt, policy), "prompt_id": prompt.id}
 
 
-def _with_columns(reward: Callable[..., list[float]], rows: Sequence[Prompt]) -> Callable[..., list[float]]:
+def _with_columns(reward: Callable[..., Sequence[float | None]], rows: Sequence[Prompt]) -> Callable[..., list[float]]:
     """`reward`, given the columns of its prompts as they are: a data set would want one type for each."""
     by_id = {prompt.id: prompt for prompt in rows}
 
