@@ -20,6 +20,8 @@ from transformers import (
     LlamaConfig,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from rlhf_loop.errors import UserError
@@ -266,3 +268,22 @@ def test_a_critic_from_a_headless_model_starts_at_0(tmp_path: Path) -> None:
 def test_a_language_model_given_as_a_reward_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no reward model: it lacks score"):
         task.trainer(tmp_path, reward_funcs=task.model_folder())
+
+
+def test_the_tokenizers_of_rewards_are_where_trl_keeps_them(tmp_path: Path) -> None:
+    classifier = AutoModelForSequenceClassification.from_pretrained(task.model_folder(), num_labels=1)
+    own = task.tokenizer()
+    made = task.trainer(tmp_path, reward_funcs=[classifier, task.share_of_a], reward_processing_classes=[own, None])
+    assert made.reward_processing_classes == [own, None]
+
+
+def test_a_mixture_of_experts_logs_the_loss_that_balances_them(tmp_path: Path) -> None:
+    config = Qwen3MoeConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, moe_intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, num_experts=4, num_experts_per_tok=2, router_aux_loss_coef=0.01,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "experts")
+    made = task.trainer(tmp_path / "out", model=str(tmp_path / "experts"), max_steps=1, num_ppo_epochs=1)
+    made.train()
+    assert made.aux_loss_enabled
+    assert made.state.log_history[0]["aux_loss"] > 0

@@ -146,6 +146,7 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
             rollout_func=None if rollout_func is None else without_empty_completions(rollout_func),
             **more,
         )
+        self.reward_processing_classes[: len(tokenizers)] = tokenizers  # an environment's own rewards are behind them
         if self._is_vlm:
             raise UserError("PPOTrainer trains text models; the critic reads no images")
         check_tokenizer(self._tokenizer)
@@ -418,6 +419,8 @@ class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
             }
             for name, per_token in means.items():
                 self._add(mode, name, (per_token * mask).sum(), mask.sum())
+            if self.aux_loss_enabled:  # of a mixture of experts
+                self._add(mode, "aux_loss", auxiliary, None)
         return loss
 
     @property
