@@ -104,7 +104,8 @@ class Stub:
 
 
 def reward(arguments: StageArguments, folder: Path) -> None:
-    write_json(folder / "components.json", {"id": arguments.values["id"], "components": []})
+    id = f"reward_model-{arguments.round:03d}-{stable_id('reward model', arguments.round)[:8]}"
+    write_json(folder / "components.json", {"id": id, "components": []})
     rate = {"mean": 0.7, "low": 0.6, "high": 0.8, "n": 60, "groups": 20}
     bins = [{"confidence": c, "accuracy": c - 0.04, "n": 20} for c in (0.55, 0.7, 0.9)]
     values = {"accuracy": rate, "length_balanced_accuracy": rate, "ece": 0.1, "calibration": bins, "longer_wins": 0.5}
@@ -118,7 +119,8 @@ def score(arguments: StageArguments, folder: Path) -> None:
 
 
 def scores(completions: list[Completion], model: str, n: int) -> list[Score]:
-    return [Score(completion_id=c.id, reward_model=model, value=chance.gauss(0, 1), round=n) for c in completions]
+    values = {c.id: int(stable_id("score", model, c.id)[:8], 16) / 2**32 for c in completions}
+    return [Score(completion_id=id, reward_model=model, value=value, round=n) for id, value in values.items()]
 
 
 def update(arguments: StageArguments, folder: Path) -> None:
@@ -220,7 +222,7 @@ class History:
         self, store: Store, n: int, template: Path, prompts: list[Prompt], held_out: list[Prompt],
         waiting: list[Completion], learned: list[str],
     ) -> list[Completion]:  # fmt: skip
-        policy, model = f"policy-{n:05d}", f"reward_model-{n:05d}"
+        policy, model = f"policy-{n:03d}-stand-in", f"reward_model-{n:03d}-stand-in"
         made = {"path": str(self.run.step(n, "update") / "policy"), "round": n, "trained_on": tuple(learned)}
         store.add_artifact(Artifact(id=model, kind="reward_model", **made))
         store.add_artifact(Artifact(id=policy, kind="policy", parent="base", **made))
@@ -232,30 +234,8 @@ class History:
         parts = {"score": scores(waiting, model, n), "rescore": scores(fresh, model, n)}
         for values in parts.values():
             store.add_scores(values)
-        asked = chance.sample(prompts, self.recipe.feedback.questions_per_round)
-        by_prompt = {c.prompt_id: [c.id, next(o.id for o in fresh if o.prompt_id == c.prompt_id and o.id != c.id)]
-                     for c in fresh if c.prompt_id in {p.id for p in asked}}  # fmt: skip
-        said: list[Preference] = []
-        for prompt in asked:
-            a, b = by_prompt[prompt.id]
-            id = stable_id("said", n, prompt.id)
-            store_question = Question(id=f"q{id}", prompt_id=prompt.id, a_id=a, b_id=b, round=n)
-            who, winner = Annotator(id="simulated:brief", kind="CODE"), chance.choice(("a", "b"))
-            said.append(
-                Preference(
-                    id=id,
-                    prompt_id=prompt.id,
-                    a_id=a,
-                    b_id=b,
-                    winner=winner,
-                    annotator=who,
-                    round=n,
-                    source="simulated",
-                    created_at=float(n),
-                    strength=0.5,
-                )
-            )
-            store.add_questions([store_question]) if prompt is asked[0] else None
+        said, questions = self._ask(n, prompts, fresh)
+        store.add_questions(questions)
         store.add_feedback(said)
         learned += [f.id for f in said]
         for source in sorted(template.iterdir()):
@@ -282,6 +262,23 @@ class History:
         manifest = read_json(template / "manifest.json")
         write_json(self._place(n) / "manifest.json", {**manifest, "round": n})
         return fresh
+
+    def _ask(self, n: int, prompts: list[Prompt], fresh: list[Completion]) -> tuple[list[Preference], list[Question]]:
+        """Answered questions about the fresh candidates."""
+        of: dict[str, list[str]] = {}
+        for one in fresh:
+            of.setdefault(one.prompt_id, []).append(one.id)
+        who = Annotator(id="simulated:brief", kind="CODE")
+        said, questions = [], []
+        for prompt in chance.sample(prompts, self.recipe.feedback.questions_per_round):
+            a, b = of[prompt.id][:2]
+            id, pair = stable_id("said", n, prompt.id), {"prompt_id": prompt.id, "a_id": a, "b_id": b, "round": n}
+            questions.append(Question(id=f"q{id}", **pair))
+            winner = chance.choice(("a", "b"))
+            said.append(
+                Preference(id=id, winner=winner, annotator=who, source="simulated", created_at=float(n), **pair)
+            )
+        return said, questions
 
     def _place(self, n: int) -> Path:
         self.run.round(n).mkdir(exist_ok=True)

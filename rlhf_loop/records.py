@@ -17,11 +17,14 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 Split = Literal["train", "dev", "test", "judge", "untrained"]
 """train: feedback, reward model and policy learn from it. dev: for choosing settings. test: evaluation
@@ -336,12 +339,16 @@ def from_dict(record_type: Any, row: dict[str, Any]) -> Any:
 
 
 def write_records(path: Path, records: Sequence[Any]) -> None:
-    """Writes records of one type (or of the `Feedback` union) to a Parquet file.
+    """Writes records of one type (or of the `Feedback` union) to a Parquet file."""
+    write_table(path, as_table(records))
+
+
+def as_table(records: Sequence[Any]) -> Table:
+    """Records of one type (or of the `Feedback` union) as a table.
 
     Plain fields become columns of their own type; nested fields become JSON text, so the file opens in any tool.
     """
     import pyarrow as pa  # a tenth of a second, which most commands need not spend
-    import pyarrow.parquet as pq
 
     kinds = list(dict.fromkeys(map(type, records)))
     columns: dict[str, list[Any]] = {}
@@ -353,7 +360,25 @@ def write_records(path: Path, records: Sequence[Any]) -> None:
             values = [None if value is None else _json(value) for value in values]
             nested.append(name)
         columns[name] = values
-    table = pa.table(columns).replace_schema_metadata({"nested": json.dumps(nested)})
+    return pa.table(columns).replace_schema_metadata({"nested": json.dumps(nested)})
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """The rows of several tables of records, one table after the other."""
+    import pyarrow as pa
+
+    filled = [table for table in tables if table.num_rows]
+    if len(filled) < 2:
+        return filled[0] if filled else as_table([])
+    nested = {name for table in filled for name in json.loads(table.schema.metadata[b"nested"])}
+    table = pa.concat_tables(filled, promote_options="default").combine_chunks()
+    return table.replace_schema_metadata({"nested": json.dumps([n for n in table.column_names if n in nested])})
+
+
+def write_table(path: Path, table: Table) -> None:
+    """Writes a table of records to a Parquet file, whole or not at all."""
+    import pyarrow.parquet as pq
+
     unfinished = path.with_name(path.name + ".partial")
     pq.write_table(table, unfinished)
     unfinished.replace(path)

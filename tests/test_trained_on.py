@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from feedback_samples import completion, preference, prompt
 
 from rlhf_loop.feedback import database, tables
-from rlhf_loop.feedback.database import Database
+from rlhf_loop.feedback.database import parse_url
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.traces import trace
 from rlhf_loop.records import Artifact
@@ -109,9 +113,7 @@ def test_two_runs_of_one_store_share_a_series_and_one_that_learns_from_something
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_store_that_listed_all_feedback_of_each_model_is_brought_up_to_date(
-    name: str, store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_listed_all_feedback_of_each_model_is_brought_up_to_date(name: str, store_url: str) -> None:
     before = sa.Table(
         "artifact_feedback",
         sa.MetaData(),
@@ -119,11 +121,9 @@ def test_a_store_that_listed_all_feedback_of_each_model_is_brought_up_to_date(
         sa.Column("position", sa.Integer),
         sa.Column("feedback_id", sa.String),
     )
-    with Store.open(store_url) as store:
-        ids = say(store, 48)
+    ids = [f"f{i:03d}" for i in range(48)]
     made: Models = {}
-    old = _at_revision(store_url, "0003")
-    with old.write() as connection:
+    with _at_revision(store_url, "0003") as connection:
         for id, kind, learned in histories(ids)[name]:
             body = f'{{"id": "{id}", "kind": "{kind}", "path": "x", "round": 1, "parent": null, "metrics": {{}}}}'
             columns = {"id": id, "kind": kind, "round": 1, "body": body}
@@ -134,8 +134,8 @@ def test_a_store_that_listed_all_feedback_of_each_model_is_brought_up_to_date(
             if listed:
                 connection.execute(before.insert(), listed)
             made[id] = learned
-    old.close()
     with Store.open(store_url) as store:
+        say(store, 48)
         check(store, made, ids)
         learned = set(ids[:40])
         last = Artifact(id="last", kind="reward_model", path="x", round=2, trained_on=tuple(ids[:40]))
@@ -143,18 +143,14 @@ def test_a_store_that_listed_all_feedback_of_each_model_is_brought_up_to_date(
         check(store, {**made, "last": learned}, ids)
 
 
-def _at_revision(url: str, revision: str) -> Database:
-    """The store as it was: its newest tables are taken out and the older ones made again."""
-    opened = Database(url)
-    first = Path(database.__file__).parent / "migrations" / "versions" / "v0001_first.py"
-    assert "artifact_feedback" in first.read_text()
-    with opened.write() as connection:
-        connection.exec_driver_sql("DROP TABLE trained_on")
-        connection.exec_driver_sql("ALTER TABLE artifacts DROP COLUMN series")
-        connection.exec_driver_sql(
-            "CREATE TABLE artifact_feedback (artifact_id VARCHAR NOT NULL REFERENCES artifacts (id), position INTEGER "
-            "NOT NULL, feedback_id VARCHAR NOT NULL, PRIMARY KEY (artifact_id, position))"
-        )
-        connection.exec_driver_sql("CREATE INDEX ix_artifact_feedback_feedback_id ON artifact_feedback (feedback_id)")
-        connection.execute(sa.text(f"UPDATE {tables.VERSION_TABLE} SET version_num = :n"), {"n": revision})
-    return opened
+@contextmanager
+def _at_revision(url: str, revision: str) -> Iterator[sa.Connection]:
+    """A connection to a new store as that revision of its schema made it."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    engine = sa.create_engine(parse_url(url))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        yield connection
+    engine.dispose()

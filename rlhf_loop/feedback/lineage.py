@@ -13,7 +13,9 @@ import sqlalchemy as sa
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
+from rlhf_loop.feedback.table_rows import record_of
 from rlhf_loop.feedback.trained_on import feedback_of, models_of
+from rlhf_loop.records import Score, to_dict
 
 
 def lineage(connection: sa.Connection, id: str) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def _score(connection: sa.Connection, id: str) -> dict[str, Any] | None:
     return {
         "kind": "score",
         "id": id,
-        "record": json.loads(row.body),
+        "record": to_dict(record_of(Score, row)),
         "made_by": {
             "completion": completion_id,
             "reward_model": reward_model,

@@ -30,6 +30,7 @@ from rlhf_loop.feedback.database import CHUNK, Database, chunks
 from rlhf_loop.feedback.lineage import lineage
 from rlhf_loop.feedback.rows import Refused, line_of
 from rlhf_loop.feedback.table_rows import (
+    READ,
     AnyFeedback,
     TableRow,
     about,
@@ -474,7 +475,7 @@ class Store:
             .subquery()
         )
         query = (
-            sa.select(tables.completions, score.body.label("score_body"))
+            sa.select(tables.completions, *(score[name].label(f"score_{name}") for name in READ["scores"]))
             .outerjoin(latest, latest.c.completion_id == completion.id)
             .outerjoin(tables.scores, score.number == latest.c.number)
             .order_by(score.value.desc().nulls_last(), completion.number)
@@ -491,7 +492,7 @@ class Store:
             return [
                 (
                     record_of(Completion, row),
-                    from_dict(Score, json.loads(row.score_body)) if row.score_body else None,
+                    _score_of(row) if row.score_body else None,
                 )
                 for row in connection.execute(query)
             ]
@@ -622,6 +623,13 @@ def _add_scores(connection: sa.Connection, scores: Sequence[Score]) -> int:
     return _insert(connection, tables.scores, map(score_row, wanted.values()))
 
 
+def _score_of(row: Any) -> Score:
+    """The score in the columns of a row that begin so."""
+    columns = {name: getattr(row, f"score_{name}") for name in READ["scores"]}
+    score: Score = from_dict(Score, {**columns, **json.loads(columns.pop("body"))})
+    return score
+
+
 def _check_same_score(old: Score, new: Score) -> None:
     if not math.isclose(old.value, new.value, rel_tol=0.02, abs_tol=0.02):
         raise UserError(
@@ -655,7 +663,7 @@ def _read(
     key: sa.ColumnElement[Any] | None = None,
 ) -> list[Any]:
     """Records that meet `where` and, when `ids` are given, whose `key` (default: id) is among them."""
-    columns = [column for column in table.c if column.name in ("number", "body", "text")]  # what readers look at
+    columns = [table.c[name] for name in ("number", *READ.get(table.name, ("body",)))]
     query = sa.select(*columns).where(*where).order_by(table.c.number)
     if ids is None:
         parts = connection.execute(query.execution_options(yield_per=CHUNK)).partitions()

@@ -49,6 +49,9 @@ COLUMNS = {
 
 TableRow = tuple[Any, ...]
 
+_TEXT = {"text"}
+_SCORE = {"completion_id", "reward_model", "value", "round"}
+
 
 def prompt_row(prompt: Prompt) -> TableRow:
     """A row of `prompts`."""
@@ -98,8 +101,8 @@ def feedback_row(feedback: AnyFeedback) -> TableRow:
 
 
 def score_row(score: Score) -> TableRow:
-    """A row of `scores`."""
-    return (score.completion_id, score.reward_model, score.value, score.round, dump(to_dict(score)))
+    """A row of `scores`; what stands in columns of its own is not in the body."""
+    return (score.completion_id, score.reward_model, score.value, score.round, _json(score, _SCORE))
 
 
 def artifact_row(artifact: Artifact) -> TableRow:
@@ -161,26 +164,32 @@ def dump(values: Mapping[str, Any]) -> str:
 
 
 def record_of(record_type: Any, row: Any) -> Any:
-    """The record that a row of a table with the columns `body` and perhaps `text` was made of."""
+    """The record that a row of a table was made of: `body`, and of some tables other columns (`READ`)."""
     return records_of(record_type, [row])[0]
+
+
+READ = {"completions": ("text", "body"), "scores": (*sorted(_SCORE), "body")}
+"""Table -> the columns that `records_of` looks at, where there are others than the body."""
 
 
 def records_of(record_type: Any, rows: Iterable[Any]) -> list[Any]:
     """The records of many rows."""
-    load = adapter(record_type).validator.validate_json
-    # a text that its column could not hold comes once more in the body, which counts
-    bodies = (
-        (f'{{"text":{_quote(row.text)},{row.body[1:]}' for row in rows)
-        if record_type is Completion
-        else (row.body for row in rows)
-    )
-    found = []
-    for body in bodies:
-        try:
-            found.append(load(body))
-        except ValidationError:  # half of a surrogate pair, if not worse
-            found.append(from_dict(record_type, json.loads(body)))
-    return found
+    # What stands in the body too, counts there: a text that its column could not hold, all of an older score.
+    if record_type is Completion:
+        bodies = [f'{{"text":{_quote(row.text)},{row.body[1:]}' for row in rows]
+    elif record_type is Score:
+        bodies = [
+            f'{{"completion_id":{_quote(row.completion_id)},"reward_model":{_quote(row.reward_model)},'
+            f'"value":{row.value!r},"round":{row.round},{row.body[1:]}'
+            for row in rows
+        ]
+    else:
+        bodies = [row.body for row in rows]
+    try:
+        records: list[Any] = adapter(list[record_type]).validator.validate_json(f"[{','.join(bodies)}]")
+        return records
+    except ValidationError:  # half of a surrogate pair, if not worse
+        return [from_dict(record_type, json.loads(body)) for body in bodies]
 
 
 _quote: Callable[[str], str] = json.encoder.encode_basestring

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
-SCHEMA = "0004"
+SCHEMA = "0005"
 """The newest migration."""
 
 VERSION_TABLE = "rlhf_loop_version"
@@ -82,7 +82,7 @@ scores = Table(
     metadata,
     _number(),
     Column("completion_id", String, ForeignKey("completions.id"), nullable=False),
-    Column("reward_model", String, nullable=False, index=True),
+    Column("reward_model", String, nullable=False),
     Column("value", Float, nullable=False),
     Column("round", Integer, nullable=False),
     Column("body", Text, nullable=False),

@@ -6,8 +6,13 @@ snapshot/  completions.parquet  scores.parquet  ->  training_data.parquet  summa
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from rlhf_loop.algorithms import ALGORITHMS, AlgorithmName, Consumes
 from rlhf_loop.errors import UserError
@@ -17,11 +22,12 @@ from rlhf_loop.records import (
     Completion,
     Demonstration,
     LabelledCompletion,
-    PreferencePair,
     Prompt,
     Score,
+    as_table,
+    joined,
     read_records,
-    write_records,
+    write_table,
 )
 from rlhf_loop.run_dir import write_json
 from rlhf_loop.training_rows import best_of_n
@@ -49,8 +55,8 @@ def assemble(
     rows: list[Any]
     summary: dict[str, Any] = {}
     if consumes == "pairs":
-        rows = _pairs(recipe, round, frozen, prompts, waiting, known, summary)
-        origins = [f"{row.origin} pairs" for row in rows]
+        table = _pairs(recipe, round, frozen, prompts, waiting, known, summary)
+        origins = [f"{origin} pairs" for origin in table.column("origin").to_pylist()] if table.num_rows else []
     elif consumes == "labels":
         given: list[LabelledCompletion] = read_records(frozen / "labels.parquet", LabelledCompletion)
         rows = [row for row in given if row.round >= _oldest(recipe, round)]
@@ -68,12 +74,12 @@ def assemble(
         drawn = {completion.prompt_id for completion in waiting}
         rows = [prompt for prompt in prompts if prompt.id in drawn]
         origins = ["prompts" for _ in rows]
-    if not rows:
+    if not origins:
         raise UserError(f"round {round}: nothing to train {algorithm} on ({summary}). {REMEDIES[consumes]}")
-    summary["rows"] = len(rows)
+    summary["rows"] = len(origins)
     summary["consumes"] = consumes
     summary["by_origin"] = dict(Counter(origins))
-    write_records(folder / "training_data.parquet", rows)
+    write_table(folder / "training_data.parquet", table if consumes == "pairs" else as_table(rows))
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -98,18 +104,19 @@ def _pairs(
     completions: list[Completion],
     scores: list[Score],
     summary: dict[str, Any],
-) -> list[PreferencePair]:
+) -> pa.Table:
     """People's pairs and reward-labelled pairs, as `pairing` says; the same two answers never twice.
 
-    Over `max_pairs`, people's pairs go before the reward model's, and clear differences before slight ones.
+    Over `max_pairs`, people's pairs go before the reward model's, and clear differences before slight ones. People's
+    pairs, which grow with every round, are copied by columns.
     """
     settings = recipe.pairing
-    rows: list[PreferencePair] = []
+    parts: list[pa.Table] = []
     if "feedback" in settings.sources:
-        people: list[PreferencePair] = read_records(frozen / "pairs.parquet", PreferencePair)
-        recent = [pair for pair in people if pair.round >= _oldest(recipe, round)]
+        people = pq.read_table(frozen / "pairs.parquet")
+        recent = people.filter(pc.greater_equal(people["round"], _oldest(recipe, round))) if len(people) else people
         summary["feedback"] = {"pairs": len(recent), "older_left_out": len(people) - len(recent)}
-        rows += recent
+        parts.append(recent)
     if "reward" in settings.sources:
         made, counts = pairs_from_scores(
             settings.strategy,
@@ -121,21 +128,27 @@ def _pairs(
             round=round,
             seed=recipe.seed,
         )
-        asked = {frozenset((row.chosen_id, row.rejected_id)) for row in rows}
+        asked = {pair for part in parts for pair in _answers(part)}
         fresh = [pair for pair in made if frozenset((pair.chosen_id, pair.rejected_id)) not in asked]
         summary["reward"] = {**counts, "already_judged_by_people": len(made) - len(fresh)}
-        rows += fresh
+        parts.append(as_table(fresh))
+    rows = joined(parts)
     if settings.max_pairs is not None and len(rows) > settings.max_pairs:
         summary["left_out_over_max_pairs"] = len(rows) - settings.max_pairs
-        rows = sorted(rows, key=_worth)[: settings.max_pairs]
+        worth = zip(*(rows.column(name).to_pylist() for name in ("origin", "margin", "id")), strict=True)
+        order = sorted((origin == "reward", -margin, id, place) for place, (origin, margin, id) in enumerate(worth))
+        rows = rows.take([place for *_, place in order[: settings.max_pairs]])
     return rows
+
+
+def _answers(pairs: pa.Table) -> Iterator[frozenset[str]]:
+    """The two answers of each pair, whichever is the better one."""
+    if len(pairs):
+        both = (pairs.column(name).to_pylist() for name in ("chosen_id", "rejected_id"))
+        yield from map(frozenset, zip(*both, strict=True))
 
 
 def _oldest(recipe: Recipe, round: int) -> int:
     """The first round whose feedback may still train the policy."""
     rounds = recipe.pairing.feedback_rounds
     return 0 if rounds is None else round - rounds
-
-
-def _worth(pair: PreferencePair) -> tuple[bool, float, str]:
-    return pair.origin == "reward", -pair.margin, pair.id
