@@ -31,6 +31,14 @@ class RecipeChanged(UserError):
 
 def keep_recipe(recipe: Recipe, run: RunDir) -> None:
     """Writes the recipe into the run, or raises `RecipeChanged` where the run was made with another one."""
+    if not (run.path / "recipe.yaml").exists() and any(run.path.glob("round_*")):
+        raise UserError(f"{run.path} has rounds but no recipe.yaml; choose another folder with --run-dir")
+    check_recipe(recipe, run)
+    write_text(run.path / "recipe.yaml", recipe.to_yaml())
+
+
+def check_recipe(recipe: Recipe, run: RunDir) -> None:
+    """Raises `RecipeChanged` where the run was made with another recipe."""
     kept_file = run.path / "recipe.yaml"
     if kept_file.exists():
         kept = read_yaml(kept_file.read_text(), str(kept_file))
@@ -48,9 +56,6 @@ def keep_recipe(recipe: Recipe, run: RunDir) -> None:
                 "start a run of the new recipe with --run-dir DIR. Nothing was touched",
                 run.path.with_name("-".join([run.name, *(_named(key, new) for key, _, new in changed[:_NAMED])])),
             )
-    elif any(run.path.glob("round_*")):
-        raise UserError(f"{run.path} has rounds but no recipe.yaml; choose another folder with --run-dir")
-    write_text(kept_file, recipe.to_yaml())
 
 
 def _changed(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

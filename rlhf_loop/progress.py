@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Report = Callable[[int, int, str], None]
 """Called with (done, total, what to show)."""
+
+
+_HEAD = " · policy "
+
+
+def is_head(line: str, number: int) -> bool:
+    """Whether `RunProgress.round` says with this line that round `number` has begun."""
+    return _HEAD in line and re.match(rf"round {number}\b", line) is not None
 
 
 class RunProgress:
@@ -29,7 +38,7 @@ class RunProgress:
     def round(self, number: int, total: int, policy: str) -> None:
         """The head of a round."""
         title = "round 0: first candidates" if number == 0 else f"round {number} of {total}"
-        self.say(f"\n{title} · policy {policy}")
+        self.say(f"\n{title}{_HEAD}{policy}")
 
     @contextmanager
     def step(self, name: str, detail: str = "") -> Iterator[Report]:

@@ -146,7 +146,7 @@ class Annotation(Settings):
 class Watch(Settings):
     """When `rlhf-loop watch` starts a round. All conditions must hold."""
 
-    min_new: int = Field(64, ge=1)  # valid pieces of feedback that the last round's snapshot did not hold
+    min_new: int = Field(64, ge=1)  # valid pieces that the round can train on and the last snapshot did not hold
     max_age_hours: float | None = Field(None, gt=0)  # fewer than `min_new` are enough once the oldest is older
     min_agreement: float | None = Field(None, ge=-1, le=1)  # Krippendorff's alpha of the new preferences
     min_per_tag: dict[str, int] = Field(default_factory=dict)  # new pieces on prompts with these tags (topics)

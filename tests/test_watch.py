@@ -23,8 +23,8 @@ from rlhf_loop.cli import app
 from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.recipe import Recipe, Watch
-from rlhf_loop.records import Annotator, Implicit, Thumb, write_records
-from rlhf_loop.run_dir import RunDir, step_folder, write_json
+from rlhf_loop.records import Annotator, Critique, Edit, Implicit, Thumb, write_records
+from rlhf_loop.run_dir import RunDir, step_folder, write_json, write_text
 from rlhf_loop.watch import triggers
 from rlhf_loop.watch.events import SECRET_VARIABLE
 from rlhf_loop.watch.triggers import News, arrivals, is_quiet, last_end, news, obstacles
@@ -162,12 +162,120 @@ def test_new_is_what_the_last_snapshot_did_not_hold_and_validation_lets_pass(tmp
             ]
         )
         now = news(store, made, run)
-        assert (now.next_round, now.count, now.oldest) == (2, 2, 6.0)
-        assert now.per_tag == {"sky": 2, "sea": 1}
+        assert (now.next_round, now.count, now.oldest, now.useless) == (2, 1, 6.0, 1)
+        assert now.per_tag == {"sky": 1}
         assert now.refused == {"thumb": 1}
         assert [p.id for p in now.preferences] == ["late"]
-        told = Recipe.load(recipe(tmp_path), ["feedback.implicit.copy=true"])
-        assert news(store, told, run).count == 3
+        now = news(store, Recipe.load(recipe(tmp_path), KTO), run)
+        assert (now.count, now.oldest, now.per_tag, now.useless) == (1, 7.0, {"sky": 1, "sea": 1}, 1)
+        store.add_feedback(
+            [Implicit(id="copied e", prompt_id="q", completion_id="e", action="copy", annotator=ann, round=1)]
+        )
+        told = Recipe.load(recipe(tmp_path), [*KTO, "feedback.implicit.copy=true"])
+        assert news(store, told, run).count == 2
+
+
+KTO = ["update.algorithm=kto", "reward=null"]
+DPO = ["reward=null", "pairing.sources=[feedback]"]
+FUNCTION = f"reward.model={ROOT}/reward_models/brief_and_complete"
+
+
+def some_feedback(kind: str) -> list[Any]:
+    """Three pieces of a kind, on the answers a to e of `fill` and on one of a held-out prompt."""
+    about: dict[str, Any] = {"prompt_id": "p", "annotator": Annotator(id="ann"), "round": 0}
+    return {
+        "pairs": [preference("x", "a", "c"), preference("y", "b", "c"), preference("z", "d", "e", prompt_id="q")],
+        "thumbs": [Thumb(id=f"t{c}", completion_id=c, label=c == "a", **about) for c in "abc"],
+        "edits": [Edit(id=f"e{c}", completion_id=c, edited_completion=f"better {c}", **about) for c in "abc"],
+        "both bad": [preference("x", "a", "c", "both_bad"), preference("y", "b", "c", "both_bad")],
+        "critiques": [
+            Critique(id=f"c{c}", completion_id=c, comment="The colour comes from scattered light.", **about)
+            for c in "abc"
+        ],
+        "held out": [
+            Thumb(id="h", **{**about, "prompt_id": "h"}, completion_id="h", label=True),
+            preference("i", "h", "i", prompt_id="h"),
+        ],
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "count", "says"),
+    [
+        ("pairs", KTO, 0, "3 new pieces, 0 of which kto can use: it consumes thumbs"),
+        ("thumbs", KTO, 3, None),
+        ("both bad", KTO, 2, None),
+        ("edits", KTO, 0, "3 new pieces, 0 of which kto can use: it consumes thumbs"),
+        ("held out", KTO, 0, "2 new pieces, 0 of which kto can use: it consumes thumbs"),
+        ("thumbs", DPO, 0, "3 new pieces, 0 of which dpo can use: it consumes pairs"),
+        ("pairs", DPO, 3, None),
+        ("held out", DPO, 0, "2 new pieces, 0 of which dpo can use: it consumes pairs"),
+        ("both bad", [], 0, "2 new pieces, 0 of which dpo and the reward model can use: they consume pairs"),
+        ("thumbs", ["update.algorithm=ppo"], 0, "3 new pieces, 0 of which the reward model can use: it consumes pairs"),
+        ("critiques", ["update.algorithm=kto"], 0,
+         "3 new pieces, 0 of which kto or the reward model can use: kto consumes thumbs, the reward model consumes "
+         "pairs"),
+        ("pairs", ["update.algorithm=sft", "reward=null"], 0,
+         "3 new pieces, 0 of which sft can use: it consumes edits"),
+        ("edits", ["update.algorithm=sft", "reward=null"], 3, None),
+        ("critiques", ["update.algorithm=ppo", FUNCTION], 3, None),  # nothing learns from feedback
+    ],
+)  # fmt: skip
+def test_what_the_round_cannot_train_on_does_not_count(
+    tmp_path: Path, kind: str, settings: list[str], count: int, says: str | None
+) -> None:
+    made, run = Recipe.load(recipe(tmp_path), [*settings, "feedback.validation.min_pairs=0"]), RunDir(tmp_path / "run")
+    with Store.open(":memory:") as store:
+        fill(store, run, last=1)
+        store.add_prompts([prompt("h", "And at night?", split="test")])
+        store.add_completions([completion(id, prompt_id="h") for id in "hi"])
+        store.add_feedback(some_feedback(kind))
+        now, early = news(store, made, run), arrivals(store, run)
+        assert (now.count, now.useless) == (count, 0 if count else len(some_feedback(kind)))
+        reasons = obstacles(now, Watch(min_new=2), now=NOON, last_end=None)
+        sooner = triggers.early_obstacles(early, made, now=NOON, last_end=None)
+    if says is None:
+        assert (reasons, sooner) == ([], [])
+    else:
+        assert reasons == [f"{says} (watch.min_new: 2)"]
+        assert not sooner or sooner[0].replace("at most 1", "0") == reasons[0]  # told without validation
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "says"),
+    [
+        ("pairs", ["update.algorithm=kto"], "kto has nothing to train on: it consumes thumbs"),
+        ("thumbs", ["update.algorithm=kto"], "the reward model has nothing to train on: it consumes pairs"),
+    ],
+)
+def test_a_round_waits_for_what_each_part_of_it_needs(
+    tmp_path: Path, kind: str, settings: list[str], says: str
+) -> None:
+    made, run = Recipe.load(recipe(tmp_path), [*settings, "feedback.validation.min_pairs=0"]), RunDir(tmp_path / "run")
+    with Store.open(":memory:") as store:
+        fill(store, run, last=-1)
+        store.add_feedback([preference("not old", "a", "b", supersedes="old", winner="tie")])
+        complete(run, 0, [])
+        store.add_feedback(some_feedback(kind))
+        assert obstacles(news(store, made, run), Watch(min_new=2), now=NOON, last_end=None) == [says]
+        store.add_feedback([*some_feedback("pairs"), *some_feedback("thumbs")])
+        assert obstacles(news(store, made, run), Watch(min_new=2), now=NOON, last_end=None) == []
+
+
+def test_a_watcher_says_that_a_round_has_begun_when_it_has(tmp_path: Path) -> None:
+    file, said = recipe(tmp_path, min_new=1), []
+    missing = Watcher(file, [f"prompts.train=[{tmp_path}/nowhere.jsonl]"], tmp_path / "one", said.append)
+    step = missing.watch(once=True)
+    assert step.outcome == "failed"
+    assert not any("starts" in line for line in said)
+    assert not any("started" in line for line in (tmp_path / "one" / "watch.json").read_text().splitlines())
+
+    with Store.open(tmp_path / "two" / "feedback.db") as store:
+        fill(store, RunDir(tmp_path / "two"), last=0)
+    write_text(tmp_path / "two" / "recipe.yaml", Recipe.load(file, ["seed=1"]).to_yaml())
+    with pytest.raises(UserError, match="seed: 1 -> 0"):
+        Watcher(file, (), tmp_path / "two", said.append)
+    assert not any("starts" in line for line in said)
 
 
 def test_round_1_learns_from_all_there_is(tmp_path: Path) -> None:
@@ -206,7 +314,7 @@ def watching(
     watcher = Watcher(
         recipe(tmp_path, command=f"cat >> {told}; echo >> {told}", **watch), (), tmp_path / "run", said.append, clock
     )
-    watcher._run = make  # type: ignore[method-assign]
+    watcher._run = lambda number, begun: (begun(), make(number))[1]  # type: ignore[method-assign,func-returns-value]
     return watcher, clock, said, told  # type: ignore[return-value]
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from rlhf_loop.algorithms import ALGORITHMS
+from rlhf_loop.algorithms import ALGORITHMS, Consumes
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.agreement import agreement
@@ -24,6 +24,7 @@ from rlhf_loop.feedback.validation import validate
 from rlhf_loop.recipe import Recipe, Watch
 from rlhf_loop.records import Implicit, Preference
 from rlhf_loop.run_dir import RunDir, read_json, read_manifest
+from rlhf_loop.watch.consumed import consumed, consumers, hunger, in_words, possible_kinds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,12 +32,15 @@ class News:
     """The feedback that the next round would learn from and the last one did not."""
 
     next_round: int
-    count: int  # valid pieces
+    count: int  # valid pieces that something in the round trains on
     oldest: float | None  # seconds since the epoch; None when there are none
     per_tag: dict[str, int]  # valid pieces by the tags of their prompts
     preferences: list[Preference]  # the new ones, with those that others outvoted
     missing_pairs: int  # how many more pairs the round needs (`feedback.validation.min_pairs`)
     refused: dict[str, int] = field(default_factory=dict)  # new pieces that are not valid, by kind
+    useless: int = 0  # new pieces that nothing in the round trains on, though nothing is wrong with them
+    consumers: dict[str, Consumes] = field(default_factory=dict)  # what learns from feedback, and from what
+    starved: dict[str, Consumes] = field(default_factory=dict)  # those that would have nothing to train on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +50,7 @@ class Arrivals:
     next_round: int
     fresh: set[str]  # ids that it had not looked at
     oldest: float | None  # when the first of the fresh ones was made, in seconds since the epoch
+    kinds: Counter[str] = field(default_factory=Counter)  # of the fresh ones; `both_bad` may be such a preference
 
 
 def arrivals(store: Store, run: RunDir) -> Arrivals:
@@ -57,16 +62,19 @@ def arrivals(store: Store, run: RunDir) -> Arrivals:
     last = complete[-1] if complete else 0
     column, later = tables.feedback.c, tables.feedback.alias("later")
     corrected = sa.select(later.c.number).where(later.c.supersedes == column.id)
+    bad = sa.and_(column.kind == "preference", column.body.contains("both_bad"))
+    kind = sa.case((bad, "both_bad"), else_=column.kind).label("kind")
     standing = sa.and_(column.kind != "retraction", sa.not_(corrected.exists()))
     with store.database.read() as connection:
         mark = _looked_at(connection, run, last)
         # A snapshot takes no feedback of its own round, even if it is there.
         unseen = sa.or_(column.number > mark, column.round == last)
         rows = connection.execute(
-            sa.select(column.id, column.created_at).where(column.round <= last, unseen, standing)
+            sa.select(column.id, column.created_at, kind).where(column.round <= last, unseen, standing)
         ).all()
     oldest = min((row.created_at for row in rows), default=None)
-    return Arrivals(next_round=last + 1, fresh={row.id for row in rows}, oldest=oldest)
+    kinds = Counter(row.kind for row in rows)
+    return Arrivals(next_round=last + 1, fresh={row.id for row in rows}, oldest=oldest, kinds=kinds)
 
 
 def news(store: Store, recipe: Recipe, run: RunDir) -> News:
@@ -77,7 +85,13 @@ def news(store: Store, recipe: Recipe, run: RunDir) -> News:
     feedback = [record for record in store.feedback() if record.round < there.next_round]
     completions = {c.id: c for c in store.completions(ids={id for record in feedback for id in about(record)})}
     report = validate(feedback, completions, prompts, recipe.feedback.validation)
-    usable = [r for r in report.usable if r.id not in seen and _counts(r, recipe)]
+    fresh = [r for r in report.usable if r.id not in seen and _counts(r, recipe)]
+    fresh += [r for r in report.set_aside if r.id in there.fresh and _counts(r, recipe)]
+    who = consumers(recipe)
+    trained = consumed(recipe, who, there.next_round, report, completions, prompts)
+    set_aside = {record.id for record in report.set_aside}
+    # Where nothing learns from feedback, what has arrived is the only reason for a round.
+    usable = [r for r in fresh if (r.id in trained.ids if who else r.id not in set_aside)]
     tags = Counter(tag for record in usable for tag in prompts[record.prompt_id].tags)
     refused: Counter[str] = Counter(record.kind for record, _ in report.quarantined if record.id in there.fresh)
     needs_pairs = recipe.reward is not None or ALGORITHMS[recipe.update.algorithm].consumes == "pairs"
@@ -89,14 +103,21 @@ def news(store: Store, recipe: Recipe, run: RunDir) -> News:
         preferences=[r for r in feedback if isinstance(r, Preference) and r.id in there.fresh],
         missing_pairs=(report.needed or 0) if needs_pairs else 0,
         refused=dict(refused),
+        useless=len(fresh) - len(usable),
+        consumers=who,
+        starved=trained.starved,
     )
 
 
-def early_obstacles(there: Arrivals, settings: Watch, *, now: float, last_end: float | None) -> list[str]:
+def early_obstacles(there: Arrivals, recipe: Recipe, *, now: float, last_end: float | None) -> list[str]:
     """The obstacles that can be told without validation: the time of day, and fewer arrivals than are needed."""
+    settings = recipe.watch
     waits = _times(settings, now, last_end)
-    if _too_few(len(there.fresh), there.oldest, settings, now):
-        waits.append(f"{len(there.fresh)} of {settings.min_new} new pieces of feedback")
+    who, count = consumers(recipe), len(there.fresh)
+    if who:
+        count = sum(there.kinds[kind] for kind in possible_kinds(who))
+    if _too_few(count, there.oldest, settings, now):
+        waits.append(_few(count, len(there.fresh) - count, who, settings, "at most " if count else ""))
     return waits
 
 
@@ -108,12 +129,14 @@ def obstacles(found: News, settings: Watch, *, now: float, last_end: float | Non
     waits = _times(settings, now, last_end)
     if _too_few(found.count, found.oldest, settings, now):
         refused = f" ({sum(found.refused.values())} more are not valid)" if found.refused else ""
-        waits.append(f"{found.count} of {settings.min_new} new pieces of feedback{refused}")
+        waits.append(_few(found.count, found.useless, found.consumers, settings) + refused)
     for tag, wanted in settings.min_per_tag.items():
         if (there := found.per_tag.get(tag, 0)) < wanted:
             waits.append(f"{there} of {wanted} new pieces on `{tag}`")
     if found.missing_pairs:
         waits.append(f"{found.missing_pairs} more pairs are needed (feedback.validation.min_pairs)")
+    if not waits:
+        waits += hunger(found.starved)
     if not waits and settings.min_agreement is not None:
         waits += _disagreement(found.preferences, settings.min_agreement)
     return waits
@@ -179,6 +202,13 @@ def _too_few(count: int, oldest: float | None, settings: Watch, now: float) -> b
     age = 0.0 if oldest is None else (now - oldest) / 3600
     is_old = count > 0 and settings.max_age_hours is not None and age > settings.max_age_hours
     return count < settings.min_new and not is_old
+
+
+def _few(count: int, useless: int, who: Mapping[str, Consumes], settings: Watch, bound: str = "") -> str:
+    """How many there are, and why those that nothing in the round trains on do not count."""
+    if not useless or not who:
+        return f"{count} of {settings.min_new} new pieces of feedback"
+    return f"{count + useless} new pieces, {bound}{count} of which {in_words(who)} (watch.min_new: {settings.min_new})"
 
 
 def _counts(record: AnyFeedback, recipe: Recipe) -> bool:

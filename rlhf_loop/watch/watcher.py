@@ -24,8 +24,10 @@ from rlhf_loop import private
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.kept_recipe import check_recipe
 from rlhf_loop.locks import InUse, locked
 from rlhf_loop.loop import Loop
+from rlhf_loop.progress import is_head
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import stable_id
 from rlhf_loop.run_dir import explain_os_error, read_json
@@ -57,8 +59,8 @@ class Watcher:
         say: Callable[[str], None] = print,
         clock: Callable[[], float] = time.time,
     ):
-        """Reads the recipe. Raises `UserError` for a recipe, URL or quiet hours that are wrong, and for webhooks
-        without a secret to sign them with."""
+        """Reads the recipe. Raises `UserError` for a recipe, URL or quiet hours that are wrong, for webhooks
+        without a secret to sign them with, and for a run that was begun with another recipe."""
         self.recipe = Recipe.load(recipe_file, overrides)
         self.loop = Loop(self.recipe, run_dir=run_dir)
         self.run = self.loop.run_dir
@@ -67,6 +69,7 @@ class Watcher:
             sys.executable, "-m", "rlhf_loop", "run", str(recipe_file), *overrides, "--run-dir", str(self.run.path),
             "--no-wait",
         ]  # fmt: skip
+        check_recipe(self.recipe, self.run)
         settings = self.recipe.watch
         is_quiet(settings.quiet_hours, 0.0)
         secret = os.environ.get(SECRET_VARIABLE, "")
@@ -141,7 +144,7 @@ class Watcher:
             return number, [f"quiet hours, {quiet}"] if is_quiet(quiet, now) else []
         ended = last_end(self.run)
         with Store.open(self.loop.store_url) as store:
-            waits = early_obstacles(arrivals(store, self.run), self.recipe.watch, now=now, last_end=ended)
+            waits = early_obstacles(arrivals(store, self.run), self.recipe, now=now, last_end=ended)
             if waits:
                 return number, waits
             return number, obstacles(self._news(store), self.recipe.watch, now=now, last_end=ended)
@@ -165,9 +168,12 @@ class Watcher:
         details: dict[str, Any] = {"attempt": times + 1}
         if number and self._looked_at is not None and self._looked_at[1].next_round == number:
             details["new_feedback"] = self._looked_at[1].count
-        self.say(f"{_now()} round {number} starts")
-        self.outbox.change(self._event("started", number, details, times), told=max(number - 1, 0))
-        error = self._run(number)
+
+        def begun() -> None:
+            self.say(f"{_now()} round {number} starts")
+            self.outbox.change(self._event("started", number, details, times), told=max(number - 1, 0))
+
+        error = self._run(number, begun)
         if error is None:
             self.outbox.change(failure=None)
             self._tell_outcomes()
@@ -177,16 +183,23 @@ class Watcher:
         self.outbox.change(self._event("failed", number, {**details, "error": error}, times), failure=failed)
         return Step(outcome="failed", reasons=[error])
 
-    def _run(self, number: int) -> str | None:
-        """Runs `rlhf-loop run` up to round `number`; gives why it failed, or None."""
+    def _run(self, number: int, begun: Callable[[], None]) -> str | None:
+        """Runs `rlhf-loop run` up to round `number`; gives why it failed, or None.
+
+        Calls `begun` when the round has begun, which it has not as long as its recipe, prompts and rewards are read.
+        """
         process = subprocess.Popen(
             [*self._command, "--rounds", str(number)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None
         last: deque[str] = deque(maxlen=20)
+        waiting = True
         try:
             for line in process.stdout:
+                if waiting and is_head(line, number):
+                    waiting = False
+                    begun()
                 self.say(line.rstrip("\n"))
                 last.append(line.strip())
             code = process.wait()
