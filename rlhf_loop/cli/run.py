@@ -33,6 +33,7 @@ def run(
     ] = None,
 ) -> None:
     """Run a recipe, or go on with a run that stopped."""
+    from rlhf_loop.processes import terminable
     from rlhf_loop.progress import RunProgress
 
     progress = RunProgress()
@@ -40,10 +41,11 @@ def run(
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
         progress.say("one process takes part (on CPU, Accelerate starts one; `torchrun --nproc_per_node N` starts N)")
     try:
-        if sweep:
-            _sweep(recipe, overrides, sweep, rounds, run_dir, wait, progress)
-        else:
-            _run(recipe, overrides, rounds, run_dir, wait, progress)
+        with terminable():
+            if sweep:
+                _sweep(recipe, overrides, sweep, rounds, run_dir, wait, progress)
+            else:
+                _run(recipe, overrides, rounds, run_dir, wait, progress)
     except KeyboardInterrupt:
         print("\nstopped. Nothing is lost: type the same command again to go on.", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
-from collections import deque
 from pathlib import Path
 
+from rlhf_loop import processes
 from rlhf_loop.errors import UserError
 from rlhf_loop.launch import Progress
+from rlhf_loop.processes import LastLines
 from rlhf_loop.run_dir import PROGRESS
 
 
@@ -26,31 +25,19 @@ class Child:
 
     def run(self, arguments_file: Path, progress: Progress) -> None:
         """Waits for the child; its last lines are in the error when it fails."""
-        process = subprocess.Popen(
-            self.command(arguments_file),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        last: deque[str] = deque(maxlen=30)
-        try:
-            for line in process.stdout:
-                if line.startswith(PROGRESS):
-                    progress(*json.loads(line.removeprefix(PROGRESS)))
-                else:
-                    last.append(line)
-            code = process.wait()
-        except BaseException:  # Ctrl-C and kills: the child and its ranks must not outlive us
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-            raise
+        last = LastLines()
+
+        def hear(line: str) -> None:
+            if (counts := _counts(line)) is not None:
+                progress(*counts)
+            else:
+                last.add(line)
+
+        code = processes.run(self.command(arguments_file), hear)
         if code != 0:
-            errors = [line.removeprefix("error: ").strip() for line in last if line.startswith("error: ")]
-            if errors:
-                raise UserError(errors[-1])
-            raise RuntimeError(f"the stage ended with exit code {code}. Its last lines:\n{''.join(last)}")
+            if last.error is not None:
+                raise UserError(last.error)
+            raise RuntimeError(f"the stage ended with exit code {code}. Its last lines:\n{last}")
 
     def command(self, arguments_file: Path) -> list[str]:
         """The command line of a stage."""
@@ -74,3 +61,14 @@ class Child:
 
     def close(self) -> None:
         """Nothing waits."""
+
+
+def _counts(line: str) -> tuple[int, int, str] | None:
+    """Of a line of progress; None for another, and for one that ranks which wrote at once have mixed."""
+    if not line.startswith(PROGRESS):
+        return None
+    try:
+        done, total, text = json.loads(line.removeprefix(PROGRESS))
+        return int(done), int(total), str(text)
+    except (ValueError, TypeError):
+        return None

@@ -11,12 +11,12 @@ import json
 import logging
 import os
 import sys
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from rlhf_loop.processes import LastLines
 from rlhf_loop.records import Artifact, Message
 
 logger = logging.getLogger("rlhf_loop.server")
@@ -133,7 +133,7 @@ class OwnProcess:
         self._readers: list[asyncio.Task[None]] = []
         self._inboxes: dict[str, asyncio.Queue[dict[str, Any] | None]] = {}
         self._number = 0
-        self._last: deque[str] = deque(maxlen=20)  # lines of its log
+        self._last = LastLines()  # of its log
 
     @property
     def pid(self) -> int | None:
@@ -235,12 +235,11 @@ class OwnProcess:
         assert self._process is not None
         assert self._process.stderr is not None
         while line := await self._process.stderr.readline():
-            self._last.append(line.decode(errors="replace").rstrip())
+            self._last.add(line)
 
     def _why(self) -> str:
-        said = [line for line in self._last if line.startswith("error: ")] or list(self._last)
         code = self._process.returncode if self._process is not None else None
-        return said[-1].removeprefix("error: ") if said else f"exit code {code}"
+        return self._last.error or self._last.last or f"exit code {code}"
 
 
 @dataclass

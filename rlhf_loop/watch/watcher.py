@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,14 +18,14 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from rlhf_loop import private
+from rlhf_loop import private, processes
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.kept_recipe import check_recipe
 from rlhf_loop.locks import InUse, locked
 from rlhf_loop.loop import Loop
-from rlhf_loop.progress import is_head
+from rlhf_loop.processes import LastLines, terminable
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import stable_id
 from rlhf_loop.run_dir import explain_os_error, read_json
@@ -88,7 +86,7 @@ class Watcher:
     def watch(self, once: bool = False) -> Step:
         """Looks and starts rounds until it is stopped (`KeyboardInterrupt`; SIGTERM becomes one); `once`: one look,
         and at most one round. Raises `UserError` when another watcher watches this run."""
-        with _terminated(), self._alone() as other:
+        with terminable(), self._alone() as other:
             if other is not None:
                 reason = f"{self.run.path} is watched by {other} already; one is enough"
                 if not once:
@@ -188,39 +186,22 @@ class Watcher:
 
         Calls `begun` when the round has begun, which it has not as long as its recipe, prompts and rewards are read.
         """
-        process = subprocess.Popen(
-            [*self._command, "--rounds", str(number)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        last: deque[str] = deque(maxlen=20)
-        waiting = True
-        try:
-            for line in process.stdout:
-                if waiting and is_head(line, number):
-                    waiting = False
-                    begun()
-                self.say(line.rstrip("\n"))
-                last.append(line.strip())
-            code = process.wait()
-        except BaseException:  # stopped: the round stops too, and goes on where it was with the next watcher
-            os.killpg(process.pid, signal.SIGINT)
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            raise
+        last = LastLines()
+
+        def hear(line: str) -> None:
+            self.say(line)
+            last.add(line)
+
+        # Stopped, the round stops too, and goes on where it was with the next watcher. It has children of its own.
+        code = processes.run([*self._command, "--rounds", str(number)], hear, stop_seconds=3 * processes.STOP_SECONDS)
         if code == 0 and number in self.run.complete_rounds():
             return None
-        errors = [line.removeprefix("error: ") for line in last if line.startswith("error: ")]
-        if errors:
-            return errors[-1]
+        if last.error is not None:
+            return last.error
         if code < 0:
             out_of_memory = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
             return f"its process was ended by signal {-code}{out_of_memory}"
-        final = next((line for line in reversed(last) if line), "it said nothing")
-        return f"its process ended with exit code {code}: {final}"
+        return f"its process ended with exit code {code}: {last.last or 'it said nothing'}"
 
     def _tell_outcomes(self) -> None:
         """Tells how rounds ended that were completed since the last look, by whomever."""
@@ -260,20 +241,6 @@ class Watcher:
             except InUse as found:
                 other = found.owner
             yield other
-
-
-@contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGTERM, which service managers and Slurm send, stops as Ctrl-C does."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _now() -> str:
