@@ -22,12 +22,6 @@ HUB_MODEL = "HuggingFaceTB/SmolLM2-360M-Instruct"
 ELSEWHERE = ("make ", "sbatch ", "accelerate launch ")  # an installation, a cluster, several GPUs
 
 
-README_SHARES_A_FOLDER = pytest.mark.xfail(
-    not re.search(rf"{HUB_MODEL}.*--run-dir", (ROOT / "README.md").read_text()),
-    reason="README's command with a model of one's own names the folder of the quickstart, which has another",
-)
-
-
 def commands(page: Path) -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
@@ -102,7 +96,7 @@ def stubs(reader: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 # One after the other in this order: the pages share the folder, as their readers' projects do.
-@pytest.mark.parametrize("page", [pytest.param("README.md", marks=README_SHARES_A_FOLDER), "docs/start.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
 def test_each_command_of_a_page_works_after_those_above_it(page: str, reader: Path, stubs: list[Any]) -> None:
     if page == "README.md":
         type_in("rlhf-loop run recipes/quickstart.yaml")  # what `make quickstart` runs
