@@ -88,9 +88,11 @@ def _to_group(group: int, number: int) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM, which service managers and Slurm send, is a `KeyboardInterrupt` meanwhile, as Ctrl-C is."""
+    """SIGTERM, which service managers and Slurm send, is a `KeyboardInterrupt` meanwhile, as Ctrl-C is. Only the first:
+    Slurm and torchrun may both send one to a rank, and it shall end what it began."""
 
     def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +16,9 @@ import pytest
 from rlhf_loop import processes
 from rlhf_loop.errors import UserError
 from rlhf_loop.launch.child import Child
-from rlhf_loop.run_dir import PROGRESS
+from rlhf_loop.run_dir import PROGRESS, RunDir
+
+SMOKE = Path(__file__).parent.parent / "recipes" / "smoke.yaml"
 
 DEAF = """
 import os, signal, subprocess, sys, time
@@ -108,6 +111,44 @@ def test_sigterm_is_an_interrupt_meanwhile() -> None:
     with pytest.raises(KeyboardInterrupt), processes.terminable():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+WAITS = """
+import sys, time
+from rlhf_loop import processes
+from rlhf_loop.cli import main
+from rlhf_loop.loop import Loop
+
+STAGE = "import os, time; print(os.getpid(), flush=True); print('@', flush=True); time.sleep(60)"
+
+def run(self, rounds, wait):
+    with self.run_dir.locked():
+        if self.recipe.launch == "child":
+            processes.run([sys.executable, "-c", STAGE], lambda line: print(line, flush=True))
+        print("0\\n@", flush=True)
+        time.sleep(60)
+
+Loop.run = run
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("launch", ["inline", "child"])
+def test_signals_end_a_run_with_a_sentence_and_leave_nothing(launch: str, number: int, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", WAITS, "run", str(SMOKE), f"launch={launch}", "--run-dir", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    stage = int(process.stdout.readline())
+    assert process.stdout.readline() == "@\n"
+    for _ in range(2 if number == signal.SIGTERM else 1):  # Slurm and torchrun may both send one
+        process.send_signal(number)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert said.strip() == "stopped. Nothing is lost: type the same command again to go on."
+    assert RunDir(run).used_by() is None
+    assert not stage or not psutil.pid_exists(stage)
 
 
 def test_the_last_line_and_the_error_are_found() -> None:

@@ -589,7 +589,7 @@ def test_the_slurm_job_is_valid_and_queues_itself(tmp_path: Path) -> None:
         tool = tmp_path / name
         tool.write_text(f'#!/bin/bash\necho {name} "$@" >> {tmp_path}/called\n')
         tool.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
     subprocess.run(["bash", script, "r.yaml", "watch.min_new=3"], env=environment, check=True, timeout=30)
     assert (tmp_path / "called").read_text().splitlines() == [
         "sbatch --begin=now+1hour recipes/cluster/watch.slurm.sh r.yaml watch.min_new=3",

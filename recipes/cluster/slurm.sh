@@ -6,22 +6,67 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --time=08:00:00
 #SBATCH --requeue
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:USR1@180
+#SBATCH --open-mode=append
 # One launcher a node; rank 0 of all runs the loop, the others take part in each stage.
 #   sbatch recipes/cluster/slurm.sh recipes/quickstart.yaml
+#   sbatch --gpus-per-node=0 --cpus-per-task=8 recipes/cluster/slurm.sh recipes/smoke.yaml    # CPUs, a process a node
+# Three minutes before its time limit the job stops its ranks and queues itself again; when a node dies, Slurm does.
+# Either way it goes on where it stopped. What the nodes say is in logs/slurm-JOB/attempt-N/NODE.log (RLHF_LOOP_LOGS).
 # The run folder must lie on a file system that all nodes share. SQLite's write-ahead log does not work there: the
 # store notices and uses a rollback journal; for more than one writer use PostgreSQL (`store: postgresql://...`).
-# A job that is requeued goes on where it stopped. It has not been run on a cluster yet.
 set -euo pipefail
-RECIPE=${1:?usage: sbatch slurm.sh RECIPE [key.sub=value ...]}
-shift
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+  echo "error: this is a job for Slurm: sbatch recipes/cluster/slurm.sh RECIPE [key.sub=value ...]. Without Slurm: rlhf-loop run RECIPE" >&2
+  exit 1
+fi
+if [ $# -eq 0 ]; then
+  echo "error: no recipe: sbatch recipes/cluster/slurm.sh RECIPE [key.sub=value ...]" >&2
+  exit 1
+fi
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500}
-# shellcheck disable=SC2016
-srun --kill-on-bad-exit=1 bash -c '
-  exec accelerate launch \
-    --multi_gpu --mixed_precision bf16 \
-    --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" \
-    --num_processes "$((SLURM_NNODES * SLURM_GPUS_ON_NODE))" \
-    --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" \
-    -m rlhf_loop run "$@"' bash "$RECIPE" "$@"
+export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
+LOGS=${RLHF_LOOP_LOGS:-logs}/slurm-$SLURM_JOB_ID/attempt-${SLURM_RESTART_COUNT:-0}
+mkdir -p "$LOGS"
+echo "attempt ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST; its logs: $LOGS"
+
+STOPPED=
+stop() { # the ranks end by themselves on TERM; a TERM to srun would kill them
+  STOPPED=$1
+  scancel --signal=TERM "$SLURM_JOB_ID.0" || true
+  (sleep 90 && scancel --signal=KILL "$SLURM_JOB_ID.0") >/dev/null 2>&1 &
+}
+trap 'stop "its time limit"' USR1
+trap 'stop a signal' TERM
+
+if [ "${SLURM_GPUS_ON_NODE:-0}" -gt 0 ]; then
+  # shellcheck disable=SC2016
+  LAUNCH='exec accelerate launch --multi_gpu --mixed_precision bf16
+    --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID"
+    --num_processes "$((SLURM_NNODES * SLURM_GPUS_ON_NODE))"
+    --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT"'
+else
+  # shellcheck disable=SC2016
+  LAUNCH='exec torchrun --nnodes "$SLURM_NNODES" --node_rank "$SLURM_NODEID" --nproc_per_node 1
+    --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT"'
+fi
+srun --kill-on-bad-exit=1 --output="$LOGS/%N.log" \
+  bash -c "${LAUNCH//$'\n'/ }"' -m rlhf_loop run "$@"' bash "$@" &
+STEP=$!
+CODE=0
+wait "$STEP" || CODE=$?
+if [ -n "$STOPPED" ]; then # that was the trap; now the ranks
+  CODE=0
+  wait "$STEP" || CODE=$?
+fi
+if [ "$CODE" -ne 0 ] && [ -z "$STOPPED" ] && ! timeout 60 srun --kill-on-bad-exit=1 --output=/dev/null true; then
+  STOPPED="the death of a node"
+fi
+if [ "$CODE" -ne 0 ]; then
+  tail -n 5 "$LOGS"/*.log || true
+  if [ -n "$STOPPED" ] && [ "$STOPPED" != "a signal" ]; then
+    echo "stopped by $STOPPED; queued again"
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+fi
+exit "$CODE"

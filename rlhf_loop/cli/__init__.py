@@ -118,5 +118,10 @@ def _follow() -> None:
     """Ranks but 0 of a launched run: take part in stages until rank 0 is done. Other commands run on rank 0 alone."""
     if "run" in sys.argv[1:2]:
         from rlhf_loop.launch.ranks import follow
+        from rlhf_loop.processes import terminable
 
-        follow()
+        with terminable():
+            try:
+                follow()
+            except KeyboardInterrupt:  # rank 0 says it
+                sys.exit(130)

@@ -40,15 +40,15 @@ def run(
     overrides = overrides or []
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
         progress.say("one process takes part (on CPU, Accelerate starts one; `torchrun --nproc_per_node N` starts N)")
-    try:
-        with terminable():
+    with terminable():
+        try:
             if sweep:
                 _sweep(recipe, overrides, sweep, rounds, run_dir, wait, progress)
             else:
                 _run(recipe, overrides, rounds, run_dir, wait, progress)
-    except KeyboardInterrupt:
-        print("\nstopped. Nothing is lost: type the same command again to go on.", file=sys.stderr)
-        raise typer.Exit(130) from None
+        except KeyboardInterrupt:
+            print("\nstopped. Nothing is lost: type the same command again to go on.", file=sys.stderr)
+            raise typer.Exit(130) from None
 
 
 def _run(
