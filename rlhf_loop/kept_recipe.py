@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.places import PLACES, content, paths_in, read_places, relocated, sqlite_file
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.run_dir import RunDir, write_text
+from rlhf_loop.run_dir import RunDir, write_json, write_text
 from rlhf_loop.settings_text import read_yaml
 
 _MAY_CHANGE = (
@@ -35,20 +37,33 @@ def keep_recipe(recipe: Recipe, run: RunDir) -> None:
         raise UserError(f"{run.path} has rounds but no recipe.yaml; choose another folder with --run-dir")
     check_recipe(recipe, run)
     write_text(run.path / "recipe.yaml", recipe.to_yaml())
+    here, known = str(run.path), read_places(run.path)
+    found = {path: content(path) for path in paths_in(recipe.model_dump(mode="json"))}
+    now = {
+        "places": [*(place for place in known["places"] if place != here), here],
+        "contents": {path: hash for path, hash in found.items() if hash is not None},
+    }
+    if now != known:
+        write_json(run.path / PLACES, now)
 
 
 def check_recipe(recipe: Recipe, run: RunDir) -> None:
     """Raises `RecipeChanged` where the run was made with another recipe."""
     kept_file = run.path / "recipe.yaml"
     if kept_file.exists():
-        kept = read_yaml(kept_file.read_text(), str(kept_file))
+        kept = relocated(read_yaml(kept_file.read_text(), str(kept_file)), run.path)
         if kept.get("name") != recipe.name:
             raise RecipeChanged(
                 f"{run.path} holds a run of recipe `{kept.get('name')}`, not `{recipe.name}`; choose another folder "
                 "with --run-dir",
                 run.path.with_name(recipe.name if recipe.name != run.name else f"{run.name}-2"),
             )
-        changed = _changed(_with_defaults(kept), recipe.model_dump(mode="json"))
+        contents = read_places(run.path)["contents"]
+        changed = [
+            change
+            for change in _changed(_with_defaults(kept), recipe.model_dump(mode="json"))
+            if not (_same_store(*change[1:]) if change[0] == "store" else _only_moved(*change[1:], contents))
+        ]
         if changed:
             listed = "\n  ".join(f"{key}: {_shown(old)} -> {_shown(new)}" for key, old, new in changed)
             raise RecipeChanged(
@@ -68,6 +83,25 @@ def _changed(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
             for change in _changed(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         ]
     return [] if old == new else [(key, old, new)]
+
+
+def _only_moved(old: Any, new: Any, contents: Mapping[str, str]) -> bool:
+    """Whether two paths stand for the same: what was at the old one is now at the new one."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return all(a == b or _only_moved(a, b, contents) for a, b in zip(old, new, strict=True))
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        return all(old[name] == new[name] or _only_moved(old[name], new[name], contents) for name in old)
+    if not isinstance(old, str) or not isinstance(new, str):
+        return False
+    return old in contents and contents[old] == content(new)
+
+
+def _same_store(old: Any, new: Any) -> bool:
+    """What a store holds changes: one that is gone and one that is there are taken for the same."""
+    before, after = sqlite_file(old or ""), sqlite_file(new or "")
+    if before is None or after is None or not after.exists():
+        return False
+    return not before.exists() or before.samefile(after)
 
 
 def _with_defaults(kept: dict[str, Any]) -> dict[str, Any]:

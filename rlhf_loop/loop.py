@@ -24,6 +24,7 @@ from rlhf_loop.feedback.deletion_files import is_redacted
 from rlhf_loop.feedback.prompts import read_prompts
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.kept_recipe import keep_recipe
+from rlhf_loop.places import content
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, RewardModelJudge
 from rlhf_loop.records import Artifact, Completion, Prompt, Score, Split, read_records, stable_id
@@ -155,6 +156,7 @@ class _Run:
         self.store = store
         self.launcher = launcher
         self.values = loop.recipe.model_dump(mode="json")
+        self.portable = _without_place(self.values, self.files.path)
         self.figures: dict[str, Any] = {}  # of the round that is made, for its manifest
 
     # What a round is
@@ -368,7 +370,7 @@ class _Run:
             n,
             "assemble",
             [path for path in (frozen, waiting, scores) if path is not None],
-            {"pairing": self.values["pairing"], "algorithm": algorithm},
+            {"pairing": self.portable["pairing"], "algorithm": algorithm},
             lambda partial: assemble(
                 self.recipe,
                 n,
@@ -487,7 +489,7 @@ class _Run:
         def make(partial: Path) -> None:
             write_json(partial / "decision.json", decide(numbers, self.recipe.gate))
 
-        folder = self._step(n, "gate", [evaluation], {"gate": self.values["gate"]}, make)
+        folder = self._step(n, "gate", [evaluation], {"gate": self.portable["gate"]}, make)
         decision = read_json(folder / "decision.json")
         self.progress.note("", f"win-rate vs base {_interval(numbers['win_rate_vs_base'])}")
         self.progress.note("", decision["reason"])
@@ -516,7 +518,7 @@ class _Run:
             n,
             "ask",
             [frozen, candidates, *([scores] if scores else [])],
-            {"feedback": self.values["feedback"]},
+            {"feedback": self.portable["feedback"]},
             lambda partial: ask(
                 self.recipe,
                 n,
@@ -558,12 +560,12 @@ class _Run:
     ) -> Path:
         """The same for a stage, which the launcher starts; `read` are the folders that its inputs lie in."""
         folder = self.files.step(n, step)
-        settings = {name: self.values[name] for name in ("seed", "policy", *_SETTINGS[stage])}
+        settings = {name: self.portable[name] for name in ("seed", "policy", *_SETTINGS[stage])}
         if stage == "update" and "reward" in inputs:
-            settings["generation"] = self.values["generation"]
+            settings["generation"] = self.portable["generation"]
         if stage == "update" and n == 0:
-            settings["warm_start"] = self.values["warm_start"]
-        in_run = {name: _without_place(value, self.files.path) for name, value in values.items()}
+            settings["warm_start"] = self.portable["warm_start"]
+        in_run = _without_place(values, self.files.path)
         key = fingerprint(step, n, settings, in_run, [outputs_hash(path) for path in read])
         if is_complete(folder, key):
             return folder
@@ -673,8 +675,18 @@ def _interval(value: Mapping[str, Any]) -> str:
 
 
 def _without_place(value: Any, run: Path) -> Any:
-    """A path inside the run, relative to it: a run that was moved keeps its keys."""
-    return value.replace(str(run), "RUN") if isinstance(value, str) else value
+    """Plain values with a path inside the run relative to it, a folder of a model by what it holds, and any other path
+    by its name: a run that was moved, with its project or alone, keeps its keys."""
+    if isinstance(value, Mapping):
+        return {name: _without_place(part, run) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_place(part, run) for part in value]
+    if not isinstance(value, str) or not value.startswith("/"):
+        return value
+    path = Path(value)
+    if path.is_relative_to(run):
+        return str(Path("RUN") / path.relative_to(run))
+    return (content(path) if path.is_dir() else None) or path.name
 
 
 def _peak_memory() -> int:

@@ -24,6 +24,7 @@ from rlhf_loop.distributed import is_main, whole_models
 from rlhf_loop.errors import UserError
 from rlhf_loop.model_checks import check_config, check_files, on_output_layer, on_tied_embeddings
 from rlhf_loop.model_files import give_pad_token, resolve_model
+from rlhf_loop.places import relocated
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Message, Prompt
 from rlhf_loop.turns import encode_prompts, opens_no_turn, with_system_prompt
@@ -342,7 +343,7 @@ def _base_of(folder: Path) -> str:
         raise UserError(f"{path} is damaged ({error}); make the adapter again") from None
     if not base:
         raise UserError(f"{path} names no base_model_name_or_path; add the model that the adapter was trained on")
-    return str(base)
+    return str(relocated(base, folder.resolve()))
 
 
 @contextmanager

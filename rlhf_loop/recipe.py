@@ -24,7 +24,7 @@ from rlhf_loop.algorithms import ALGORITHMS, TRAINER_CONFIGS, AlgorithmName, Con
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.redaction import RedactorName
 from rlhf_loop.model_checks import check_files, check_targets
-from rlhf_loop.places import absolute_model, absolute_path, absolute_store
+from rlhf_loop.places import absolute_model, absolute_path, absolute_store, relocated
 from rlhf_loop.settings_text import read_yaml, write_yaml
 
 
@@ -366,6 +366,7 @@ class Recipe(Settings):
         values = read_yaml(text, str(path))
         if not isinstance(values, dict):
             raise UserError(f"{path} must hold a mapping of settings, as in recipes/quickstart.yaml")
+        values = relocated(values, path.parent.resolve())
         overrides = list(overrides)
         for override in overrides:
             _apply_override(values, override)

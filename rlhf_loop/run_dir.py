@@ -1,6 +1,6 @@
 """The files of a run: where they are, written whole or not at all, and known to be complete.
 
-    RUN/recipe.yaml  RUN/lock  RUN/feedback.db  RUN/report.html
+    RUN/recipe.yaml  RUN/places.json  RUN/lock  RUN/feedback.db  RUN/report.html
     RUN/round_003/snapshot/  reward/  score/  assemble/  update/  evaluate/  gate/  generate/  rescore/  ask/
     RUN/round_003/manifest.json      written last: the round is complete
 

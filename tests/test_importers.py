@@ -399,7 +399,7 @@ def test_prompts_are_read_with_their_fields(tmp_path: Path) -> None:
     first, second, third = read_prompts(path, "dev")
     assert (first.id, first.group, first.reference, first.tags) == ("5", "g", "Light.", ("short",))
     assert [m["role"] for m in second.messages] == ["system", "user"]
-    assert (third.split, third.group, third.source) == ("dev", third.id, str(path))
+    assert (third.split, third.group, third.source) == ("dev", third.id, path.name)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def _prompt(row: dict[str, Any], path: Path, split: Split) -> Prompt:
         split=split,
         reference=optional_text(row, "reference"),
         tags=tuple(text_of(tag, "tags") for tag in tags),
-        source=str(path),
+        source=path.name,
         columns=_further_columns(row),
     )
 

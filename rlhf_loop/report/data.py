@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.places import relocated
 from rlhf_loop.records import Completion, Prompt, read_records
 from rlhf_loop.run_dir import STEPS, RunDir, read_json, read_manifest
 from rlhf_loop.settings_text import read_yaml
@@ -150,7 +151,8 @@ def read_recipe(run: RunDir) -> tuple[dict[str, Any], str]:
     if not path.exists():
         raise UserError(f"{run.path} is not a run: it has no recipe.yaml. Give the folder that `rlhf-loop run` named")
     text = path.read_text(encoding="utf-8")
-    return read_yaml(text, f"{path} is damaged; put the recipe of the run back there: it") or {}, text
+    values = read_yaml(text, f"{path} is damaged; put the recipe of the run back there: it") or {}
+    return relocated(values, run.path.resolve()), text
 
 
 def read_rounds(run: RunDir) -> list[Round]:

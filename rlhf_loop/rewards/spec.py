@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from rlhf_loop import recipe, run_dir
 from rlhf_loop.errors import UserError
-from rlhf_loop.places import absolute_model
+from rlhf_loop.places import absolute_model, relocated
 from rlhf_loop.settings_text import read_yaml, write_yaml
 
 FILE = "reward_model.yaml"
@@ -139,7 +139,7 @@ def load_spec(folder: Path) -> BradleyTerrySpec | HeadSpec | FunctionSpec:
     spec = parse_spec(values, str(path))
     spec._folder = Path(folder)
     if not isinstance(spec, FunctionSpec) and spec.base != "policy":
-        spec.base = absolute_model(spec.base, path.parent)
+        spec.base = absolute_model(relocated(spec.base, path.parent.resolve()), path.parent)
     return spec
 
 
