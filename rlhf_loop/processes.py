@@ -8,6 +8,7 @@ import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 STOP_SECONDS = 10.0  # that a child is given to end by itself
 
@@ -59,7 +60,7 @@ def run(command: Sequence[str], hear: Callable[[str], None], stop_seconds: float
         process.stdout.close()
 
 
-def stop(process: subprocess.Popen[str], seconds: float = STOP_SECONDS) -> None:
+def stop(process: subprocess.Popen[Any], seconds: float = STOP_SECONDS) -> None:
     """SIGTERM to the child's group, then SIGKILL to what is left of it after so many seconds, and to processes that its
     children started in sessions of their own, as launchers do with ranks. A second Ctrl-C kills at once."""
     import psutil

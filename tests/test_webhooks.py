@@ -6,13 +6,16 @@ import hashlib
 import hmac
 import http.server
 import json
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,6 +130,23 @@ def test_a_command_gets_the_event_on_its_input(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(events, "COMMAND_TIMEOUT", 0.1)
     with pytest.raises(DeliveryError, match="longer than"):
         call("exec sleep 5", event())
+
+
+def test_a_command_that_hangs_with_children_prints_bytes_or_reads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DeliveryError, match="exit code 1: caf\ufffd"):
+        call("head -c 1000000 /dev/zero >&2; printf '\\ncaf\\351\\n' >&2; exit 1", event())
+    long = Event(id="e", kind="failed", run="r", round=1, at=0.0, details={"error": "x" * 1_000_000})
+    call("true", long)  # reads nothing
+    call(f"sleep 30 & echo $! > {tmp_path}/left", event())  # leaves something running
+    os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)
+    monkeypatch.setattr(events, "COMMAND_TIMEOUT", 0.5)
+    started = time.monotonic()
+    with pytest.raises(DeliveryError, match="longer than"):
+        call(f"trap '' TERM; sleep 30 & echo $! > {tmp_path}/pid; wait; sleep 30", event())
+    assert time.monotonic() - started < 10
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def until(condition, seconds: float = 10.0) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from rlhf_loop import processes
 from rlhf_loop.errors import UserError
 
 SECRET_VARIABLE = "RLHF_LOOP_WEBHOOK_SECRET"
@@ -108,16 +111,26 @@ def post(url: str, event: Event, secret: str) -> None:
 
 
 def call(command: str, event: Event) -> None:
-    """Runs a command in a shell with the event on its input. Raises `DeliveryError` unless it exits with 0."""
-    try:
-        done = subprocess.run(
-            command, shell=True, input=event.body(), capture_output=True, timeout=COMMAND_TIMEOUT, check=False
+    """Runs a command in a shell with the event on its input. Raises `DeliveryError` unless it exits with 0 within
+    `COMMAND_TIMEOUT`; then it and all that it started are ended. What it leaves running after a good end is its own."""
+    with (
+        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as said,
+    ):  # files: nobody waits for who holds a pipe
+        given.write(event.body())
+        given.seek(0)
+        process = subprocess.Popen(
+            command, shell=True, stdin=given, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        raise DeliveryError(f"it took longer than {COMMAND_TIMEOUT:g} seconds") from None
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise DeliveryError(f"it ended with exit code {done.returncode}{': ' + lines[-1] if lines else ''}")
+        try:
+            code = process.wait(timeout=COMMAND_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            processes.stop(process, 1.0)
+            raise DeliveryError(f"it took longer than {COMMAND_TIMEOUT:g} seconds") from None
+        if code:
+            said.seek(max(0, said.seek(0, os.SEEK_END) - 4096))
+            lines = said.read().decode(errors="replace").strip().splitlines()
+            raise DeliveryError(f"it ended with exit code {code}{': ' + lines[-1] if lines else ''}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
