@@ -123,7 +123,8 @@ def test_a_job_that_was_cancelled_and_submitted_again_goes_on(cluster: Cluster, 
     job = submit(cluster, run, 1)
     in_stage(cluster, run, "0/generate", "1/reward")
     cluster("scancel", job)
-    assert ends(cluster, job)["JobState"] == "CANCELLED"
+    ended = ends(cluster, job)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
     assert ends(cluster, submit(cluster, run, 1))["JobState"] == "COMPLETED"
     assert RunDir(run).complete_rounds() == [0, 1]
 
@@ -132,13 +133,14 @@ def test_a_job_that_was_cancelled_and_submitted_again_goes_on(cluster: Cluster, 
 def test_a_chain_of_watchers_that_was_cancelled_goes_on_when_it_is_submitted_again(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
+    run, script = tmp_path / "run", tmp_path / "watch.slurm.sh"
+    script.write_text((CLUSTER / script.name).read_text().replace("#SBATCH --gpus=1\n", ""))  # there are none here
 
     def watch() -> str:
         return cluster.submit(
-            "--gpus=0", "--cpus-per-task=1", f"--output={tmp_path}/%j.out", str(CLUSTER / "watch.slurm.sh"), str(SMOKE),
+             "--cpus-per-task=1", f"--output={tmp_path}/%j.out", str(script), str(SMOKE),
             "watch.min_new=4", "--run-dir", str(run), WATCH_EVERY="now+1hour", OMP_NUM_THREADS="1",
-            WATCH_SCRIPT=str(CLUSTER / "watch.slurm.sh"),
+            WATCH_SCRIPT=str(script),
         )  # fmt: skip
 
     watch()

@@ -37,7 +37,7 @@ stop() { # the ranks end by themselves on TERM; a TERM to srun would kill them
   (sleep 90 && scancel --signal=KILL "$SLURM_JOB_ID.0") >/dev/null 2>&1 &
 }
 trap 'stop "its time limit"' USR1
-trap 'stop a signal' TERM
+trap 'stop scancel' TERM
 
 if [ "${SLURM_GPUS_ON_NODE:-0}" -gt 0 ]; then
   # shellcheck disable=SC2016
@@ -64,7 +64,7 @@ if [ "$CODE" -ne 0 ] && [ -z "$STOPPED" ] && ! timeout 60 srun --kill-on-bad-exi
 fi
 if [ "$CODE" -ne 0 ]; then
   tail -n 5 "$LOGS"/*.log || true
-  if [ -n "$STOPPED" ] && [ "$STOPPED" != "a signal" ]; then
+  if [ -n "$STOPPED" ] && [ "$STOPPED" != scancel ]; then
     echo "stopped by $STOPPED; queued again"
     scontrol requeue "$SLURM_JOB_ID"
   fi
