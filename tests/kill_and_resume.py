@@ -2,7 +2,8 @@
 
     python kill_and_resume.py RECIPE RUN POINT [POINT ...]
 
-A point is ROUND/STEP/WHEN. WHEN: `before` or `after` the step's folder is put in its place, `taken` (complete, the
+A point is ROUND/STEP/WHEN, or ROUND/STEP/WHEN:SIGINT or :SIGTERM for that signal in place of SIGKILL. WHEN:
+`before` or `after` the step's folder is put in its place, `taken` (complete, the
 process dies before anything else), `step-K` (inside training, after optimizer step K) or `checkpoint-K` (while the
 checkpoint of step K lies there without its mark). Each attempt is a fork of this process, so torch is imported once.
 """
@@ -22,14 +23,17 @@ import rlhf_loop.stages.score
 import rlhf_loop.stages.update  # noqa: F401
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.checkpoints import MarkComplete
+from rlhf_loop.processes import terminable
 from rlhf_loop.training import TrainingLog
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def arm(point: str) -> None:
+    point, _, name = point.partition(":")
+    number_of_signal = signal.Signals[name or "SIGKILL"]
+
+    def die() -> None:
+        signal.raise_signal(number_of_signal)
+
     round_number, step, when = point.split("/")
     place = f"round_{int(round_number):03d}/{step}"
     commit = run_dir.commit_folder
@@ -71,7 +75,10 @@ def attempt(recipe: str, run: str, point: str | None) -> int:
         try:
             if point:
                 arm(point)
-            Loop(Recipe.load(recipe), run_dir=run).run()
+            with terminable():
+                Loop(Recipe.load(recipe), run_dir=run).run()
+        except KeyboardInterrupt:
+            os._exit(130)
         except BaseException:
             import traceback
 
@@ -85,6 +92,6 @@ if __name__ == "__main__":
     recipe, run, *points = sys.argv[1:]
     for point in points:
         status = attempt(recipe, run, point)
-        if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+        if os.waitstatus_to_exitcode(status) != (130 if ":" in point else -signal.SIGKILL):
             sys.exit(f"the run was to die at {point}, but ended with status {status}")
     sys.exit(1 if attempt(recipe, run, None) else 0)

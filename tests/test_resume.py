@@ -73,6 +73,22 @@ def test_killed_after_each_step_is_in_place_and_before_the_store_has_it(uninterr
     same(run, uninterrupted)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_stopped_by_a_signal_in_every_step_and_inside_training(
+    uninterrupted: Path, tmp_path: Path, number: str
+) -> None:
+    run = tmp_path / "stopped"
+    steps = [step for step in STEPS if step not in ("judge", "evaluate_warm_start")]
+    first = [f"0/{step}/before" for step in ("snapshot", "evaluate", "generate", "ask")]
+    inside = ["1/update/step-1", "1/update/checkpoint-2", "2/update/step-3"]
+    points = [*first, *(f"1/{step}/before" for step in steps), *inside[2:]]
+    points[points.index("1/update/before") : points.index("1/update/before")] = inside[:2]
+    drive(run, *(f"{point}:{number}" for point in points))
+    assert RunDir(run).used_by() is None
+    same(run, uninterrupted)
+
+
 def test_killed_inside_training_and_while_a_checkpoint_is_written(uninterrupted: Path, tmp_path: Path) -> None:
     run = tmp_path / "inside"
     drive(run, "1/update/step-1", "1/update/checkpoint-2", "1/update/step-3", "2/update/checkpoint-4")

@@ -31,13 +31,15 @@ mkdir -p "$LOGS"
 echo "attempt ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST; its logs: $LOGS"
 
 STOPPED=
+KILLER=
 stop() { # the ranks end by themselves on TERM; a TERM to srun would kill them
-  STOPPED=$1
-  scancel --signal=TERM "$SLURM_JOB_ID.0" || true
+  STOPPED="its time limit"
+  timeout 20 scancel --signal=TERM "$SLURM_JOB_ID.0" || true
   (sleep 90 && scancel --signal=KILL "$SLURM_JOB_ID.0") >/dev/null 2>&1 &
+  KILLER=$!
 }
-trap 'stop "its time limit"' USR1
-trap 'stop scancel' TERM
+trap stop USR1
+trap 'STOPPED=scancel' TERM # Slurm ends the ranks
 
 if [ "${SLURM_GPUS_ON_NODE:-0}" -gt 0 ]; then
   # shellcheck disable=SC2016
@@ -58,6 +60,7 @@ wait "$STEP" || CODE=$?
 if [ -n "$STOPPED" ]; then # that was the trap; now the ranks
   CODE=0
   wait "$STEP" || CODE=$?
+  [ -z "$KILLER" ] || kill "$KILLER" || true # not the ranks of the next attempt
 fi
 if [ "$CODE" -ne 0 ] && [ -z "$STOPPED" ] && ! timeout 60 srun --kill-on-bad-exit=1 --output=/dev/null true; then
   STOPPED="the death of a node"
