@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.places import PLACES, content, paths_in, read_places, relocated, sqlite_file
 from rlhf_loop.recipe import Recipe
@@ -51,11 +52,12 @@ def check_recipe(recipe: Recipe, run: RunDir) -> None:
     """Raises `RecipeChanged` where the run was made with another recipe."""
     kept_file = run.path / "recipe.yaml"
     if kept_file.exists():
-        kept = relocated(read_yaml(kept_file.read_text(), str(kept_file)), run.path)
-        if kept.get("name") != recipe.name:
+        with reading(kept_file):
+            kept = relocated(read_yaml(kept_file.read_text(encoding="utf-8"), str(kept_file)), run.path)
+            name = kept.get("name")
+        if name != recipe.name:
             raise RecipeChanged(
-                f"{run.path} holds a run of recipe `{kept.get('name')}`, not `{recipe.name}`; choose another folder "
-                "with --run-dir",
+                f"{run.path} holds a run of recipe `{name}`, not `{recipe.name}`; choose another folder with --run-dir",
                 run.path.with_name(recipe.name if recipe.name != run.name else f"{run.name}-2"),
             )
         contents = read_places(run.path)["contents"]

@@ -18,6 +18,7 @@ from typing import Any
 
 from rlhf_loop import launch
 from rlhf_loop.algorithms import ALGORITHMS, AlgorithmName
+from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.bulk import import_and_split, import_file
 from rlhf_loop.feedback.deletion_files import is_redacted
@@ -653,9 +654,10 @@ def _feedback_ids(rows: Path) -> list[str]:
     """All `feedback_ids` of a file of training rows."""
     import pyarrow.parquet as pq
 
-    if "feedback_ids" not in pq.read_schema(rows).names:  # a file without rows has no columns
-        return []
-    lists = pq.read_table(rows, columns=["feedback_ids"]).column(0).to_pylist()
+    with reading(rows):
+        if "feedback_ids" not in pq.read_schema(rows).names:  # a file without rows has no columns
+            return []
+        lists = pq.read_table(rows, columns=["feedback_ids"]).column(0).to_pylist()
     return sorted({id for ids in json.loads(f"[{','.join(lists)}]") for id in ids})
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from rlhf_loop.damage import remedy
 from rlhf_loop.distributed import is_main, whole_models
 from rlhf_loop.errors import UserError
 from rlhf_loop.model_checks import check_config, check_files, on_output_layer, on_tied_embeddings
@@ -355,7 +356,8 @@ def _explained(source: str | Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise UserError(
-            f"{source} cannot be loaded: {error}. If its files were copied or a write was cut short, make them again"
+            f"{source} cannot be loaded: {error}. If its files were copied or a write was cut short, "
+            f"{remedy(Path(source) / 'config.json')}"
         ) from error
     except ValueError as error:
         # transformers' and PEFT's own words: unknown model type, remote code wanted, wrong shapes.

@@ -23,6 +23,8 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from rlhf_loop.damage import reading
+
 if TYPE_CHECKING:
     from pyarrow import Table
 
@@ -404,7 +406,12 @@ def _get(name: str, record: Any) -> Any:
 
 
 def read_records(path: Path, record_type: Any) -> list[Any]:
-    """The records that `write_records` wrote, in order."""
+    """The records that `write_records` wrote, in order. A damaged file is a `UserError` with the remedy."""
+    with reading(path):
+        return _read_records(path, record_type)
+
+
+def _read_records(path: Path, record_type: Any) -> list[Any]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)

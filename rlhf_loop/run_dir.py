@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop import private
+from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.locks import InUse, check, locked
 
@@ -207,7 +208,13 @@ def is_complete(folder: Path, key: str) -> bool:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a complete folder, or None."""
     path = folder / "manifest.json"
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    manifest: dict[str, Any] = read_json(path)
+    with reading(path):
+        for name in ("key", "files", "seconds"):
+            manifest[name]
+    return manifest
 
 
 def outputs_hash(folder: Path) -> str:
@@ -263,11 +270,9 @@ def without_times(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote; a damaged file is a `UserError` naming it."""
-    try:
+    """What `write_json` wrote; a damaged file is a `UserError` naming it and what to delete."""
+    with reading(path):
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}); delete its folder and run again to remake it") from None
 
 
 def explain_os_error(error: OSError, path: Path) -> UserError:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.places import relocated
 from rlhf_loop.records import Completion, Prompt, read_records
@@ -135,9 +136,12 @@ class Round:
         import pyarrow.parquet as pq
 
         path = self.path / name
-        if not path.exists() or column not in pq.read_schema(path).names:
+        if not path.exists():
             return []
-        values: list[Any] = pq.read_table(path, columns=[column]).column(0).to_pylist()
+        with reading(path):
+            if column not in pq.read_schema(path).names:
+                return []
+            values: list[Any] = pq.read_table(path, columns=[column]).column(0).to_pylist()
         return values
 
     def _records(self, name: str, record_type: Any) -> list[Any]:
@@ -150,7 +154,8 @@ def read_recipe(run: RunDir) -> tuple[dict[str, Any], str]:
     path = run.path / "recipe.yaml"
     if not path.exists():
         raise UserError(f"{run.path} is not a run: it has no recipe.yaml. Give the folder that `rlhf-loop run` named")
-    text = path.read_text(encoding="utf-8")
+    with reading(path):
+        text = path.read_text(encoding="utf-8")
     values = read_yaml(text, f"{path} is damaged; put the recipe of the run back there: it") or {}
     return relocated(values, run.path.resolve()), text
 

@@ -5,7 +5,6 @@ pairs.parquet  prompts.parquet  ->  reward/COMPONENT/  components.json  metrics.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from rlhf_loop.models import check_model, resolve_model
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
 from rlhf_loop.records import PreferencePair, Prompt, read_records, stable_id
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
-from rlhf_loop.run_dir import StageArguments, hash_file, without_times, write_json
+from rlhf_loop.run_dir import StageArguments, hash_file, read_json, without_times, write_json
 from rlhf_loop.stages import Progress
 from rlhf_loop.updates.adapters import lora_config
 
@@ -75,7 +74,7 @@ def _id(kind: str, arguments: StageArguments, folder: Path, components: list[dic
 def load(folder: Path, recipe_values: dict[str, Any]) -> Reward:
     """The reward that this stage made in `folder`: one model, or the weighted sum of several."""
     recipe = parse(recipe_values)
-    listed = json.loads((folder / "components.json").read_text())
+    listed = read_json(folder / "components.json")
     rewards = [
         (load_reward(folder / c["name"], id=listed["id"], policy=recipe.policy), c["weight"])
         for c in listed["components"]

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rlhf_loop.algorithms import ALGORITHMS, AlgorithmName, Consumes
+from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.pairing import pairs_from_scores
 from rlhf_loop.recipe import Recipe
@@ -113,7 +114,8 @@ def _pairs(
     settings = recipe.pairing
     parts: list[pa.Table] = []
     if "feedback" in settings.sources:
-        people = pq.read_table(frozen / "pairs.parquet")
+        with reading(frozen / "pairs.parquet"):
+            people = pq.read_table(frozen / "pairs.parquet")
         recent = people.filter(pc.greater_equal(people["round"], _oldest(recipe, round))) if len(people) else people
         summary["feedback"] = {"pairs": len(recent), "older_left_out": len(people) - len(recent)}
         parts.append(recent)

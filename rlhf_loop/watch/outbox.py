@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.run_dir import read_json, write_json
 from rlhf_loop.watch.events import DeliveryError, Event, call, post
@@ -153,6 +154,7 @@ class Outbox:
 def _read(file: Path) -> Memory:
     if not file.exists():
         return Memory()
-    values = read_json(file)
-    pending = [Pending(**{**one, "event": Event(**one["event"])}) for one in values.pop("pending")]
-    return Memory(**values, pending=pending)
+    with reading(file):
+        values = read_json(file)
+        pending = [Pending(**{**one, "event": Event(**one["event"])}) for one in values.pop("pending")]
+        return Memory(**values, pending=pending)

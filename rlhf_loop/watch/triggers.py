@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from rlhf_loop.algorithms import ALGORITHMS, Consumes
+from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.agreement import agreement
@@ -170,7 +171,8 @@ def _taken(run: RunDir, last: int) -> set[str]:
     folder = run.step(last, "snapshot")
     if last == 0 or read_manifest(folder) is None:
         return set()
-    table = pq.read_table(folder / "feedback.parquet", columns=["id"])
+    with reading(folder / "feedback.parquet"):
+        table = pq.read_table(folder / "feedback.parquet", columns=["id"])
     return set(table.column("id").to_pylist())
 
 
