@@ -85,7 +85,7 @@ def in_stage(cluster: Cluster, run: Path, *steps: str) -> None:
 @pytest.mark.slow
 def test_a_job_is_queued_again_at_its_time_limit_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    job = submit(cluster, run, 2, "--time=2", "--signal=B:USR1@60", rounds=6)
+    job = submit(cluster, run, 2, "--time=2", "--signal=B:USR1@60", rounds=14)
     ended = ends(cluster, job)
     said = (tmp_path / f"{job}.out").read_text()
     assert ended["JobState"] == "COMPLETED", said
@@ -93,7 +93,7 @@ def test_a_job_is_queued_again_at_its_time_limit_and_goes_on(cluster: Cluster, t
     assert "stopped by its time limit; queued again" in said
     assert "Nothing is lost" in "".join(file.read_text() for file in (tmp_path / "logs").rglob("attempt-0/*.log"))
     assert "attempt 1 on" in said, "the output of both attempts is kept"
-    assert RunDir(run).complete_rounds() == list(range(7))
+    assert RunDir(run).complete_rounds() == list(range(15))
     assert RunDir(run).used_by() is None
 
 

@@ -62,7 +62,7 @@ if [ -n "$STOPPED" ]; then # that was the trap; now the ranks
   wait "$STEP" || CODE=$?
   [ -z "$KILLER" ] || kill "$KILLER" || true # not the ranks of the next attempt
 fi
-if [ "$CODE" -ne 0 ] && [ -z "$STOPPED" ] && ! timeout 60 srun --kill-on-bad-exit=1 --output=/dev/null true; then
+if [ "$CODE" -ne 0 ] && [ -z "$STOPPED" ] && ! timeout --foreground 60 srun --kill-on-bad-exit=1 --output=/dev/null true; then
   STOPPED="the death of a node"
 fi
 if [ "$CODE" -ne 0 ]; then
