@@ -463,7 +463,7 @@ def test_real_debates_are_imported_whole() -> None:
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the real feedback is not at {DATA.name} beside the checkout")
-@pytest.mark.parametrize("name", ["comve_pairs_dev", "fgqa_pairs", "llmfao_pairs", "ukp_pairs_valid"])
+@pytest.mark.parametrize("name", ["fgqa_pairs", "llmfao_pairs", "ukp_pairs_valid"])
 def test_real_pairs_survive_export_and_import(tmp_path: Path, name: str) -> None:
     result = read(DATA / f"{name}.jsonl.gz")
     assert result.refused == []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from server_samples import service
 
 from rlhf_loop.feedback.importers.redacting import redact_row
 from rlhf_loop.feedback.redaction import make_redactor
@@ -39,17 +40,12 @@ def test_an_import_that_redacts_a_text_takes_them_out() -> None:
 
 @pytest.mark.parametrize("text", ["It is ann@example.org.", "It is she."])
 def test_a_chat_keeps_them_where_it_keeps_the_text(text: str, tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
     from rlhf_loop.server.answers import Choice, save_answer
 
     with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
-        redactor = make_redactor("patterns")
-        service: Any = SimpleNamespace(
-            store=store, round=0, redact=lambda t: redactor.redact(t)[0], metrics=SimpleNamespace(saved=lambda _: None)
-        )
+        served = service(store)
         choice = Choice(text=text, finish="stop", tokens=3, values={}, token_ids=(3, 1, 2))
-        save_answer(service, "r", PROMPT, None, [choice], policy_id="base", sampling={}, seed=0, round=0)
+        save_answer(served, "r", PROMPT, None, [choice], policy_id="base", sampling={}, seed=0, round=0)
         (kept,) = store.completions()
     assert kept.token_ids == ((3, 1, 2) if kept.text == text else None)
     assert (kept.text == text) == ("@" not in text)
