@@ -296,7 +296,15 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     tokenizer.model_max_length = model.config.max_position_embeddings
+    _save(model, tokenizer, folder)
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Of several ranks whichever comes first makes a model; transformers by itself would write on rank 0 alone."""
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
     model.save_pretrained(folder)
+    if not list(folder.glob("*.safetensors")):
+        raise RuntimeError(f"no weights were written to {folder}")
     tokenizer.save_pretrained(folder)
 
 
@@ -341,8 +349,7 @@ def _make_tiny(seed: int, folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(hashlib.sha256(f"tiny-random {seed}".encode()).hexdigest()[:8], 16))
         model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    _save(model, tokenizer, folder)
 
 
 _TINY_TEXT = """

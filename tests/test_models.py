@@ -445,3 +445,16 @@ def test_padding_is_parted_from_the_end_token_where_the_vocabulary_allows_it(tin
 
 def test_memory_is_kept_on_glibc_and_left_alone_elsewhere() -> None:
     assert tune_cpu_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+def test_a_rank_that_is_not_the_first_makes_a_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    monkeypatch.setenv("RLHF_LOOP_CACHE", str(tmp_path))
+    dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    try:
+        folder = Path(resolve_model("tiny-random:7"))
+    finally:
+        dist.destroy_process_group()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
