@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.folded_text import FoldedText
+from rlhf_loop.feedback.importers.redacting import redact_row
 from rlhf_loop.feedback.redaction import make_redactor
 
 PATTERNS = make_redactor("patterns")
@@ -333,3 +334,11 @@ def test_presidio_finds_names_beside_the_patterns(monkeypatch: pytest.MonkeyPatc
     assert redacted == "[PERSON] writes from [EMAIL]"
     assert counts == {"EMAIL": 1, "PERSON": 1}
     assert redactor.redact(redacted) == (redacted, {})
+
+
+def test_a_text_that_could_be_read_as_a_time_is_redacted_all_the_same() -> None:
+    row = {"prompt": "4111111111111111", "chosen": "ann@example.org, 1 Jan 2020 10:00:00 +0000", "b": "+491701234567"}
+    redacted, found = redact_row(row, PATTERNS)
+    assert (redacted["prompt"], redacted["b"]) == ("[CREDIT_CARD]", "[PHONE]")
+    assert "ann@" not in redacted["chosen"]
+    assert found == {"CREDIT_CARD": 1, "EMAIL": 1, "PHONE": 1}
