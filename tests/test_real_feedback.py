@@ -235,7 +235,8 @@ def test_times_are_read_in_every_unit(value: Any) -> None:
 
 def test_what_is_no_time_is_refused() -> None:
     assert (time_of(None, "t"), time_of("", "t"), time_of(date(1970, 1, 2), "t")) == (0.0, 0.0, 86400.0)
-    for value in ("yesterday", True, [], "nan", float("inf"), 10**400):
+    far = "1 Jan 99999999999999999999 00:00:00"
+    for value in ("yesterday", True, [], "nan", float("inf"), 10**400, far, "1 Jan 2020 10:00:00 +99999999999999"):
         with pytest.raises(RowError, match="must be a time such as"):
             time_of(value, "t")
 
@@ -608,3 +609,30 @@ def test_prompts_of_a_recipe_have_system_turns_and_other_names(tmp_path: Path) -
         [("user", "R?")],
         [("user", "S\n\nT")],
     ]
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Q?", "response": "A.", "feedback": HUGE},
+        {"prompt": "Q?", "response": "A.", "feedback": float("nan")},
+        {"prompt": "Q?", "response": "A.", "feedback": float("inf")},
+        {**PAIR, "votes_a": HUGE, "votes_b": 1, "margin": HUGE},
+        {**PAIR, "created_at": "1 Jan 99999999999999999999 00:00:00"},
+    ],
+)
+def test_an_odd_value_refuses_its_row_alone(tmp_path: Path, row: dict[str, Any]) -> None:
+    sound = {"prompt": "Why?", "response": "So.", "feedback": "good"} if "feedback" in row else PAIR
+    result = read_rows(tmp_path, sound, row)
+    assert len(result.feedback) >= 1
+    assert [refused.line for refused in result.refused] == [2]
+
+
+def test_a_cell_that_is_nested_too_deeply_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text("prompt,chosen,rejected\nQ?," + "[" * 100_000 + ",b\n")
+    result = read(path)
+    assert len(result.feedback) + len(result.refused) == 1

@@ -88,16 +88,14 @@ def optional_number(row: Mapping[str, Any], name: str) -> float | None:
     value = row.get(name)
     if value is None:
         return None
-    if isinstance(value, str):
+    if isinstance(value, (str, int, Decimal)) and not isinstance(value, bool):
         try:
             value = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise RowError(f"`{name}` must be a number, got {shown(value)}") from None
-    if isinstance(value, Decimal):
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not isinstance(value, float) or not math.isfinite(value):
         raise RowError(f"`{name}` must be a finite number, got {shown(value)}")
-    return float(value)
+    return value
 
 
 def annotator_of(row: Mapping[str, Any], place: Place) -> Annotator:

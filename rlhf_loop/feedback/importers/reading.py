@@ -32,6 +32,10 @@ NOTES = 200  # different notes of a file; what further ones say is counted toget
 IDS = ("id", "instance_id", "item_id", "span_id", "context.span_id", "trace_id", "traceId", "external_id")
 """Under which names the rows of a file of texts hold their ids."""
 
+ODD = (ValueError, TypeError, ArithmeticError, RecursionError)
+"""What a reader raises where a value is not of the kind that a format has there: a list for a name, a number beyond all
+numbers. It refuses that row, and no other."""
+
 
 class Parsed(NamedTuple):
     """A row that was understood."""
@@ -119,7 +123,7 @@ def _scales(path: str | Path, format: Any, columns: Mapping[str, str], given: Ma
     if hasattr(format, "numbers"):
         for item in read_rows(path):
             if isinstance(item, Row):
-                with suppress(RowError, ValidationError, RecursionError):
+                with suppress(*ODD):
                     for question, number in format.numbers(_renamed(item.values, columns) if columns else item.values):
                         scales.see(question, number)
     unknown = scales.unknown()
@@ -184,6 +188,8 @@ def _parsed(
             reason = "it is nested too deeply"
         except UnicodeEncodeError:
             reason = "it holds half of a surrogate pair: broken escapes like \\ud83d"
+        except ODD as error:
+            reason = f"a value is not of the kind that the format has there: {error}"
         else:
             notes: tuple[str, ...] = ()
             if Note in map(type, records):

@@ -69,7 +69,7 @@ def _of_text(text: str, name: str) -> float:
     for read in (datetime.fromisoformat, parsedate_to_datetime):
         try:
             return _seconds(read(iso))
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, OverflowError):
             continue
     raise _no_time(text, name)
 
