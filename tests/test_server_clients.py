@@ -222,6 +222,15 @@ def test_the_openai_client_asks_for_models_and_responses(served: Service) -> Non
     assert {c.id for c in served.store.completions()} == {whole.id, final.id}
 
 
+def test_a_conversation_that_is_too_long_beside_its_instructions_loses_no_turn(served: Service) -> None:
+    turns = [{"role": "user", "content": str(number)} for number in range(500)]
+    with client(served) as http:
+        answer = http.post(RESPONSES, json={"input": turns, "instructions": "be brief"})
+        assert http.post(RESPONSES, json={"input": turns}).status_code == 200
+    assert answer.status_code == 400
+    assert "input: List should have at most 500 items after validation, not 501" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [

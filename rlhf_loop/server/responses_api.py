@@ -99,8 +99,9 @@ class ResponseRequest(BaseModel):
         try:
             self.as_chat()
         except ValidationError as error:
-            first = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-            raise ValueError(first.replace("messages:", "input:")) from None
+            problem = error.errors()[0]
+            said = str(problem["msg"]).removeprefix("Value error, ").replace("messages:", "input:")
+            raise ValueError(f"input: {said}" if problem["loc"] == ("messages",) else said) from None
         return self
 
     def unsupported(self) -> str | None:
@@ -119,7 +120,7 @@ class ResponseRequest(BaseModel):
         names = ("model", "stream", "temperature", "top_p", "user", "metadata")
         return ChatRequest.model_validate(
             {name: getattr(self, name) for name in names}
-            | {"messages": messages[:500], "max_completion_tokens": self.max_output_tokens}
+            | {"messages": messages, "max_completion_tokens": self.max_output_tokens}
         )
 
 
