@@ -13,6 +13,7 @@ import json
 import logging
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ MARK = "COMPLETE"
 
 _WEIGHTS = ("model", "adapter_model", "pytorch_model", "global_step")
 """How files of weights begin: those of transformers, PEFT, FSDP and DeepSpeed."""
+
+_UNREADABLE = (OSError, ValueError, SafetensorError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+"""What readers raise for damaged files; zipfile a `RuntimeError` where a flipped bit says that a file is encrypted."""
 
 
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
@@ -82,6 +86,8 @@ def _torn(checkpoint: Path) -> str | None:
     except FileNotFoundError:
         return "it has no mark"
     except ValueError:
+        listed = None
+    if not isinstance(listed, dict):
         return "its mark is damaged"
     sizes = _sizes(checkpoint)
     for name, size in listed.items():
@@ -92,7 +98,7 @@ def _torn(checkpoint: Path) -> str | None:
     for name in sizes:
         try:
             _read(checkpoint / name)
-        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             return f"{name} cannot be read: {error}"
     return None
 

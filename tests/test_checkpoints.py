@@ -178,3 +178,28 @@ def test_an_update_killed_while_it_removes_checkpoints_is_made_whole_by_the_next
     update(algorithm, tiny_policy, tmp_path / "killed")
     for name in ("policy/adapter_model.safetensors", "train_log.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("mark", ["null", "[1]", "3", "{"])
+def test_a_mark_that_lists_no_files_is_damaged(tmp_path: Path, mark: str) -> None:
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    torch.save({"a": torch.zeros(2)}, checkpoint / "pytorch_model.bin")
+    (checkpoint / MARK).write_text(mark)
+    assert last_complete(tmp_path) is None
+
+
+def test_a_checkpoint_whose_list_of_parts_is_damaged_anywhere_is_whole_or_torn(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-1" / "pytorch_model.bin"
+    path.parent.mkdir()
+    torch.save({"a": torch.zeros(2)}, path)
+    sound = path.read_bytes()
+    torn = set()
+    for place in range(len(sound) - 700, len(sound)):  # the list of its parts
+        damaged = bytearray(sound)
+        damaged[place] ^= 1
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(damaged)
+        (path.parent / MARK).write_text(json.dumps({path.name: len(sound)}))
+        torn.add(last_complete(tmp_path))
+    assert torn == {None, str(path.parent)}
