@@ -570,17 +570,17 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         if isinstance(place, list):
             place = _item(place, parent, override)
-        else:
+        elif isinstance(place, dict):
             place = place.setdefault(parent, {})
-            if place is None:
-                raise UserError(f"`{override}`: {parent} is null in the recipe; set it whole")
+        if place is None:
+            raise UserError(f"`{override}`: {parent} is null in the recipe; set it whole")
+        if not isinstance(place, (dict, list)):
+            raise UserError(f"`{override}`: {parent} is a single value and has no parts; set it whole")
     if isinstance(place, list):
         _item(place, last, override)
         place[int(last)] = read_yaml(text, f"`{override}`")
-    elif isinstance(place, dict):
-        place[last] = read_yaml(text, f"`{override}`")
     else:
-        raise UserError(f"`{override}`: {'.'.join(parents)} is a single value and has no part {last}")
+        place[last] = read_yaml(text, f"`{override}`")
 
 
 def _key(override: str) -> tuple[str, ...]:
@@ -591,10 +591,13 @@ def _key(override: str) -> tuple[str, ...]:
 def _refuse_overrides_without_effect(values: Mapping[str, Any], overrides: Iterable[str]) -> None:
     """A typed `update.trainer.KEY` that the recipe's own `trainers` block would go over."""
     update = values.get("update")
-    if not isinstance(update, dict):
+    trainers = update.get("trainers") if isinstance(update, dict) else None
+    if not isinstance(update, dict) or not isinstance(trainers, dict):
         return
     algorithm = str(update.get("algorithm", "dpo"))
-    own = (update.get("trainers") or {}).get(algorithm) or {}
+    own = trainers.get(algorithm)
+    if not isinstance(own, dict):
+        return
     for override in overrides:
         key = override.partition("=")[0].strip()
         name = key.removeprefix("update.trainer.")

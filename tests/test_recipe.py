@@ -167,7 +167,14 @@ def test_typed_paths_start_from_where_one_stands(tmp_path: Path, monkeypatch: py
 def test_a_malformed_override_is_explained() -> None:
     assert "write key.sub=value" in refused(SMOKE, "seed")
     assert "is not one of the 1 items" in refused(SMOKE, "prompts.train.3=x")
-    assert "single value" in refused(SMOKE, "seed.part=1")
+    for deeper in ("seed.part=1", "seed.part.of=1", "policy.model.a.b=1"):
+        assert "is a single value and has no parts" in refused(SMOKE, deeper)
+    assert "prompts is null" in refused(SMOKE, "prompts=null", "prompts.train=x")
+
+
+def test_trainers_that_are_no_blocks_are_named() -> None:
+    assert "`update.trainers`" in refused(SMOKE, "update.trainers=[1]")
+    assert "`update.trainers.dpo`" in refused(SMOKE, "update.trainers={dpo: 3}", "update.trainer.beta=1")
 
 
 def test_a_missing_or_damaged_file_is_explained(tmp_path: Path) -> None:
