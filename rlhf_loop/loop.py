@@ -6,6 +6,7 @@ The loop runs the torch-free steps itself, starts the stages by name, and takes 
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import sys
@@ -688,7 +689,7 @@ def _without_place(value: Any, run: Path) -> Any:
     path = Path(value)
     if path.is_relative_to(run):
         return str(Path("RUN") / path.relative_to(run))
-    return (content(path) if path.is_dir() else None) or path.name
+    return (content(path) if os.path.isdir(path) else None) or path.name
 
 
 def _peak_memory() -> int:

@@ -97,9 +97,9 @@ def content(path: str | Path) -> str | None:
     Of a folder the files at its top that are no text for readers; of a large file its size and both ends.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):  # where a text that begins with a slash is no path, pathlib may raise
         return _hash_of(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return None
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
     if (path / "reward_model.yaml").exists():

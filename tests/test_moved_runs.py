@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.cli import app
-from rlhf_loop.kept_recipe import RecipeChanged
+from rlhf_loop.kept_recipe import RecipeChanged, keep_recipe
+from rlhf_loop.loop import _without_place
 from rlhf_loop.places import content, relocated
 from rlhf_loop.report import write_report
 from rlhf_loop.report.status import status
@@ -207,6 +208,17 @@ def test_a_folder_is_known_by_what_it_holds(tmp_path: Path) -> None:
     (two / "model.safetensors").write_bytes(b"x" * (5 * 2**20 - 1) + b"y")
     assert content(one) != content(two)
     assert content(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize("text", ["/no_think\n" + "Be brief. " * 60, "/think \0", "/no_think"])
+def test_a_text_that_begins_with_a_slash_is_no_path(text: str, tmp_path: Path) -> None:
+    recipe = Recipe.load(ROOT / "recipes" / "smoke.yaml")
+    recipe.policy.system_prompt = text
+    keep_recipe(recipe, RunDir(tmp_path))
+    keep_recipe(recipe, RunDir(tmp_path))
+    assert content(text) is None
+    one, two = (_without_place({"system_prompt": text + more}, tmp_path) for more in ("", "/x"))
+    assert one != two
 
 
 def store_content_of(file: Path) -> dict[str, list]:
