@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import http.server
@@ -147,6 +148,17 @@ def test_a_command_that_hangs_with_children_prints_bytes_or_reads_nothing(
         call(f"trap '' TERM; sleep 30 & echo $! > {tmp_path}/pid; wait; sleep 30", event())
     assert time.monotonic() - started < 10
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_a_command_that_cannot_be_started_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for place, name in ((events.tempfile, "TemporaryFile"), (events.subprocess, "Popen")):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, name, full)
+            with pytest.raises(DeliveryError, match="No space left"):
+                call("true", event())
 
 
 def until(condition, seconds: float = 10.0) -> None:

@@ -113,6 +113,13 @@ def post(url: str, event: Event, secret: str) -> None:
 def call(command: str, event: Event) -> None:
     """Runs a command in a shell with the event on its input. Raises `DeliveryError` unless it exits with 0 within
     `COMMAND_TIMEOUT`; then it and all that it started are ended. What it leaves running after a good end is its own."""
+    try:
+        _call(command, event)
+    except OSError as error:  # a full disk, no more processes
+        raise DeliveryError(str(error)) from None
+
+
+def _call(command: str, event: Event) -> None:
     with (
         tempfile.TemporaryFile() as given,
         tempfile.TemporaryFile() as said,
