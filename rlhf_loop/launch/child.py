@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -49,12 +50,12 @@ class Child:
             return [*accelerate, *stage]
         line = " ".join(
             [
-                *accelerate,
+                shlex.join(accelerate),
                 f"--num_machines {nodes}",
                 "--machine_rank $SLURM_NODEID",
                 "--main_process_ip $(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1)",
                 "--main_process_port ${MASTER_PORT:-29500}",
-                *stage,
+                shlex.join(stage),
             ]
         )
         return ["srun", f"--nodes={nodes}", "--ntasks-per-node=1", "bash", "-c", line]
