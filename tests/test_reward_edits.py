@@ -9,7 +9,8 @@ import yaml
 
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.records import Score, read_records
-from rlhf_loop.run_dir import read_manifest
+from rlhf_loop.run_dir import StageArguments, read_manifest
+from rlhf_loop.stages.reward import _id
 
 SMOKE = Path(__file__).parent.parent / "recipes" / "smoke.yaml"
 
@@ -47,3 +48,16 @@ def test_an_edited_reward_model_is_used_in_the_next_round_without_new_pairs(tmp_
     for number, value in ((1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)):
         scores = read_records(files.step(number, "rescore") / "scores.parquet", Score)
         assert {score.value for score in scores} == {value}
+
+
+def test_a_reward_model_is_called_after_its_weights_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    made = []
+    for place, weights in (("runs", b"1"), ("checkpoint-5", b"1"), ("checkpoint-6", b"2")):
+        folder = tmp_path / place / "reward"
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(weights)
+        arguments = StageArguments(
+            stage="reward", title="t", round=1, key="k", output=str(folder), recipe={}, values={"specs": []}
+        )
+        made.append(_id("reward_model", arguments, folder, []))
+    assert made[0] == made[1] != made[2]

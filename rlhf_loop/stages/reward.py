@@ -66,7 +66,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
 
 def _id(kind: str, arguments: StageArguments, folder: Path, components: list[dict[str, Any]]) -> str:
     """By content: what was trained, and the files that describe what needs no training."""
-    weights = [hash_file(path) for path in sorted(folder.rglob("*.safetensors")) if "checkpoint-" not in str(path)]
+    weights = [hash_file(path) for path in sorted(folder.rglob("*.safetensors"))]
     digest = stable_id(kind, arguments.round, arguments.values["specs"], components, weights)
     return f"{kind}-{arguments.round:03d}-{digest[:8]}"
 
