@@ -32,7 +32,7 @@ from rlhf_loop.recipe import Recipe, RewardModelJudge
 from rlhf_loop.records import Artifact, Completion, Prompt, Score, Split, read_records, stable_id
 from rlhf_loop.report import write_report
 from rlhf_loop.rewards.function import check_columns
-from rlhf_loop.rewards.spec import FunctionSpec, load_spec
+from rlhf_loop.rewards.spec import FunctionSpec, check_trainer, load_spec
 from rlhf_loop.run_dir import (
     RunDir,
     StageArguments,
@@ -219,16 +219,20 @@ class _Run:
             raise UserError(f"update.algorithm: sft has no demonstrations to learn from. {REMEDIES['demonstrations']}")
 
     def check_rewards(self) -> None:
-        """Before anything is computed: a folder that is no reward model, or a function that asks for what there is
-        not."""
-        recipe, held_out = self.recipe, self.recipe.evaluation.split
-        wanted = [("train", one.model) for one in recipe.reward.weighted()] if recipe.reward is not None else []
-        if isinstance(recipe.evaluation.judge, RewardModelJudge):
-            wanted.append(("judge", recipe.evaluation.judge.model))
-        for split, folder in wanted:
-            spec = load_spec(folder)
+        """Before anything is computed: a folder that is no reward model, settings that it cannot be trained with, or a
+        function that asks for what there is not."""
+        reward, judge = self.recipe.reward, self.recipe.evaluation.judge
+        if reward is not None:
+            self._check_rewards("train", [one.model for one in reward.weighted()], reward.trainer, "reward")
+        if isinstance(judge, RewardModelJudge):
+            self._check_rewards("judge", [judge.model], judge.trainer, "evaluation.judge")
+
+    def _check_rewards(self, split: Split, folders: list[Path], trainer: Mapping[str, Any], where: str) -> None:
+        specs = [load_spec(folder) for folder in folders]
+        check_trainer(specs, trainer, where)
+        for folder, spec in zip(folders, specs, strict=True):
             if isinstance(spec, FunctionSpec):
-                check_columns(folder, spec, lambda split=split: self._prompts_of((split, held_out)))  # type: ignore[misc]
+                check_columns(folder, spec, lambda: self._prompts_of((split, self.recipe.evaluation.split)))
 
     def _prompts_of(self, splits: tuple[Split, ...]) -> dict[str, list[Prompt]]:
         """By split; those that have none are left out."""

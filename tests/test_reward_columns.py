@@ -13,11 +13,12 @@ from rlhf_loop import Loop, Recipe
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.prompts import read_prompts
 from rlhf_loop.feedback.store import Store
-from rlhf_loop.recipe import Policy
+from rlhf_loop.recipe import Policy, parse
 from rlhf_loop.records import Completion, PreferencePair, Score, read_records
 from rlhf_loop.rewards import combine, evaluate_reward, load_reward
 
 SMOKE = Path(__file__).parent.parent / "recipes" / "smoke.yaml"
+CATALOGUE = SMOKE.parent.parent / "reward_models"
 
 SPY = """
 import json
@@ -98,6 +99,37 @@ def test_what_a_function_asks_for_is_checked_before_anything_is_computed(
     function: str, said: str, tmp_path: Path
 ) -> None:
     loop = Loop(Recipe.load(recipe_with(tmp_path, f"reward.py:f\n{function}\n")), run_dir=tmp_path / "run")
+    with pytest.raises(UserError) as refused:
+        loop.run()
+    assert said in str(refused.value)
+    assert not list((tmp_path / "run").glob("round_*"))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        ({"reward": {"trainer": {"max_steps": 1}}}, "reward.trainer: a reward model of kind function is not trained"),
+        (
+            {"reward": {"model": str(CATALOGUE / "bradley_terry"), "trainer": {"learning_rat": 1}}},
+            "reward: trainer.learning_rat: TRL's RewardConfig has no such field; did you mean `learning_rate`?",
+        ),
+        (
+            {"evaluation": {"trainer": {"max_steps": 1}}},
+            "evaluation.judge.trainer: a reward model of kind head is not trained with TRL; remove the block",
+        ),
+    ],
+)
+def test_settings_that_a_reward_model_cannot_take_are_refused_before_anything_is_computed(
+    blocks: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    values = Recipe.load(recipe_with(tmp_path, "reward.py:f\ndef f(completions): return []\n"))
+    values = values.model_dump(mode="json")
+    values["reward"] |= blocks.get("reward", {})
+    if "evaluation" in blocks:
+        judge = {"kind": "reward_model", "model": str(CATALOGUE / "frozen_head"), **blocks["evaluation"]}
+        values["evaluation"]["judge"] = judge
+        values["prompts"]["judge_fraction"] = 0.3
+    loop = Loop(parse(values), run_dir=tmp_path / "run")
     with pytest.raises(UserError) as refused:
         loop.run()
     assert said in str(refused.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -160,16 +160,27 @@ def write_spec(spec: BradleyTerrySpec | HeadSpec | FunctionSpec, folder: Path) -
 
 
 def with_trainer(
-    spec: BradleyTerrySpec | HeadSpec | FunctionSpec, trainer: Mapping[str, Any]
+    spec: BradleyTerrySpec | HeadSpec | FunctionSpec, trainer: Mapping[str, Any], where: str = "reward"
 ) -> BradleyTerrySpec | HeadSpec | FunctionSpec:
-    """`spec` with keys of its `trainer` block replaced; raises `UserError` for keys that cannot be there."""
+    """`spec` with keys of its `trainer` block replaced; raises `UserError` for keys that cannot be there. `where`: the
+    block of the recipe that `trainer` stands in."""
     if not trainer:
         return spec
     if not isinstance(spec, BradleyTerrySpec):
-        raise UserError(f"reward.trainer: a reward model of kind {spec.kind} is not trained with TRL; remove the block")
+        raise UserError(
+            f"{where}.trainer: a reward model of kind {spec.kind} is not trained with TRL; remove the block"
+        )
     values = spec.model_dump(mode="json")
     values["trainer"] = {**values["trainer"], **trainer}
-    return parse_spec(values, "reward")
+    return parse_spec(values, where)
+
+
+def check_trainer(
+    specs: Sequence[BradleyTerrySpec | HeadSpec | FunctionSpec], trainer: Mapping[str, Any], where: str
+) -> None:
+    """Raises `UserError` for a recipe's `trainer` block that one of `specs` cannot take, or that none of them reads."""
+    for spec in [spec for spec in specs if isinstance(spec, BradleyTerrySpec)] or specs:
+        with_trainer(spec, trainer, where)
 
 
 def _neighbours(folder: Path) -> str:
