@@ -369,11 +369,12 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, lora, torn
     common = {"policy": POLICY, "seed": 1, "report_to": (), "progress": None}
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
-    train(spec, make_pairs(), tmp_path / "whole", **common)
+    measured = train(spec, make_pairs(), tmp_path / "whole", **common)
     with pytest.raises(KeyboardInterrupt):
         train(spec, make_pairs(), tmp_path / "broken", **common, extra_callbacks=[StopAfterSave(torn)])
     assert (tmp_path / "broken" / "checkpoints" / "checkpoint-5" / "COMPLETE").exists()
-    train(spec, make_pairs(), tmp_path / "broken", **common)
+    again = train(spec, make_pairs(), tmp_path / "broken", **common)
+    assert {**again, "train_seconds": 0} == {**measured, "train_seconds": 0}
     whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "broken")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -33,7 +33,8 @@ from rlhf_loop.rewards.spec import BradleyTerrySpec
 from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
 from rlhf_loop.rewards.trunk import load_classifier, lora_config
 from rlhf_loop.rewards.trunk import quiet as transformers_quiet
-from rlhf_loop.training import Progress, callbacks, quiet, training_arguments
+from rlhf_loop.run_dir import read_json, write_json
+from rlhf_loop.training import Progress, callbacks, mean_loss, quiet, training_arguments
 from rlhf_loop.turns import Turns
 from rlhf_loop.weights import save_weights
 
@@ -67,8 +68,13 @@ def train(
     model, tokenizer = load_classifier(spec.base, policy, full=spec.lora is None)
     rows, counts = batch_elements(spec, pairs, Turns(tokenizer, model), policy.system_prompt)
     checkpoint = last_complete(output / "checkpoints")
+    probed = output / "checkpoints" / "probe.json"
     if spec.probe and checkpoint is None and isinstance(getattr(model, "score", None), torch.nn.Linear):
         counts["probe_loss"] = probe(model, rows, tokenizer.pad_token_id, seed)
+        if is_main():
+            write_json(probed, counts["probe_loss"])
+    elif checkpoint is not None and probed.exists():
+        counts["probe_loss"] = read_json(probed)
     settings = {**spec.trainer, "remove_unused_columns": False}
     arguments = training_arguments(RewardConfig, output, seed, settings, policy.dtype)
     with quiet():
@@ -94,7 +100,7 @@ def train(
     return {
         **counts,
         "steps": int(trainer.state.global_step),
-        "train_loss": float(result.training_loss),
+        "train_loss": mean_loss(output / "train_log.jsonl"),
         "train_seconds": float(result.metrics["train_runtime"]),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
