@@ -278,6 +278,24 @@ def test_a_watcher_says_that_a_round_has_begun_when_it_has(tmp_path: Path) -> No
     assert not any("starts" in line for line in said)
 
 
+def test_a_round_has_begun_once_its_process_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    watcher = Watcher(recipe(tmp_path), (), tmp_path / "run", said.append)
+    for number, policy in ((0, "base"), (1, "policy-000-12345678")):
+        code = (
+            "from rich.console import Console; from rlhf_loop.progress import RunProgress\n"
+            "import sys; print('imported 3 pieces', flush=True); show = RunProgress(Console(file=sys.stdout))\n"
+            f"show.round({number}, {number}, {policy!r}); show.note('', 'learning'); show.round(7, 7, 'other')"
+        )
+        watcher._command = [sys.executable, "-c", code]
+        said.clear()
+        watcher._run(number, lambda: said.append("begun"))
+        assert [line for line in said if line][:2] == ["imported 3 pieces", "begun"]
+        assert said.count("begun") == 1
+    watcher._run(2, lambda: said.append("another"))
+    assert "another" not in said
+
+
 def test_round_1_learns_from_all_there_is(tmp_path: Path) -> None:
     made, run = Recipe.load(recipe(tmp_path)), RunDir(tmp_path / "run")
     with Store.open(":memory:") as store:

@@ -26,6 +26,7 @@ from rlhf_loop.kept_recipe import check_recipe
 from rlhf_loop.locks import InUse, locked
 from rlhf_loop.loop import Loop
 from rlhf_loop.processes import LastLines, terminable
+from rlhf_loop.progress import is_head
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import stable_id
 from rlhf_loop.run_dir import explain_os_error, read_json
@@ -187,8 +188,13 @@ class Watcher:
         Calls `begun` when the round has begun, which it has not as long as its recipe, prompts and rewards are read.
         """
         last = LastLines()
+        waiting = True
 
         def hear(line: str) -> None:
+            nonlocal waiting
+            if waiting and is_head(line, number):
+                waiting = False
+                begun()
             self.say(line)
             last.add(line)
 
