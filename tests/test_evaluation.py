@@ -17,6 +17,7 @@ from rlhf_loop.feedback.store import Store
 from rlhf_loop.models import encode_prompts, load_policy
 from rlhf_loop.recipe import Evaluation, Policy, Recipe
 from rlhf_loop.records import Completion, Message, Prompt
+from rlhf_loop.stages.evaluate import _plain_text
 from rlhf_loop.steps.snapshot import snapshot
 from rlhf_loop.turns import Turns
 
@@ -422,3 +423,11 @@ def test_evaluate_measures_kl_and_perplexity_with_models(tiny_policy: Path):
     assert same["kl"] == {"per_completion": 0.0, "per_token": 0.0, "k1": 0.0}
     assert same["perplexity"]["ratio"] == same["plain_text_perplexity"]["ratio"] == 1.0
     assert json.loads(json.dumps(result)) == result
+
+
+@pytest.mark.parametrize("line", ["[1]", '"text"', '{"text": 5}', '{"words": "a"}', "{", b"\xff"])
+def test_plain_text_that_is_none_is_named_with_its_file(line: str | bytes, tmp_path: Path) -> None:
+    file = tmp_path / "plain.jsonl"
+    file.write_bytes(b'{"text": "Prose."}\n' + (line if isinstance(line, bytes) else line.encode()))
+    with pytest.raises(UserError, match=r'evaluation\.plain_text: .*plain\.jsonl must hold a \{"text"'):
+        _plain_text(file)

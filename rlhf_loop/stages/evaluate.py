@@ -39,6 +39,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
 def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress: Progress) -> dict[str, object]:
     if arguments.round == 0:
         check_model(recipe.policy, lora_config(recipe.update.lora) if recipe.update.lora else None)
+    plain_text = _plain_text(recipe.evaluation.plain_text)
     inputs = {name: Path(path) for name, path in arguments.inputs.items()}
     prompts: list[Prompt] = read_records(inputs["prompts"], Prompt)
     settings = recipe.generation.model_copy(
@@ -67,7 +68,7 @@ def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress:
         seed=recipe.seed,
         proxy=_reward_scorer(inputs["reward"], arguments, prompts) if "reward" in inputs else None,
         models=Models(policy=policy, tokenizer=tokenizer, settings=recipe.policy, reference=reference),
-        plain_text=_plain_text(recipe.evaluation.plain_text),
+        plain_text=plain_text,
     )
     if is_main():
         write_records(folder / "answers.parquet", answers)
@@ -116,8 +117,12 @@ def _plain_text(path: Path | None) -> list[str] | None:
     if path is None:
         return None
     try:
-        return [json.loads(line)["text"] for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError, KeyError) as error:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        texts = [json.loads(line)["text"] for line in lines if line.strip()]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a text that is none")
+        return texts
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f'evaluation.plain_text: {path} must hold a {{"text": ...}} a line ({error!r})') from None
 
 
