@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from rlhf_loop.models import load_policy, merged_for_sampling
 from rlhf_loop.recipe import Generation, Lora, Policy, Update
 from rlhf_loop.records import Prompt
 from rlhf_loop.updates import update_policy
+from rlhf_loop.updates.online import _rollouts
 
 PROMPTS = [
     Prompt(id=str(n), group=str(n), messages=({"role": "user", "content": f"Say {n}"},), reference=None, tags=())
@@ -164,3 +166,16 @@ def test_weights_are_merged_for_sampling_and_the_very_same_afterwards(tiny_polic
     assert torch.allclose(apart, together, atol=1e-5)
     assert torch.equal(apart, again)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("steps", "iterations", "per_rollout", "accumulated", "rollouts"),
+    [(4, 1, 1, 1, 4), (4, 2, 2, 1, 1), (5, 2, 2, 1, 2), (2, 1, 1, 4, 8), (3, 1, 6, 4, 2)],
+)
+def test_rollouts_are_counted_however_many_of_them_a_step_takes(
+    steps: int, iterations: int, per_rollout: int, accumulated: int, rollouts: int
+) -> None:
+    arguments = SimpleNamespace(
+        num_iterations=iterations, steps_per_generation=per_rollout, gradient_accumulation_steps=accumulated
+    )
+    assert _rollouts(steps, arguments) == rollouts

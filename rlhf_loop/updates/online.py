@@ -103,7 +103,6 @@ def _with_columns(reward: Callable[..., Sequence[float | None]], rows: Sequence[
 
 
 def _rollouts(steps: int, arguments: Any) -> int:
-    per_rollout: int = (
-        arguments.num_iterations * arguments.steps_per_generation // arguments.gradient_accumulation_steps
-    )
-    return -(-steps // max(1, per_rollout))
+    """How many rollouts so many optimizer steps take."""
+    batches: int = steps * arguments.gradient_accumulation_steps
+    return -(-batches // (arguments.num_iterations * arguments.steps_per_generation))
