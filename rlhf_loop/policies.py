@@ -85,13 +85,13 @@ def export(
         policy = _find(loop, store, policy_id or loop.promoted_id(store) or BASE)
         lineage = store.lineage(policy.id)
     source = loop.weights(policy)
+    if form == "adapter" and not (Path(source) / "adapter_config.json").exists():
+        raise UserError(f"policy {policy.id} is not an adapter; use --form merged")
     partial = output.with_name(output.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     if form == "adapter":
-        if not (Path(source) / "adapter_config.json").exists():
-            raise UserError(f"policy {policy.id} is not an adapter; use --form merged")
         shutil.copytree(source, partial, dirs_exist_ok=True)
     else:
         from rlhf_loop.models import merge_policy

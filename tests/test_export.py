@@ -99,6 +99,12 @@ def test_merged_weights_have_the_policys_dtype_unless_another_is_asked_for(
         policies.export(run, tmp_path / "no", trained(run), "adapter", dtype="float32")
 
 
+def test_an_export_that_is_refused_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="policy base is not an adapter; use --form merged"):
+        policies.export(run, tmp_path / "out" / "base", "base", "adapter")
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_file_of_an_export_names_a_folder_of_this_machine(run: Path, tmp_path: Path) -> None:
     for form in ("merged", "adapter"):
         policies.export(run, tmp_path / form, trained(run), form)
