@@ -22,7 +22,7 @@ from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair
 from rlhf_loop.turns import Turns
 from rlhf_loop.updates.adapters import build_trainer
-from rlhf_loop.updates.train_and_save import Training, as_asked, none_fit, train_and_save
+from rlhf_loop.updates.train_and_save import Training, as_asked, that_fit, train_and_save
 
 
 def update(
@@ -44,22 +44,15 @@ def _trainer(
 ) -> tuple[DPOTrainer, Any, dict[str, int]]:
     limit = arguments.max_length
 
-    def make(model: Any, reference: Any, *, processing_class: Any, peft_config: Any) -> DPOTrainer:
+    cut_at_the_end = arguments.truncation_mode == "keep_start"  # else the answers' ends are kept
+
+    def make(model: Any, reference: Any, *, processing_class: Any, **more: Any) -> DPOTrainer:
         turns = Turns(processing_class, model)
         tokenised = [_row(pair, training.policy, turns) for pair in rows]
         turns.say_unfit(2 * len(rows))
-        fitting = tokenised
-        if limit is not None and arguments.truncation_mode == "keep_start":  # else the answers' ends are kept
-            fitting = [row for row in tokenised if len(row["prompt_ids"]) < limit]
-            if not fitting:
-                raise none_fit(f"{len(rows)} pairs", min(len(row["prompt_ids"]) for row in tokenised), limit)
+        dataset = Dataset.from_list(that_fit(tokenised, limit if cut_at_the_end else None, "pairs"))
         return _Tokenised(
-            model,
-            reference,
-            args=arguments,
-            train_dataset=Dataset.from_list(fitting),
-            processing_class=processing_class,
-            peft_config=peft_config,
+            model, reference, args=arguments, train_dataset=dataset, processing_class=processing_class, **more
         )
 
     trainer, tokenizer = build_trainer(make, training.start, training.reference, training.policy, training.settings)

@@ -21,7 +21,7 @@ from rlhf_loop.recipe import Policy
 from rlhf_loop.records import LabelledCompletion
 from rlhf_loop.turns import Turns
 from rlhf_loop.updates.adapters import build_trainer
-from rlhf_loop.updates.train_and_save import Training, as_asked, none_fit, train_and_save
+from rlhf_loop.updates.train_and_save import Training, as_asked, that_fit, train_and_save
 
 
 def update(
@@ -55,20 +55,13 @@ def _trainer(
     random.Random(arguments.seed).shuffle(mixed)  # the trainer takes them in order, and a batch is to hold both labels
     limit = arguments.max_length
 
-    def make(model: Any, reference: Any, *, processing_class: Any, peft_config: Any) -> KTOTrainer:
+    def make(model: Any, reference: Any, *, processing_class: Any, **more: Any) -> KTOTrainer:
         turns = Turns(processing_class, model)
         tokenised = [_row(row, training.policy, turns) for row in mixed]
         turns.say_unfit(len(rows))
-        fitting = [row for row in tokenised if limit is None or len(row["prompt_ids"]) < limit]
-        if not fitting:
-            raise none_fit(f"{len(rows)} labels", min(len(row["prompt_ids"]) for row in tokenised), limit or 0)
+        dataset = Dataset.from_list(that_fit(tokenised, limit, "labels"))
         return _Tokenised(
-            model,
-            reference,
-            args=arguments,
-            train_dataset=Dataset.from_list(fitting),
-            processing_class=processing_class,
-            peft_config=peft_config,
+            model, reference, args=arguments, train_dataset=dataset, processing_class=processing_class, **more
         )
 
     trainer, tokenizer = build_trainer(make, training.start, training.reference, training.policy, training.settings)

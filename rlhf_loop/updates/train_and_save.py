@@ -86,6 +86,17 @@ def as_asked(messages: Sequence[Message], policy: Policy) -> list[Message]:
     return to_messages(Prompt(id="", group="", messages=tuple(messages)), policy)
 
 
+def that_fit(rows: Sequence[dict[str, Any]], limit: int | None, what: str) -> list[dict[str, Any]]:
+    """Those of tokenised `rows` whose prompt leaves room for an answer in `limit` tokens (None: all do); a `UserError`
+    where none does. `what` names the rows."""
+    if limit is None:
+        return list(rows)
+    fitting = [row for row in rows if len(row["prompt_ids"]) < limit]
+    if not fitting:
+        raise none_fit(f"{len(rows)} {what}", min(len(row["prompt_ids"]) for row in rows), limit)
+    return fitting
+
+
 def none_fit(what: str, shortest: int, limit: int) -> UserError:
     """The error of a data set of which the length limit leaves nothing; `shortest`: tokens of its shortest prompt."""
     return UserError(
