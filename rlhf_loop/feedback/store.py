@@ -337,10 +337,6 @@ class Store:
         with self.database.read() as connection:
             return _read(connection, tables.completions, Completion, ids, *where)
 
-    def completions_within(self, connection: sa.Connection, ids: Iterable[str]) -> list[Completion]:
-        """Completions with these ids, in a transaction of the caller's."""
-        return _read(connection, tables.completions, Completion, ids)
-
     def completion_count(self) -> int:
         """How many completions there are."""
         with self.database.read() as connection:

@@ -49,7 +49,6 @@ COLUMNS = {
 
 TableRow = tuple[Any, ...]
 
-_TEXT = {"text"}
 _SCORE = {"completion_id", "reward_model", "value", "round"}
 
 

@@ -26,7 +26,6 @@ from rlhf_loop.feedback.rows import Note, RowError
 RECOGNISES = 'Phoenix: spans with `annotations`, or annotations of {"span_id", "annotator_kind", "result"}'
 REQUIRED = [("context", "attributes", "annotations"), ("span_id", "annotator_kind", "name", "result")]
 KINDS = {"HUMAN": "HUMAN", "LLM": "LLM", "CODE": "CODE"}
-MESSAGES = "llm.input_messages", "llm.output_messages"
 
 
 def recognises(row: Mapping[str, Any]) -> bool:
