@@ -105,4 +105,5 @@ def _with_columns(reward: Callable[..., Sequence[float | None]], rows: Sequence[
 def _rollouts(steps: int, arguments: Any) -> int:
     """How many rollouts so many optimizer steps take."""
     batches: int = steps * arguments.gradient_accumulation_steps
-    return -(-batches // (arguments.num_iterations * arguments.steps_per_generation))
+    per_rollout: int = arguments.num_iterations * arguments.steps_per_generation
+    return -(-batches // per_rollout)
