@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -345,6 +346,22 @@ def test_the_probe_is_where_training_begins(tmp_path):
         metrics = train_reward_model(spec, make_pairs(16), tmp_path / name, **common)
         accuracy[name] = metrics["eval"]["accuracy"]["mean"]
     assert accuracy["probe"] > 0.75 > accuracy["random"]
+
+
+def test_features_of_other_layers_are_computed_anew(tmp_path, monkeypatch):
+    """A training with another spec, in the folder of one that was interrupted."""
+    from rlhf_loop.rewards import head
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(head, "cross_validate", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            head.train(HeadSpec(layers=[0.5]), make_pairs(6), tmp_path / "other", policy=POLICY, seed=0)
+    assert list((tmp_path / "other" / "cache").iterdir())
+    for folder in ("fresh", "other"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        head.train(HeadSpec(layers=[1.0]), make_pairs(6), tmp_path / folder, policy=POLICY, seed=0)
+    fresh, other = tensors(tmp_path / "fresh"), tensors(tmp_path / "other")
+    assert torch.equal(fresh["mean"], other["mean"])
 
 
 class StopAfterSave(TrainerCallback):

@@ -112,6 +112,7 @@ class Features:
 
     def __init__(self, spec: HeadSpec, policy: Policy):
         self.spec = spec
+        self.policy = policy
         self.system_prompt = policy.system_prompt
         self.trunk, self.tokenizer, self.layers = load_trunk(spec.base, policy, spec.layers)
         self.turns = Turns(self.tokenizer, self.trunk)
@@ -204,7 +205,8 @@ def group_folds(groups: Sequence[str], count: int, seed: int) -> NDArray[np.int6
 
 def _cached_features(features: Features, texts: Sequence[Text], folder: Path) -> torch.Tensor:
     """Features of `texts`, each rank computing its share; read back if this very training computed them before."""
-    key = hashlib.sha256(repr(list(texts)).encode()).hexdigest()[:24]
+    made_of = (features.spec, features.policy, list(texts))
+    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:24]
     path = folder / f"{key}.safetensors"
     if path.exists():
         return load_file(path)["features"]
