@@ -88,9 +88,12 @@ def export(
     if form == "adapter" and not (Path(source) / "adapter_config.json").exists():
         raise UserError(f"policy {policy.id} is not an adapter; use --form merged")
     partial = output.with_name(output.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{output} cannot be made: {error.strerror}. Name another folder") from None
     if form == "adapter":
         shutil.copytree(source, partial, dirs_exist_ok=True)
     else:

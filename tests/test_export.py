@@ -103,6 +103,9 @@ def test_an_export_that_is_refused_leaves_nothing(run: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match="policy base is not an adapter; use --form merged"):
         policies.export(run, tmp_path / "out" / "base", "base", "adapter")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/base cannot be made: Not a directory\. Name another folder"):
+        policies.export(run, tmp_path / "file" / "base", "base")
 
 
 def test_no_file_of_an_export_names_a_folder_of_this_machine(run: Path, tmp_path: Path) -> None:
