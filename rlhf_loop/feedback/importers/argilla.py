@@ -160,7 +160,7 @@ def _response(
     if status == "discarded":
         of_pair = about | {"a_id": ids[0], "b_id": ids[1]} if len(ids) > 1 else of_one
         return [Skip(**of_pair, **said_by(place, who, "skip", *ids, **given))]
-    texts = {name: value for name, value in values.items() if isinstance(value, str) and _is_text(name, value, task)}
+    texts = {name: value for name, value in values.items() if isinstance(value, str) and _is_text(value, task)}
     corrections = {name for name in texts if any(word in name.lower() for word in CORRECTIONS)}
     comments = [text_of(text, name).strip() for name, text in texts.items() if name not in corrections]
     comment = "\n".join(text for text in comments if text) or None
@@ -212,7 +212,7 @@ def _response(
     return records
 
 
-def _is_text(name: str, value: str, task: Task) -> bool:
+def _is_text(value: str, task: Task) -> bool:
     """Whether a text is written freely rather than the name of a label."""
     if len(task.answers) == 1:
         return thumb_of(value) is None

@@ -100,13 +100,12 @@ def bootstrap(
     counts: Counts,
     *,
     seed: int = 0,
-    symmetric: bool = True,
     resamples: int = RESAMPLES,
 ) -> Estimate:
     """The coefficient of units (U, K) with a percentile interval from resampling units (Efron 1979).
 
     Units with the same counts are alike, so how often each kind is drawn is multinomial: the cost does not grow with
-    the number of units. `symmetric`: the columns are verdicts, whose sides are exchangeable (`both_ways`).
+    the number of units. The columns are verdicts, whose sides are exchangeable (`both_ways`).
     """
     counts = counts[counts.sum(1) > 1]
     if not len(counts):
