@@ -26,6 +26,8 @@ def remedy(path: Path) -> str:
     """What to delete so that the next `rlhf-loop run` makes `path` again, and nothing else."""
     again = "and type the same `rlhf-loop run` command again, which makes it again"
     rounds = [folder for folder in path.parents if re.fullmatch(r"round_\d{3,}", folder.name)]
+    if (path.parent / "recipe.yaml").exists():  # it lies at the top of a run, whatever the folders above are called
+        rounds = []
     if path.name == "watch.json":
         return "delete it: what was not told yet will not be told"
     if not rounds:

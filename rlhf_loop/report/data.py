@@ -157,12 +157,21 @@ def read_recipe(run: RunDir) -> tuple[dict[str, Any], str]:
     with reading(path):
         text = path.read_text(encoding="utf-8")
     values = read_yaml(text, f"{path} is damaged; put the recipe of the run back there: it") or {}
+    if not _is_mapping(values, "policy") or not _is_mapping(values, "update"):
+        raise UserError(f"{path} is damaged: it holds no recipe; put the recipe of the run back there")
+    if not _is_mapping(values, "feedback") or not _is_mapping(values.get("feedback"), "annotator"):
+        raise UserError(f"{path} is damaged: its `feedback` is none; put the recipe of the run back there")
     return relocated(values, run.path.resolve()), text
 
 
 def read_rounds(run: RunDir) -> list[Round]:
     """The rounds that were begun, in order."""
     return [Round(number=number, path=run.round(number)) for number in run.rounds()]
+
+
+def _is_mapping(values: Any, block: str) -> bool:
+    """Whether `values` and its `block` are mappings, or not there."""
+    return isinstance(values or {}, dict) and isinstance((values or {}).get(block) or {}, dict)
 
 
 def _train(pairs: Any) -> int | None:
