@@ -85,7 +85,7 @@ class FunctionReward(Reward):
             ],
             **self.spec.arguments,
         }
-        parameters = inspect.signature(self.function).parameters
+        parameters = _signature(self.function, self.where)
         refuse_unknown(parameters, arguments, self.where)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             arguments = {name: value for name, value in arguments.items() if name in parameters}
@@ -108,6 +108,9 @@ def refuse_unknown(parameters: Mapping[str, inspect.Parameter], known: Iterable[
     `of`: whose columns are known, for the message."""
     known = list(known)
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    by_place = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+    if by_place:
+        raise UserError(f"{where} takes {by_place[0]} by its place alone, and is called with keywords; remove the `/`")
     needed = [name for name, p in parameters.items() if p.kind in named and p.default is p.empty]
     for name in needed:
         if name in known:
@@ -149,16 +152,30 @@ def _parameters(folder: Path, spec: FunctionSpec) -> Mapping[str, inspect.Parame
         for node in last:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not node.decorator_list:
                 return _parameters_of(node.args)
-    return inspect.signature(_function(folder, spec)).parameters
+    return _signature(_function(folder, spec), _where(folder, spec))
+
+
+def _signature(function: Callable[..., Any], where: str) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (ValueError, TypeError):  # of a compiled module
+        raise UserError(
+            f"{where} does not say what it takes; call it from a function of your own in reward.py"
+        ) from None
 
 
 def _parameters_of(arguments: ast.arguments) -> dict[str, inspect.Parameter]:
     """As `inspect.signature` gives them; of a default it says only that there is one."""
     kinds = inspect.Parameter
+    by_place = len(arguments.posonlyargs)
     positional = [*arguments.posonlyargs, *arguments.args]
     required = len(positional) - len(arguments.defaults)
     found = {
-        one.arg: kinds(one.arg, kinds.POSITIONAL_OR_KEYWORD, default=kinds.empty if number < required else None)
+        one.arg: kinds(
+            one.arg,
+            kinds.POSITIONAL_ONLY if number < by_place else kinds.POSITIONAL_OR_KEYWORD,
+            default=kinds.empty if number < required else None,
+        )
         for number, one in enumerate(positional)
     }
     for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
