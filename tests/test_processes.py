@@ -183,3 +183,16 @@ def test_the_command_of_several_nodes_takes_any_path(monkeypatch: pytest.MonkeyP
     assert said[said.index("--config_file") + 1] == "/my configs/it's.yaml"
     assert said[-3:] == ["-m", "rlhf_loop.stages", "/a run; of $HOME/update.arguments.json"]
     assert said[said.index("--main_process_ip") + 1] == "first"
+
+
+@pytest.mark.parametrize(("gpus", "processes"), [("1", "2"), ("8", "16"), ("", None), ("0", None)])
+def test_several_nodes_take_part_with_all_their_accelerators(
+    gpus: str, processes: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", gpus)
+    words = Child().command(Path("a.json"))[-1].split()
+    told = words[words.index("--num_processes") + 1] if "--num_processes" in words else None
+    assert told == processes
+    assert ("--multi_gpu" in words) == (processes is not None)
+    assert "--num_processes" not in Child(Path("fsdp2.yaml")).command(Path("a.json"))[-1]

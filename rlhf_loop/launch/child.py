@@ -48,6 +48,9 @@ class Child:
         nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
         if nodes == 1:
             return [*accelerate, *stage]
+        gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+        if gpus and self.accelerate_config is None:  # Accelerate would share one node's number among all nodes
+            accelerate += ["--multi_gpu", "--num_processes", str(nodes * gpus)]
         line = " ".join(
             [
                 shlex.join(accelerate),
