@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from feedback_samples import needs_postgres, postgres_schema
 
 from rlhf_loop.feedback.store import Store
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs behind, children too
 os.environ["OMP_NUM_THREADS"] = "1"  # some tests fork, which hangs once OpenMP has threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

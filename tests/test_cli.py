@@ -230,7 +230,6 @@ def test_ctrl_c_inside_training_stops_cleanly_and_the_same_command_goes_on(run: 
     command = [sys.executable, "-m", "rlhf_loop", "run", str(SMOKE), "--rounds", "1", "--run-dir", str(folder)]
     running = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it for what it runs behind
     )  # fmt: skip
     log = folder / "round_001" / "update.partial" / "train_log.jsonl"
     deadline = time.monotonic() + 120
