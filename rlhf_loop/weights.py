@@ -72,6 +72,23 @@ def whole_state(model: Any, wanted: Callable[[str], bool] = lambda name: True) -
     return {name: whole[id(tensor)] for name, tensor in named.items()} if is_main() else {}
 
 
+def leave_frozen_ties_out(model: Any) -> None:
+    """Takes frozen weights that are another name of frozen ones (a tied output layer) out of `model.state_dict()`.
+
+    DeepSpeed leaves frozen parameters out of checkpoints by the names in `named_parameters()`, which has one name each:
+    the other would bring a matrix of the base, as large as its vocabulary, into each checkpoint of an adapter.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    others = set(named) - {name for name, _ in model.named_parameters()}
+    frozen = [name for name in others if not named[name].requires_grad]
+
+    def leave_out(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for name in frozen:
+            state.pop(prefix + name, None)
+
+    model.register_state_dict_post_hook(leave_out)
+
+
 def whole_copy(module: Any) -> Any:
     """A deep copy of `module`, whole; on the CPU where ZeRO-3 shares `module` out, since it may fit nowhere else.
 

@@ -1,10 +1,11 @@
 """What each of several processes does in test_sharded.py: trainings, under whatever `accelerate launch` set up.
 
-    accelerate launch --config_file recipes/accelerate/fsdp2.yaml --num_processes 2 tests/sharded_ranks.py OUT CASE...
+    accelerate launch --config_file CONFIG.yaml --num_processes 2 tests/sharded_ranks.py BASE OUT CASE...
 
 A case is ALGORITHM-lora or ALGORITHM-full, with `-resumed` for a training that is stopped after its first checkpoint
-and gone on with, and `-bf16` for a policy of that precision. It leaves its files in OUT/CASE. Without a GPU,
-Accelerate 1.15 enters neither FSDP nor DeepSpeed; `shims` make it.
+and gone on with, `-bf16` for a policy of that precision, and `-sgd` in place of Adam, which makes much of the rounding
+of small gradients; or `loop` for a whole run. It leaves its files in OUT/CASE. Without a GPU, Accelerate 1.15 enters
+neither FSDP nor DeepSpeed; `shims` make it.
 """
 
 from __future__ import annotations
@@ -53,11 +54,13 @@ def deepspeed_on_a_cpu() -> None:
     and no parameter so small that ZeRO-3 leaves it whole: with a tiny model nothing would be shared out."""
     import deepspeed.comm  # noqa: F401
     import torch
+    import transformers.training_args
     from accelerate.state import PartialState
     from accelerate.utils import DeepSpeedPlugin, DistributedType
 
     import rlhf_loop.training
 
+    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_CPU)
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
 
@@ -136,6 +139,8 @@ def train(algorithm: str, lora: bool, base: str, output: Path, options: list[str
     trainer: dict[str, Any] = {
         "learning_rate": 1e-3, "per_device_train_batch_size": 4 // world_size(), "max_steps": STEPS, "save_steps": 2,
     }  # fmt: skip
+    if "sgd" in options:
+        trainer |= {"optim": "sgd", "learning_rate": 0.1}
     policy = Policy(model=base, dtype=dtype)
     if algorithm == "reward":
         from test_rewards import bradley_terry, make_pairs
@@ -148,8 +153,8 @@ def train(algorithm: str, lora: bool, base: str, output: Path, options: list[str
         return
     if algorithm in ("grpo", "rloo"):
         trainer |= {"num_generations": 2, "beta": 0.05}
-    if algorithm == "ppo":
-        trainer |= {"num_ppo_epochs": 1}
+    if algorithm == "ppo":  # clipping, which is apart or together for critic and policy, out of the way
+        trainer |= {"num_ppo_epochs": 1, "max_grad_norm": 1e6}
     update_policy(
         rows(algorithm), start=base, reference=base, output=output, policy=policy, seed=1, reward=reward,
         settings=Update(algorithm=algorithm, lora=Lora(**adapter) if adapter else None, trainer=trainer),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PrinterCallback
 
 from rlhf_loop.checkpoints import last_complete, remove_all
@@ -19,6 +20,7 @@ from rlhf_loop.recipe import Policy, Update
 from rlhf_loop.records import Message, Prompt
 from rlhf_loop.tracking import training_run
 from rlhf_loop.training import callbacks, mean_loss, quiet, training_arguments
+from rlhf_loop.weights import leave_frozen_ties_out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +74,8 @@ def train_and_save(
     trainer.remove_callback(PrinterCallback)
     for callback in callbacks(log, training.report_to, training.step_offset, training.progress, training.tracking):
         trainer.add_callback(callback)
+    if trainer.is_deepspeed_enabled and isinstance(trainer.model, PeftModel):
+        leave_frozen_ties_out(trainer.model)
     with training_run(training.report_to, trainer.args.project, training.run_name):
         trainer.train(resume_from_checkpoint=last_complete(output / "checkpoints"))
     model = trainer.accelerator.unwrap_model(trainer.model)
