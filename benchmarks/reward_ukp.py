@@ -172,7 +172,7 @@ def against_stock(train: list[PreferencePair], policy: Policy, seed: int, folder
             ]
         options = {"train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
         options |= {"peft_config": lora_config(spec.lora)}
-        config = training_arguments(RewardConfig, folder / "stock", seed, settings, policy.dtype)
+        config = training_arguments(RewardConfig, folder / "stock", seed, settings, policy.precision)
         if name == "stock":
             trainer = RewardTrainer(model, config, **options)
         else:

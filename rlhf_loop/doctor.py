@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.machine import native_dtype
+
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 _EXTRAS = {"postgres": "psycopg", "server": "fastapi", "vllm": "vllm", "deepspeed": "deepspeed"}
 
@@ -22,6 +24,7 @@ def examine(folder: Path | None = None) -> list[dict[str, Any]]:
         _python(),
         *(_package(name) for name in _PACKAGES),
         _memory(),
+        _precision(),
         _disk(folder or Path.cwd()),
         _accelerators(),
         _models(),
@@ -74,6 +77,12 @@ def _memory() -> dict[str, Any]:
         f"{total:.0f} GiB, {os.cpu_count()} cores",
         "" if enough else "the quickstart needs up to 6 GiB",
     )
+
+
+def _precision() -> dict[str, Any]:
+    dtype = native_dtype()
+    more = "" if dtype == "bfloat16" else "this CPU is slow in bfloat16; `policy.dtype: auto` does without it"
+    return _finding("precision", "works", dtype, more)
 
 
 def _disk(folder: Path) -> dict[str, Any]:

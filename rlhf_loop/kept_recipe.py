@@ -32,11 +32,12 @@ class RecipeChanged(UserError):
         self.elsewhere = elsewhere
 
 
-def keep_recipe(recipe: Recipe, run: RunDir) -> None:
-    """Writes the recipe into the run, or raises `RecipeChanged` where the run was made with another one."""
+def keep_recipe(recipe: Recipe, run: RunDir) -> Recipe:
+    """Writes the recipe into the run, or raises `RecipeChanged` where the run was made with another one. Gives it as it
+    is in force: what `auto` was when the run was begun."""
     if not (run.path / "recipe.yaml").exists() and any(run.path.glob("round_*")):
         raise UserError(f"{run.path} has rounds but no recipe.yaml; choose another folder with --run-dir")
-    check_recipe(recipe, run)
+    recipe = check_recipe(recipe, run)
     write_text(run.path / "recipe.yaml", recipe.to_yaml())
     here, known = str(run.path), read_places(run.path)
     found = {path: content(path) for path in paths_in(recipe.model_dump(mode="json"))}
@@ -46,15 +47,19 @@ def keep_recipe(recipe: Recipe, run: RunDir) -> None:
     }
     if now != known:
         write_json(run.path / PLACES, now)
+    return recipe
 
 
-def check_recipe(recipe: Recipe, run: RunDir) -> None:
-    """Raises `RecipeChanged` where the run was made with another recipe."""
+def check_recipe(recipe: Recipe, run: RunDir) -> Recipe:
+    """The recipe as it is in force in the run. Raises `RecipeChanged` where the run was made with another one."""
     kept_file = run.path / "recipe.yaml"
+    in_force = _with_dtype(recipe, recipe.policy.precision)
     if kept_file.exists():
         with reading(kept_file):
-            kept = relocated(read_yaml(kept_file.read_text(encoding="utf-8"), str(kept_file)), run.path)
+            kept = _with_defaults(relocated(read_yaml(kept_file.read_text(encoding="utf-8"), str(kept_file)), run.path))
             name = kept.get("name")
+            if recipe.policy.dtype == "auto":
+                in_force = _with_dtype(recipe, kept["policy"]["dtype"])
         if name != recipe.name:
             raise RecipeChanged(
                 f"{run.path} holds a run of recipe `{name}`, not `{recipe.name}`; choose another folder with --run-dir",
@@ -63,7 +68,7 @@ def check_recipe(recipe: Recipe, run: RunDir) -> None:
         contents = read_places(run.path)["contents"]
         changed = [
             change
-            for change in _changed(_with_defaults(kept), recipe.model_dump(mode="json"))
+            for change in _changed(kept, in_force.model_dump(mode="json"))
             if not (_same_store(*change[1:]) if change[0] == "store" else _only_moved(*change[1:], contents))
         ]
         if changed:
@@ -73,6 +78,11 @@ def check_recipe(recipe: Recipe, run: RunDir) -> None:
                 "start a run of the new recipe with --run-dir DIR. Nothing was touched",
                 run.path.with_name("-".join([run.name, *(_named(key, new) for key, _, new in changed[:_NAMED])])),
             )
+    return in_force
+
+
+def _with_dtype(recipe: Recipe, dtype: str) -> Recipe:
+    return recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"dtype": dtype})})
 
 
 def _changed(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

@@ -88,7 +88,7 @@ class Loop:
         """
         total = self.recipe.rounds if rounds is None else rounds
         with self.run_dir.locked():
-            keep_recipe(self.recipe, self.run_dir)
+            self.recipe = keep_recipe(self.recipe, self.run_dir)
             launcher = launch.choose(self.recipe.launch, self.recipe.accelerate_config)
             with Store.open(self.store_url) as store:
                 run = _Run(self, store, launcher)

@@ -80,7 +80,7 @@ def load_policy(
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     if settings.attn_implementation is not None:
         options["attn_implementation"] = settings.attn_implementation
-    dtype = getattr(torch, settings.dtype)
+    dtype = getattr(torch, settings.precision)
     merged = merged and folder is not None
     assert not (merged and trainable), "merged weights are for sampling"
     with _quiet(), _explained(source), nullcontext() if in_training else whole_models():
@@ -162,7 +162,7 @@ def save_policy(
 
 
 def merge_policy(folder: str | Path, output: str | Path, settings: Policy) -> None:
-    """Writes a policy as plain weights of `settings.dtype` that transformers alone can load.
+    """Writes a policy as plain weights of `settings.precision` that transformers alone can load.
 
     An adapter is added in float32 and the sum rounded once: added to bfloat16 weights it loses its small updates.
     """

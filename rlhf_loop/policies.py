@@ -10,12 +10,13 @@ from typing import Any, get_args
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.loop import BASE, Loop
+from rlhf_loop.machine import Dtype
 from rlhf_loop.model_card import model_card
-from rlhf_loop.recipe import Policy, Recipe
+from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Artifact
 from rlhf_loop.run_dir import commit_folder, read_json, write_json, write_text
 
-DTYPES: tuple[str, ...] = get_args(Policy.model_fields["dtype"].annotation)
+DTYPES: tuple[str, ...] = get_args(Dtype)
 """Precisions that weights can be exported in."""
 
 
@@ -100,7 +101,7 @@ def export(
         from rlhf_loop.models import merge_policy
 
         settings = loop.recipe.policy
-        merge_policy(source, partial, settings.model_copy(update={"dtype": dtype or settings.dtype}))
+        merge_policy(source, partial, settings.model_copy(update={"dtype": dtype or settings.precision}))
     write_text(partial / "README.md", model_card(loop.recipe, policy, _evaluation(loop, policy), form, output.name))
     write_json(partial / "lineage.json", _without_places(lineage, loop.run_dir.path))
     if output.exists():

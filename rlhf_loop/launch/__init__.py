@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.machine import visible_accelerators
 
 Progress = Callable[[int, int, str], None]
 
@@ -33,7 +34,7 @@ def choose(mode: str, accelerate_config: Path | None = None) -> Launcher:
     """
     launched = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if mode == "auto":
-        mode = "ranks" if launched else "child" if _visible_accelerators() > 1 or accelerate_config else "inline"
+        mode = "ranks" if launched else "child" if visible_accelerators() > 1 or accelerate_config else "inline"
     if mode == "ranks":
         if not launched:
             raise UserError(
@@ -53,11 +54,3 @@ def choose(mode: str, accelerate_config: Path | None = None) -> Launcher:
     from rlhf_loop.launch.inline import Inline
 
     return Inline()
-
-
-def _visible_accelerators() -> int:
-    """How many accelerators this machine shows, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])

@@ -76,7 +76,7 @@ def train(
     elif checkpoint is not None and probed.exists():
         counts["probe_loss"] = read_json(probed)
     settings = {**spec.trainer, "remove_unused_columns": False}
-    arguments = training_arguments(RewardConfig, output, seed, settings, policy.dtype)
+    arguments = training_arguments(RewardConfig, output, seed, settings, policy.precision)
     with quiet():
         trainer = UniqueTextsRewardTrainer(
             model,

@@ -29,7 +29,7 @@ def load_classifier(base: str, policy: Policy, *, full: bool = False, adapter: P
     reference = policy.model if base == "policy" else base
     source = resolve_model(reference)
     tokenizer = load_tokenizer(reference, policy)
-    dtype = torch.float32 if full else getattr(torch, policy.dtype)
+    dtype = torch.float32 if full else getattr(torch, policy.precision)
     with quiet(), _explained(reference), whole_models():
         model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, **_options(policy, dtype))
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -57,7 +57,7 @@ def load_trunk(base: str, policy: Policy, layers: list[float]) -> tuple[Any, Any
     tokenizer = load_tokenizer(reference, policy)
     source = resolve_model(reference)
     with quiet(), _explained(reference), whole_models():
-        model = AutoModel.from_pretrained(source, **_options(policy, getattr(torch, policy.dtype)))
+        model = AutoModel.from_pretrained(source, **_options(policy, getattr(torch, policy.precision)))
     depth = int(model.config.get_text_config().num_hidden_layers)
     numbers = [max(1, round(share * depth)) for share in layers]
     stack = getattr(model, "layers", None)

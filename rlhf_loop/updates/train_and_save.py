@@ -56,7 +56,7 @@ class Training:
             **(defaults or {}),
             **self.settings.trainer_settings(),
         }
-        arguments = training_arguments(config, self.output, self.seed, values, self.policy.dtype)
+        arguments = training_arguments(config, self.output, self.seed, values, self.policy.precision)
         torch.manual_seed(self.seed)
         return arguments
 
