@@ -697,3 +697,114 @@ def test_what_frameworks_log_is_read(
     assert result.refused == []
     assert (len(result.prompts[0].messages), result.completions[0].text) == (turns, answer)
     assert [note for note in result.notes if note != "a trace has no assessment"] == notes
+
+
+ANSWERS = {"prompt": "Why?", "answer1": "Light.", "answer2": "Air."}
+
+
+def chosen_in_label_studio(question: str, chosen: str, data: dict[str, Any]) -> dict[str, Any]:
+    said = {"from_name": question, "to_name": "prompt", "type": "choices", "value": {"choices": [chosen]}}
+    return {"id": 1, "data": data, "annotations": [{"id": 5, "completed_by": 1, "result": [said]}]}
+
+
+def argilla(question: str, chosen: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {"id": "1", "fields": data, "responses": {question: [{"value": chosen, "user_id": "u"}]}}
+
+
+def potato(question: str, chosen: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {"instance_id": "1", "user_id": "u", "labels": {question: {chosen: "true"}}, "item": data}
+
+
+@pytest.mark.parametrize("tool", [chosen_in_label_studio, argilla, potato])
+def test_a_question_for_the_worse_answer_prefers_the_other_and_one_for_something_bad_is_left_out(
+    tmp_path: Path, tool: Any
+) -> None:
+    better, worse, toxic = (
+        read_row(tmp_path, tool(question, "answer1", ANSWERS)) for question in ("best", "worse_answer", "more_toxic")
+    )
+    assert [(f.winner, a, b) for f, (_, a, b) in zip(of_kind(better, Preference), winners(better), strict=True)] == [
+        ("a", "Light.", "Air.")
+    ]
+    assert [f.winner for f in of_kind(worse, Preference)] == ["b"]
+    assert of_kind(toxic, Preference) == []
+    assert any("more_toxic asks for something bad" in note for note in toxic.notes)
+
+
+@pytest.mark.parametrize("tool", [chosen_in_label_studio, argilla, potato])
+def test_the_best_of_three_says_nothing_of_the_other_two(tmp_path: Path, tool: Any) -> None:
+    result = read_row(tmp_path, tool("best", "answer2", {**ANSWERS, "answer3": "Dust."}))
+    assert sorted(winners(result)) == [("a", "Air.", "Dust."), ("b", "Light.", "Air.")]
+
+
+def test_best_and_worst_of_one_instance_agree(tmp_path: Path) -> None:
+    row = potato("scaling", "x", ANSWERS) | {"labels": {"scaling": {"best": "answer1", "worst": "answer2"}}}
+    assert [w for w, _, _ in winners(read_row(tmp_path, row))] == ["a", "a"]
+
+
+@pytest.mark.parametrize("tool", [chosen_in_label_studio, argilla, potato])
+def test_labels_that_are_numbers_are_ratings_of_one_answer(tmp_path: Path, tool: Any) -> None:
+    rows = [tool("quality", number, {"prompt": f"Why {number}?", "response": "Light."}) for number in ("1", "5")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(f.score, f.scale) for f in of_kind(read(path), Rating)] == [(1.0, (1.0, 5.0)), (5.0, (1.0, 5.0))]
+
+
+def test_argilla_ratings_of_two_answers_by_the_number_at_the_end(tmp_path: Path) -> None:
+    row = argilla("rating-1", "4", {"prompt": "Why?", "response-1": "Light.", "response-2": "Air."})
+    row["responses"]["rating-2"] = [{"value": 2, "user_id": "u"}]
+    result = read_row(tmp_path, row)
+    texts = {c.id: c.text for c in result.completions}
+    assert [(texts[f.completion_id], f.score) for f in of_kind(result, Rating)] == [("Light.", 4.0), ("Air.", 2.0)]
+    assert of_kind(result, Preference) == []
+
+
+@pytest.mark.parametrize("as_columns", [False, True])
+def test_argilla_records_as_version_1_put_them_on_the_hub(tmp_path: Path, as_columns: bool) -> None:
+    ranked = [{"text": "response2", "rank": 1}, {"text": "response1", "rank": 2}]
+    values: list[Any] = [{"rank": [1, 2], "value": ["response2", "response1"]} if as_columns else ranked]
+    order: Any = [{"user_id": "u1", "status": "submitted", "value": value} for value in values]
+    if as_columns:
+        order = {key: [one[key] for one in order] for key in ("user_id", "value", "status")}
+    row = {"prompt": "Why?", "response1": "Light.", "response2": "Air.", "order": order, "order-suggestion": None,
+           "order-suggestion-metadata": {"type": None}, "external_id": None, "metadata": "{}"}  # fmt: skip
+    result = read_row(tmp_path, row)
+    assert winners(result) == [("b", "Light.", "Air.")]
+    assert result.notes == {}
+
+
+VOTE = {"model_a": "b", "model_b": "a"}
+TALK = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Light."}]
+OTHER = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Air."}]
+
+
+@pytest.mark.parametrize(
+    ("row", "winner"),
+    [
+        ({**VOTE, "winner": "model_b", "prompt": "Why?", "response_a": "Light.", "response_b": "Air."}, "b"),
+        ({**VOTE, "winner": "model_a", "prompt": TALK[:1], "response_1": "Light.", "response_2": "Air."}, "a"),
+        ({**VOTE, "winner": "a", "conversation_a": TALK, "conversation_b": OTHER}, "b"),  # the model of this name
+        ({**VOTE, "winner": "tie", "conversation_a": repr(TALK), "conversation_b": repr(OTHER)}, "tie"),
+        ({**VOTE, "winner": None, "conversation_a": TALK, "conversation_b": OTHER}, None),
+    ],
+)
+def test_arena_votes_in_further_forms(tmp_path: Path, row: dict[str, Any], winner: str | None) -> None:
+    result = read_row(tmp_path, row)
+    assert winners(result) == ([] if winner is None else [(winner, "Light.", "Air.")])
+    assert len(result.refused) == (winner is None)
+
+
+def test_mlflow_trace_without_an_output_has_no_answer(tmp_path: Path) -> None:
+    span = {"parent_span_id": None, "attributes": {"mlflow.spanInputs": '"Why?"', "mlflow.spanOutputs": "null"}}
+    said = {"assessment_name": "correctness", "feedback": {"value": False}, "source": {"source_type": "HUMAN"}}
+    row = {"info": {"trace_id": "1", "assessments": [said]}, "data": {"spans": [span]}}
+    assert read_row(tmp_path, row).completions == []
+
+
+def test_gradio_guards_against_formulas_are_no_part_of_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "prompt,output,flag,username,timestamp\n'=1+1,'-2,good,ann,2026-01-01\n'Why','tis,good,ann,2026-01-01\n"
+    )
+    result = read(path)
+    assert [p.messages[0]["content"] for p in result.prompts] == ["=1+1", "'Why'"]
+    assert [c.text for c in result.completions] == ["-2", "'tis"]

@@ -2,18 +2,19 @@
 
 `winner` is `model_a`, `model_b`, `tie` or `tie (bothbad)`. The release of 140,000 votes writes `both_bad`, and contents
 as lists of parts; that of Kaggle has `prompt`, `response_a`, `response_b` as lists in JSON and three columns of
-`winner_...`, and calls both bad a tie. Both conversations must share everything before the answers that were compared:
-where both models had answered before, or others in an earlier vote of the session, there is no common prompt, and the
-row is refused.
+`winner_...`, and calls both bad a tie; later ones have texts there and `winner`.
+
+Both conversations must share everything before the answers that were compared: where both models had answered before,
+or others in an earlier vote of the session, there is no common prompt, and the row is refused.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_loop.feedback.importers.conversations import messages_of, prompt_before
+from rlhf_loop.feedback.importers.asked import asked
+from rlhf_loop.feedback.importers.conversations import decoded, messages_of, prompt_before
 from rlhf_loop.feedback.importers.fields import (
     Place,
     completion_of,
@@ -21,6 +22,7 @@ from rlhf_loop.feedback.importers.fields import (
     optional_number,
     prompt_of,
     said_by,
+    text_of,
 )
 from rlhf_loop.feedback.importers.times import time_in
 from rlhf_loop.feedback.importers.words import Winner, winner_of
@@ -31,6 +33,8 @@ RECOGNISES = 'Chatbot Arena: rows of {"model_a", "model_b", "winner", "conversat
 REQUIRED = [
     ("model_a", "model_b", "winner", "conversation_a", "conversation_b"),
     ("model_a", "model_b", "response_a", "response_b", "winner_model_a"),
+    ("prompt", "response_a", "response_b", "winner"),
+    ("prompt", "response_1", "response_2", "winner"),
 ]
 
 
@@ -70,14 +74,17 @@ def _conversation(row: Mapping[str, Any], side: str) -> tuple[Message, ...]:
     value = row.get(f"conversation_{side}")
     if value is not None:
         return messages_of(_loaded(value, f"conversation_{side}"), f"conversation_{side}")
-    prompts, answers = _loaded(row.get("prompt"), "prompt"), _loaded(row.get(f"response_{side}"), f"response_{side}")
+    name = next((name for name in (f"response_{side}", f"response_{'ab'.index(side) + 1}") if name in row), "")
+    prompts, answers = decoded(row.get("prompt")), decoded(row.get(name))
+    if row.get("prompt") is not None and isinstance(row.get(name), str) and not isinstance(answers, list):
+        return (*asked(row), Message(role="assistant", content=text_of(row[name], name)))
     if not isinstance(prompts, list) or not isinstance(answers, list) or len(prompts) != len(answers):
-        raise RowError(f"`prompt` and `response_{side}` must be lists of texts, as many of each")
+        raise RowError(f"`prompt` and `{name or f'response_{side}'}` must be texts, or lists of as many of them")
     turns = []
     for prompt, answer in zip(prompts, answers, strict=True):
         answer = "" if answer is None else answer  # the model gave none, and people voted on that
         turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return messages_of(turns, f"response_{side}")
+    return messages_of(turns, name)
 
 
 def _earlier_turns(row: Mapping[str, Any], turns: int) -> int:
@@ -92,19 +99,18 @@ def _earlier_turns(row: Mapping[str, Any], turns: int) -> int:
 
 
 def _loaded(value: Any, name: str) -> Any:
-    """A list as it is, or out of its JSON."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise RowError(f"`{name}` must be a conversation, or one in JSON") from None
-    if not isinstance(value, list):
-        raise RowError(f"`{name}` must be a conversation" if value is not None else f"`{name}` is missing")
-    return value
+    """A list as it is, or out of its text."""
+    found = decoded(value)
+    if not isinstance(found, list):
+        raise RowError(f"`{name}` must be a conversation, or one in JSON" if value else f"`{name}` is missing")
+    return found
 
 
 def _winner(row: Mapping[str, Any]) -> Winner:
     if "winner" in row:
+        models = [row.get("model_a"), row.get("model_b")]
+        if row["winner"] in models and models[0] != models[1]:  # by its name, which may be any word
+            return "a" if row["winner"] == models[0] else "b"
         winner = winner_of(row["winner"])
     else:
         won = [

@@ -3,8 +3,10 @@
     {"id": "7", "fields": {"prompt", "response_a", "response_b"}, "responses": {"preference": [{"value", "user_id"}]}}
     {"fields": {...}, "responses": [{"user_id", "status", "values": {"preference": {"value": ...}}}]}
     {"prompt", "response_a", ..., "preference.responses": [...], "preference.responses.users", "....status"}
+    {"prompt", "response_a", ..., "preference": [{"user_id", "value", "status"}], "preference-suggestion", "metadata"}
 
-The last is what `to_datasets` and `to_list(flatten=True)` give, and what goes to the hub. With several answers a label
+The third is what `to_datasets` and `to_list(flatten=True)` give, and what goes to the hub; the last what version 1 put
+there (each list may be one of three lists, too). With several answers a label
 is a preference for one over the others, and a ranking a preference for each two of them; with one a rating is a rating
 and a label a thumb. A text is the comment, or the corrected answer where its question is called so (`correction`,
 `edit`, `rewrite`, `improved`). Discarded responses are skips, drafts and suggestions are left out; `to_json` of version
@@ -25,7 +27,8 @@ from rlhf_loop.feedback.importers.fields import (
     said_by,
     text_of,
 )
-from rlhf_loop.feedback.importers.tasks import Task, preferences, ranking, task_of
+from rlhf_loop.feedback.importers.metrics import number_in, said_by_metric
+from rlhf_loop.feedback.importers.tasks import Task, choice, preferences, ranking, task_of
 from rlhf_loop.feedback.importers.words import thumb_named, thumb_of, winner_of, words_of
 from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Critique, Edit, Preference, Rating, Skip, Thumb
@@ -44,14 +47,17 @@ def recognises(row: Mapping[str, Any]) -> bool:
     """Whether a row is of this format."""
     if isinstance(row.get("fields"), Mapping) and isinstance(row.get("responses"), (Mapping, list)):
         return True
-    return any(isinstance(key, str) and key.endswith(_FLAT) and f"{key}.users" in row for key in row)
+    if any(isinstance(key, str) and key.endswith(_FLAT) and f"{key}.users" in row for key in row):
+        return True
+    return bool(_questions_of_1(row))
 
 
 def numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
     """The numbers that people gave, by question."""
     for _, _, question, value in _answers(_responses(row)):
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield question, float(value)
+        number = number_in(value)
+        if number is not None:
+            yield question, number
 
 
 def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
@@ -79,17 +85,46 @@ def _flat_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a flattened record: what is neither of a question nor of every record."""
     questions = tuple(key.partition(_FLAT)[0] for key in row if key.endswith(_FLAT))
     of_questions = tuple(f"{name}.{kind}" for name in questions for kind in ("responses", "suggestion"))
+    of_1 = _questions_of_1(row)
     return {
         key: value
         for key, value in row.items()
-        if key not in OF_A_RECORD and not key.startswith(of_questions) and ".suggestion" not in key
+        if key not in OF_A_RECORD
+        and key not in of_1
+        and not key.startswith(of_questions)
+        and ".suggestion" not in key
+        and "-suggestion" not in key
     }
+
+
+def _questions_of_1(row: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The questions of a record as version 1 put it on the hub, with their responses: those of which a suggestion is a
+    column too, and lists of responses."""
+    questions = {}
+    for key, value in row.items():
+        given = decoded(value)
+        if isinstance(given, Mapping) and {"user_id", "value"} <= given.keys():  # one list of each
+            names = [name for name in ("user_id", "value", "status") if isinstance(given.get(name), list)]
+            columns = {name: given[name] for name in names}
+            if len({len(values) for values in columns.values()}) != 1:
+                continue
+            given = [dict(zip(columns, one, strict=True)) for one in zip(*columns.values(), strict=True)]
+        if (
+            isinstance(given, list)
+            and all(isinstance(one, Mapping) and {"user_id", "value", "status"} <= one.keys() for one in given)
+            and (given or f"{key}-suggestion" in row or f"{key}-suggestion-metadata" in row)
+        ):
+            questions[key] = given
+    return questions
 
 
 def _responses(row: Mapping[str, Any]) -> Any:
     """The responses of a record; of a flattened one in the form of version 2, with their status."""
     if "fields" in row:
         return row.get("responses")
+    of_1 = _questions_of_1(row)
+    if of_1:
+        return of_1
     responses: dict[str, list[dict[str, Any]]] = {}
     for key, given in row.items():
         if not key.endswith(_FLAT) or given is None:
@@ -176,25 +211,29 @@ def _response(
             continue
         if name in texts or value is None:
             continue
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        about_one = 0 if single else _one_of(name, task) if number else None
+        number = number_in(value)
+        if isinstance(value, str) and number is not None and single:  # a label that is a number
+            records += said_by_metric(place, name, value, comment, who, of_one, given, usual=(1.0, 5.0))
+            continue
+        about_one = 0 if single else _one_of(name, task) if number is not None else None
         label = thumb_named(name, value) if single and isinstance(value, (bool, str)) else None
         order = ranking(value, task) if not single else None
-        if order is not None or (
-            not single and about_one is None and (order := _preferred(name, value, task, place)) is not None
-        ):
+        best = _best(name, value, task, place) if not single and about_one is None else None
+        if order is not None:
             records += preferences(task, order, place, who, name, comment, **given)
+        elif best is not None:
+            records += choice(task, best, place, who, name, comment, **given)
         elif not single and len(ids) == 2 and winner_of(value, (names[0], names[1])) in ("tie", "both_bad"):
             winner: Any = winner_of(value, (names[0], names[1]))
             common = said_by(place, who, "preference", *ids, winner, name, **given)
             pair: dict[str, Any] = {"a_id": ids[0], "b_id": ids[1]}
             records.append(Preference(winner=winner, comment=comment, **about, **pair, **common))
         elif (
-            number
+            number is not None
             and about_one is not None
-            and (rated := place.scales.rated(name, float(value), (1.0, 5.0))) is not None
+            and (rated := place.scales.rated(name, number, (1.0, 5.0))) is not None
         ):
-            common = said_by(place, who, "rating", ids[about_one], float(value), name, **given)
+            common = said_by(place, who, "rating", ids[about_one], number, name, **given)
             of_it: dict[str, Any] = about | {"completion_id": ids[about_one], "comment": comment if single else None}
             records.append(Rating(score=rated.score, scale=rated.scale, **of_it, **common))
             records += rated.notes
@@ -213,7 +252,9 @@ def _response(
 
 
 def _is_text(value: str, task: Task) -> bool:
-    """Whether a text is written freely rather than the name of a label."""
+    """Whether a text is written freely rather than the name of a label, or a number."""
+    if number_in(value) is not None:
+        return False
     if len(task.answers) == 1:
         return thumb_of(value) is None
     first, second, *_ = task.answers
@@ -221,18 +262,25 @@ def _is_text(value: str, task: Task) -> bool:
 
 
 def _one_of(question: str, task: Task) -> int | None:
-    """Which of several answers a question is about, by the answer's name in its own: `quality_response_a`."""
+    """Which of several answers a question is about: the answer's name is in its own (`quality_response_a`), or it ends
+    as that does (`rating-2` and `response-2`)."""
     words = words_of(question)
-    return next((place for place, name in enumerate(task.answers) if words_of(name) in words), None)
+    names = [words_of(name) for name in task.answers]
+    found = [place for place, name in enumerate(names) if name in words]
+    if not found:
+        ends = [name.rpartition("_")[2] for name in names]
+        found = [place for place, end in enumerate(ends) if words.endswith(f"_{end}") and ends.count(end) == 1]
+    return found[0] if found else None
 
 
-def _preferred(question: str, value: Any, task: Task, place: Place) -> list[list[int]] | None:
-    """The order that a label with the name or the number of an answer says."""
+def _best(question: str, value: Any, task: Task, place: Place) -> int | None:
+    """The answer that a label with its name or its number says."""
     names = list(task.answers)
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    number = number_in(value)
+    if number is None and not isinstance(value, str):
         return None
-    if not isinstance(value, str) and not place.scales.within(question, 1, len(names)):
+    if number is not None and not place.scales.within(question, 1, len(names)):
         return None  # a rating, of nobody knows which
-    two = winner_of(value, (names[0], names[1])) if len(names) == 2 else None
-    best = {"a": 0, "b": 1}.get(str(two)) if len(names) == 2 else task.number(value)
-    return None if best is None else [[best], [place for place in range(len(names)) if place != best]]
+    if len(names) > 2:
+        return task.number(value)
+    return {"a": 0, "b": 1}.get(str(winner_of(value, (names[0], names[1]))))

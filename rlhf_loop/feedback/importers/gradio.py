@@ -23,6 +23,7 @@ from rlhf_loop.records import Message, Thumb
 RECOGNISES = "Gradio: the CSV of a chat's likes, {conversation, index, value}, or of flagged inputs and outputs"
 REQUIRED = [("conversation", "index", "value", "timestamp"), ("flag", "timestamp", "output")]
 OF_A_FLAG = ("flag", "username", "timestamp")
+_FORMULA = ("=", "+", "-", "@", "\t", "\n")
 
 
 def recognises(row: Mapping[str, Any]) -> bool:
@@ -37,12 +38,17 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     """The prompt, the answer and a thumb."""
     if "conversation" in row and "index" in row:
         return _like(row, place)
-    task = _flagged({name: value for name, value in row.items() if name not in OF_A_FLAG}, place)
+    task = _flagged({name: _unguarded(value) for name, value in row.items() if name not in OF_A_FLAG}, place)
     answers = list(task.answers.values())
     if len(answers) != 1:
         raise RowError(f"there are {len(answers)} outputs ({', '.join(task.answers)}); one can be read")
     said = _thumb(row, row.get("flag"), task.prompt.id, answers[0].id, place, row.get("username"))
     return [task.prompt, answers[0], said, *task.notes]
+
+
+def _unguarded(value: Any) -> Any:
+    """A cell without the apostrophe that Gradio writes before what a spreadsheet would take for a formula."""
+    return value[1:] if isinstance(value, str) and value[:1] == "'" and value[1:2] in _FORMULA else value
 
 
 def _flagged(shown: Mapping[str, Any], place: Place) -> Task:

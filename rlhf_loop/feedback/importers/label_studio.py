@@ -31,9 +31,20 @@ from rlhf_loop.feedback.importers.fields import (
     said_by,
     text_of,
 )
-from rlhf_loop.feedback.importers.tasks import ANSWERS, LISTS, Task, preferences, ranking, task_of
+from rlhf_loop.feedback.importers.metrics import number_in, said_by_metric
+from rlhf_loop.feedback.importers.tasks import ANSWERS, LISTS, Task, choice, preferences, ranking, task_of
 from rlhf_loop.feedback.importers.times import time_in
-from rlhf_loop.feedback.importers.words import Winner, plain, speaks_of_good, thumb_named, thumb_of, winner_of, words_of
+from rlhf_loop.feedback.importers.words import (
+    Winner,
+    asks_for_something_bad,
+    asks_for_the_worse,
+    plain,
+    speaks_of_good,
+    thumb_named,
+    thumb_of,
+    winner_of,
+    words_of,
+)
 from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Critique, Preference, Prompt, Rating, Skip, Thumb, stable_id
 
@@ -74,9 +85,11 @@ def numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
         results = annotation.get("result") if isinstance(annotation, Mapping) else None
         for result in results if isinstance(results, list) else []:
             value = result.get("value") if isinstance(result, Mapping) else None
-            rating = value.get("rating", value.get("number")) if isinstance(value, Mapping) else None
-            if isinstance(rating, (int, float)) and not isinstance(rating, bool):
-                yield str(result.get("from_name")), float(rating)
+            if not isinstance(value, Mapping):
+                continue
+            number = number_in(value.get("rating", value.get("number", _one_choice(value))))
+            if number is not None:
+                yield str(result.get("from_name")), number
 
 
 def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
@@ -219,14 +232,29 @@ def _annotation(annotation: Mapping[str, Any], name: str, place: Place, task: Ta
             records.append(Note("what is said of a part of a dialogue is left out"))
             continue
         one = ids[0] if len(ids) == 1 else _one_of_several(result, task)
+        chosen = number_in(_one_choice(value)) if kind == "choices" else None
+        if chosen is not None and (len(ids) == 1 or not place.scales.within(question, 1, len(ids))):
+            if one is None:
+                records.append(Note(f"the number of {question[:40]} is left out: it is not said of which answer it is"))
+            else:  # the labels of the question are numbers
+                about_it = about | {"completion_id": one}
+                records += said_by_metric(place, question, chosen, comment, who, about_it, given, usual=(1.0, 5.0))
+            continue
         winner = _winner(kind, value, list(answers)) if len(ids) == 2 else None
-        order = _order(kind, value, task) if of_pair else None
-        label = _label(question, value) if kind == "choices" and one else None
+        best = task.number(_one_choice(value)) if kind == "choices" and len(ids) > 2 else None
+        order = ranking(_ranker(value), task) if kind == "ranker" and of_pair else None
+        label = thumb_named(question, _one_choice(value)) if kind == "choices" and one else None
         score = optional_number(value, str(kind)) if kind in ("rating", "number") and one else None
         if kind == "number" and not (speaks_of_good(question) or place.scales.says(question)):
             score = None  # of words, of errors: nobody knows
         rated = None if score is None else place.scales.rated(question, score, (1.0, 5.0))
-        if winner is not None and of_pair is not None:
+        if winner in ("a", "b") and asks_for_something_bad(question):
+            best, winner = "ab".index(winner), None
+        elif winner in ("a", "b") and asks_for_the_worse(question):
+            winner = "b" if winner == "a" else "a"
+        if best is not None:
+            records += choice(task, best, place, who, question, comment, **given)
+        elif winner is not None and of_pair is not None:
             common = said_by(place, who, "preference", *ids, winner, **given)
             records.append(Preference(winner=winner, comment=comment, **of_pair, **common))
         elif order is not None:
@@ -268,27 +296,19 @@ def _winner(kind: Any, value: Mapping[str, Any], names: list[str]) -> Winner | N
     if kind == "pairwise":
         selected = value.get("selected")
         return "a" if selected == "left" else "b" if selected == "right" else None  # `none`: nothing was selected
-    choices = value.get("choices") if kind == "choices" else None
-    if isinstance(choices, list) and len(choices) == 1:
-        return winner_of(choices[0], (first, second))
-    return None
+    return winner_of(_one_choice(value), (first, second)) if kind == "choices" else None
 
 
-def _order(kind: Any, value: Mapping[str, Any], task: Task) -> list[list[int]] | None:
-    """The order that a ranker says, or the choice of the best among several."""
-    if kind == "ranker":
-        given = value.get("ranker")
-        if isinstance(given, Mapping) and len(given) == 1:
-            given = next(iter(given.values()))
-        return ranking(given, task)
-    choices = value.get("choices") if kind == "choices" and len(task.answers) > 2 else None
-    best = task.number(choices[0]) if isinstance(choices, list) and len(choices) == 1 else None
-    return None if best is None else [[best], [place for place in range(len(task.answers)) if place != best]]
+def _ranker(value: Mapping[str, Any]) -> Any:
+    """The order that a ranker says."""
+    given = value.get("ranker")
+    return next(iter(given.values())) if isinstance(given, Mapping) and len(given) == 1 else given
 
 
-def _label(name: str, value: Mapping[str, Any]) -> bool | None:
+def _one_choice(value: Mapping[str, Any]) -> Any:
+    """What was chosen, where it is one thing."""
     choices = value.get("choices")
-    return thumb_named(name, choices[0]) if isinstance(choices, list) and len(choices) == 1 else None
+    return choices[0] if isinstance(choices, list) and len(choices) == 1 else None
 
 
 def _texts(result: Mapping[str, Any], name: str) -> list[str]:

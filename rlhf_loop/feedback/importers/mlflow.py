@@ -84,27 +84,29 @@ def _assessments(row: Mapping[str, Any]) -> list[Any]:
 def _texts(row: Mapping[str, Any]) -> tuple[Any, Any]:
     """What went in and what came out: of the row, of the root span, which has it whole, or of the trace's previews."""
     if "info" not in row and None not in (row.get("request"), row.get("response")):
-        return row["request"], row["response"]
+        return row["request"], None if row["response"] == "null" else row["response"]
     trace = row if "info" in row else decoded(row.get("trace"))
     data = trace.get("data") if isinstance(trace, Mapping) else None
     spans = decoded(data.get("spans") if isinstance(data, Mapping) else row.get("spans"))
     for span in spans if isinstance(spans, list) else []:
         if isinstance(span, Mapping) and not span.get("parent_id") and not span.get("parent_span_id"):
             attributes = mapping_of(span.get("attributes") or {}, "data.spans.attributes")
-            given = attributes.get("mlflow.spanInputs"), attributes.get("mlflow.spanOutputs")
-            given = (span.get("inputs"), span.get("outputs")) if None in given else given
+            given = _loaded(attributes.get("mlflow.spanInputs")), _loaded(attributes.get("mlflow.spanOutputs"))
+            given = (_loaded(span.get("inputs")), _loaded(span.get("outputs"))) if None in given else given
             if None not in given:
-                return _loaded(given[0]), _loaded(given[1])
+                return given
     info = trace.get("info") if isinstance(trace, Mapping) else None
     for held, names in ((data, ("request", "response")), (info, ("request_preview", "response_preview"))):
-        if isinstance(held, Mapping) and None not in (held.get(names[0]), held.get(names[1])):
-            return _loaded(held[names[0]]), _loaded(held[names[1]])
+        if isinstance(held, Mapping):
+            given = _loaded(held.get(names[0])), _loaded(held.get(names[1]))
+            if None not in given:
+                return given
     raise RowError("the trace holds neither inputs and outputs of its root span nor previews of them")
 
 
 def _loaded(value: Any) -> Any:
-    """What an attribute holds: JSON, in which a text stands in quotes."""
-    if isinstance(value, str) and value[:1] == '"':
+    """What an attribute holds: JSON, in which a text stands in quotes, and nothing is null."""
+    if isinstance(value, str) and (value[:1] == '"' or value == "null"):
         try:
             return json.loads(value)
         except ValueError:

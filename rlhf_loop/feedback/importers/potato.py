@@ -21,7 +21,7 @@ from typing import Any
 from rlhf_loop.feedback.importers.conversations import decoded
 from rlhf_loop.feedback.importers.fields import Place, id_of, mapping_of, optional_id, said_by
 from rlhf_loop.feedback.importers.metrics import said_by_metric
-from rlhf_loop.feedback.importers.tasks import Task, preferences, task_of
+from rlhf_loop.feedback.importers.tasks import Task, choice, preferences, task_of
 from rlhf_loop.feedback.importers.words import thumb_of, winner_of, words_of
 from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Critique, Preference
@@ -197,8 +197,7 @@ def _verdict(
         winner = winner_of(word, (first, second)) if len(ids) == 2 else None
         best = {"a": 0, "b": 1}.get(str(winner)) if len(ids) == 2 else task.number(word)
         if best is not None:
-            order = [[best], [number for number in range(len(ids)) if number != best]]
-            records += preferences(task, order, place, who, name, comment, **given)
+            records += choice(task, best, place, who, name, comment, **given)
         elif winner is not None:
             common = said_by(place, who, "preference", *ids, winner, name, **given)
             pair: dict[str, Any] = {"prompt_id": task.prompt.id, "a_id": ids[0], "b_id": ids[1]}

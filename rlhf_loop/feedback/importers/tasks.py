@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rlhf_loop.feedback.importers.asked import PARTS, WEAK, asked, holds_question
 from rlhf_loop.feedback.importers.conversations import answer_of, decoded, prompt_before, turns_in
 from rlhf_loop.feedback.importers.fields import Place, completion_of, id_of, prompt_of, said_by, text_of
-from rlhf_loop.feedback.importers.words import plain, winner_of
+from rlhf_loop.feedback.importers.words import asks_for_something_bad, asks_for_the_worse, plain, winner_of
 from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Completion, Preference, Prompt
 
@@ -113,16 +113,36 @@ def preferences(
         )
 
 
+def choice(
+    task: Task, number: int, place: Place, who: Any, name: str, comment: str | None, **given: Any
+) -> Iterator[Preference | Note]:
+    """A preference for the answer that was chosen over each other, or against it where the question `name` asks for the
+    worst; nothing is said of the others among themselves. A note where it asks for something bad (`more_toxic`)."""
+    if asks_for_something_bad(name):
+        yield Note(f"{name[:40]} asks for something bad, so it does not say which answer is better")
+        return
+    others = [other for other in range(len(task.answers)) if other != number]
+    order = [others, [number]] if asks_for_the_worse(name) else [[number], others]
+    for preference in preferences(task, order, place, who, name, comment, **given):
+        if preference.winner != "tie":
+            yield preference
+
+
 def ranking(value: Any, task: Task) -> list[list[int]] | None:
     """The order of a ranking, best first: names in order, or objects with `value` and `rank`; None where it is none."""
     value = decoded(value)
+    if isinstance(value, Mapping) and isinstance(value.get("rank"), list):  # one list of each, as data sets hold them
+        names = value.get("value", value.get("text"))
+        if not isinstance(names, list) or len(names) != len(value["rank"]):
+            return None
+        value = [{"value": name, "rank": rank} for name, rank in zip(names, value["rank"], strict=True)]
     if not isinstance(value, list) or len(value) < 2:
         return None
     ranks: dict[int, float] = {}
     for position, item in enumerate(value):
         name, rank = item, float(position)
         if isinstance(item, Mapping):
-            name = item.get("value", item.get("id"))
+            name = item.get("value", item.get("text", item.get("id")))
             given = item.get("rank", position)
             if isinstance(given, bool) or not isinstance(given, (int, float)):
                 continue  # an answer that was not ranked

@@ -15,14 +15,15 @@ def _words(text: str) -> frozenset[str]:
 _GOOD = _words(
     """
     true 1 1.0 +1 yes y good great excellent up thumb_up thumbs_up thumbup thumbsup upvote upvoted up_vote like liked
-    love loved positive correct right helpful accept accepted approve approved pass passed satisfied happy 👍 ✅ ✔ ❤
+    love loved positive correct right helpful accept accepted approve approved pass passed satisfied happy desirable
+    👍 ✅ ✔ ❤
     """
 )
 _BAD = _words(
     """
     false 0 0.0 -1 -1.0 no n bad poor terrible down thumb_down thumbs_down thumbdown thumbsdown downvote downvoted
     down_vote dislike disliked hate hated negative incorrect wrong unhelpful reject rejected disapprove disapproved
-    fail failed unsatisfied dissatisfied unhappy 👎 ❌ ✖
+    fail failed unsatisfied dissatisfied unhappy undesirable 👎 ❌ ✖
     """
 )
 _SAY_NOTHING = _words("true false yes no y n 1 0 1.0 0.0")
@@ -42,12 +43,21 @@ _B = _words(
 )
 _TIE = _words(
     """
-    tie tied same the_same equal equally_good both both_good both_are_good draw either similar no_preference
-    none_better about_the_same
+    tie tied same the_same equal equally_good both both_good both_are_good both_are_equally_good draw either similar
+    no_preference none_better neither_is_better about_the_same both_are_the_same both_are_about_the_same equal_quality
     """
 )
-_BOTH_BAD = _words("both_bad bothbad tie_bothbad tie_both_bad neither none both_are_bad equally_bad")
-_BETTER = re.compile(r"_(?:is_)?(?:much_|slightly_|a_bit_|far_|clearly_)*(?:better|preferred|wins?|best)$")
+_BOTH_BAD = _words(
+    """
+    both_bad bothbad tie_bothbad tie_both_bad neither none both_are_bad equally_bad neither_is_good none_is_good
+    both_are_equally_bad
+    """
+)
+_BETTER = re.compile(
+    r"_(?:is_)?(?:much_|slightly_|a_bit_|a_little_|far_|clearly_|significantly_|somewhat_|strongly_|marginally_|way_"
+    r"|the_)*(?:better|preferred|wins?|best)$"
+)
+_WORSE = re.compile(r"(?:^|_)(?:worse|worst|least|weaker|weakest|loser|rejected|dispreferred)(?:_|$)")
 
 _GOOD_THING = re.compile(
     r"(?:^|_)(?:feedback|thumbs?|helpful|correct|good|likes?d?(?:_|$)|accept|accura|useful|quality|satisf|approv|relevan"
@@ -104,6 +114,16 @@ def speaks_of_good(name: str) -> bool:
     return (words == "label" or _GOOD_THING.search(words) is not None) and _BAD_THING.search(words) is None
 
 
+def asks_for_the_worse(name: str) -> bool:
+    """Whether a question among several answers is which of them is the worse one: `worst`, `rejected`."""
+    return _WORSE.search(words_of(name)) is not None
+
+
+def asks_for_something_bad(name: str) -> bool:
+    """Whether a question among several answers is which of them has more of something bad: `more_toxic`."""
+    return _BAD_THING.search(words_of(name)) is not None and not asks_for_the_worse(name)
+
+
 def words_of(name: str) -> str:
     """A name in small letters, its words parted by underscores: `userFeedback` is `user_feedback`."""
     return plain(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).replace(".", "_")
@@ -111,6 +131,8 @@ def words_of(name: str) -> str:
 
 def winner_of(value: Any, answers: tuple[str, str] = ("", "")) -> Winner | None:
     """Which of two answers a word prefers; `answers`: what their fields are called. None where it is no verdict."""
+    if value is None or isinstance(value, bool) or value != value:
+        return None
     word = plain(value)
     for winner, name in (("a", answers[0]), ("b", answers[1])):
         if word and word in (plain(name), words_of(name)):
