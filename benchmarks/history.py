@@ -4,7 +4,7 @@
 
 The loop, its store and its files are the real ones; only the models are left out: stages write what they would (1,000
 candidates a round, their scores, evaluations on 60 prompts) from random words, and 32 preferences a round are given.
-Most rounds are written into the store and the run's folder by this script, in full size (the snapshots of ten rounds
+Most rounds are written into the store and the run's folder by this script, in full size (the snapshots of fifty rounds
 in a row share their files); the last three before each mark are made by the loop and measured without the time of the
 stages. Commands are measured in processes of their own, imports and all. CPU seconds, so that a busy machine does not
 matter; the results go to `benchmarks/results/history.json`.
@@ -53,6 +53,7 @@ from rlhf_loop.watch.triggers import arrivals, news
 RESULTS = Path(__file__).parent / "results" / "history.json"
 ROOT = Path(__file__).parent.parent
 WORDS = ("answer", "because", "light", "reason", "people", "water", "every", "sky", "blue", "question", "time", "other")
+VOCABULARY = range(49_152)
 HELD_OUT = 60
 MEASURED = 3  # rounds of the loop before each mark, of which the middle one counts
 chance = random.Random(0)
@@ -141,7 +142,7 @@ def completions(prompts: list[Prompt], samples: int, policy: str, n: int, what: 
     return [
         Completion(
             id=stable_id(what, n, prompt.id, k), prompt_id=prompt.id, text=words(20), policy=policy, round=n, sample=k,
-            sampling=sampling, tokens=25,
+            sampling=sampling, tokens=25, token_ids=tuple(chance.choices(VOCABULARY, k=25)),
         )
         for prompt in prompts
         for k in range(samples)
@@ -187,6 +188,7 @@ class History:
         self.run: RunDir = self.loop.run_dir
         self.stub = Stub()
         self.rounds: dict[int, float] = {}  # CPU seconds of the loop's own work
+        self.snapshots: list[float] = []  # of these, what it takes to freeze and validate all feedback
         launch.choose = lambda *_: self.stub
         made = loop_module._Run.make_round
 
@@ -196,6 +198,15 @@ class History:
             self.rounds[n] = time.process_time() - begun - (self.stub.seconds - stages)
 
         loop_module._Run.make_round = measured
+        freeze = loop_module.snapshot
+
+        def frozen(*arguments: Any, **named: Any) -> Any:
+            begun = time.process_time()
+            report = freeze(*arguments, **named)
+            self.snapshots.append(time.process_time() - begun)
+            return report
+
+        loop_module.snapshot = frozen
 
     def make(self, n: int) -> None:
         """Rounds up to `n` by the loop."""
@@ -214,7 +225,7 @@ class History:
             learned = [f.id for f in store.feedback()]
             for n in range(first, last + 1):
                 waiting = self._fill_round(store, n, template, prompts, held_out, waiting, learned)
-                if (n - first) % 10 == 9:
+                if (n - first) % 50 == 49:
                     self._freeze(store, n)
         print(f"filled to round {last}", flush=True)
 
@@ -381,7 +392,11 @@ def main() -> None:
                 cProfile.runctx("history.make(mark)", globals(), locals(), sort="cumulative")
             history.make(mark)
             own = [history.rounds[n] for n in range(mark - MEASURED + 1, mark + 1)]
-            measured = {"round": round(statistics.median(own), 2), **looked_back(history, mark)}
+            measured = {
+                "round": round(statistics.median(own), 2),
+                "of it, the snapshot of all feedback": round(statistics.median(history.snapshots[-MEASURED:]), 2),
+                **looked_back(history, mark),
+            }
             results["marks"][str(mark)] = measured
             print(json.dumps({mark: measured}, indent=1), flush=True)
             results["peak_gib"] = round(machine.peak_memory(), 2)

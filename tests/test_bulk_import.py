@@ -288,8 +288,9 @@ def test_rows_of_completions_hold_all_of_them(id: str, text: str, tokens: int, p
     )
     columns = as_columns("completions", completion_row(completion))
     body = loads(columns["body"])
-    assert {"text": columns["text"], "token_ids": None, **body} == to_dict(completion)
+    assert {**columns, "token_ids": None, "critique": None, **body} == {"body": columns["body"], **to_dict(completion)}
     assert ("text" in body) == (columns["text"] != text)  # it stands in its column, if that can hold it
+    assert "policy" not in body
     assert (columns["id"], columns["prompt_id"], columns["policy"], columns["round"]) == (id, id, "p", 3)
     assert columns["parent"] == parent
 

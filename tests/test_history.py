@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rlhf_loop import launch, loop
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.stats import stats
 from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.table_rows import as_columns, completion_row
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Annotator, Retraction, Score, to_dict
 from rlhf_loop.report import status, write_report
@@ -34,6 +36,7 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(launch, "choose", launch.choose)  # put back afterwards
     monkeypatch.setattr(loop._Run, "make_round", loop._Run.make_round)
+    monkeypatch.setattr(loop, "snapshot", loop.snapshot)
     benchmark = importlib.import_module("history")
     monkeypatch.setattr(benchmark, "HELD_OUT", 4)
     file = benchmark.write_recipe(tmp_path, prompts=6, samples=2, questions=0)
@@ -153,6 +156,26 @@ def test_a_score_as_earlier_versions_wrote_it_reads_as_one_of_now(store: Store) 
     assert store.scores() == [old, new]
     assert [score for _, score in store.search_completions()] == [old, new]
     assert [store.lineage(f"{id}:rm")["record"] for id in "ab"] == [to_dict(old), to_dict(new)]
+
+
+def test_an_answer_as_earlier_versions_wrote_it_reads_as_one_of_now(store: Store) -> None:
+    store.add_prompts([prompt()])
+    store.add_completions([completion("first")])
+    old, new = (
+        replace(
+            completion(id, 'a "b"', round=2), parent="first", critique="", token_ids=(5, 7), sampling={"top_p": 0.9}
+        )
+        for id in ("old", "new")
+    )
+    row = {**as_columns("completions", completion_row(old)), "body": json.dumps(to_dict(old))}
+    with store.database.write() as connection:
+        connection.execute(tables.completions.insert().values(row))
+    assert store.add_completions([old, new]) == 1
+    assert store.completions(ids=["old", "new"]) == [old, new]
+    assert [store.lineage(id)["record"] for id in ("old", "new")] == [to_dict(old), to_dict(new)]
+    with store.database.read() as connection:
+        bodies = connection.scalars(sa.select(tables.completions.c.body).order_by(tables.completions.c.number)).all()
+    assert len(bodies[2]) < 0.6 * len(bodies[1])
 
 
 def test_what_arrived_is_what_the_last_snapshot_had_not_looked_at(history: Any) -> None:

@@ -240,7 +240,7 @@ def _meaning(name: str, row: TableRow) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(row[-1])
     if name == "completions":
         # Whose critique it answers to may have been deleted since, and how it was sampled is not known of all.
-        return {"text": row[5], **values, "critique": None, "token_ids": None}
+        return {**as_columns(name, row), **values, "body": None, "critique": None, "token_ids": None}
     values.pop("source", None)
     if name == "prompts":
         values.pop("split", None)

@@ -15,7 +15,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.table_rows import record_of
 from rlhf_loop.feedback.trained_on import feedback_of, models_of
-from rlhf_loop.records import Score, to_dict
+from rlhf_loop.records import Completion, Score, to_dict
 
 
 def lineage(connection: sa.Connection, id: str) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _completion(connection: sa.Connection, id: str) -> dict[str, Any] | None:
     row = connection.execute(sa.select(tables.completions).where(tables.completions.c.id == id)).first()
     if row is None:
         return None
-    record = {"text": row.text, **json.loads(row.body)}
+    record = to_dict(record_of(Completion, row))
     score, feedback = tables.scores.c, tables.feedback.c
     scores = connection.execute(
         sa.select(score.reward_model, score.value, score.round).where(score.completion_id == id).order_by(score.number)
@@ -83,7 +83,7 @@ def _completion(connection: sa.Connection, id: str) -> dict[str, Any] | None:
             "round": row.round,
             "prompt": row.prompt_id,
             "revises": row.parent,
-            "critique": record.get("critique"),
+            "critique": record["critique"],
         },
         "went_into": {
             "scores": [dict(s._mapping) for s in scores],

@@ -49,7 +49,9 @@ COLUMNS = {
 
 TableRow = tuple[Any, ...]
 
-_SCORE = {"completion_id", "reward_model", "value", "round"}
+_COMPLETION = ("id", "prompt_id", "policy", "round", "parent")
+_SCORE = ("completion_id", "reward_model", "value", "round")
+"""Fields that stand in columns of their own and not in the body."""
 
 
 def prompt_row(prompt: Prompt) -> TableRow:
@@ -60,23 +62,12 @@ def prompt_row(prompt: Prompt) -> TableRow:
 
 
 def completion_row(completion: Completion) -> TableRow:
-    """A row of `completions`; its text stands in its own column only, where the column can hold it."""
+    """A row of `completions`; what stands in columns of its own is not in the body, but for a text that the column
+    cannot hold."""
     text = storable(completion.text)
-    return (
-        completion.id,
-        completion.prompt_id,
-        completion.policy,
-        completion.round,
-        completion.parent,
-        text,
-        _json(
-            completion,
-            {
-                *({"text"} if text == completion.text else ()),
-                *({"token_ids"} if completion.token_ids is None else ()),
-            },
-        ),
-    )
+    own = {*_COMPLETION, *_empty(completion, "token_ids", "critique"), *(["text"] if text == completion.text else [])}
+    columns = (completion.id, completion.prompt_id, completion.policy, completion.round, completion.parent)
+    return (*columns, text, _json(completion, own))
 
 
 def feedback_row(feedback: AnyFeedback) -> TableRow:
@@ -101,7 +92,8 @@ def feedback_row(feedback: AnyFeedback) -> TableRow:
 
 def score_row(score: Score) -> TableRow:
     """A row of `scores`; what stands in columns of its own is not in the body."""
-    return (score.completion_id, score.reward_model, score.value, score.round, _json(score, _SCORE))
+    own = {*_SCORE, *_empty(score, "spread", "breakdown")}
+    return (score.completion_id, score.reward_model, score.value, score.round, _json(score, own))
 
 
 def artifact_row(artifact: Artifact) -> TableRow:
@@ -158,8 +150,8 @@ def holds(column: Any, name: str, beginning: str) -> Any:
 
 def dump(values: Mapping[str, Any]) -> str:
     """JSON that both databases take, whatever is in it."""
-    text = json.dumps(values, ensure_ascii=False)
-    return text if storable(text) == text else json.dumps(values)
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    return text if storable(text) == text else json.dumps(values, separators=(",", ":"))
 
 
 def record_of(record_type: Any, row: Any) -> Any:
@@ -167,19 +159,29 @@ def record_of(record_type: Any, row: Any) -> Any:
     return records_of(record_type, [row])[0]
 
 
-READ = {"completions": ("text", "body"), "scores": (*sorted(_SCORE), "body")}
+READ = {"completions": (*_COMPLETION, "text", "body"), "scores": (*_SCORE, "body")}
 """Table -> the columns that `records_of` looks at, where there are others than the body."""
 
 
 def records_of(record_type: Any, rows: Iterable[Any]) -> list[Any]:
     """The records of many rows."""
-    # What stands in the body too, counts there: a text that its column could not hold, all of an older score.
+    # What stands in the body too, counts there: a text that its column could not hold, all of an older record.
     if record_type is Completion:
-        bodies = [f'{{"text":{_quote(row.text)},{row.body[1:]}' for row in rows]
+        bodies = [
+            _filled(
+                f'"id":{_quote(row.id)},"prompt_id":{_quote(row.prompt_id)},"policy":{_quote(row.policy)},'
+                f'"round":{row.round},"parent":{_quoted(row.parent)},"text":{_quote(row.text)}',
+                row.body,
+            )
+            for row in rows
+        ]
     elif record_type is Score:
         bodies = [
-            f'{{"completion_id":{_quote(row.completion_id)},"reward_model":{_quote(row.reward_model)},'
-            f'"value":{row.value!r},"round":{row.round},{row.body[1:]}'
+            _filled(
+                f'"completion_id":{_quote(row.completion_id)},"reward_model":{_quote(row.reward_model)},'
+                f'"value":{row.value!r},"round":{row.round}',
+                row.body,
+            )
             for row in rows
         ]
     else:
@@ -189,6 +191,20 @@ def records_of(record_type: Any, rows: Iterable[Any]) -> list[Any]:
         return records
     except ValidationError:  # half of a surrogate pair, if not worse
         return [from_dict(record_type, json.loads(body)) for body in bodies]
+
+
+def _filled(columns: str, body: str) -> str:
+    """A body with the fields of the columns before its own."""
+    return f"{{{columns}{',' if len(body) > 2 else ''}{body[1:]}"
+
+
+def _empty(record: Any, *names: str) -> set[str]:
+    """Those of the fields that say nothing."""
+    return {name for name in names if getattr(record, name) in (None, {})}
+
+
+def _quoted(text: str | None) -> str:
+    return "null" if text is None else _quote(text)
 
 
 _quote: Callable[[str], str] = json.encoder.encode_basestring

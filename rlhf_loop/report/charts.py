@@ -217,7 +217,6 @@ def _shortened(name: str, most: int = 24) -> str:
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
@@ -267,7 +266,9 @@ _drawn = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", re.D
 def _svg(figure: Figure, description: str) -> Markup:
     """The drawing as inline SVG: the page's colours and font, ids of its own, a description for screen readers."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    # not savefig, which draws everything twice
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
     text = _drawn.sub("", buffer.getvalue()).strip()
     for name, stand_in in COLOURS.items():
         text = re.sub(re.escape(stand_in), f"var(--{name})", text, flags=re.IGNORECASE)
