@@ -636,3 +636,126 @@ def test_a_cell_that_is_nested_too_deeply_is_text(tmp_path: Path) -> None:
     path.write_text("prompt,chosen,rejected\nQ?," + "[" * 100_000 + ",b\n")
     result = read(path)
     assert len(result.feedback) + len(result.refused) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "Why?", "answer": "Light.", "rating": 4}, (4.0, (1.0, 5.0))),
+        ({"prompt": "Why?", "completion": "Light.", "rating": 2}, (2.0, (1.0, 5.0))),
+        ({"prompt": "Why?", "completion": "Light.", "reward": -0.5}, (-0.5, (-1.0, 1.0))),
+        ({"query": "Why?", "answer": "Light.", "feedback": "dislike"}, False),
+        ({"prompt": "Why?", "response": "Light.", "label": "desirable"}, True),
+    ],
+)
+def test_answers_with_a_verdict_beside_them_are_judged_and_no_references(
+    tmp_path: Path, row: dict[str, Any], said: Any
+) -> None:
+    result = read_rows(tmp_path, row)
+    (found,) = result.feedback
+    assert (found.label if isinstance(found, Thumb) else (found.score, found.scale)) == said
+    assert [p.reference for p in result.prompts] == [None]
+    assert [c.text for c in result.completions] == ["Light."]
+    named = read_rows(tmp_path, {"prompt": "Why?", "completion": "Light.", "rating": 1}, format="trl")
+    assert "no reference answer" in named.refused[0].reason
+
+
+def test_feedback_in_the_messages_of_a_chat_is_about_them(tmp_path: Path) -> None:
+    talk = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "Light.", "feedback": "down"},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "Air.", "rating": 5},
+    ]
+    result = read_rows(tmp_path, {"messages": talk})
+    texts = {c.id: c.text for c in result.completions}
+    thumb, rating = result.feedback
+    assert isinstance(thumb, Thumb)
+    assert isinstance(rating, Rating)
+    assert (thumb.label, texts[thumb.completion_id]) == (False, "Light.")
+    assert (rating.score, texts[rating.completion_id]) == (5.0, "Air.")
+    assert [len(turns) for turns in asked(result)] == [1, 3]
+    said = {"type": "down", "text": "Dull."}
+    result = read_rows(tmp_path, {"messages": [talk[0], {**talk[1], "feedback": said}]})
+    (thumb,) = result.feedback
+    assert isinstance(thumb, Thumb)
+    assert (thumb.label, thumb.comment) == (False, "Dull.")
+
+
+def test_what_messages_hold_beside_their_text_is_left_out_and_counted(tmp_path: Path) -> None:
+    talk = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "content": "3", "tool_call_id": "1"},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Light."}]},
+    ]
+    result = read_rows(
+        tmp_path, {"system": [{"type": "text", "text": "Be brief."}], "messages": talk, "feedback": "up"}
+    )
+    assert asked(result) == [[("system", "Be brief."), ("user", "Why?")]]
+    assert [c.text for c in result.completions] == ["Light."]
+    assert result.notes == {
+        "the tool_calls of a message is not read": 1,
+        "calls of tools are left out of a conversation": 1,
+        "thoughts and calls of tools in a message are left out": 1,
+    }
+
+
+def test_several_answers_of_which_one_was_judged_are_refused(tmp_path: Path) -> None:
+    choices = [{"message": {"role": "assistant", "content": text}} for text in ("Light.", "Air.")]
+    request = {"messages": [{"role": "user", "content": "Why?"}], "n": 2}
+    result = read_rows(tmp_path, {"request": request, "response": {"choices": choices}, "rating": 4})
+    assert "nothing says which of them was judged" in result.refused[0].reason
+
+
+def test_a_dialogue_as_a_prompt_is_turns_and_a_chat_template_is_refused(tmp_path: Path) -> None:
+    prompt = "\n\nHuman: Why?\n\nAssistant: Light.\n\nHuman: And?\n\nAssistant:"
+    result = read_rows(tmp_path, {"prompt": prompt, "chosen": " Air.", "rejected": " Dust."})
+    assert asked(result) == [[("user", "Why?"), ("assistant", "Light."), ("user", "And?")]]
+    assert pairs(result) == [("Air.", "Dust.")]
+    for start in (
+        "<|im_start|>user\n",
+        "<s>[INST] ",
+        "<|begin_of_text|><|start_header_id|>user",
+        "<start_of_turn>user\n",
+    ):
+        result = read_rows(tmp_path, {**PAIR, "prompt": f"{start}Why?"})
+        assert "written in a chat template" in result.refused[0].reason
+
+
+def test_an_empty_prompt_is_not_made_of_what_the_answers_share(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text(
+        "prompt,chosen,rejected\n,The sky is blue.,The sky is red.\n,The sea is blue.,The sea is red.\nQ?,A,B\n"
+    )
+    result = read(path)
+    assert [p.messages[0]["content"] for p in result.prompts] == ["Q?"]
+    assert len(result.refused) == 2
+    result = read_rows(tmp_path, {"prompt": None, "chosen": "The sky is blue.", "rejected": "The sky is red."})
+    assert result.prompts == []
+    assert len(result.refused) == 1
+
+
+def test_pairs_about_images_are_refused(tmp_path: Path) -> None:
+    result = read_rows(tmp_path, {**PAIR, "images": ["a.png"]}, {**PAIR, "images": []})
+    assert [refused.line for refused in result.refused] == [1]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"BZh91AY", "bunzip2"), (b"\xfd7zXZ\0\0", "unxz"), (b"\x28\xb5\x2f\xfd\x04", "unzstd"),
+     (b"\x80\x04\x95a", "pickle"),
+     (b"SQLite format 3\0", "SQLite"), (b"<!DOCTYPE html>", "web page"), (b"ARROW1\0\0", "Parquet"),
+     (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull")],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_named_with_the_remedy(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=reason):
+        read(path)
+
+
+def test_a_column_that_is_there_twice_is_refused_in_parquet_too(tmp_path: Path) -> None:
+    pq.write_table(pa.table([["Q"], ["R"], ["A"], ["B"]], ["prompt", "prompt", "chosen", "rejected"]), tmp_path / "f")
+    with pytest.raises(UserError, match="prompt twice"):
+        read(tmp_path / "f")

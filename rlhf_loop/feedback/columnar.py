@@ -31,6 +31,10 @@ def parquet_rows(path: Path) -> Iterator[Row | Refused]:
     number = 0
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise UserError(f"{path} has the column {', '.join(twice)[:200]} twice; rename one of them")
             for group in range(file.metadata.num_row_groups):
                 size, count = _size(file.metadata.row_group(group)), file.metadata.row_group(group).num_rows
                 if count and size // count > LARGEST:
@@ -45,6 +49,9 @@ def parquet_rows(path: Path) -> Iterator[Row | Refused]:
         if isinstance(error, (FileNotFoundError, PermissionError)):
             raise
         if number == 0:
+            with path.open("rb") as start:
+                if start.read(24).startswith(b"version https://git-lfs"):
+                    raise UserError(f"{path} is a pointer of Git LFS, not the file; fetch it: git lfs pull") from None
             raise UserError(f"{path} cannot be read as Parquet ({error}); write or fetch it again") from None
         yield Refused(str(path), number + 1, f"the Parquet file is damaged from here on ({error})", "")
 

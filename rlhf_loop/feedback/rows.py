@@ -32,6 +32,22 @@ SHORT: dict[tuple[str, ...], tuple[str, ...]] = {
     ("conversation", "index", "value", "flag", "timestamp"): ("conversation", "index", "value", "timestamp"),
 }
 """Headers that a tool (Gradio) writes above rows of fewer cells -> what these are."""
+OTHER_FILES = {
+    b"PK\x03\x04": "a zip archive or a workbook; unpack it, or save the sheet as CSV (UTF-8)",
+    b"BZh": "compressed by bzip2; unpack it: bunzip2 FILE",
+    b"\xfd7zXZ\0": "compressed by xz; unpack it: unxz FILE",
+    b"\x28\xb5\x2f\xfd": "compressed by Zstandard; unpack it: unzstd FILE",
+    b"\x04\x22\x4d\x18": "compressed by LZ4; unpack it: unlz4 FILE",
+    b"7z\xbc\xaf\x27\x1c": "an archive of 7-Zip; unpack it",
+    b"ARROW1": "an Arrow file; give the folder of the data set that it is of, or save it as Parquet",
+    b"SQLite format 3": "an SQLite database; if it is a store, `feedback export` writes what it holds",
+    b"\x80\x04\x95": "a pickle, which could run anything and is not read; save it as JSON Lines or Parquet",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file; fetch it: git lfs pull",
+    b"<!DOCTYPE": "a web page, not the file that was to be fetched",
+    b"<!doctype": "a web page, not the file that was to be fetched",
+    b"<html": "a web page, not the file that was to be fetched",
+}
+"""How files begin that are not read -> what they are, and the remedy."""
 LISTS = ("data", "items", "rows", "records", "traces", "results")
 """Where a JSON file that is one object may hold its rows: what an API answers is often saved as it came."""
 
@@ -129,8 +145,10 @@ def _text_rows(path: Path, file: BinaryIO, magic: bytes) -> Iterator[Row | Refus
     if not magic:
         yield Refused(str(path), 1, "the file is empty", "")
         return
-    if magic == b"PK\x03\x04":
-        raise UserError(f"{path} is a zip archive or a workbook; unpack it, or save the sheet as CSV (UTF-8)")
+    start = _start(file, 64).lstrip()
+    other = next((what for begins, what in OTHER_FILES.items() if start.startswith(begins)), None)
+    if other is not None:
+        raise UserError(f"{path} is {other}")
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     wide = _wide_encoding(file)
     lines = _lines(path, file) if wide is None else _wide_lines(path, file, wide)
@@ -144,11 +162,7 @@ def _text_rows(path: Path, file: BinaryIO, magic: bytes) -> Iterator[Row | Refus
 
 def _wide_encoding(file: BinaryIO) -> str | None:
     """UTF-16 or UTF-32 where the file begins so, with a mark or without: texts here begin with a character of ASCII."""
-    try:
-        start = file.read(4)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        start = b""  # reading its lines says so
-    file.seek(0)
+    start = _start(file, 4)
     if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
         return "utf-32"
     if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -156,6 +170,17 @@ def _wide_encoding(file: BinaryIO) -> str | None:
     if len(start) == 4 and start.count(0) == 2 and start[0] != start[1]:
         return "utf-16-le" if start[1] == 0 else "utf-16-be"
     return None
+
+
+def _start(file: BinaryIO, size: int) -> bytes:
+    """The first bytes of a file; none of one that is damaged there, which reading its lines says."""
+    file.seek(0)
+    try:
+        return file.read(size)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return b""
+    finally:
+        file.seek(0)
 
 
 def _wide_lines(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[int, str] | Refused]:

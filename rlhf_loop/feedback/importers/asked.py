@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rlhf_loop.feedback.importers.conversations import messages_of, turns_in
+from rlhf_loop.feedback.importers.conversations import TEXT_PARTS, decoded, dialogue, is_dialogue, messages_of, turns_in
 from rlhf_loop.feedback.importers.fields import Place, text_of
 from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Message
@@ -37,6 +37,13 @@ SETTINGS = (
 )  # fmt: skip
 """How an answer was to be made, beside what was asked; no part of it."""
 
+MEDIA = ("images", "image", "image_url", "audio", "audios", "video", "videos")
+OF_A_MESSAGE = frozenset(
+    ("role", "content", "type", "name", "id", "tool_call_id", "model", "timestamp", "created_at", "feedback", "rating",
+     "thumb", "thumbs", "label", "score", "stars", "reward", "comment", "critique", "correction", "edited")
+)  # fmt: skip
+"""What a message holds that is read, or says nothing."""
+
 _PARTS = frozenset(PARTS)
 
 
@@ -57,7 +64,12 @@ def asked(
     names = row.keys() & _PARTS
     if "prompt" in given:
         names &= given
-    if names == {"prompt"} and type(row["prompt"]) is str and row["prompt"][:1] not in ("[", "{", "'"):
+    if (
+        names == {"prompt"}
+        and type(row["prompt"]) is str
+        and row["prompt"][:1] not in ("[", "{", "'")
+        and not row["prompt"].endswith(("Assistant:", "Assistant: "))
+    ):
         return _not_empty((Message(role="user", content=text_of(row["prompt"], "prompt")),))
     there = {name: row[name] for name in PARTS if name in names and not _empty(row[name])}
     if weak and not holds_question(there):
@@ -79,16 +91,34 @@ def system_turn(row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 def not_read(row: Mapping[str, Any], known: frozenset[str], place: Place) -> list[Note]:
     """A note for each column of a row that has a value and is not read."""
+    media = next((name for name in MEDIA if not _empty(row.get(name))), None)
+    if media is not None:
+        raise RowError(f"`{media}` holds images, audio or videos, which are not supported")
+    notes = _of_messages(row)
     if "prompt" in place.columns:  # which alone is what was asked then
         known = (known - _PARTS) | (place.given & _PARTS)
     if row.keys() <= known:
-        return []
+        return notes
     known |= place.sources
-    return [
+    return notes + [
         Note(f"the column {str(name)[:60]} is not read")
         for name, value in row.items()
         if name not in known and not _empty(value)
     ]
+
+
+def _of_messages(row: Mapping[str, Any]) -> list[Note]:
+    """A note for what stands in messages and is not read: thoughts, calls of tools, weights."""
+    unread = {
+        str(key)
+        for value in row.values()
+        if type(value) is list
+        for turn in value
+        if type(turn) is dict and "role" in turn
+        for key, inner in turn.items()
+        if key not in OF_A_MESSAGE and not _empty(inner)
+    }
+    return [Note(f"the {key[:60]} of a message is not read") for key in sorted(unread)]
 
 
 def _question(there: Mapping[str, Any], row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
@@ -132,6 +162,8 @@ def _turns(value: Any, name: str) -> tuple[Message, ...]:
     """A question that is text, a conversation, or an object that holds one."""
     if isinstance(value, Mapping) and "role" not in value and "from" not in value:
         return asked(value, f"{name}.")
+    if is_dialogue(value):
+        return dialogue(value, name)[:-1]
     return messages_of(value, name)
 
 
@@ -145,8 +177,13 @@ def _text(there: Mapping[str, Any], names: Iterable[str], where: str) -> str:
     texts: dict[str, str] = {}
     for name in names:
         if name in there:
-            if isinstance(there[name], list) and all(isinstance(part, str) for part in there[name]):
-                texts.setdefault("\n\n".join(there[name]), name)
+            parts = decoded(there[name])
+            if isinstance(parts, Mapping) and parts.get("type") in TEXT_PARTS:
+                parts = [parts]
+            if isinstance(parts, list) and all(isinstance(part, str) or _is_part(part) for part in parts):
+                texts.setdefault(
+                    "\n\n".join(p if isinstance(p, str) else text_of(p["text"], name) for p in parts), name
+                )
                 continue
             turns = turns_in(there[name], f"{where}{name}")
             text = text_of(there[name], f"{where}{name}") if turns is None else "\n\n".join(t["content"] for t in turns)
@@ -154,6 +191,11 @@ def _text(there: Mapping[str, Any], names: Iterable[str], where: str) -> str:
     if len(texts) > 1:
         raise _which(list(texts.values()), where)
     return next(iter(texts), "")
+
+
+def _is_part(part: Any) -> bool:
+    """Whether it is one of the parts that Anthropic's system prompts consist of."""
+    return isinstance(part, Mapping) and part.get("type") in TEXT_PARTS and "text" in part
 
 
 def _joined(value: Any, name: str) -> str:

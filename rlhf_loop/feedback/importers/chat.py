@@ -2,10 +2,12 @@
 
     {"messages": [..., {"role": "assistant", "content": "..."}], "feedback": "up", "comment": "...", "user": "u1"}
     {"request": {"messages": [...]}, "response": {"choices": [{"message": {...}}]}, "rating": 4}
+    {"question": "...", "answer": "...", "rating": 4}
     {"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}
 
-`feedback` (or `rating`, `thumb`, `label`, `score`) may be a word for good or bad, a number, a text, or an object that
-holds these; a text is a critique. Numbers stand on one scale for the whole file (`scales.py`), mostly 1 to 5.
+`feedback` (or `rating`, `thumb`, `label`, `score`, `stars`, `reward`) may be a word for good or bad, a number, a text,
+or an object that holds these, and may stand in the message that it is about; a text is a critique. Numbers stand on one
+scale for the whole file (`scales.py`), mostly 1 to 5.
 `correction` is the answer as it should have been. The last form is that of OpenAI's preference fine-tuning. A log
 without feedback gives the answer alone, for the loop to ask about.
 """
@@ -16,8 +18,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_loop.feedback.importers import pairs, times
-from rlhf_loop.feedback.importers.asked import SYSTEM, TALKS, not_read, system_turn
-from rlhf_loop.feedback.importers.conversations import prompt_before, turns_in
+from rlhf_loop.feedback.importers.asked import PARTS, SYSTEM, TALKS, asked, holds_question, not_read, system_turn
+from rlhf_loop.feedback.importers.conversations import (
+    answer_of,
+    decoded,
+    holds_steps,
+    prompt_before,
+    turns_in,
+    without_steps,
+)
 from rlhf_loop.feedback.importers.exchanges import asked_of, exchange
 from rlhf_loop.feedback.importers.fields import (
     Place,
@@ -35,13 +44,15 @@ from rlhf_loop.records import Critique, Edit, Message, Rating, Thumb
 
 RECOGNISES = 'chat logs: rows of {"messages"} or {"request", "response"}, with `feedback`, `rating` or `comment`'
 REQUIRED = [("messages",), ("request", "response"), ("input", "preferred_output", "non_preferred_output")]
-VERDICTS = ("feedback", "rating", "thumb", "thumbs", "label", "score")
-
+VERDICTS = ("feedback", "rating", "thumb", "thumbs", "label", "score", "stars", "reward")
+SAID = (*VERDICTS, "comment", "critique", "correction", "edited")
+ANSWERS = ("response", "answer", "output", "completion", "reply")
+INSIDE = {"feedback": ("type", "value", "sentiment", "vote"), "comment": ("text", "reason", "explanation")}
+"""What an object in `feedback` calls a verdict and a comment where it has none under their own names."""
 
 KNOWN = frozenset(
-    (*TALKS, *SYSTEM, *VERDICTS, *times.NAMES, "request", "response", "input", "preferred_output",
-     "non_preferred_output", "comment", "critique", "correction", "edited", "annotator", "user", "user_id", "id",
-     "group")
+    (*TALKS, *SYSTEM, *SAID, *times.NAMES, "request", "response", "input", "preferred_output", "non_preferred_output",
+     "annotator", "user", "user_id", "id", "group")
 )  # fmt: skip
 
 
@@ -49,6 +60,8 @@ def recognises(row: Mapping[str, Any]) -> bool:
     """Whether a row is of this format."""
     if all(key in row for key in REQUIRED[2]) or ("request" in row and "response" in row):
         return True
+    if _answer_in(row) is not None and any(row.get(name) is not None for name in SAID):
+        return "completion" not in row or "label" not in row
     if "completion" in row:  # TRL's, with a conversation as the prompt
         return False
     return any(isinstance(row.get(key), (list, str)) and _is_talk(row[key], key) for key in TALKS)
@@ -65,17 +78,33 @@ def numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
 
 def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     """The prompt, the answer, and what is said of it; of OpenAI's preference rows a pair."""
-    notes = not_read(row, KNOWN, place)
+    answered = _answer_in(row)
+    notes = not_read(row, KNOWN if answered is None else KNOWN | {*PARTS, answered}, place)
     if "preferred_output" in row:
         messages, more = asked_of(row.get("input"), "input")
         pair = pairs.pair(row, place, messages, row["preferred_output"], row.get("non_preferred_output"))
         return [*pair, *notes, *more]
-    messages, text, more = _exchange(row)
-    prompt = prompt_of(messages, place, optional_id(row, "group"))
-    completion = completion_of(prompt, text)
-    records: list[Any] = [prompt, completion, *notes, *more]
-    said = _said(row, place, prompt.id, completion.id)
-    return records + (said or [Note("an answer has no feedback; it is kept without")])
+    exchanges: list[tuple[tuple[Message, ...], str, list[Note], Mapping[str, Any]]]
+    if answered is not None:
+        messages = asked(row, given=place.given)
+        exchanges = [(messages, answer_of(row[answered], answered, messages), [], row)]
+    else:
+        exchanges = list(_exchanges(row))
+    records: list[Any] = [*notes]
+    for messages, text, more, said in exchanges:
+        prompt = prompt_of(messages, place, optional_id(row, "group"))
+        completion = completion_of(prompt, text)
+        found = _said(said, place, prompt.id, completion.id)
+        records += [prompt, completion, *more, *(found or [Note("an answer has no feedback; it is kept without")])]
+    return records
+
+
+def _answer_in(row: Mapping[str, Any]) -> str | None:
+    """The field that holds the answer to a question beside it; None for conversations."""
+    if any(row.get(name) not in (None, "", []) for name in TALKS) or not holds_question(row):
+        return None
+    found = [name for name in ANSWERS if row.get(name) not in (None, "")]
+    return found[0] if len(found) == 1 else None
 
 
 def _is_talk(value: Any, name: str) -> bool:
@@ -85,25 +114,53 @@ def _is_talk(value: Any, name: str) -> bool:
         return isinstance(value, list)
 
 
-def _exchange(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str, list[Note]]:
+def _exchanges(row: Mapping[str, Any]) -> Iterator[tuple[tuple[Message, ...], str, list[Note], Mapping[str, Any]]]:
+    """Each answer that something is said of, in its message or in the row, which is about the last: what was asked, the
+    answer, notes, and what holds the feedback."""
     name = next((key for key in TALKS if row.get(key) not in (None, "", [])), None)
     if name is None:
-        return exchange(row.get("request"), row.get("response"))
-    turns = turns_in(row[name], name)
-    if turns is None:
+        yield *exchange(row.get("request"), row.get("response")), row
+        return
+    turns = decoded(row[name])
+    turns = turns.get("messages", [turns]) if isinstance(turns, Mapping) else turns
+    if not isinstance(turns, list):
         raise RowError(f"`{name}` must be a conversation")
-    messages, text = prompt_before(turns, name)
+    last = len(turns) - 1
+    for place, turn in enumerate(turns):
+        own = {key: turn[key] for key in SAID if turn.get(key) is not None} if isinstance(turn, Mapping) else {}
+        if own and place == last and not any(row.get(key) is not None for key in SAID):
+            yield *_answered(turns, name, row), {**row, **own}
+        elif own:
+            yield *_answered(turns[: place + 1], name, row), {**{k: v for k, v in row.items() if k not in SAID}, **own}
+        elif place == last:
+            yield *_answered(turns, name, row), row
+
+
+def _answered(turns: list[Any], name: str, row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str, list[Note]]:
+    """What was asked and the answer that a conversation ends with, without the tools that were used on the way."""
+    said = turns_in(turns, name, steps=True) or ()
+    if isinstance(turns[-1], Mapping) and turns[-1].get("content", turns[-1].get("value", "")) is None:
+        raise RowError(f"`{name}[{len(turns) - 1}].content` is missing, so there is no answer")
+    before, notes = without_steps(said[:-1])
+    if any(holds_steps(turn) for turn in turns):
+        notes.append(Note("thoughts and calls of tools in a message are left out"))
+    messages, text = prompt_before([*before, *said[-1:]], name)
     if messages[0]["role"] not in ("system", "developer"):
         messages = (*system_turn(row), *messages)
-    return messages, text, []
+    return messages, text, notes
 
 
 def _values(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with what its `feedback` holds, where that is an object."""
     values = dict(row)
     if isinstance(row.get("feedback"), Mapping):
-        del values["feedback"]
-        values |= dict(row["feedback"])
+        inside = dict(values.pop("feedback"))
+        for name, others in INSIDE.items():
+            if not any(inside.get(key) is not None for key in (VERDICTS if name == "feedback" else (name,))):
+                other = next((key for key in others if inside.get(key) is not None), None)
+                if other is not None:
+                    inside[name] = inside.pop(other)
+        values |= inside
     return values
 
 
@@ -125,7 +182,7 @@ def _said(row: Mapping[str, Any], place: Place, prompt_id: str, completion_id: s
         if value is None or value == "":
             continue
         label, number = thumb_of(value), number_in(value)
-        stars = name in ("rating", "score")
+        stars = name in ("rating", "score", "stars")
         if number is not None and (stars or place.scales.beyond_one(name, number)):
             rated = place.scales.rated(name, number, (1.0, 5.0) if stars else None)
             if rated is None:

@@ -29,6 +29,7 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 STEPS = ("tool_use", "tool_result", "tool_call", "function_call", "thinking", "reasoning")
 LONGEST_REPR = 4 * 2**20  # characters of Python's repr that are read: its parser takes much memory
 
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
 _LIST_OF_MESSAGES = re.compile(r"""\[\s*(?:array\(\s*\[\s*)?\{\s*(["'])(?:role|content|from|value)\1\s*:""")
 _BEGINNINGS = ("[", "{", "array([")
 _ARRAY = re.compile(r"^array\(\s*(\[.*\])\s*,\s*dtype=object\)$", re.DOTALL)
@@ -110,6 +111,30 @@ def without_steps(turns: Sequence[Message]) -> tuple[tuple[Message, ...], list[N
     """A conversation without the calls of tools in it and what these gave."""
     kept = tuple(turn for turn in turns if turn["role"] != "tool" and (turn["role"] != "assistant" or turn["content"]))
     return kept, [Note("calls of tools are left out of a conversation")] if len(kept) < len(turns) else []
+
+
+def holds_steps(turn: Any) -> bool:
+    """Whether parts of a message are thoughts, or calls of tools, which are left out of its text."""
+    content = turn.get("content") if isinstance(turn, Mapping) else None
+    parts = content if isinstance(content, list) else []
+    return any(isinstance(part, Mapping) and part.get("type") in STEPS for part in parts)
+
+
+def is_dialogue(value: Any) -> bool:
+    """Whether a text is a dialogue of `Human:` and `Assistant:` whose next turn is the assistant's."""
+    return isinstance(value, str) and value.lstrip().startswith("Human:") and value.rstrip().endswith("\n\nAssistant:")
+
+
+def dialogue(value: Any, name: str) -> tuple[Message, ...]:
+    r"""The turns of a text `\n\nHuman: ...\n\nAssistant: ...`; a `RowError` for another."""
+    pieces = _TURN.split(text_of(value, name).strip())
+    if pieces[0].strip() or len(pieces) < 3:
+        raise RowError(f"`{name}` must begin with a turn of Human:")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return tuple(
+        Message(role=roles[role], content=content.strip())
+        for role, content in zip(pieces[1::2], pieces[2::2], strict=True)
+    )
 
 
 def one_exchange(

@@ -103,11 +103,13 @@ def _answered_in(value: Mapping[str, Any], name: str, depth: int) -> tuple[Messa
         return turns_in(value, name, steps=True) or ()
     choices = value.get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], Mapping):
+        _one(choices, f"{name}.choices")
         inner = choices[0].get("message", choices[0].get("text"))
         return answered_by(inner, f"{name}.choices[0]", depth + 1)
     for key in ("messages", "generations", "candidates"):
         inner = value.get(key)
         while key != "messages" and isinstance(inner, list) and inner:
+            _one(inner, f"{name}.{key}")
             inner = inner[0]
         if inner:
             return answered_by(inner, f"{name}.{key}", depth + 1)
@@ -119,6 +121,11 @@ def _answered_in(value: Mapping[str, Any], name: str, depth: int) -> tuple[Messa
         return answered_by(value[kept[0]], f"{name}.{kept[0]}", depth + 1)
     keys = ", ".join(map(str, list(value)[:8]))
     raise RowError(f"`{name}` holds neither messages nor one text: its keys are {keys[:200]}")
+
+
+def _one(answers: list[Any], name: str) -> None:
+    if len(answers) > 1:
+        raise RowError(f"`{name}` holds {len(answers)} answers, and nothing says which of them was judged")
 
 
 def _answers(value: Any) -> bool:

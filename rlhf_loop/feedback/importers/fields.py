@@ -15,6 +15,11 @@ from rlhf_loop.feedback.importers.scales import Scales
 from rlhf_loop.feedback.rows import RowError, shown
 from rlhf_loop.records import Annotator, Completion, Message, Prompt, stable_id
 
+_TEMPLATE = re.compile(
+    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>)?\s*(?:\[INST\]|<<SYS>>|<\|(?:im_start|start_header_id|user|system|"
+    r"assistant|prompter)\|>|<start_of_turn>|<\|START_OF_TURN_TOKEN\|>|<\uff5cUser\uff5c>)"
+)
+"""How a prompt begins that went through a chat template."""
 _WHOLE = re.compile(r"-?\d+\.0+")  # how tables write whole numbers in a column with gaps
 
 
@@ -129,6 +134,12 @@ def prompt_of(messages: tuple[Message, ...], place: Place, group: str | None = N
     """A prompt whose id follows from its text and its group; a `RowError` where it is empty."""
     if not any(turn["content"].strip() for turn in messages if turn["role"] not in ("system", "developer")):
         raise RowError("the prompt is empty, so nothing was asked")
+    mark = next((found for turn in messages if (found := _TEMPLATE.match(turn["content"]))), None)
+    if mark is not None:
+        raise RowError(
+            f"the prompt is written in a chat template ({mark.group().strip()}), which would become words of the user; "
+            "give it as messages, or without the template"
+        )
     id = stable_id("prompt", messages, group)
     return Prompt(id=id, messages=messages, group=group or id, source=place.file)
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_loop.feedback.importers.asked import PARTS, asked, holds_question, not_read
-from rlhf_loop.feedback.importers.conversations import answer_of, prompt_before, turns_in
+from rlhf_loop.feedback.importers.conversations import answer_of, is_dialogue, prompt_before, turns_in
 from rlhf_loop.feedback.importers.fields import (
     Place,
     completion_of,
@@ -49,7 +49,10 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     if missing:
         raise RowError(f"missing: {', '.join(f'`{key}`' for key in missing)}")
     messages = _with_earlier_turns(asked(row, given=place.given), row)
-    return [*pair(row, place, messages, row["chosen"], row["rejected"]), *not_read(row, KNOWN, place)]
+    answers = [row["chosen"], row["rejected"]]
+    if is_dialogue(row.get("prompt")):  # whose answers begin with the space after `Assistant:`
+        answers = [answer.strip() if isinstance(answer, str) else answer for answer in answers]
+    return [*pair(row, place, messages, *answers), *not_read(row, KNOWN, place)]
 
 
 def _with_earlier_turns(messages: tuple[Message, ...], row: Mapping[str, Any]) -> tuple[Message, ...]:

@@ -287,7 +287,9 @@ def _detect(path: str | Path, line: int, rows: Sequence[dict[str, Any]]) -> str:
     votes = Counter(next((name for name, module in FORMATS.items() if module.recognises(row)), "") for row in rows)
     known = [(name, count) for name, count in votes.most_common() if name]
     if known:
-        return known[0][0]
+        name = known[0][0]
+        # Of pairs some have no prompt: these are no data set of TRL whose prompts stand in the answers.
+        return "pairs" if name == "trl" and votes["pairs"] and all("chosen" in row for row in rows) else name
     keys = ", ".join(list(rows[0])[:8])
     raise UserError(
         f"{path}: the format is not known. Row {line} has the keys {keys}; {_nearest(rows[0])}. "

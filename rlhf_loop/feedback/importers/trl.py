@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rlhf_loop.feedback.importers import pairs
+from rlhf_loop.feedback.importers import chat, pairs
 from rlhf_loop.feedback.importers.asked import PARTS, SYSTEM, asked, holds_question, not_read, system_turn
 from rlhf_loop.feedback.importers.conversations import answer_of, messages_of, prompt_before, turns_in
 from rlhf_loop.feedback.importers.fields import (
@@ -64,7 +64,7 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
         missing = [key for key in REQUIRED[0] if row.get(key) is None]
         if missing:
             raise RowError(f"missing: {', '.join(f'`{key}`' for key in missing)}")
-        if holds_question(row) or row.get("prompt") is not None:
+        if holds_question(row) or ("prompt" in row and isinstance(row["chosen"], str)):
             return pairs.parse(row, place)
         messages, chosen, rejected = _split_implicit(row)
         records = pairs.pair(row, place, (*system_turn(row), *messages), chosen, rejected)
@@ -73,6 +73,9 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     if "completions" in row:
         return [*_steps(row, place), *notes]
     if "label" not in row:
+        judged = next((name for name in chat.SAID if row.get(name) is not None), None)
+        if judged is not None:
+            raise RowError(f"an answer with `{judged}` beside it is no reference answer; read it with --format chat")
         return [_prompt(row, place), *notes]
     missing = [key for key in ("completion", "label") if row.get(key) is None]
     if missing:
