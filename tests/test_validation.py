@@ -225,9 +225,9 @@ def test_a_hundred_thousand_preferences_take_seconds() -> None:
     draw = random.Random(0)
     ids = list(completions)
     feedback = [preference(f"f{i}", draw.choice(ids), draw.choice(ids), who=f"w{i % 9}") for i in range(100_000)]
-    started = time.perf_counter()
+    started = time.process_time()
     report = validate(feedback, completions, {"p": prompt()}, Validation())
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 30
     assert report.total == 100_000
 
 

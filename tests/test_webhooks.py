@@ -117,10 +117,8 @@ def test_a_receiver_that_hangs_is_given_up_in_time(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(events, "TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        started = time.monotonic()
         with pytest.raises(DeliveryError, match="timed out"):
             post(f"http://127.0.0.1:{silent.getsockname()[1]}/", event(), SECRET)
-    assert time.monotonic() - started < 5
 
 
 def test_a_command_gets_the_event_on_its_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +141,8 @@ def test_a_command_that_hangs_with_children_prints_bytes_or_reads_nothing(
     call(f"sleep 30 & echo $! > {tmp_path}/left", event())  # leaves something running
     os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)
     monkeypatch.setattr(events, "COMMAND_TIMEOUT", 0.5)
-    started = time.monotonic()
     with pytest.raises(DeliveryError, match="longer than"):
-        call(f"trap '' TERM; sleep 30 & echo $! > {tmp_path}/pid; wait; sleep 30", event())
-    assert time.monotonic() - started < 10
+        call(f"trap '' TERM; sleep 3600 & echo $! > {tmp_path}/pid; wait; sleep 3600", event())
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
@@ -261,12 +257,14 @@ def test_a_dead_receiver_keeps_neither_the_others_nor_the_watcher(
 
 
 def test_telling_takes_no_time_from_the_watcher(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path / "w.json", [COMMAND], command="sleep 0.5")
+    gate, told = tmp_path / "gate", tmp_path / "told"
+    outbox = Outbox(tmp_path / "w.json", [COMMAND], command=f"until [ -e {gate} ]; do sleep 0.05; done; touch {told}")
     outbox.start()
-    started = time.monotonic()
     outbox.change(event())
-    assert time.monotonic() - started < 0.4
-    outbox.stop(5)
+    assert not told.exists()
+    gate.touch()
+    outbox.stop(60)
+    assert told.exists()
 
 
 def test_the_python_of_the_pages_runs() -> None:
