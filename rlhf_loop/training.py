@@ -35,7 +35,7 @@ def training_arguments(
     values.setdefault("logging_steps", 1)
     values.setdefault("bf16", dtype == "bfloat16")  # also for adapters, whose own weights stay float32
     try:
-        return config(
+        arguments = config(
             output_dir=str(output / "checkpoints"),
             seed=seed,
             data_seed=seed,
@@ -48,6 +48,11 @@ def training_arguments(
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"trainer settings: TRL's {config.__name__} refused them: {error}") from None
+    deepspeed = arguments.deepspeed_plugin
+    if deepspeed is not None and not str(arguments.optim.value).startswith("adamw"):
+        # With the optimizer in main memory, Accelerate would train with DeepSpeed's Adam in the place of any other.
+        deepspeed.deepspeed_config.setdefault("zero_force_ds_cpu_optimizer", False)
+    return arguments
 
 
 @contextmanager

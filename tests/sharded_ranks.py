@@ -15,6 +15,7 @@ import os
 import sys
 import time
 import types
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,26 +107,26 @@ def run(case: str, base: str, output: Path) -> None:
         train(algorithm, size == "lora", base, output, options)
         return
     from rlhf_loop.checkpoints import MarkComplete
+    from rlhf_loop.distributed import is_main
 
-    mark = MarkComplete.on_save
+    mark, saved = MarkComplete.on_save, []
 
     def marked(self: Any, args: Any, state: Any, control: Any, **named: Any) -> None:
         mark(self, args, state, control, **named)
-        raise Stopped
+        saved.append(state.global_step)
+        if len(saved) == 1:
+            raise Stopped
 
     MarkComplete.on_save = marked
     try:
+        with suppress(Stopped):
+            train(algorithm, size == "lora", base, output, options)
+        files = {str(p.relative_to(output)): p.stat().st_size for p in output.rglob("*") if p.is_file()}
         train(algorithm, size == "lora", base, output, options)
-    except Stopped:
-        pass
     finally:
         MarkComplete.on_save = mark
-    from rlhf_loop.distributed import is_main
-
     if is_main():
-        files = {str(p.relative_to(output)): p.stat().st_size for p in output.rglob("*") if p.is_file()}
-        (output.parent / f"{case}.files.json").write_text(json.dumps(files, indent=1))
-    train(algorithm, size == "lora", base, output, options)
+        (output.parent / f"{case}.stopped.json").write_text(json.dumps({"saved": saved, "files": files}, indent=1))
 
 
 def train(algorithm: str, lora: bool, base: str, output: Path, options: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Trainings that FSDP2 and DeepSpeed share out over ranks: what they save, and that they go on after a kill.
 
-Ranks are started by `accelerate launch` with the configs of recipes/accelerate; see sharded_ranks.py.
+Ranks are started by `accelerate launch` with the configs of recipes/accelerate; see sharded_ranks.py. What the slow
+tests measure goes into `--junitxml=FILE`; sharded_matrix.py makes the table of docs/runs.md of it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sharded_ranks
@@ -26,19 +29,20 @@ from rlhf_loop.models import load_policy
 from rlhf_loop.recipe import Policy
 
 CONFIGS = Path(__file__).parent.parent / "recipes" / "accelerate"
-OFFLINE = [f"{update}-{size}-sgd" for update in ("sft", "dpo", "kto", "reward") for size in ("lora", "full")]
-ONLINE = [f"{update}-{size}" for update in ("grpo", "rloo", "ppo") for size in ("lora", "full")]
-WITH_ADAM = ["sft-full", "dpo-lora", "kto-full", "reward-lora"]
-RESUMED = [f"{case}-resumed" for case in (*WITH_ADAM, "grpo-lora", "ppo-lora", "ppo-full")]
+SIZES = ("lora", "full")
+WITH_ADAM = [f"{update}-{size}" for update in ("sft", "dpo", "kto", "reward") for size in SIZES]
+WITH_SGD = [f"{case}-sgd" for case in WITH_ADAM]
+ONLINE = [f"{update}-{size}" for update in ("grpo", "rloo", "ppo") for size in SIZES]
+RESUMED = [f"{case}-resumed" for case in (*WITH_ADAM, *ONLINE)]
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
     reason="DeepSpeed is not installed; on a CPU: DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed",
 )
-LAUNCHERS = [
-    "fsdp2",
-    pytest.param("deepspeed_zero2", marks=needs_deepspeed),
-    pytest.param("deepspeed_zero3", marks=needs_deepspeed),
-]
+LAUNCHERS = ("fsdp2", "fsdp2_hsdp", "deepspeed_zero2", "deepspeed_zero3", "deepspeed_zero3_offload")
+FEWER = ("fsdp2_hsdp", "deepspeed_zero3_offload")
+"""Those that train dpo, ppo and reward models alone, to save time."""
+RANKS = {"fsdp2_hsdp": 4}
+TWO_TIMES_TWO = ("--parallelism_config_dp_replicate_size", "2", "--parallelism_config_dp_shard_size", "2")
 
 
 @cache
@@ -57,13 +61,13 @@ def isolated() -> list[str]:
     return command if made else []
 
 
-def launched(config: str, out: Path, *cases: str, ranks: int = 2, options: tuple[str, ...] = ()) -> Path:
-    """Runs `cases` on `ranks` processes; gives `out`."""
+def launched(launcher: str, out: Path, *cases: str, ranks: int = 0, precision: str = "no") -> Path:
+    """Runs `cases` with an Accelerate config, on 2 processes unless `RANKS` or `ranks` says otherwise; gives `out`."""
     out.mkdir(parents=True, exist_ok=True)
     launch = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml"),
-        "--num_processes", str(ranks), "--num_machines", "1", "--mixed_precision", "no", "--main_process_port", "0",
-        *options,
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{launcher}.yaml"),
+        "--num_processes", str(ranks or RANKS.get(launcher, 2)), "--num_machines", "1", "--mixed_precision", precision,
+        "--main_process_port", "0", *(TWO_TIMES_TWO if launcher == "fsdp2_hsdp" else ()),
     ]  # fmt: skip
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "SAMPLED_BY_TRL": "1",
@@ -71,10 +75,26 @@ def launched(config: str, out: Path, *cases: str, ranks: int = 2, options: tuple
     }  # fmt: skip
     finished = subprocess.run(
         [*isolated(), *launch, sharded_ranks.__file__, base(), str(out), *cases],
-        capture_output=True, text=True, timeout=900, env=environment,
+        capture_output=True, text=True, timeout=1800, env=environment,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-6000:]
     return out
+
+
+def by_launcher(*cases: str, launchers: tuple[str, ...] = LAUNCHERS) -> pytest.MarkDecorator:
+    """Parametrizes a test by launcher, or by launcher and those of `cases` that it runs."""
+
+    def marks(launcher: str) -> Any:
+        return needs_deepspeed if "deepspeed" in launcher else ()
+
+    if not cases:
+        return pytest.mark.parametrize("launcher", [pytest.param(one, marks=marks(one)) for one in launchers])
+    pairs = [pytest.param(one, case, marks=marks(one)) for one in launchers for case in run_by(one, *cases)]
+    return pytest.mark.parametrize(("launcher", "case"), pairs)
+
+
+def run_by(launcher: str, *cases: str) -> list[str]:
+    return [case for case in cases if launcher not in FEWER or case.startswith(("dpo", "ppo", "reward"))]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -90,6 +110,28 @@ def difference(mine: Path, theirs: Path) -> float:
     assert {name: tensor.shape for name, tensor in one.items()} == {name: t.shape for name, t in other.items()}
     assert all(tensor.dtype == other[name].dtype for name, tensor in one.items())
     return max(float((tensor.double() - other[name].double()).abs().max()) for name, tensor in one.items())
+
+
+def moved(folder: Path) -> bool:
+    """Whether a training changed any weight."""
+    start = weights(Path(base()))
+    return any(
+        float((tensor - start[name] if name in start else tensor).abs().max()) > 1e-6
+        for name, tensor in weights(folder).items()
+        if name in start or "lora_B" in name
+    )
+
+
+@pytest.fixture
+def differs(record_property: Callable[[str, Any], None]) -> Callable[..., float]:
+    """`difference`, kept in the report as that of a launcher's `case` from what `compared` names."""
+
+    def measured(launcher: str, case: str, mine: Path, theirs: Path, compared: str) -> float:
+        found = difference(mine, theirs)
+        record_property("difference", json.dumps([launcher, case, compared, found]))
+        return found
+
+    return measured
 
 
 # Without DeepSpeed and in seconds
@@ -131,64 +173,84 @@ def test_accelerate_reads_each_config(file: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ddp(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
-    return launched("ddp", tmp_path_factory.mktemp("ddp"), *OFFLINE, *WITH_ADAM, *ONLINE)
+def trained(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Callable[[str], Path]:
+    """Where a launcher has left all its cases, which it runs once."""
+    outputs: dict[str, Path] = {}
+
+    def by(launcher: str) -> Path:
+        if launcher not in outputs:
+            outputs[launcher] = tmp_path_factory.mktemp(launcher)  # before they run: they may fail
+            cases = WITH_SGD if launcher == "ddp" else run_by(launcher, *WITH_SGD, *WITH_ADAM, *ONLINE, *RESUMED)
+            launched(launcher, outputs[launcher], *cases)
+        return outputs[launcher]
+
+    return by
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> dict[str, Path]:
-    return {}
+def unshared(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Callable[[str, str], tuple[str, Path]]:
+    """With what a launcher's case is compared: the training of whole models in this process; for those that sample,
+    since each rank does with random numbers of its own, on as many ranks of DDP."""
+    alone = tmp_path_factory.mktemp("one_process")
+    beside: dict[tuple[Any, ...], Path] = {}
 
+    def reference(launcher: str, case: str) -> tuple[str, Path]:
+        if case not in ONLINE:
+            if not (alone / case).exists():
+                sharded_ranks.run(case, base(), alone / case)
+            return "one process", alone / case
+        ranks, cases = RANKS.get(launcher, 2), run_by(launcher, *ONLINE)
+        key = (ranks, *cases)
+        if key not in beside:
+            beside[key] = launched("ddp", tmp_path_factory.mktemp(f"ddp_{ranks}"), *cases, ranks=ranks)
+        return "ddp", beside[key] / case
 
-def out_of(launcher: str, outputs: dict[str, Path], factory: pytest.TempPathFactory) -> Path:
-    if launcher not in outputs:
-        outputs[launcher] = factory.mktemp(launcher)
-        launched(launcher, outputs[launcher], *OFFLINE, *WITH_ADAM, *ONLINE, *RESUMED)
-    return outputs[launcher]
+    return reference
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", OFFLINE)
-def test_two_ranks_train_what_one_process_trains(case: str, ddp: Path, tmp_path: Path) -> None:
-    sharded_ranks.run(case, base(), tmp_path / case)
-    assert difference(ddp / case, tmp_path / case) < 1e-6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", [*OFFLINE, *WITH_ADAM, *ONLINE])
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_shares_are_put_together_to_what_whole_models_train(
-    launcher: str, case: str, ddp: Path, outputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("case", WITH_SGD)
+def test_two_ranks_train_what_one_process_trains(
+    case: str, trained: Callable[..., Path], unshared: Callable[..., Any], differs: Callable[..., float]
 ) -> None:
-    out = out_of(launcher, outputs, tmp_path_factory)
-    assert ("FSDP" if launcher == "fsdp2" else "DEEPSPEED") in (out / f"{case}.done.json").read_text()
-    assert difference(out / case, ddp / case) < (2e-6 if "sgd" in case else 1e-4)
+    compared, reference = unshared("ddp", case)
+    assert differs("ddp", case, trained("ddp") / case, reference, compared) < 1e-6
+
+
+@pytest.mark.slow
+@by_launcher(*WITH_SGD, *WITH_ADAM, *ONLINE)
+def test_shares_are_put_together_to_what_whole_models_train(
+    launcher: str, case: str, trained: Callable[..., Path], unshared: Callable[..., Any], differs: Callable[..., float]
+) -> None:
+    out = trained(launcher)
+    assert ("FSDP" if "fsdp" in launcher else "DEEPSPEED") in (out / f"{case}.done.json").read_text()
+    compared, reference = unshared(launcher, case)
+    assert differs(launcher, case, out / case, reference, compared) < (2e-6 if "sgd" in case else 1e-4)
+    assert moved(out / case)
     assert not any("ppo_critic" in name or "lm_head" in name for name in weights(out / case))  # it is tied
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", RESUMED)
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@by_launcher(*RESUMED)
 def test_a_stopped_training_goes_on_to_the_same_weights(
-    launcher: str, case: str, outputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    launcher: str, case: str, trained: Callable[..., Path], differs: Callable[..., float]
 ) -> None:
-    out = out_of(launcher, outputs, tmp_path_factory)
-    files = json.loads((out / f"{case}.files.json").read_text())
-    assert "checkpoints/checkpoint-2/COMPLETE" in files
-    assert difference(out / case, out / case.removesuffix("-resumed")) == 0
+    out = trained(launcher)
+    stopped = json.loads((out / f"{case}.stopped.json").read_text())
+    assert "checkpoints/checkpoint-2/COMPLETE" in stopped["files"]
+    assert stopped["saved"] == [2, 4]  # what began anew would have saved after its second step again
+    assert differs(launcher, case, out / case, out / case.removesuffix("-resumed"), "never stopped") == 0
     assert not (out / case / "checkpoints").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_checkpoint_of_an_adapter_has_the_size_of_an_adapter(
-    launcher: str, outputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@by_launcher()
+def test_a_checkpoint_of_an_adapter_has_the_size_of_an_adapter(launcher: str, trained: Callable[..., Path]) -> None:
     """Of its weights and the optimizer's; of the base, which has ten times as many, none."""
-    out = out_of(launcher, outputs, tmp_path_factory)
+    out = trained(launcher)
     adapter = sum(tensor.nbytes for tensor in weights(out / "dpo-lora").values())
-    files = json.loads((out / "dpo-lora-resumed.files.json").read_text())
-    shares = "pytorch_model_fsdp_0/" if launcher == "fsdp2" else "global_step2/"
+    files = json.loads((out / "dpo-lora-resumed.stopped.json").read_text())["files"]
+    shares = "pytorch_model_fsdp_0/" if "fsdp" in launcher else "global_step2/"
     held = sum(
         size for name, size in files.items() if shares in name and "optim" not in name and ".metadata" not in name
     )
@@ -198,7 +260,7 @@ def test_a_checkpoint_of_an_adapter_has_the_size_of_an_adapter(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS[:1] + LAUNCHERS[2:])
+@by_launcher(launchers=("fsdp2", "deepspeed_zero3"))
 def test_a_whole_run_on_ranks(launcher: str, tmp_path: Path) -> None:
     """Reward model, update and evaluation in one process a rank, one after the other."""
     out = launched(launcher, tmp_path, "loop")
@@ -208,38 +270,9 @@ def test_a_whole_run_on_ranks(launcher: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@needs_deepspeed
-def test_with_weights_and_optimizer_in_main_memory(ddp: Path, tmp_path: Path) -> None:
-    """With DeepSpeed's own Adam, which is compiled when it is first used."""
-    out = launched("deepspeed_zero3_offload", tmp_path, "dpo-lora", "dpo-full-sgd", "ppo-full", "dpo-lora-resumed")
-    for case in ("dpo-lora", "dpo-full-sgd", "ppo-full"):
-        assert difference(out / case, ddp / case) < (2e-6 if "sgd" in case else 1e-4)
-    assert difference(out / "dpo-lora", out / "dpo-lora-resumed") == 0
-
-
-@pytest.mark.slow
-def test_hybrid_sharding_on_two_times_two_ranks(ddp: Path, tmp_path: Path) -> None:
-    sizes = ("--parallelism_config_dp_replicate_size", "2", "--parallelism_config_dp_shard_size", "2")
-    cases = [
-        "dpo-lora-sgd",
-        "dpo-full-sgd",
-        "reward-lora-sgd",
-        "dpo-full",
-        "dpo-full-resumed",
-        "ppo-full",
-        "ppo-full-resumed",
-    ]
-    out = launched("fsdp2_hsdp", tmp_path, *cases, ranks=4, options=sizes)
-    for case in ("dpo-lora-sgd", "dpo-full-sgd", "reward-lora-sgd"):
-        assert difference(out / case, ddp / case) < 2e-6
-    for case in ("dpo-full", "ppo-full"):
-        assert difference(out / case, out / f"{case}-resumed") == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@by_launcher()
 def test_adapters_of_a_bfloat16_policy_are_saved_in_float32(launcher: str, tmp_path: Path) -> None:
-    out = launched(launcher, tmp_path, "dpo-lora-bf16", "dpo-full-bf16", options=("--mixed_precision", "bf16"))
+    out = launched(launcher, tmp_path, "dpo-lora-bf16", "dpo-full-bf16", precision="bf16")
     adapter = weights(out / "dpo-lora-bf16")
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     assert not all(torch.equal(tensor, tensor.bfloat16().float()) for tensor in adapter.values())
