@@ -134,6 +134,8 @@ NOTHING: list[dict[str, Any]] = [
     {"messages": [USER, {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, USER]},
     {"messages": [USER, {**DUMPED, "tool_calls": [], "annotations": [], "reasoning_content": None}, USER]},
     {"messages": [USER, {"role": "assistant"}, USER]},
+    {"messages": [{**USER, "id": "m1", "createdAt": "2026-01-01", "cache_control": {"type": "ephemeral"}}]},
+    {"best_of": 1, "length_penalty": 1.0, "min_tokens": 0, "keep_alive": "5m", "add_generation_prompt": True},
 ]  # fmt: skip
 
 

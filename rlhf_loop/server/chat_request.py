@@ -36,12 +36,18 @@ Text = Annotated[str, StringConstraints(max_length=200_000)]
 Stop = Annotated[str, StringConstraints(max_length=100)]
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "best_of": (1,),
+    "continue_final_message": (False,),
     "echo": (False,),
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
     "logprobs": (False,),
     "min_p": (0,),
+    "min_tokens": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (False, True),
     "presence_penalty": (0,),
@@ -50,6 +56,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
     "store": (False, True),  # answers are stored in any case, here
     "tool_choice": ("none", "auto"),
     "top_logprobs": (0,),
@@ -58,13 +65,14 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Field -> values with which it asks for what a policy of our own does anyway."""
 
-UNREAD = ("safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+UNREAD = ("safety_identifier", "prompt_cache_key", "prompt_cache_retention", "keep_alive")
 """Fields that no answer depends on, whatever they say."""
 
 READ_BY_THE_MODEL = ("tools", "functions", "documents", "chat_template", "chat_template_kwargs", "web_search_options")
 """Fields that another server puts before the model beside the messages, so that these alone are not what it read."""
 
-_UNREAD_OF_A_TURN = ("name", "annotations", "refusal")  # chat templates have no place for names
+_UNREAD_OF_A_TURN = ("name", "annotations", "refusal", "id", "cache_control", "created_at", "createdAt", "timestamp")
+"""Of a message: chat templates have no place for names, and no answer depends on the others."""
 
 
 class Part(BaseModel):
