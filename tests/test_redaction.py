@@ -128,6 +128,7 @@ CARDS = [
     "4111\u200b1111\u200b1111\u200b1111", "4\u20601\u2060" + "11 1111 1111 1111", f"4{MARK}111 1111 1111 1111",
     "\uff14\uff11\uff11\uff11\u3000\uff11\uff11\uff11\uff11 1111 1111", "\u0664\u0661\u0661\u0661 1111 1111 1111",
     "\u096a111111111111111", "\U0001d7d2111111111111111", "3782\u00a0822463\u00a010005", "3782.822463.10005",
+    "4111\u28001111\u28001111\u28001111", "41111111 1111 1111", "4111\u20601111 1111 1111",
     "2200 0000 0000 0053", "6304\u00a00000\u00a00000\u00a00000",
 ]  # fmt: skip
 IBANS = [
@@ -143,6 +144,7 @@ MAILS = [
     "\u7528\u6237@\u4f8b\u5b50.\u516c\u53f8", "ann@xn--bcher-kva.example", "ann@example.xn--p1ai",
     "mu\u0308ller@example.de", "\uff41\uff4e\uff4e\uff20\uff45\uff58.org", "ann\u200b@example.org",
     "ann@example\u200b.org", "ann@example\u3002com", "ann%40example.org", "ann [at] example [dot] org",
+    "ann{at}example{dot}org", "ann<at>example.org",
     "ann(at)example.org", '"ann lee"@example.org', "ann.o'hara@example.org", "ann@[93.184.216.34]",
     "\u0909\u092a\u092f\u094b\u0917@\u0909\u0926\u093e\u0939\u0930\u0923.\u092d\u093e\u0930\u0924",
 ]  # fmt: skip
@@ -151,12 +153,13 @@ SSNS = [
     "SOCIAL SECURITY NUMBER: 123-45-6789", "my ssn is 123\u00a045\u00a06789", "ssn\n123 45 6789",
     "SSN 123\u201345\u20136789", "123\u201345\u20136789", "123\u201145\u20116789", "123 - 45 - 6789",
     "ssn: 123/45/6789",
-    "ssn \uff11\uff12\uff13-45-6789", "itin 912-70-1234",
+    "ssn \uff11\uff12\uff13-45-6789", "itin 912-70-1234", "TIN 912-70-1234", "ss no 123 45 6789", "S.S.N. 123 45 6789",
+    "social_security_number: 123456789", "my social is 123456789",
 ]  # fmt: skip
 BEFORE_AWS_SECRET = [
     "aws_secret_access_key = ", "AWS_SECRET_ACCESS_KEY=", "aws_secret_access_key: ", '"SecretAccessKey": "',
     "secretAccessKey: '", "AWS secret: ", "aws secret access key is ", "Secret access key\t", "awsSecretKey: ",
-    "aws_secret_access_key\n",
+    "aws_secret_access_key\n", "<SecretAccessKey>",
 ]  # fmt: skip
 TOKEN, SESSION = f"rlhf-{RANDOM[:43]}", "token-0123456789ab.1760000000." + "0123456789abcdef" * 4
 
@@ -172,6 +175,8 @@ VARIANTS = [
     (f"rlhf_loop_session={SESSION}; Path=/", "rlhf_loop_session=[SECRET]; Path=/"),
     *((f"{{{mail}}}", "{[EMAIL]}") for mail in (r"ann\u0040example.org", r"\\u0430nn@\\u043f\\u0440.\\u0440\\u0444")),
     ("ann&#64;example&#x2e;org &amp; %2B49%2030%201234567 %C3%A9", "[EMAIL] &amp; [PHONE] %C3%A9"),
+    ("123 45 6789 is my SSN", "[US_SSN] is my SSN"),
+    ("card_4111111111111111_x", "card_[CREDIT_CARD]_x"),
     ("12 4111 1111 1111 1111 99", "12 [CREDIT_CARD] 99"),
     ("password: Tr0ub4dor&3, sorry", "password: [SECRET], sorry"),
     ("my password is correct7horse.", "my password is [SECRET]."),
@@ -200,6 +205,7 @@ KEPT += [
     "look at example dot org (at last)",
     "the commit of aws e3b0c44298fc1c149afbf4c8996fb92427ae41e4",  # a hash: small letters alone
     "\u200b\u200b", "a\u200bb",
+    "tin cans of 1912, at 123-45-67", "the function of x{at} and <at>", "123 45 6789 is a sum",
 ]  # fmt: skip
 
 
@@ -233,6 +239,12 @@ def test_personal_data_and_secrets_are_replaced(text: str, expected: str) -> Non
     assert redacted == expected
     assert counts == {name: expected.count(f"[{name}]") for name in counts}
     assert sum(counts.values()) == expected.count("[")
+
+
+@pytest.mark.parametrize("known", ["None", "****************ABCD"])
+def test_what_is_typed_where_aws_asks_for_its_secret_is_replaced(known: str) -> None:
+    asked = f"AWS Secret Access Key [{known}]: "
+    assert PATTERNS.redact(asked + AWS_SECRET) == (f"{asked}[SECRET]", {"SECRET": 1})
 
 
 @pytest.mark.parametrize("text", KEPT, ids=[text[:30] for text in KEPT])

@@ -216,7 +216,11 @@ def _is_card(groups: list[str]) -> bool:
     number = "".join(groups)
     return (
         15 <= len(number) + (len(number) == 14) <= 19
-        and (set(sizes[:-1]) in (set(), {4}, {2}) or sizes in patterns.CARD_GROUPS)
+        and (
+            set(sizes[:-1]) in (set(), {4}, {2})
+            or all(size % 4 == 0 for size in sizes)
+            or sizes in patterns.CARD_GROUPS
+        )
         and patterns.ISSUER.fullmatch(number) is not None
         and len(set(number)) > 1
         and luhn.is_valid(number)

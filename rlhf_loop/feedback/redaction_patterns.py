@@ -10,7 +10,7 @@ import re
 digit_or_at = re.compile(r"[0-9@]").search
 long_word = re.compile(r"[^\s]{16}").search
 dotted = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]").search
-at = re.compile(r"[@(\[](?:(?<=@)| ?at ?[)\]])", re.IGNORECASE).search
+at = re.compile(r"[@(\[{<](?:(?<=@)| ?at ?[)\]}>])", re.IGNORECASE).search
 country = re.compile(r"[A-Za-z]{2}[0-9]{2}").search
 seven_digits = re.compile(r"[0-9](?:(?:[ \t\r\n.\-/()_]{0,4}|\\[nrt])[0-9]){6}").search
 fourteen_digits = re.compile(r"[0-9](?:(?:[ \t\r\n.\-/_]{0,3}|\\[nrt])[0-9]){13}").search
@@ -77,7 +77,7 @@ NAMED_SECRET = re.compile(
 
 AWS_SECRET = re.compile(
     r"(?P<before>(?:(?:aws|secret)[A-Za-z_. -]{0,30}[\"'`*]{0,3}"
-    r"(?:\s{0,3}(?:[:=,|]|=>|:=)\s{0,3}|\s|\sis\s)[\"'`*]{0,3}"
+    r"(?: \[[^\]\s]{0,24}\])?(?:\s{0,3}(?:[:=,|>]|=>|:=)\s{0,3}|\s|\sis\s)[\"'`*]{0,3}"
     r"|\[SECRET\](?:[\s\"'`:,;|/=]|\\n){1,8}))"  # after the key's id, as in the console's file
     r"(?P<value>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])",
     re.IGNORECASE,
@@ -98,8 +98,8 @@ NAMED_PASSWORD = re.compile(
 URL_LOGIN = re.compile(r"(?P<before>\b[a-z][a-z0-9+.-]{0,20}://)[^\s/:@\[\]]{0,128}:[^\s/@\[\]]{1,256}(?=@)")
 
 EMAIL = re.compile(
-    r"(?<![\w.%+-])(?:[\w%+-](?:[\w.%+'-]{0,62}[\w%+-])?|\"[^\"\n@]{1,62}\")(?:@| ?[\[(] ?at ?[\])] ?)"
-    r"(?:(?:[^\W_](?:[\w-]{0,61}[^\W_])?(?:\.| ?[\[(] ?dot ?[\])] ?)){1,8}"
+    r"(?<![\w.%+-])(?:[\w%+-](?:[\w.%+'-]{0,62}[\w%+-])?|\"[^\"\n@]{1,62}\")(?:@| ?[\[({<] ?at ?[\])}>] ?)"
+    r"(?:(?:[^\W_](?:[\w-]{0,61}[^\W_])?(?:\.| ?[\[({<] ?dot ?[\])}>] ?)){1,8}"
     r"(?:[A-Za-z]{2,24}(?![A-Za-z0-9-])|xn--[A-Za-z0-9-]{2,59}|[^\W\d_]{1,24})"
     r"|\[[0-9A-Fa-f:.]{7,45}\])",
     re.IGNORECASE,
@@ -109,8 +109,8 @@ EMAIL = re.compile(
 IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?:[ \t\r\n.\-/_]{0,3}[A-Za-z0-9]){11,30}")
 
 CARD = re.compile(
-    r"(?<![A-Za-z0-9_])(?<![0-9][.,])[0-9]{2,19}(?:(?:[ \t\r\n.\-/_]{1,3}|\\[nrt])[0-9]{2,19}){0,200}"
-    r"(?![A-Za-z0-9_])"
+    r"(?<![A-Za-z0-9])(?<![0-9][.,])[0-9]{2,19}(?:(?:[ \t\r\n.\-/_]{1,3}|\\[nrt])[0-9]{2,19}){0,200}"
+    r"(?![A-Za-z0-9])"
 )
 """Groups of digits in a row."""
 
@@ -130,11 +130,14 @@ IPV6 = re.compile(r"(?<![\w:.])(?=[0-9A-Fa-f:]*[0-9])(?:[0-9A-Fa-f]{0,4}:){2,7}[
 
 SSN = re.compile(
     r"(?<![\w-])(?!000|666|9)[0-9]{3} ?- ?(?!00)[0-9]{2} ?- ?(?!0000)[0-9]{4}(?![\w-])"
-    r"|(?P<before>\b(?:ssns?|social[ -]?security|soc\.? ?sec\.?|itin|taxpayer[ -]id)(?![a-z])[^0-9]{0,24})(?!000|666)"
-    r"[0-9]{3}[ \t\r\n.\-/_]{0,3}(?!00)[0-9]{2}[ \t\r\n.\-/_]{0,3}(?!0000)[0-9]{4}(?![\w-])",
+    r"|(?P<before>\b(?:ssns?|s\.s\.n\.|ss ?(?:no|number|#)|social[ _-]?security|my social|soc\.? ?sec\.?|itin|tin"
+    r"|taxpayer[ _-]id)(?![a-z])[^0-9]{0,24})(?!000|666)"
+    r"[0-9]{3}[ \t\r\n.\-/_]{0,3}(?!00)[0-9]{2}[ \t\r\n.\-/_]{0,3}(?!0000)[0-9]{4}(?![\w-])"
+    r"|(?<![\w-])(?!000|666|9)[0-9]{3}[ .](?!00)[0-9]{2}[ .](?!0000)[0-9]{4}(?= (?:is|was) (?:my|his|her|the|their)"
+    r" (?:ssn|social))",
     re.IGNORECASE,
 )
-SSN_WORDS = ("ssn", "social security", "social-security", "socialsecurity", "sec", "itin", "taxpayer")
+SSN_WORDS = ("ssn", "s.s.n.", "ss no", "ss number", "ssno", "ss#", "ss #", "social", "sec", "tin", "taxpayer")
 
 PHONE = re.compile(
     r"(?<![\w+.,/-])(?:"
