@@ -25,6 +25,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.redaction import RedactorName
 from rlhf_loop.machine import Dtype, native_dtype
 from rlhf_loop.model_checks import check_files, check_targets
+from rlhf_loop.near import near
 from rlhf_loop.places import absolute_model, absolute_path, absolute_store, relocated
 from rlhf_loop.settings_text import read_yaml, write_yaml
 
@@ -366,7 +367,11 @@ class Recipe(Settings):
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise UserError(f"no recipe at {path}. `rlhf-loop init DIR` lays out copies of those that ship.") from None
+            raise UserError(
+                f"no recipe at {path}{near(path, _is_yaml)}. `rlhf-loop init DIR` lays out copies of those that ship."
+            ) from None
+        except IsADirectoryError:
+            raise UserError(f"{path} is a folder; name a recipe's file{near(path / 'RECIPE', _is_yaml)}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
         values = read_yaml(text, str(path))
@@ -697,6 +702,10 @@ def _blocks(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [block for argument in get_args(annotation) for block in _blocks(argument)]
+
+
+def _is_yaml(path: Path) -> bool:
+    return path.suffix in (".yaml", ".yml")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -13,6 +13,9 @@ import pytest
 import yaml
 
 from rlhf_loop import Loop, Recipe
+from rlhf_loop.cli.shared import existing_run, store_url
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.rows import read_rows
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.records import Artifact
 from rlhf_loop.run_dir import read_manifest
@@ -90,6 +93,38 @@ def test_mistakes_end_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert error.startswith("error: no recipe at")
     assert "Traceback" not in error
     assert "is no run" in rlhf_loop("status", tmp_path, code=2).stderr
+
+
+def test_a_path_that_is_not_there_is_answered_with_what_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "recipe.yaml").write_text("name: quickstart\n")
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    (tmp_path / ".hidden.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"quikstart is no run.* \(did you mean .*/quickstart\?\)\. Runs"):
+        existing_run(tmp_path / "quikstart")
+    with pytest.raises(UserError, match=r"is no run: it has no recipe.yaml \(in .* there is: quickstart\)"):
+        existing_run(tmp_path)
+    with pytest.raises(UserError, match=r"there is no run at .*quikstart \(did you mean .*/quickstart\?\)"):
+        store_url(str(tmp_path / "quikstart"))
+    assert store_url(str(tmp_path / "new.db")) == str(tmp_path / "new.db")
+    with pytest.raises(UserError, match=r"there is no file .*votes\.jsonl \(in .* there is: pairs\.jsonl\)$"):
+        list(read_rows(tmp_path / "votes.jsonl"))
+    with pytest.raises(UserError, match=r"there is no file .*x\.jsonl \(there is no folder .*/none either\)$"):
+        list(read_rows(tmp_path / "none" / "x.jsonl"))
+    with pytest.raises(UserError, match=r"no recipe at .* \(did you mean .*/smoke\.yaml\?\)\. `rlhf-loop init"):
+        Recipe.load(SMOKE.with_name("smok.yaml"))
+    with pytest.raises(UserError, match=r"recipes is a folder; name a recipe's file \(in .* there is: chat_thumbs"):
+        Recipe.load(SMOKE.parent)
+
+
+def test_a_token_for_a_store_that_is_not_there_says_that_one_was_made(tmp_path: Path) -> None:
+    made = rlhf_loop("token", "create", "ann", "--store", tmp_path / "new.db")
+    assert "there was no store at" in made.stderr
+    assert len(made.stdout.splitlines()) == 1
+    assert "there was no store" not in rlhf_loop("token", "create", "bob", "--store", tmp_path / "new.db").stderr
+    assert not list(tmp_path.glob("quikstart*"))
+    assert "no run" in rlhf_loop("token", "create", "ann", "--store", tmp_path / "quikstart", code=2).stderr
+    assert not (tmp_path / "quikstart").exists()
 
 
 def test_init_lays_out_recipes_that_load(tmp_path: Path) -> None:

@@ -269,6 +269,25 @@ def test_an_unknown_format_is_an_error_that_names_the_nearest(tmp_path: Path) ->
         read(path, "pair")
 
 
+def test_columns_are_named_as_the_file_has_them_and_a_mapped_one_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text("Question;Better Answer;Worse Answer\nWhat is 1+1?;2;3\n")
+    with pytest.raises(UserError, match=r"the keys Question, Better Answer, Worse Answer; (?s:.*)\n  trl  "):
+        read(path)
+    columns = {"prompt": "Question", "chosen": "Better Answer", "rejected": "Worse Answer"}
+    with Store.open(":memory:") as store:
+        summary = import_file(store, path, columns=columns)
+        assert [message["content"] for message in store.prompts()[0].messages] == ["What is 1+1?"]
+        assert {completion.text for completion in store.completions()} == {"2", "3"}
+    assert (summary.accepted, summary.notes) == (1, {})
+
+
+def test_a_file_of_rows_is_no_damaged_store(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", [{"prompt": "x", "chosen": "y", "rejected": "z"}])
+    with pytest.raises(UserError, match=r"is no store but a file of rows; `rlhf-loop feedback import .*pairs\.db`"):
+        Store.open(path)
+
+
 def test_everything_in_a_store_survives_export_and_import(tmp_path: Path) -> None:
     with Store.open(":memory:") as first, Store.open(":memory:") as second:
         fill(first)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.near import near
 from rlhf_loop.places import absolute_store
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.", metavar="RUN")]
@@ -22,7 +23,8 @@ StoreOption = Annotated[
 def existing_run(path: Path) -> Path:
     """The absolute folder of a run; a `UserError` where there is none."""
     if not (path / "recipe.yaml").exists():
-        raise UserError(f"{path} is no run: it has no recipe.yaml. Runs are made by `rlhf-loop run RECIPE`")
+        runs = near(path / "RUN" if path.is_dir() else path, _is_run)
+        raise UserError(f"{path} is no run: it has no recipe.yaml{runs}. Runs are made by `rlhf-loop run RECIPE`")
     return path.resolve()
 
 
@@ -30,10 +32,19 @@ def store_url(store: str) -> str:
     """The store's URL or file; a run's folder stands for the run's store."""
     folder = Path(store).expanduser()
     if not folder.is_dir():
+        if "://" not in store and store != ":memory:" and not folder.suffix and not folder.exists():
+            raise UserError(  # a mistyped run would become a file
+                f"there is no run at {store}{near(folder, _is_run)}. `rlhf-loop run RECIPE --run-dir {store}` makes "
+                f"one; a store alone is a file, such as {store}.db"
+            )
         return absolute_store(store, Path.cwd())
     from rlhf_loop.policies import open_loop
 
     return open_loop(existing_run(folder)).store_url
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "recipe.yaml").exists()
 
 
 def validation_settings(store: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from rlhf_loop.cli.shared import AsJson, StoreOption, store_url
+from rlhf_loop.places import sqlite_file
 
 app = typer.Typer(help="Who may call the service: make, list and revoke tokens.", no_args_is_help=True)
 
@@ -26,7 +27,11 @@ def token_create(
     from rlhf_loop.feedback import tokens
     from rlhf_loop.feedback.store import Store
 
-    with Store.open(store_url(store)) as opened:
+    url = store_url(store)
+    file = sqlite_file(url)
+    if file is not None and not file.exists():
+        print(f"there was no store at {store}; it is made now, without a run or feedback", file=sys.stderr)
+    with Store.open(url) as opened:
         token, secret = tokens.create(opened, role, name)  # type: ignore[arg-type]
     print(f"{token.id}: role {role}, for {name}. The token, shown this once:", file=sys.stderr)
     print(secret)

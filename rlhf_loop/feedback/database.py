@@ -271,6 +271,11 @@ class Database:
                 f"{self._busy_seconds:g} seconds. Wait until it is done or stop it, then type the same command again; "
                 "for many writers at once use PostgreSQL (`store: postgresql://...`)"
             )
+        if reason == "SQLITE_NOTADB" and self.path is not None and _looks_like_rows(self.path):
+            return UserError(
+                f"{self.name} is no store but a file of rows; `rlhf-loop feedback import {self.name} --store "
+                f"{self.path.with_suffix('.db')}` puts them into one"
+            )
         if reason.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
             return StoreUnavailable(
                 f"{self.name} is damaged or not a SQLite database ({text}). Move it away and restore a copy, or make a "
@@ -362,6 +367,10 @@ def _sqlite_path(url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return None
     return Path(str(url.database))
+
+
+def _looks_like_rows(path: Path) -> bool:
+    return any(end in (".jsonl", ".json", ".csv", ".tsv", ".parquet") for end in map(str.lower, path.suffixes))
 
 
 def _check_file(path: Path, create: bool) -> None:

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.json_elements import Elements, name_of
+from rlhf_loop.near import near
 from rlhf_loop.records import to_dict
 
 RAW_LENGTH = 10_000  # characters of a refused row that are kept
@@ -111,11 +112,14 @@ def read_rows(path: str | Path) -> Iterator[Row | Refused]:
         with gzip.open(path) if magic[:2] == b"\x1f\x8b" else path.open("rb") as file:
             yield from _text_rows(path, file, magic)  # type: ignore[arg-type]
     except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.glob("*") if p.is_file())[:5] if path.parent.is_dir() else []
-        there = f"; in {path.parent} there is: {', '.join(near)}" if near else ""
-        raise UserError(f"there is no file {path}{there}") from None
+        raise UserError(f"there is no file {path}{near(path, _holds_rows)}") from None
     except PermissionError:
         raise UserError(f"no permission to read {path}; check its owner and mode") from None
+
+
+def _holds_rows(path: Path) -> bool:
+    ends = [end.lower() for end in path.suffixes if end.lower() != ".gz"]
+    return path.is_file() and bool(ends) and ends[-1] in (*TABLES, ".jsonl", ".json", ".parquet")
 
 
 def raw_text(row: dict[str, Any]) -> str:

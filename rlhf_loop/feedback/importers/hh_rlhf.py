@@ -14,7 +14,7 @@ from rlhf_loop.feedback.importers.conversations import dialogue, prompt_before
 from rlhf_loop.feedback.importers.fields import Place
 from rlhf_loop.feedback.rows import RowError
 
-RECOGNISES = r'hh-rlhf: rows of {"chosen", "rejected"}, each "\n\nHuman: ...\n\nAssistant: ..."'
+RECOGNISES = r'rows of {"chosen", "rejected"}, each "\n\nHuman: ...\n\nAssistant: ..."'
 REQUIRED = [("chosen", "rejected")]
 
 

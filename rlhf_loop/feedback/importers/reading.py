@@ -91,7 +91,7 @@ def open_rows(
                 break
     if not rows and start and isinstance(start[0], Refused) and start[0].reason != "the file is empty":
         table = "; if it is a table, name it .csv" if Path(path).suffix not in (".csv", ".tsv", ".parquet") else ""
-        raise UserError(f"no row of {path} can be read. The first problem: {start[0]}{table}. Formats: {_formats()}")
+        raise UserError(f"no row of {path} can be read. The first problem: {start[0]}{table}. {_formats()}")
     columns = dict(columns or {})
     _check_columns(path, rows, columns)
     renamed = columns
@@ -100,9 +100,10 @@ def open_rows(
         and format == "auto"
         and not any(module.recognises(row.values) for module in FORMATS.values() for row in rows)
     ):
-        renamed = {**_plain_names(rows[0].values), **columns}
+        plain_names = _plain_names(rows[0].values).items()
+        renamed = {**{name: own for name, own in plain_names if own not in columns.values()}, **columns}
     values = [_renamed(row.values, renamed) if renamed else row.values for row in rows]
-    name = format if format != "auto" or not rows else _detect(path, rows[0].line, values)
+    name = format if format != "auto" or not rows else _detect(path, rows[0], values)
     default = Annotator(id=annotator or f"import:{_stem(path)}")
     if name not in FORMATS:  # nothing but refused rows, and nobody named a format
         return Reading(name, (item for item in start if isinstance(item, Refused)))
@@ -283,17 +284,18 @@ def _stem(path: str | Path) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _detect(path: str | Path, line: int, rows: Sequence[dict[str, Any]]) -> str:
+def _detect(path: str | Path, first: Row, rows: Sequence[dict[str, Any]]) -> str:
     votes = Counter(next((name for name, module in FORMATS.items() if module.recognises(row)), "") for row in rows)
     known = [(name, count) for name, count in votes.most_common() if name]
     if known:
         name = known[0][0]
         # Of pairs some have no prompt: these are no data set of TRL whose prompts stand in the answers.
         return "pairs" if name == "trl" and votes["pairs"] and all("chosen" in row for row in rows) else name
-    keys = ", ".join(list(rows[0])[:8])
+    keys = ", ".join(list(first.values)[:8])
     raise UserError(
-        f"{path}: the format is not known. Row {line} has the keys {keys}; {_nearest(rows[0])}. "
-        f"Formats: {_formats()}. Name one with --format, or columns with --map"
+        f"{path}: the format is not known. Row {first.line} has the keys {keys}; {_nearest(rows[0])}. Say which column "
+        "is what: --map prompt=COLUMN,chosen=COLUMN,rejected=COLUMN for pairs, "
+        f"--map prompt=COLUMN,completion=COLUMN,label=COLUMN for answers called good or bad. {_formats()}"
     )
 
 
@@ -311,10 +313,7 @@ def _nearest(row: dict[str, Any]) -> str:
                 share = (len(keys) - len(lacking)) / len(keys) + common / 2
                 ranked.append((share, -len(lacking), -order, name, lacking))
     if not ranked:
-        return (
-            "none of them is a prompt or an answer by its name; say which are: --map prompt=COLUMN,chosen=COLUMN,"
-            "rejected=COLUMN"
-        )
+        return "none of them is a prompt or an answer by its name"
     *_, name, lacking = max(ranked)
     return f"the nearest format is `{name}`, which also needs {', '.join(lacking) or 'other values'}"
 
@@ -323,4 +322,5 @@ PLAIN = ("pairs", "trl", "chat", "tutorial")  # formats that any tool may write,
 
 
 def _formats() -> str:
-    return "; ".join(f"{name}: {module.RECOGNISES}" for name, module in FORMATS.items())
+    lines = (f"  {name:<13}  {module.RECOGNISES}" for name, module in FORMATS.items())
+    return "\n".join(("Formats, for --format:", *lines))
