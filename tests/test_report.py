@@ -15,6 +15,7 @@ from rlhf_loop.evaluation import evaluate
 from rlhf_loop.recipe import Gate, parse
 from rlhf_loop.records import Completion, Message, Prompt, Score, write_records
 from rlhf_loop.report import status, write_report
+from rlhf_loop.report.charts import Series, over_rounds
 from rlhf_loop.report.status import render
 from rlhf_loop.run_dir import RunDir, step_folder, write_json, write_text
 from rlhf_loop.steps.gate import decide
@@ -271,6 +272,17 @@ def test_charts_take_their_colours_from_the_page(whole: tuple[_Page, str]):
     assert used <= {"#000000"}, used
     defined = set(re.findall(r"(--[a-z-]+):", text))
     assert set(re.findall(r"var\((--[a-z-]+)\)", text)) <= defined
+
+
+def test_no_point_lies_below_its_chart():
+    points = [(1, 0.0, 0.0, 0.0), (2, 0.5, 0.0, 1.0)]
+    chart = over_rounds("Accuracy", [Series(label="head", colour="violet", points=points)], limits=(0.4, 1.02))
+    assert chart is not None
+    axis = re.search(r'xtick_1">.*?<use [^>]*\by="([\d.]+)"', chart.svg, re.DOTALL)
+    assert axis is not None
+    drawn = [float(y) for y in re.findall(r'<use [^>]*\by="([\d.]+)"', chart.svg)]
+    assert len(drawn) > 3
+    assert max(drawn) == float(axis[1])
 
 
 def test_the_same_run_gives_the_same_report(tmp_path: Path):

@@ -94,7 +94,7 @@ def over_rounds(
     axis: str = "round",
 ) -> Chart | None:
     """Lines over rounds (or what `axis` names), with bars for intervals and a dashed line at `level`; None when there
-    is nothing to draw."""
+    is nothing to draw. `limits` of the values give way where some lie beyond."""
     series = [line for line in series if line.points]
     if not series:
         return None
@@ -111,7 +111,7 @@ def over_rounds(
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.set_xlabel(axis)
         if limits is not None:
-            axes.set_ylim(*limits)
+            _hold(axes, *limits)
         else:
             _breathe(axes, level)
         said = "; ".join(
@@ -189,7 +189,13 @@ def timings(title: str, rounds: Mapping[int, Mapping[str, float]], groups: Mappi
                 left[number] += width
         for number, total in left.items():
             axes.annotate(
-                f" {seconds(total)}", (total, number), va="center", color=COLOURS["ink"], annotation_clip=False
+                seconds(total),
+                (total, number),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                color=COLOURS["ink"],
+                annotation_clip=False,
             )
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
@@ -245,6 +251,13 @@ def _draw(axes: Axes, line: Series, shift: float) -> None:
             clip_on=False,
             zorder=3,
         )
+
+
+def _hold(axes: Axes, low: float, high: float) -> None:
+    """These limits, or wider ones where something is drawn beyond them."""
+    lowest, highest = axes.dataLim.intervaly
+    room = 0.03 * (max(high, highest) - min(low, lowest))
+    axes.set_ylim(low if lowest >= low else lowest - room, high if highest <= high else highest + room)
 
 
 def _breathe(axes: Axes, level: float | None) -> None:

@@ -67,6 +67,7 @@ def render(run: RunDir) -> str:
         timed=MOST_TIMED if len(rounds) > MOST_TIMED else None,
         memory=max((r.manifest.get("peak_memory_bytes") or 0 for r in rounds), default=0),
         total_seconds=sum(float(r.manifest.get("seconds") or 0) for r in rounds),
+        step_seconds=sum(float(took) for r in rounds for took in (r.manifest.get("steps") or {}).values()),
         recipe_text=recipe_text,
         versions=_latest(rounds, lambda r: r.manifest.get("versions")) or {},
         python=_latest(rounds, lambda r: r.manifest.get("python")),
