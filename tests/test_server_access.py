@@ -287,6 +287,17 @@ def test_without_tokens_programs_on_this_machine_are_let_in(tmp_path: Path) -> N
         assert http.get("/v1/models", headers={"Host": "127.0.0.1:8000"}).status_code == 200
 
 
+def test_a_browser_gets_a_page_of_what_is_wrong_and_a_program_json(tmp_path: Path) -> None:
+    with with_page(service(file_store(tmp_path))) as http:
+        missing = http.get("/no<b>where", headers={"Accept": "text/html"})
+        assert (missing.status_code, missing.headers["Content-Type"]) == (404, "text/html; charset=utf-8")
+        assert "there is nothing at /no&lt;b&gt;where" in missing.text
+        assert 'href="/annotate"' in missing.text
+        said = http.get("/v1/chat").json()["error"]["message"]
+        assert said == "there is nothing at /v1/chat; chat is at /v1/chat/completions, feedback at /v1/feedback"
+        assert http.get("/login").headers["Location"] == "/"  # nobody has a token to log in with
+
+
 def test_without_tokens_pages_of_other_sites_and_rebound_names_are_refused(tmp_path: Path) -> None:
     served = service(file_store(tmp_path))
     with with_page(served) as http:

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from rlhf_loop import __version__
 from rlhf_loop.errors import StoreUnavailable, UserError
-from rlhf_loop.server import access, annotation, chat, dashboard, feedback_api, responses_api
+from rlhf_loop.server import access, annotation, chat, dashboard, feedback_api, pages, responses_api
 from rlhf_loop.server.limits import BodyLimit
 from rlhf_loop.server.logs import Observed
 from rlhf_loop.server.service import Service
@@ -177,6 +177,13 @@ async def _refused(request: Request, error: Exception) -> Response:
     if error.status_code == 401 and wants_page:
         return RedirectResponse(f"/login?next={quote(request.scope['path'])}", 303)
     detail: Any = error.detail
+    if error.status_code == 404 and detail == "Not Found":
+        path = request.scope["path"]
+        detail = f"there is nothing at {path}; chat is at /v1/chat/completions, feedback at /v1/feedback"
+    if wants_page and isinstance(detail, str):
+        answer = pages.page(request, "error.html", status=error.status_code, message=detail)
+        answer.headers.update(error.headers or {})
+        return answer
     said = detail if isinstance(detail, dict) else {"message": detail, "type": "error"}
     return _answer(error.status_code, said, dict(error.headers or {}))
 

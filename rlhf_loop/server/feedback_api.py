@@ -193,6 +193,8 @@ def field_error(error: Any) -> dict[str, Any]:
     if error["type"] != "extra_forbidden":  # then the caller's own words, otherwise fields, and names of types
         place = [part for part in place if _FIELD.fullmatch(part)]
     message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = "there is no such field"
     param = ".".join(place) or None
     return {"message": f"{param}: {message}" if param else message, "type": "invalid_request", "param": param}
 

@@ -25,7 +25,9 @@ _FILES = {
 _VERSIONS = {name: hashlib.sha256(content).hexdigest()[:12] for name, (content, _) in _FILES.items()}
 
 
-def page(request: Request, template: str, caller: Caller | None = None, **values: Any) -> HTMLResponse:
+def page(
+    request: Request, template: str, caller: Caller | None = None, status: int = 200, **values: Any
+) -> HTMLResponse:
     """A page, never kept by a cache: it holds the caller's CSRF token. Every text in it is escaped."""
     service: Service = request.app.state.service
     text = _environment.get_template(template).render(
@@ -33,9 +35,10 @@ def page(request: Request, template: str, caller: Caller | None = None, **values
         csrf=csrf_token(request) if caller is not None else "",
         run=service.recipe.name if service.recipe is not None else "",
         open_access=service.open_access,
+        status=status,
         **values,
     )
-    return HTMLResponse(text, headers={"Cache-Control": "no-store"})
+    return HTMLResponse(text, status, headers={"Cache-Control": "no-store"})
 
 
 @router.get("/static/{name}")
