@@ -42,18 +42,21 @@ def test_a_chat_with_thumbs_ends_in_feedback_and_a_stop_loses_nothing(tmp_path: 
     [
         ({}, "rlhf-loop token create"),
         ({"CHAT_TOKEN": "no such"}, "is no token"),
+        ({"CHAT_URL": "ROOT", "CHAT_TOKEN": "SECRET"}, "set CHAT_URL to http"),
         ({"CHAT_URL": "http://127.0.0.1:9/v1"}, "nothing answers at http://127.0.0.1:9/v1"),
     ],
 )
 def test_without_a_token_or_a_service_there_is_a_sentence(tmp_path: Path, given: dict[str, str], said: str) -> None:
     served = service(file_store(tmp_path), open_access=False)
     with_chat(served)
+    secret = token(served.store, "app")
     with on_a_socket(served) as url:
+        known = {"ROOT": url.removesuffix("/v1"), "SECRET": secret}
         environment = {name: value for name, value in os.environ.items() if name != "CHAT_TOKEN"}
         finished = subprocess.run(
             [sys.executable, APP],
             input="hello\n",
-            env={**environment, "CHAT_URL": url, **given},
+            env={**environment, "CHAT_URL": url} | {name: known.get(value, value) for name, value in given.items()},
             capture_output=True,
             text=True,
             timeout=60,

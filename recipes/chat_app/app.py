@@ -4,7 +4,8 @@
     python recipes/chat_app/app.py
 
 After an answer: + or - is a thumb, `+ because ...` one with a comment, `= TEXT` the answer as it should have been,
-`r` writes another one. Anything else is the next message.
+`r` writes another one. Anything else is the next message; an empty line ends the chat. CHAT_TOKEN holds a token where
+any was made, CHAT_URL the address of the service (http://localhost:8000/v1).
 """
 
 import os
@@ -23,6 +24,9 @@ USER = os.environ.get("USER", "me")
 
 chat = openai.OpenAI(base_url=URL, api_key=TOKEN)
 feedback = httpx.Client(base_url=URL, headers={"Authorization": f"Bearer {TOKEN}"})
+
+FINAL = (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError, openai.NotFoundError)
+"""What no other message would change."""
 
 
 def answer(messages: list, conversation: str) -> tuple[str, str]:
@@ -60,6 +64,8 @@ def why(error: Exception) -> str:
         )
     if isinstance(error, openai.APIConnectionError):
         return f"nothing answers at {URL}: start `rlhf-loop serve RUN`, or set CHAT_URL"
+    if isinstance(error, openai.NotFoundError) and not URL.rstrip("/").endswith("/v1"):
+        return f"there is no chat at {URL}: set CHAT_URL to {URL.rstrip('/')}/v1"
     return f"no answer: {getattr(error, 'message', error)}"
 
 
@@ -79,7 +85,7 @@ def main() -> None:
                 messages.append({"role": "user", "content": line})
             try:
                 id, text = answer(messages, conversation)
-            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError) as error:
+            except FINAL as error:
                 sys.exit(why(error))
             except (openai.OpenAIError, httpx.HTTPError) as error:  # another message may be answered
                 print(why(error))
@@ -89,6 +95,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(__doc__)
     if not TOKEN.isascii() or any(letter.isspace() for letter in TOKEN):
         sys.exit("CHAT_TOKEN is no token: copy what `rlhf-loop token create` printed")
     try:
