@@ -48,15 +48,17 @@ def table(found: dict[tuple[str, str, str], float]) -> str:
 
 
 def _cell(found: dict[tuple[str, str, str], float], launcher: str, case: str) -> str:
-    """The difference from one process where there is one, else from DDP, in brackets; `r` where it was resumed."""
+    """The difference from one process, else from DDP, in brackets; `r` where it was resumed, with the difference from a
+    training that was not, where there is any."""
     said = []
     alone, beside = (found.get((launcher, *compared)) for compared in ((f"{case}-sgd", "one process"), (case, "ddp")))
     if alone is not None:
         said.append(_short(alone))
     elif beside is not None:
         said.append(f"({_short(beside)})")
-    if (launcher, f"{case}-resumed", "never stopped") in found:
-        said.append("r")
+    resumed = found.get((launcher, f"{case}-resumed", "never stopped"))
+    if resumed is not None:
+        said.append(f"r {_short(resumed)}" if resumed else "r")
     return " ".join(said) or "-"
 
 
