@@ -21,7 +21,7 @@ from rlhf_loop.feedback.quality.contradictions import contradictions, in_circles
 from rlhf_loop.feedback.quality.dawid_skene import reliability
 from rlhf_loop.feedback.quality.drift import drift
 from rlhf_loop.feedback.quality.page import render
-from rlhf_loop.feedback.quality.summary import lines
+from rlhf_loop.feedback.quality.summary import annotator_lines, lines
 from rlhf_loop.feedback.quality.votes import BOTH_BAD, FIRST, SECOND, TIE, Votes, read_votes, votes_of, words_of
 from rlhf_loop.feedback.stats import stats
 from rlhf_loop.feedback.store import Store
@@ -382,6 +382,13 @@ def test_little_or_no_feedback_is_no_error(filled: bool) -> None:
     assert "<html" in render("x", validation, found)
     if not filled:
         assert text == ["quality       nothing to measure: no preferences"]
+
+
+def test_the_table_of_annotators_with_short_names_is_in_line() -> None:
+    nothing = {"share": None, "n": 0}
+    row = {"annotator": "ann", "verdicts": 3, "accuracy": nothing, "kappa": None, "flags": []}
+    head, line = annotator_lines([{**row, "first_shown_wins": nothing, "calibration_passed": nothing}])
+    assert head.index("verdicts") + len("verdicts") == line.index("3") + 1
 
 
 def test_the_command_prints_writes_json_and_writes_a_page(tmp_path: Path) -> None:

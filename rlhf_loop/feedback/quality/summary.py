@@ -24,7 +24,7 @@ def lines(quality: Mapping[str, Any]) -> list[str]:
     verdicts, agreed, found = quality["verdicts"], quality["agreement"], quality["consensus"]
     text = [
         f"preferences   {quality['preferences']:,} on {quality['pairs']:,} pairs of {quality['prompts']:,} prompts by "
-        f"{len(quality['annotators'])} annotators: {verdicts['decided']:,} decided, {verdicts['tie']:,} ties, "
+        f"{len(quality['annotators'])} annotator{'s' * (len(quality['annotators']) != 1)}: {verdicts['decided']:,} decided, {verdicts['tie']:,} ties, "
         f"{verdicts['both_bad']:,} both bad"
     ]
     if agreed["comparisons"]:
@@ -111,7 +111,7 @@ def duplicate_lines(found: Mapping[str, Any]) -> list[str]:
 def annotator_lines(rows: list[dict[str, Any]]) -> list[str]:
     """A table of annotators: those with something to look at first, then those with most verdicts."""
     flagged = sorted(rows, key=lambda row: not row["flags"])
-    width = min(28, max((len(row["annotator"]) for row in rows), default=0))
+    width = min(28, max(len(name) for name in ("annotator", *(row["annotator"] for row in rows))))
     text = [f"{'annotator':<{width}}  verdicts  accuracy [95%]      kappa  first shown  calibration  look at"]
     for row in flagged[:ANNOTATORS]:
         accuracy, first, items = row["accuracy"], row["first_shown_wins"], row["calibration_passed"]
@@ -160,4 +160,4 @@ def _share(row: Mapping[str, Any]) -> str:
 
 def p_value(value: float | None) -> str:
     """A p-value as people read it."""
-    return "-" if value is None else "<1e-6" if value < 1e-6 else f"{value:.2g}"
+    return "–" if value is None else "<1e-6" if value < 1e-6 else f"{value:.2g}"
