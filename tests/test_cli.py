@@ -220,7 +220,7 @@ def test_people_answer_questions_and_the_loop_goes_on(tmp_path: Path) -> None:
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     rlhf_loop("feedback", "import", questions, "--store", run)
     said = rlhf_loop("run", recipe, "--run-dir", run, "--rounds", "1").stdout
-    assert "1 rounds complete" in said
+    assert "1 round complete" in said
     with Store.open(run / "feedback.db") as store:
         assert {record.annotator.kind for record in store.feedback()} == {"HUMAN"}
     stats = json.loads(rlhf_loop("feedback", "stats", "--store", run, "--json").stdout)

@@ -32,7 +32,7 @@ from rlhf_loop.server.access import COOKIE, Caller, csrf_token, require
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.limits import Limits
 from rlhf_loop.server.logs import JsonLines
-from rlhf_loop.server.run import config
+from rlhf_loop.server.run import config, greeting
 from rlhf_loop.server.service import Service
 
 
@@ -285,6 +285,16 @@ def test_without_tokens_programs_on_this_machine_are_let_in(tmp_path: Path) -> N
         assert http.get("/v1/models").status_code == 200
         assert http.post("/page").json() == {"who": "you"}
         assert http.get("/v1/models", headers={"Host": "127.0.0.1:8000"}).status_code == 200
+
+
+def test_the_service_says_who_cannot_come_in_yet(served: Service) -> None:
+    said = []
+    for role in ("app", "annotator", "admin"):
+        token(served.store, role)
+        said.append(greeting(served, "127.0.0.1", 8000)[-1])
+    assert "nobody can open the pages before `rlhf-loop token create YOUR_NAME --role admin`" in said[0]
+    assert "nobody can see the dashboard before" in said[1]
+    assert said[2].endswith("by token (rlhf-loop token list)")
 
 
 def test_a_browser_gets_a_page_of_what_is_wrong_and_a_program_json(tmp_path: Path) -> None:

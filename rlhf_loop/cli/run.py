@@ -75,7 +75,11 @@ def _run(
         )
     elif result.complete_rounds:
         progress.say(f"\nTo chat with the policy and judge its answers yourself: {command()} serve {place}")
-    progress.say(f"\n{result.complete_rounds} rounds complete. Report: {shortest(result.report)}")
+    count = result.complete_rounds
+    done = (
+        f"{count} round{'s' * (count != 1)} complete" if count else "round 0 is complete: the base and its candidates"
+    )
+    progress.say(f"\n{done}. Report: {shortest(result.report)}")
     own = recipe.parent / "own_pairs.yaml"
     if own.exists() and own != recipe:
         progress.say(

@@ -133,11 +133,14 @@ def greeting(service: Service, host: str, port: int) -> list[str]:
     base = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
     where = service.run_dir.name if service.run_dir is not None else service.store.database.name
     chat = f"{base}/v1 (OpenAI-compatible; model `promoted`)" if service.policies is not None else service.chat_off
-    access = (
-        "open to everybody on this machine, for no token was made (rlhf-loop token create)"
-        if service.open_access
-        else "by token (rlhf-loop token list)"
-    )
+    if service.open_access:
+        access = "open to everybody on this machine, for no token was made (rlhf-loop token create)"
+    else:
+        roles = {token.role for token in tokens.listed(service.store) if token.revoked_at is None}
+        access = "by token (rlhf-loop token list)"
+        if "admin" not in roles:
+            who = "see the dashboard" if "annotator" in roles else "open the pages"
+            access += f"; nobody can {who} before `rlhf-loop token create YOUR_NAME --role admin`"
     return [
         f"serving {where}. Ctrl-C stops it.",
         f"  annotate   {base}/annotate",

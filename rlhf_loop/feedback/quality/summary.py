@@ -22,9 +22,10 @@ def lines(quality: Mapping[str, Any]) -> list[str]:
     if not quality["preferences"]:
         return ["quality       nothing to measure: no preferences"]
     verdicts, agreed, found = quality["verdicts"], quality["agreement"], quality["consensus"]
+    people = len(quality["annotators"])
     text = [
         f"preferences   {quality['preferences']:,} on {quality['pairs']:,} pairs of {quality['prompts']:,} prompts by "
-        f"{len(quality['annotators'])} annotator{'s' * (len(quality['annotators']) != 1)}: {verdicts['decided']:,} decided, {verdicts['tie']:,} ties, "
+        f"{people} annotator{'s' * (people != 1)}: {verdicts['decided']:,} decided, {verdicts['tie']:,} ties, "
         f"{verdicts['both_bad']:,} both bad"
     ]
     if agreed["comparisons"]:
