@@ -346,6 +346,8 @@ PROXIES = """
     X-ProxyUser-IP Proxy-Client-IP WL-Proxy-Client-IP X-Original-URL X-Original-Host X-Original-URI X-Rewrite-URL
     X-Originating-IP X-Remote-IP X-Remote-Addr X-Scheme X-Host X-Varnish X-Sucuri-ClientIP Incap-Client-IP
     Akamai-Origin-Hop X-Akamai-Edgescape Tailscale-User-Login X-Traefik-Router Client-Cert Early-Data Front-End-Https
+    Remote-User Remote-Email X-WebAuth-User X-Authentik-Username X-Auth-Request-Email X-Goog-Authenticated-User-Email
+    X-Goog-IAP-JWT-Assertion Ngrok-Trace-Id X-Real-Host X-Gateway-Host X-Accel-Internal X-IMForwards
     Surrogate-Capability X-HAProxy-Current-Date X-BlueCoat-Via Max-Forwards
     """
 CLIENTS = """

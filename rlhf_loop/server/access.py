@@ -49,7 +49,9 @@ _FROM_PROXY = re.compile(
     r"[-_]?(?:ip|addr|address)"
     r"|(?:x-)?(?:cf|fly|fastly|akamai|envoy|azure|fd|amzn|amz-cf|amz-apigw|vercel|nf|appengine|arr|ssl|tailscale|sucuri"
     r"|incap|gfe|cloud-trace|proxy|proxyuser|ms-proxy|original|rewrite|varnish|haproxy|traefik|kong|render|railway"
-    r"|replit|github-codespaces|tunnel|wl-proxy|zscaler|bluecoat)(?:-.*)?"
+    r"|replit|github-codespaces|tunnel|wl-proxy|zscaler|bluecoat|accel|imforwards|gateway|coming-from|real-host)"
+    r"(?:-.*)?"
+    r"|(?:x-)?(?:ngrok|webauth|authentik|authelia|auth-request|goog-authenticated|goog-iap|remote)-(?!skip-).*"
 )
 """Names, in lower case, of headers that proxies, balancers, tunnels and content networks add to what they pass on."""
 
