@@ -547,7 +547,7 @@ def check_trainer(kind: str, trainer: Mapping[str, Any], where: str) -> None:
         return
     module, _, config = TRAINER_CONFIGS[kind].partition(":")
     known = trl_fields()[config]
-    for key in trainer:
+    for key, value in trainer.items():
         if key in RESERVED:
             raise ValueError(f"{where}.{key} is the loop's own: {RESERVED[key]}")
         if key not in known:
@@ -557,6 +557,21 @@ def check_trainer(kind: str, trainer: Mapping[str, Any], where: str) -> None:
                 remedy = f"; it is a setting of {', '.join(others)}: put it under `update.trainers.{others[0]}`"
             owner = "TRL's" if module == "trl" else "our"
             raise ValueError(f"{where}.{key}: {owner} {config} has no such field{remedy}")
+        if not _is(known[key], value):
+            raise ValueError(f"{where}.{key} must be {known[key]}, got {value!r}")
+
+
+def _is(kind: str, value: Any) -> bool:
+    """Whether a value is of the kind that a config's field has; null leaves a field as it is."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    right = {
+        "a number": number and math.isfinite(value),
+        "a whole number": number and isinstance(value, int),
+        "true or false": isinstance(value, bool),
+    }
+    if kind.startswith("one of "):
+        return value is None or value in kind.removeprefix("one of ").split(", ")
+    return value is None or right.get(kind, True)
 
 
 def _config(kind: str) -> str:
@@ -565,10 +580,11 @@ def _config(kind: str) -> str:
 
 
 @cache
-def trl_fields() -> dict[str, list[str]]:
-    """Field names of the configs of `TRAINER_CONFIGS`, by class name."""
+def trl_fields() -> dict[str, dict[str, str]]:
+    """Field names of the configs of `TRAINER_CONFIGS`, by class name, and what their values are where that is one
+    kind."""
     text = resources.files("rlhf_loop").joinpath("data/trl_fields.json").read_text()
-    fields: dict[str, list[str]] = json.loads(text)
+    fields: dict[str, dict[str, str]] = json.loads(text)
     return fields
 
 

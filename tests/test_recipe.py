@@ -221,3 +221,25 @@ def test_numbers_may_be_written_without_a_point() -> None:
 def test_an_override_that_is_not_yaml_is_named() -> None:
     with pytest.raises(UserError, match=r"`seed=\{` is not valid YAML"):
         Recipe.load(SMOKE, ["seed={"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("learning_rate=abc", "update.trainer.learning_rate must be a number, got 'abc'"),
+        ("learning_rate=.nan", "update.trainer.learning_rate must be a number, got nan"),
+        (
+            "per_device_train_batch_size=1.5",
+            "update.trainer.per_device_train_batch_size must be a whole number, got 1.5",
+        ),
+        ("max_steps=true", "update.trainer.max_steps must be a whole number, got True"),
+        ("bf16=maybe", "update.trainer.bf16 must be true or false, got 'maybe'"),
+        ("optim=adam", "update.trainer.optim must be one of "),
+        ("lr_scheduler_type=foo", "update.trainer.lr_scheduler_type must be one of "),
+    ],
+)
+def test_a_trainer_setting_of_another_kind_is_refused_when_the_recipe_is_loaded(setting: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        Recipe.load(SMOKE, [f"update.trainer.{setting}"])
+    assert said in str(refused.value)
+    Recipe.load(SMOKE, ["update.trainer.max_steps=null", "update.trainer.warmup_steps=1", "update.trainer.optim=sgd"])

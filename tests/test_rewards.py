@@ -654,3 +654,28 @@ def test_rewards_are_plain_yaml_when_written(trained):
     assert values["kind"] == "bradley_terry"
     assert values["base"] == "tiny-random:0"
     assert Lora(**values["lora"]).r == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("import sys\ndef f(completions, **k):\n    sys.exit(3)", "raised SystemExit: 3"),
+        ("def f(completions, **k):\n    return [10**400] * len(completions)", "which is no finite number"),
+        (
+            "import torch\ndef f(completions, **k):\n    return [torch.ones(2)] * len(completions)",
+            "raised RuntimeError",
+        ),
+        ("def f(completions, **k):\n    raise ValueError('\\ud800')", "raised ValueError: ?"),
+    ],
+)
+def test_a_function_that_fails_in_an_odd_way_is_named_all_the_same(tmp_path, body, said):
+    with pytest.raises(UserError) as refused:
+        load_reward(function_folder(tmp_path / "f", body), id="f", policy=POLICY)(["q", "q"], ["a", "b"])
+    assert said in str(refused.value)
+
+
+def test_a_file_of_a_function_may_hold_dataclasses_and_what_is_pickled(tmp_path):
+    body = "from __future__ import annotations\nimport pickle\nfrom dataclasses import dataclass\n"
+    body += "@dataclass\nclass Point:\n    value: float\n"
+    body += "def f(completions, **k):\n    return [pickle.loads(pickle.dumps(Point(0.5))).value for _ in completions]\n"
+    assert load_reward(function_folder(tmp_path / "f", body), id="f", policy=POLICY)(["q"], ["a"]) == [0.5]

@@ -64,8 +64,7 @@ class Reward(ABC):
             got = f"{len(values)} values" if isinstance(values, Sequence) else type(values).__name__
             raise UserError(f"the reward {self.name} gave {got} for {len(texts)} completions; it must give one each")
         for text, value in zip(texts, values, strict=True):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if value is not None and not number:
+            if value is not None and not _is_finite(value):
                 raise UserError(f"the reward {self.name} gave {value!r}, which is no finite number, for {text.shown()}")
         return [None if value is None else float(value) for value in values]
 
@@ -113,6 +112,14 @@ class WeightedSum(Reward):
     def is_end(self, token: int) -> bool:
         """Whether all parts take the token for an end."""
         return all(reward.is_end(token) for reward, _ in self.parts)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _as_text(prompt: Any, completion: Any, finished: bool, ids: Sequence[int] | None) -> Text:

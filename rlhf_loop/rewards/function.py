@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import inspect
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from rlhf_loop import recipe
 from rlhf_loop.columns import OF_COMPLETIONS, OF_PROMPTS, OF_TRAINERS, columns_of
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.rows import sound
 from rlhf_loop.records import Prompt
 from rlhf_loop.rewards.base import Reward
 from rlhf_loop.rewards.spec import FunctionSpec
@@ -65,14 +67,13 @@ class FunctionReward(Reward):
     def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float | None]:
         """What the function returns; anything it raises becomes a `UserError` naming it and the text."""
         try:
-            values = self._call(texts, columns)
+            return _plain(self._call(texts, columns))
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # The function is the user's own code and may raise anything.
             culprit = self._culprit(texts, columns)
-            raise UserError(f"{self.where} raised {type(error).__name__}: {error}{culprit}") from error
-        return _plain(values)
+            raise UserError(sound(f"{self.where} raised {type(error).__name__}: {error}{culprit}")) from error
 
     def _call(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> Any:
         plain = self.spec.format == "plain"
@@ -96,8 +97,8 @@ class FunctionReward(Reward):
         """The first text that the function fails on alone, to name it; it may fail on none alone."""
         for number, text in enumerate(texts):
             try:
-                self._call([text], {name: values[number : number + 1] for name, values in columns.items()})
-            except Exception:
+                _plain(self._call([text], {name: values[number : number + 1] for name, values in columns.items()}))
+            except (Exception, SystemExit):
                 return f", for {text.shown()}"
         return f", for {len(texts)} completions together, though for none of them alone"
 
@@ -192,7 +193,7 @@ def _function(folder: Path, spec: FunctionSpec) -> Callable[..., Any]:
         module = import_module(place) if spec.file is None else _module(folder / place)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         named = place if spec.file is None else folder / place
         raise UserError(f"{named} cannot be loaded: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
@@ -210,5 +211,6 @@ def _module(path: Path) -> ModuleType:
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # where dataclasses and pickle look for it
     module_spec.loader.exec_module(module)
     return module
