@@ -13,8 +13,7 @@ from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.places import PLACES, content, paths_in, read_places, relocated, sqlite_file
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.run_dir import RunDir, write_json, write_text
-from rlhf_loop.settings_text import read_yaml
+from rlhf_loop.run_dir import RunDir, read_json, read_kept, write_json, write_text
 
 _MAY_CHANGE = (
     "description", "rounds", "run_dir", "launch", "accelerate_config", "report_to", "annotation", "watch",
@@ -35,7 +34,7 @@ class RecipeChanged(UserError):
 def keep_recipe(recipe: Recipe, run: RunDir) -> Recipe:
     """Writes the recipe into the run, or raises `RecipeChanged` where the run was made with another one. Gives it as it
     is in force: what `auto` was when the run was begun."""
-    if not (run.path / "recipe.yaml").exists() and any(run.path.glob("round_*")):
+    if _kept(run) is None and any(run.path.glob("round_*")):
         raise UserError(f"{run.path} has rounds but no recipe.yaml; choose another folder with --run-dir")
     recipe = check_recipe(recipe, run)
     write_text(run.path / "recipe.yaml", recipe.to_yaml())
@@ -52,14 +51,13 @@ def keep_recipe(recipe: Recipe, run: RunDir) -> Recipe:
 
 def check_recipe(recipe: Recipe, run: RunDir) -> Recipe:
     """The recipe as it is in force in the run. Raises `RecipeChanged` where the run was made with another one."""
-    kept_file = run.path / "recipe.yaml"
+    kept = _kept(run)
     in_force = _with_dtype(recipe, recipe.policy.precision)
-    if kept_file.exists():
-        with reading(kept_file):
-            kept = _with_defaults(relocated(read_yaml(kept_file.read_text(encoding="utf-8"), str(kept_file)), run.path))
-            name = kept.get("name")
-            if recipe.policy.dtype == "auto":
-                in_force = _with_dtype(recipe, kept["policy"]["dtype"])
+    if kept is not None:
+        kept = _with_defaults(kept)
+        name = kept.get("name")
+        if recipe.policy.dtype == "auto":
+            in_force = _with_dtype(recipe, kept["policy"]["dtype"])
         if name != recipe.name:
             raise RecipeChanged(
                 f"{run.path} holds a run of recipe `{name}`, not `{recipe.name}`; choose another folder with --run-dir",
@@ -83,6 +81,18 @@ def check_recipe(recipe: Recipe, run: RunDir) -> Recipe:
 
 def _with_dtype(recipe: Recipe, dtype: str) -> Recipe:
     return recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"dtype": dtype})})
+
+
+def _kept(run: RunDir) -> dict[str, Any] | None:
+    """The recipe that a run keeps; where `recipe.yaml` is gone, as the first stage was told it. None: there is none."""
+    told = next(iter(sorted(run.path.glob("round_*/*.arguments.json"))), None)
+    if (run.path / "recipe.yaml").exists():
+        return read_kept(run.path)[0]
+    if told is None:
+        return None
+    with reading(told):
+        values: dict[str, Any] = relocated(read_json(told)["recipe"], run.path)
+        return values
 
 
 def _changed(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

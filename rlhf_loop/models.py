@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from rlhf_loop.damage import remedy
+from rlhf_loop.damage import loading, reading
 from rlhf_loop.distributed import is_main, whole_models
 from rlhf_loop.errors import UserError
 from rlhf_loop.model_checks import check_config, check_files, on_output_layer, on_tied_embeddings
@@ -83,7 +83,7 @@ def load_policy(
     dtype = getattr(torch, settings.precision)
     merged = merged and folder is not None
     assert not (merged and trainable), "merged weights are for sampling"
-    with _quiet(), _explained(source), nullcontext() if in_training else whole_models():
+    with _quiet(), loading(source), nullcontext() if in_training else whole_models():
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32 if merged else dtype, **options)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
@@ -97,7 +97,7 @@ def load_policy(
     # prompts of a 135M model 5 GB and 8 s. A copy of the slice is small.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
     if folder:
-        with _quiet(), _explained(folder):
+        with _quiet(), loading(folder):
             model = PeftModel.from_pretrained(
                 model, str(folder), is_trainable=trainable, autocast_adapter_dtype=trainable
             )
@@ -120,7 +120,7 @@ def load_tokenizer(reference: str | Path, settings: Policy | None = None) -> Any
     if folder and not (folder / "tokenizer_config.json").exists():
         return load_tokenizer(_base_of(folder), settings)
     source = str(folder) if folder else resolve_model(str(reference))
-    with _explained(source):
+    with loading(source):
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=bool(settings and settings.trust_remote_code)
         )
@@ -293,12 +293,12 @@ def check_model(policy: Policy, lora: Any) -> None:
     if _adapter_folder(policy.model):
         check_files(policy.model, None)
     source = resolve_model(policy.model)
-    with _explained(source):
+    with loading(source):
         config = AutoConfig.from_pretrained(source, trust_remote_code=policy.trust_remote_code)
     check_config(config.to_dict(), policy.model)
     if lora is None or policy.trust_remote_code:
         return
-    with _quiet(), _explained(source), init_empty_weights():
+    with _quiet(), loading(source), init_empty_weights():
         model = get_peft_model(AutoModelForCausalLM.from_config(config), lora)
     check_adapted(model, policy.model)
 
@@ -338,30 +338,11 @@ def _adapter_folder(reference: str | Path) -> Path | None:
 def _base_of(folder: Path) -> str:
     """The base that an adapter's folder names."""
     path = folder / "adapter_config.json"
-    try:
+    with reading(path):
         base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); make the adapter again") from None
     if not base:
         raise UserError(f"{path} names no base_model_name_or_path; add the model that the adapter was trained on")
     return str(relocated(base, folder.resolve()))
-
-
-@contextmanager
-def _explained(source: str | Path) -> Iterator[None]:
-    """Turns the ways in which loading fails on a user's files into a `UserError`."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{source} cannot be loaded: {error}. If its files were copied or a write was cut short, "
-            f"{remedy(Path(source) / 'config.json')}"
-        ) from error
-    except ValueError as error:
-        # transformers' and PEFT's own words: unknown model type, remote code wanted, wrong shapes.
-        raise UserError(f"{source} cannot be loaded: {error}") from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from rlhf_loop.damage import check_step, remedy
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.loop import BASE, Loop
@@ -14,7 +15,7 @@ from rlhf_loop.machine import Dtype
 from rlhf_loop.model_card import model_card
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Artifact
-from rlhf_loop.run_dir import commit_folder, read_json, write_json, write_text
+from rlhf_loop.run_dir import commit_folder, read_json, read_kept, write_json, write_text
 
 DTYPES: tuple[str, ...] = get_args(Dtype)
 """Precisions that weights can be exported in."""
@@ -22,7 +23,12 @@ DTYPES: tuple[str, ...] = get_args(Dtype)
 
 def open_loop(run: Path) -> Loop:
     """The loop of an existing run, from the recipe kept in it."""
-    return Loop(Recipe.load(run / "recipe.yaml", to_run=False), run_dir=run)
+    read_kept(run)
+    try:
+        recipe = Recipe.load(run / "recipe.yaml", to_run=False)
+    except UserError as error:
+        raise UserError(f"{error}. If the file was damaged, {remedy(run / 'recipe.yaml')}") from None
+    return Loop(recipe, run_dir=run)
 
 
 def listed(run: Path) -> list[dict[str, Any]]:
@@ -88,6 +94,7 @@ def export(
     source = loop.weights(policy)
     if form == "adapter" and not (Path(source) / "adapter_config.json").exists():
         raise UserError(f"policy {policy.id} is not an adapter; use --form merged")
+    check_step(Path(source))
     partial = output.with_name(output.name + ".partial")
     try:
         if partial.exists():

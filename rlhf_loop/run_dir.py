@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -24,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop import private
-from rlhf_loop.damage import reading
+from rlhf_loop.damage import damaged, hash_file, reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.locks import InUse, check, locked
+from rlhf_loop.places import relocated
+from rlhf_loop.settings_text import read_yaml
 
 STEPS = (
     "snapshot",
@@ -116,7 +119,7 @@ def step_folder(folder: Path, key: str, settings: Mapping[str, Any], keep_partia
     try:
         key_file = partial / "key.txt"
         check(folder)
-        if partial.exists() and not (keep_partial and key_file.exists() and key_file.read_text() == key):
+        if partial.exists() and not (keep_partial and key_file.exists() and key_file.read_bytes() == key.encode()):
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
         write_text(key_file, key)
@@ -133,8 +136,13 @@ def step_folder(folder: Path, key: str, settings: Mapping[str, Any], keep_partia
         }
         write_json(partial / "manifest.json", manifest)
         commit_folder(partial, folder)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
+    except UserError:
+        raise
+    except Exception as error:
+        if (failed := failed_write(error, folder.parent)) is None:
+            raise
+        named = isinstance(failed.filename, str)
+        raise explain_os_error(failed, Path(failed.filename) if named else folder) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,7 +218,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / "manifest.json"
     if not path.exists():
         return None
-    manifest: dict[str, Any] = read_json(path)
+    manifest = read_json(path)
     with reading(path):
         for name in ("key", "files", "seconds"):
             manifest[name]
@@ -224,7 +232,10 @@ def outputs_hash(folder: Path) -> str:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise UserError(f"{folder} is not complete; type the same `rlhf-loop run` command again to make it")
+        raise UserError(
+            f"{folder} is not complete; delete {folder.parent / 'manifest.json'} and type the same `rlhf-loop run` "
+            "command again, which makes it again"
+        )
     return fingerprint(manifest["files"])
 
 
@@ -232,12 +243,6 @@ def fingerprint(*parts: Any) -> str:
     """SHA-256 of `parts` as JSON."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -269,10 +274,28 @@ def without_times(value: Any) -> Any:
     return {name: without_times(part) for name, part in value.items() if not name.endswith("seconds")}
 
 
-def read_json(path: Path) -> Any:
-    """What `write_json` wrote; a damaged file is a `UserError` naming it and what to delete."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that `write_json` wrote; a damaged file is a `UserError` naming it and what to delete."""
     with reading(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise TypeError("it holds no JSON object")
+        return value
+
+
+def read_kept(run: Path) -> tuple[dict[str, Any], str]:
+    """The recipe that a run keeps, as plain values and as text; a damaged one is a `UserError` with the remedy."""
+    path = run / "recipe.yaml"
+    with reading(path):
+        text = path.read_text(encoding="utf-8")
+        try:
+            values = read_yaml(text, "it")
+        except UserError as error:
+            raise damaged(path, str(error).splitlines()[0]) from None
+        blocks = [values[name] for name in ("policy", "update", "feedback")]
+        if not all(isinstance(block, dict) for block in [*blocks, values["feedback"].get("annotator") or {}]):
+            raise TypeError("it holds no recipe")
+    return relocated(values, run.resolve()), text
 
 
 def explain_os_error(error: OSError, path: Path) -> UserError:
@@ -282,9 +305,37 @@ def explain_os_error(error: OSError, path: Path) -> UserError:
             f"the disk is full while writing {path}. Nothing that was complete is lost: free some space (`rlhf-loop "
             "doctor` shows how much there is) and type the same command again, or use --run-dir on another disk"
         )
+    if error.errno == errno.EFBIG:
+        return UserError(
+            f"{path} would grow larger than this process may write (`ulimit -f`). Nothing that was complete is lost: "
+            "raise the limit and type the same command again"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UserError(f"no permission to write {path}; choose a folder of yours with --run-dir")
+        folder = next(place for place in (path, *path.parents) if place.is_dir())
+        return UserError(
+            f"no permission to write {path}: {folder} or what is in it can only be read by you. Make it writable "
+            "and type the same command again, or choose a folder of yours (--run-dir; for a report --output)"
+        )
     return UserError(f"{path}: {error}")
+
+
+def failed_write(error: Exception, folder: Path) -> OSError | None:
+    """The error of the system behind what libraries raise for a write in `folder` that failed; None for other errors.
+
+    safetensors and tokenizers tell its number in their text; `torch.save` only that it could not write.
+    """
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"os error (\d+)", str(error))
+    if number is not None:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    if isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|unexpected pos", str(error)):
+        full = shutil.disk_usage(folder).free < _NEARLY_FULL
+        return OSError(errno.ENOSPC if full else errno.EIO, "a file could not be written")
+    return None
+
+
+_NEARLY_FULL = 2**24  # bytes that are left where a larger piece did not fit
 
 
 def _sync(path: Path) -> None:

@@ -69,7 +69,9 @@ def _opened(kind: str, project: str, name: str, folder: Path | None = None) -> I
         tracker.start()
     except Exception as error:
         # Each library has exceptions of its own for a missing key, an unreachable server, a folder it cannot use.
-        raise UserError(f"report_to: {kind} did not start: {error}") from error
+        raise UserError(
+            f"report_to: {kind} did not start: {error}. Mend that, or leave it out of `report_to`"
+        ) from error
     try:
         yield tracker
     finally:

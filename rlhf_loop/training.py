@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 
 from rlhf_loop.checkpoints import MarkComplete
+from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 
 Progress = Callable[[int, int, str], None]
@@ -100,19 +101,18 @@ class TrainingLog(TrainerCallback):  # type: ignore[misc]
         self.progress = progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a resume, drops the lines that lie behind the checkpoint."""
+        """After a resume, the lines up to the checkpoint, as it knows them: the file may go further, or be damaged."""
         if state.is_world_process_zero and self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
-            self.path.write_text("".join(line for line in lines if _step(line) <= state.global_step))
+            lines = [_line(logs["step"], logs) for logs in state.log_history if "train_runtime" not in logs]
+            self.path.write_text("".join(lines))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """One line a log, with its step, without times and speeds: the same training is to leave the same file. So the
         closing summary is left out too, which after a resume holds the mean loss of only the steps since, and TRL's
         `num_tokens`, which counts from there."""
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
-            logs = {name: value for name, value in logs.items() if name not in _DIFFERS_BETWEEN_RUNS}
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(_line(state.global_step, logs))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Shows the step and the last loss."""
@@ -153,7 +153,10 @@ class ShiftedSteps(TrainerCallback):  # type: ignore[misc]
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a training log."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    with reading(path):
+        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def mean_loss(path: Path) -> float | None:
@@ -162,8 +165,6 @@ def mean_loss(path: Path) -> float | None:
     return sum(losses) / len(losses) if losses else None
 
 
-def _step(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):  # a line torn by a kill
-        return 1 << 62
+def _line(step: int, logs: Mapping[str, float]) -> str:
+    kept = {name: value for name, value in logs.items() if name not in (*_DIFFERS_BETWEEN_RUNS, "step")}
+    return json.dumps({"step": step, **kept}) + "\n"

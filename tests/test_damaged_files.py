@@ -46,5 +46,5 @@ def test_a_file_at_the_top_of_a_run_is_in_no_round(tmp_path: Path) -> None:
 def test_a_kept_recipe_that_is_none_is_named(text: str, tmp_path: Path) -> None:
     write_text(tmp_path / "recipe.yaml", text)
     for look in (status, write_report):
-        with pytest.raises(UserError, match=r"recipe\.yaml is damaged: it.* put the recipe of the run back there"):
+        with pytest.raises(UserError, match=r"recipe\.yaml is damaged .*put it back from a copy"):
             look(RunDir(tmp_path))

@@ -325,7 +325,7 @@ def test_what_only_they_had_judged_is_open_again(store: Store) -> None:
 def made_run(store: Store, path: Path) -> RunDir:
     """A round with a snapshot and training data, complete, and a step that was interrupted."""
     run = RunDir(path)
-    write_json(path / "recipe.yaml", {"name": "x"})
+    write_json(path / "recipe.yaml", {"name": "x", "policy": {}, "update": {}, "feedback": {}})
     pair: dict[str, Any] = {
         "id": "pair-1", "prompt_id": "other-prompt", "prompt": '[{"role": "user", "content": "Why?"}]',
         "chosen_id": "other-answer-1", "rejected_id": "other-answer-2", "origin": "human", "margin": 0.5,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rlhf_loop.damage import hash_file
 from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation import evaluate
 from rlhf_loop.recipe import Gate, parse
@@ -17,7 +18,7 @@ from rlhf_loop.records import Completion, Message, Prompt, Score, write_records
 from rlhf_loop.report import status, write_report
 from rlhf_loop.report.charts import Series, over_rounds
 from rlhf_loop.report.status import render
-from rlhf_loop.run_dir import RunDir, step_folder, write_json, write_text
+from rlhf_loop.run_dir import RunDir, read_json, step_folder, write_json, write_text
 from rlhf_loop.steps.gate import decide
 
 EVIL = '<script>alert("x")</script> & $\\alpha$'
@@ -200,7 +201,9 @@ def test_what_people_said_in_a_simulated_run_is_counted(tmp_path: Path) -> None:
         ({"simulated:rule": {"given": 94}, "you": {"given": 5}, "ann": {"given": 1}}, "6 pieces of it from people"),
         ({"simulated:rule": {"given": 100}}, "noise and biases, not from people"),
     ):
-        file.write_text(json.dumps({**checked, "per_annotator": given}))
+        write_json(file, {**checked, "per_annotator": given})
+        made = read_json(file.with_name("manifest.json"))
+        write_json(file.with_name("manifest.json"), {**made, "files": {**made["files"], file.name: hash_file(file)}})
         assert words in _Page(write_report(run).read_text(encoding="utf-8")).text
 
 

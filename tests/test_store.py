@@ -472,6 +472,11 @@ def test_a_file_without_permission_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "f.db"
     Store.open(path).close()
     path.chmod(0o400)
+    with Store.open(path) as store:
+        assert store.counts()["prompts"] == 0
+        with pytest.raises(UserError, match="can only be read by you"):
+            store.add_prompts([prompt()])
+    path.chmod(0)
     with pytest.raises(UserError, match="no permission"):
         Store.open(path)
 

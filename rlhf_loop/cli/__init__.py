@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so `--help` answers at once
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -41,8 +42,8 @@ def main() -> None:
         return
     try:
         app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {_explained(error)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -62,12 +63,15 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def report(run: RunFolder) -> None:
+def report(
+    run: RunFolder,
+    output: Annotated[Path | None, typer.Option(help="File to write (default: report.html of the run).")] = None,
+) -> None:
     """Write the run's report again: one offline HTML file."""
     from rlhf_loop.report import write_report
     from rlhf_loop.run_dir import RunDir
 
-    print(write_report(RunDir(existing_run(run))))
+    print(write_report(RunDir(existing_run(run)), output=output))
 
 
 @app.command()
@@ -112,6 +116,18 @@ def init(
     for path in lay_out(folder):
         print(path)
     print(f"Next: rlhf-loop run {folder / 'recipes' / 'quickstart.yaml'}")
+
+
+def _explained(error: UserError | OSError) -> UserError:
+    """A file that can be neither read nor written is the user's to mend; raises any other error of the system."""
+    if isinstance(error, UserError):
+        return error
+    from rlhf_loop.run_dir import explain_os_error
+
+    mendable = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+    if error.errno not in mendable or not isinstance(error.filename, str):
+        raise error
+    return explain_os_error(error, Path(error.filename))
 
 
 def _follow() -> None:

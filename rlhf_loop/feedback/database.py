@@ -8,6 +8,7 @@ loses data after fsync.
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
@@ -48,6 +50,8 @@ CHUNK = 5000
 POOL_SECONDS = 30.0
 """How long to wait for one of the connections (15 a process) when all are in use."""
 
+_SHARED_MEMORY = 2**16  # bytes free below which SQLite's shared memory does not fit
+
 _WRITE_LOCK = 0x524C4846  # an arbitrary number that all users of the store share
 
 
@@ -65,6 +69,7 @@ class Database:
         self._reading = threading.local()
         if self.path is not None:
             _check_file(self.path, create)
+        self.read_only = self.path is not None and not _writable(self.path)
         self.engine = self._make_engine(busy_seconds)
         self._busy_seconds = busy_seconds
         try:
@@ -72,7 +77,7 @@ class Database:
         except BaseException:
             self.close()
             raise
-        if self.path is not None:  # it is ours
+        if self.path is not None and not self.read_only:  # it is ours
             private.tighten(self.path, *(self.path.with_name(self.path.name + end) for end in SIDE_FILES))
 
     @property
@@ -185,8 +190,9 @@ class Database:
                 self.url, poolclass=StaticPool, connect_args={"check_same_thread": False}, hide_parameters=True
             )
         else:
+            url = _read_only(self.path) if self.read_only else self.url
             engine = sa.create_engine(
-                self.url, connect_args={"timeout": busy_seconds}, pool_timeout=POOL_SECONDS, hide_parameters=True
+                url, connect_args={"timeout": busy_seconds}, pool_timeout=POOL_SECONDS, hide_parameters=True
             )
         network = network_file_system(self.path) if self.path else None
         if network:
@@ -206,7 +212,7 @@ class Database:
             connection.execute("PRAGMA secure_delete = ON")  # what is deleted or replaced is overwritten
             connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a file that is empty yet
             connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-            if self.path is not None:
+            if self.path is not None and not self.read_only:
                 if connection.execute("PRAGMA journal_mode").fetchone()[0].upper() != journal:
                     _set_journal(connection, journal, busy_seconds)
                 connection.execute("PRAGMA synchronous = NORMAL" if journal == "WAL" else "PRAGMA synchronous = FULL")
@@ -214,6 +220,8 @@ class Database:
         @sa.event.listens_for(engine, "begin")
         def _begin(connection: sa.Connection) -> None:
             write = connection.get_execution_options().get("write")
+            if write and self.read_only:
+                raise self._not_writable("this command has to write to it")
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
         return engine
@@ -223,6 +231,8 @@ class Database:
         with self.read() as connection:
             if self._schema(connection) == SCHEMA:
                 return
+        if self.read_only:
+            raise self._not_writable("it is of an earlier version and has to be brought up to date")
         from alembic import command
         from alembic.config import Config
         from alembic.script import ScriptDirectory
@@ -282,10 +292,8 @@ class Database:
                 f"new store and import an export into it; `sqlite3 {self.name} .recover` may save what is left"
             )
         if reason.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
-            return StoreUnavailable(
-                f"{self.name} cannot be written ({text}); check the permissions of the file and its folder"
-            )
-        if reason.startswith("SQLITE_FULL"):
+            return self._not_writable(text)
+        if reason.startswith("SQLITE_FULL") or (reason.startswith("SQLITE_IOERR") and self._disk_is_full()):
             return StoreUnavailable(
                 f"the disk is full while writing {self.name}. What was saved before is safe: free some space and type "
                 "the same command again"
@@ -293,6 +301,16 @@ class Database:
         if reason.startswith(("SQLITE_IOERR", "SQLITE_PROTOCOL", "SQLITE_NOMEM", "SQLITE_NOLFS")):
             return StoreUnavailable(f"{self.name}: {text}")
         return None
+
+    def _not_writable(self, why: str) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"{self.name} cannot be written ({why}): the file or its folder can only be read by you. Check the "
+            "permissions of both, and whether their disk is mounted read-only, then type the same command again"
+        )
+
+    def _disk_is_full(self) -> bool:
+        """SQLite calls it an I/O error where the memory that its users share does not fit on the disk."""
+        return self.path is not None and shutil.disk_usage(self.path.parent).free < _SHARED_MEMORY
 
     def _explain_postgres(self, error: DBAPIError, text: str) -> UserError | None:
         if isinstance(error, OperationalError) or error.connection_invalidated:
@@ -377,8 +395,8 @@ def _check_file(path: Path, create: bool) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder; a store is a file, such as {path / 'feedback.db'}")
     if path.exists():
-        if not os.access(path, os.R_OK | os.W_OK):
-            raise UserError(f"no permission to read and write {path}; check its owner, or use another store")
+        if not os.access(path, os.R_OK):
+            raise UserError(f"no permission to read {path}; check its owner, or use another store")
         return
     if not create:
         near = sorted(p.name for p in path.parent.glob("*.db"))[:3] if path.parent.is_dir() else []
@@ -392,6 +410,19 @@ def _check_file(path: Path, create: bool) -> None:
         private.make_file(path)  # SQLite gives the files beside it the same permissions
     except OSError as error:
         raise UserError(f"{path} cannot be made: {error.strerror}; use a folder of yours for the store") from None
+
+
+def _writable(path: Path) -> bool:
+    """Whether SQLite can write a file: its log lies beside it."""
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+
+
+def _read_only(path: Path) -> str:
+    """The URL that opens a file to read alone. Where nothing waits in its log SQLite needs no file beside it, and can
+    make none in a folder that cannot be written."""
+    log = path.with_name(path.name + "-wal")
+    settled = not log.exists() or not log.stat().st_size
+    return f"sqlite:///file:{quote(str(path))}?mode=ro{'&immutable=1' if settled else ''}&uri=true"
 
 
 def _set_journal(connection: Any, journal: str, busy_seconds: float) -> None:

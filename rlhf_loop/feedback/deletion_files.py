@@ -25,8 +25,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlhf_loop.errors import UserError
-from rlhf_loop.run_dir import RunDir, hash_file, read_json, read_manifest, write_json
+from rlhf_loop.damage import damaged, hash_file, reading
+from rlhf_loop.run_dir import RunDir, read_json, read_manifest, write_json
 
 REDACTED = "inputs redacted"
 """The `state` of a manifest."""
@@ -34,6 +34,7 @@ REDACTED = "inputs redacted"
 _PROMPT_IDS = ("id", "prompt_id")
 _COMPLETION_IDS = ("id", "completion_id", "a_id", "b_id", "chosen_id", "rejected_id", "parent")
 _KNOWN = {"id", "prompt_id", "completion_id", "feedback_ids"}
+_OURS = (".parquet", ".json")  # ends of the names of files that rows and entries are taken out of
 _TRAINING_DATA = "training_data.parquet"
 _QUOTED = 16  # characters: shorter texts are everybody's
 
@@ -79,6 +80,7 @@ def redact_run(run: RunDir, gone: Gone, key: str) -> dict[str, int]:
     the user's pseudonym, is noted beforehand in the manifests of the steps whose files change, so that it can be told
     from what data a model was made after an interruption too (see `trained_in`).
     """
+    _refuse_damaged(run)
     changed: dict[str, int] = {}
     for file in run.path.glob("*.partial"):  # of a report that was not finished: it shows answers
         if file.name.startswith("report.") and file.is_file():
@@ -99,6 +101,21 @@ def redact_run(run: RunDir, gone: Gone, key: str) -> dict[str, int]:
         changed.update({str(path.relative_to(run.path)): count for path, count in found.items()})
         _mark(folder)
     return changed
+
+
+def _refuse_damaged(run: RunDir) -> None:
+    """Before anything changes: what damaged files hold cannot be told, and their new hashes would be taken for those of
+    the deletion."""
+    for number in run.rounds():
+        whole = run.round(number) / "manifest.json"
+        if whole.exists():
+            read_json(whole)
+        for folder in run.round(number).iterdir():
+            manifest = read_manifest(folder) if folder.is_dir() else None
+            for name in manifest["files"] if manifest else ():
+                if name.endswith(_OURS):
+                    with reading(folder / name):
+                        pass
 
 
 def trained_in(run_dirs: Iterable[Path], key: str) -> list[tuple[int, Path]]:
@@ -142,7 +159,7 @@ def _mark(round_folder: Path) -> None:
         files = {
             name: now
             for name, made in manifest["files"].items()
-            if name.endswith((".parquet", ".json")) and (now := hash_file(folder / name)) != made
+            if name.endswith(_OURS) and (now := hash_file(folder / name)) != made
         }
         any_changed |= bool(files)
         if files != manifest.get("redacted", {}).get("files", {}):
@@ -170,10 +187,7 @@ def _redact(path: Path, gone: Gone, write: bool) -> int:
         except pa.ArrowInvalid as error:
             if any(part.endswith((".partial", ".old")) for part in path.parts):
                 return 1
-            raise UserError(
-                f"{path} is damaged ({error}), so what is in it cannot be deleted by user. Put a copy in its place, or "
-                "remove it, and type the same command again"
-            ) from None
+            raise damaged(path, f"{error}, so what is in it cannot be deleted by user") from None
     ours = path.name == "manifest.json" or path.name.endswith(".arguments.json")  # no texts in them
     return _redact_json(path, gone, write) if path.suffix == ".json" and not ours and path.is_file() else 0
 

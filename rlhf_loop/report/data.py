@@ -10,10 +10,8 @@ from typing import Any
 
 from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
-from rlhf_loop.places import relocated
 from rlhf_loop.records import Completion, Prompt, read_records
-from rlhf_loop.run_dir import STEPS, RunDir, read_json, read_manifest
-from rlhf_loop.settings_text import read_yaml
+from rlhf_loop.run_dir import STEPS, RunDir, read_json, read_kept, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +25,7 @@ class Round:
         """A JSON object among the round's files, or {}; read once."""
         if parts not in self._read:
             path = self.path.joinpath(*parts)
-            self._read[parts] = read_json(path) or {} if path.exists() else {}
+            self._read[parts] = read_json(path) if path.exists() else {}
         return self._read[parts]
 
     @cached_property
@@ -154,24 +152,12 @@ def read_recipe(run: RunDir) -> tuple[dict[str, Any], str]:
     path = run.path / "recipe.yaml"
     if not path.exists():
         raise UserError(f"{run.path} is not a run: it has no recipe.yaml. Give the folder that `rlhf-loop run` named")
-    with reading(path):
-        text = path.read_text(encoding="utf-8")
-    values = read_yaml(text, f"{path} is damaged; put the recipe of the run back there: it") or {}
-    if not _is_mapping(values, "policy") or not _is_mapping(values, "update"):
-        raise UserError(f"{path} is damaged: it holds no recipe; put the recipe of the run back there")
-    if not _is_mapping(values, "feedback") or not _is_mapping(values.get("feedback"), "annotator"):
-        raise UserError(f"{path} is damaged: its `feedback` is none; put the recipe of the run back there")
-    return relocated(values, run.path.resolve()), text
+    return read_kept(run.path)
 
 
 def read_rounds(run: RunDir) -> list[Round]:
     """The rounds that were begun, in order."""
     return [Round(number=number, path=run.round(number)) for number in run.rounds()]
-
-
-def _is_mapping(values: Any, block: str) -> bool:
-    """Whether `values` and its `block` are mappings, or not there."""
-    return isinstance(values or {}, dict) and isinstance((values or {}).get(block) or {}, dict)
 
 
 def _train(pairs: Any) -> int | None:

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_loop.damage import loading
 from rlhf_loop.errors import UserError
 from rlhf_loop.rewards.base import Reward, WeightedSum
 from rlhf_loop.rewards.spec import (
@@ -108,7 +109,8 @@ def load_reward(folder: Path, *, id: str, policy: Policy) -> Reward:
     spec = load_spec(folder)
     module = import_module(MODULES[spec.kind])
     options = {} if isinstance(spec, FunctionSpec) else {"policy": policy}
-    reward: Reward = module.load(folder, spec, id=id, **options)
+    with loading(folder, "a reward model"):
+        reward: Reward = module.load(folder, spec, id=id, **options)
     return reward
 
 

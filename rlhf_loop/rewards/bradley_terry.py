@@ -21,6 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
 from rlhf_loop.checkpoints import last_complete, remove_all
+from rlhf_loop.damage import reading
 from rlhf_loop.distributed import is_main, sharded_map
 from rlhf_loop.errors import UserError
 from rlhf_loop.models import tune_cpu_memory
@@ -72,9 +73,10 @@ def train(
     if spec.probe and checkpoint is None and isinstance(getattr(model, "score", None), torch.nn.Linear):
         counts["probe_loss"] = probe(model, rows, tokenizer.pad_token_id, seed)
         if is_main():
-            write_json(probed, counts["probe_loss"])
+            write_json(probed, {"loss": counts["probe_loss"]})
     elif checkpoint is not None and probed.exists():
-        counts["probe_loss"] = read_json(probed)
+        with reading(probed):
+            counts["probe_loss"] = read_json(probed)["loss"]
     settings = {**spec.trainer, "remove_unused_columns": False}
     arguments = training_arguments(RewardConfig, output, seed, settings, policy.precision)
     with quiet():

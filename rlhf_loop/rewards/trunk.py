@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from rlhf_loop.damage import loading
 from rlhf_loop.distributed import whole_models
-from rlhf_loop.errors import UserError
 from rlhf_loop.models import device, load_tokenizer, resolve_model
 from rlhf_loop.recipe import Lora, Policy
 
@@ -30,7 +30,7 @@ def load_classifier(base: str, policy: Policy, *, full: bool = False, adapter: P
     source = resolve_model(reference)
     tokenizer = load_tokenizer(reference, policy)
     dtype = torch.float32 if full else getattr(torch, policy.precision)
-    with quiet(), _explained(reference), whole_models():
+    with quiet(), loading(reference, "a reward model"), whole_models():
         model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, **_options(policy, dtype))
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         # The classifier reads the last token that is not padding, and would look past the end of the answer.
@@ -41,7 +41,7 @@ def load_classifier(base: str, policy: Policy, *, full: bool = False, adapter: P
     if isinstance(getattr(model, "score", None), nn.Linear):
         model.score = _Float32Linear(model.score)
     if adapter is not None:
-        with quiet(), _explained(adapter):
+        with quiet(), loading(adapter, "a reward model"):
             model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
     return model.to(device()), tokenizer
 
@@ -56,7 +56,7 @@ def load_trunk(base: str, policy: Policy, layers: list[float]) -> tuple[Any, Any
     reference = policy.model if base == "policy" else base
     tokenizer = load_tokenizer(reference, policy)
     source = resolve_model(reference)
-    with quiet(), _explained(reference), whole_models():
+    with quiet(), loading(reference, "a reward model"), whole_models():
         model = AutoModel.from_pretrained(source, **_options(policy, getattr(torch, policy.precision)))
     depth = int(model.config.get_text_config().num_hidden_layers)
     numbers = [max(1, round(share * depth)) for share in layers]
@@ -118,13 +118,3 @@ def _options(policy: Policy, dtype: torch.dtype) -> dict[str, Any]:
     if policy.attn_implementation is not None:
         options["attn_implementation"] = policy.attn_implementation
     return options
-
-
-@contextmanager
-def _explained(source: str | Path) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{source} cannot be loaded as a reward model: {error}") from error

@@ -21,8 +21,10 @@ import os
 import queue
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
+from rlhf_loop.damage import check_step
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.live import LiveBatch, Row
 from rlhf_loop.models import load_policy, tune_cpu_memory
@@ -135,6 +137,7 @@ def main() -> None:
     settings = parse_settings(Policy, start["settings"], "policy")
     tune_cpu_memory()
     try:
+        check_step(Path(start["policy"]))
         model, tokenizer = load_policy(start["policy"], settings, merged=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
