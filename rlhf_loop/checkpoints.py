@@ -34,7 +34,15 @@ _UNREADABLE = (OSError, ValueError, SafetensorError, zipfile.BadZipFile, zlib.er
 
 
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
-    """Marks each checkpoint when it is whole, then removes the ones before it."""
+    """Marks each checkpoint when it is whole, then removes the ones before it.
+
+    The last step gets none: the policy itself is saved then, and who resumes there trains a step too many.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Runs after the callback that says when to save and when to stop."""
+        if control.should_training_stop:
+            control.should_save = False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Runs after a rank wrote its last file of a checkpoint."""

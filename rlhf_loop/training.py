@@ -166,5 +166,5 @@ def mean_loss(path: Path) -> float | None:
 
 
 def _line(step: int, logs: Mapping[str, float]) -> str:
-    kept = {name: value for name, value in logs.items() if name not in (*_DIFFERS_BETWEEN_RUNS, "step")}
+    kept = {name: value for name, value in sorted(logs.items()) if name not in (*_DIFFERS_BETWEEN_RUNS, "step")}
     return json.dumps({"step": step, **kept}) + "\n"

@@ -39,6 +39,7 @@ def save_weights(
         if not torch.isfinite(tensor).all():
             raise UserError(f"the training ended in weights that are not finite ({name}); {remedy}")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT would add to one that an interrupted attempt left
     if isinstance(model, PeftModel):
         config = model.peft_config[model.active_adapter]
         config.base_model_name_or_path = base_reference
