@@ -57,7 +57,7 @@ def check_recipe(recipe: Recipe, run: RunDir) -> Recipe:
         kept = _with_defaults(kept)
         name = kept.get("name")
         if recipe.policy.dtype == "auto":
-            in_force = _with_dtype(recipe, kept["policy"]["dtype"])
+            in_force = _with_dtype(recipe, kept["policy"].get("dtype", recipe.policy.precision))
         if name != recipe.name:
             raise RecipeChanged(
                 f"{run.path} holds a run of recipe `{name}`, not `{recipe.name}`; choose another folder with --run-dir",

@@ -15,7 +15,15 @@ from rlhf_loop.machine import Dtype
 from rlhf_loop.model_card import model_card
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Artifact
-from rlhf_loop.run_dir import commit_folder, read_json, read_kept, write_json, write_text
+from rlhf_loop.run_dir import (
+    commit_folder,
+    explain_os_error,
+    failed_write,
+    read_json,
+    read_kept,
+    write_json,
+    write_text,
+)
 
 DTYPES: tuple[str, ...] = get_args(Dtype)
 """Precisions that weights can be exported in."""
@@ -102,18 +110,26 @@ def export(
         partial.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{output} cannot be made: {error.strerror}. Name another folder") from None
-    if form == "adapter":
-        shutil.copytree(source, partial, dirs_exist_ok=True)
-    else:
-        from rlhf_loop.models import merge_policy
+    try:
+        if form == "adapter":
+            shutil.copytree(source, partial, dirs_exist_ok=True)
+        else:
+            from rlhf_loop.models import merge_policy
 
-        settings = loop.recipe.policy
-        merge_policy(source, partial, settings.model_copy(update={"dtype": dtype or settings.precision}))
-    write_text(partial / "README.md", model_card(loop.recipe, policy, _evaluation(loop, policy), form, output.name))
-    write_json(partial / "lineage.json", _without_places(lineage, loop.run_dir.path))
-    if output.exists():
-        output.rmdir()
-    commit_folder(partial, output)
+            settings = loop.recipe.policy
+            merge_policy(source, partial, settings.model_copy(update={"dtype": dtype or settings.precision}))
+        write_text(partial / "README.md", model_card(loop.recipe, policy, _evaluation(loop, policy), form, output.name))
+        write_json(partial / "lineage.json", _without_places(lineage, loop.run_dir.path))
+        if output.exists():
+            output.rmdir()
+        commit_folder(partial, output)
+    except UserError:
+        raise
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if (failed := failed_write(error, output.parent)) is None:
+            raise
+        raise explain_os_error(failed, output) from error
     return output
 
 

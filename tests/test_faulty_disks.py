@@ -22,10 +22,20 @@ Disk = Callable[[int], Path]
 
 
 @pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
+    """A run after round 0."""
+    return made(tmp_path_factory.mktemp("begun") / "run", rounds=0)
+
+
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
-    words = run_words(tmp_path_factory.mktemp("whole") / "run")
-    Loop(Recipe.load(words[1], words[2:-2]), run_dir=words[-1]).run()
-    return Path(words[-1])
+    return made(tmp_path_factory.mktemp("whole") / "run", rounds=2)
+
+
+def made(run: Path, rounds: int) -> Path:
+    words = run_words(run)
+    Loop(Recipe.load(words[1], words[2:-2]), run_dir=run).run(rounds)
+    return run
 
 
 @pytest.fixture
@@ -81,9 +91,9 @@ def is_sentence(ended: Ended, *parts: str) -> None:
 
 
 def test_a_run_that_can_only_be_read_is_read_and_nothing_else(
-    finished: Path, tmp_path: Path, read_only: ReadOnly, capfd: pytest.CaptureFixture[str]
+    begun: Path, tmp_path: Path, read_only: ReadOnly, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = copied(finished, tmp_path)
+    run = copied(begun, tmp_path)
     sound = {name: command(capfd, *words).out for name, words in reading_commands(run, tmp_path / "before").items()
              if name in ("status", "policy list", "feedback stats", "feedback check")}  # fmt: skip
     read_only(run)
@@ -106,12 +116,12 @@ def test_a_run_that_can_only_be_read_is_read_and_nothing_else(
 
 
 def test_a_store_a_cache_and_places_to_write_that_can_only_be_read(
-    finished: Path, tmp_path: Path, read_only: ReadOnly, capfd: pytest.CaptureFixture[str],
+    begun: Path, tmp_path: Path, read_only: ReadOnly, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     folder = tmp_path / "readable"
     folder.mkdir()
-    shutil.copy(finished / "feedback.db", folder)
+    shutil.copy(begun / "feedback.db", folder)
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"prompt": "Why?", "chosen": "Because.", "rejected": "No."}) + "\n")
     read_only(folder)
@@ -119,9 +129,9 @@ def test_a_store_a_cache_and_places_to_write_that_can_only_be_read(
     is_sentence(command(capfd, "feedback", "import", pairs, "--store", folder / "new.db"), str(folder))
     assert command(capfd, "feedback", "stats", "--store", folder / "feedback.db").code == 0
     out = folder / "pairs.jsonl"
-    export = ["feedback", "export", str(out), "--format", "trl", "--store", str(finished / "feedback.db")]
+    export = ["feedback", "export", str(out), "--format", "trl", "--store", str(begun / "feedback.db")]
     is_sentence(command(capfd, *export), str(folder))
-    is_sentence(command(capfd, "policy", "export", finished, folder / "policy"), str(folder), "Name another folder")
+    is_sentence(command(capfd, "policy", "export", begun, folder / "policy"), str(folder), "Name another folder")
     is_sentence(command(capfd, "init", folder / "mine"), str(folder))
     is_sentence(command(capfd, *run_words(folder / "run")), str(folder), "--run-dir")
     monkeypatch.setenv("RLHF_LOOP_CACHE", str(folder / "cache"))
@@ -155,17 +165,18 @@ def fill_up(finished: Path, disk: Disk, sizes: list[int], capfd: pytest.CaptureF
     return full
 
 
+@pytest.mark.slow
 def test_a_disk_that_was_full_now_and_then_leaves_the_same_run(
     finished: Path, disk: Disk, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert len(fill_up(finished, disk, [64, 700, 1300, 2000, 100_000], capfd)) >= 3
+    assert len(fill_up(finished, disk, [64, 1200, 1500, 2000, 2200, 100_000], capfd)) >= 3
 
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_at_every_turn_leaves_the_same_run(
     finished: Path, disk: Disk, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    full = fill_up(finished, disk, [*range(0, 6000, 52), 100_000], capfd)
+    full = fill_up(finished, disk, [*range(1200, 5000, 52), 100_000], capfd)
     assert any("update" in file for file in full)
     assert any("feedback.db" in file for file in full)
     assert any("evaluate" in file for file in full)
@@ -189,11 +200,11 @@ def test_an_import_into_a_full_disk_takes_all_or_nothing_of_a_batch_and_goes_on(
 
 
 def test_an_export_to_a_full_disk_leaves_nothing_that_looks_whole(
-    finished: Path, disk: Disk, capfd: pytest.CaptureFixture[str]
+    begun: Path, disk: Disk, capfd: pytest.CaptureFixture[str]
 ) -> None:
     place = disk(300)
-    ended = command(capfd, "policy", "export", finished, place / "policy")
+    ended = command(capfd, "policy", "export", begun, place / "policy")
     is_sentence(ended, "disk is full", str(place / "policy"))
     assert not (place / "policy").exists()
     disk(100_000)
-    assert command(capfd, "policy", "export", finished, place / "policy").code == 0
+    assert command(capfd, "policy", "export", begun, place / "policy").code == 0
