@@ -22,7 +22,7 @@ from fault_samples import (
     unlike,
 )
 
-from rlhf_loop import Loop, Recipe, locks
+from rlhf_loop import Loop, Recipe
 from rlhf_loop.training import TrainingLog
 
 HOW = list(DAMAGES)
@@ -55,11 +55,10 @@ def stages(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> dict[
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service ends when it has begun, and who waits for a sign of life of a lock does not wait long."""
+    """A service ends when it has begun."""
     import uvicorn
 
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: [one.close() for one in sockets])
-    monkeypatch.setattr(locks, "LEASE", 0.5)
 
 
 def told(sentence: str, file: Path, run: Path) -> bool:
@@ -117,9 +116,9 @@ def test_commands_that_read_a_run_name_the_damaged_file_and_its_remedy(
     ("file", "how"),
     [
         ("round_001/update/policy/adapter_model.safetensors", "inside"),
-        ("round_002/snapshot/pairs.parquet", "other kind"),
-        ("round_002/update.partial/train_log.jsonl", "no text"),
-        ("recipe.yaml", "cut"),
+        pytest.param("round_002/snapshot/pairs.parquet", "other kind", marks=pytest.mark.slow),
+        pytest.param("round_002/update.partial/train_log.jsonl", "no text", marks=pytest.mark.slow),
+        pytest.param("recipe.yaml", "cut", marks=pytest.mark.slow),
     ],
 )
 def test_what_the_sentence_says_mends_the_run(

@@ -201,10 +201,17 @@ def test_what_people_said_in_a_simulated_run_is_counted(tmp_path: Path) -> None:
         ({"simulated:rule": {"given": 94}, "you": {"given": 5}, "ann": {"given": 1}}, "6 pieces of it from people"),
         ({"simulated:rule": {"given": 100}}, "noise and biases, not from people"),
     ):
-        write_json(file, {**checked, "per_annotator": given})
-        made = read_json(file.with_name("manifest.json"))
-        write_json(file.with_name("manifest.json"), {**made, "files": {**made["files"], file.name: hash_file(file)}})
+        _write_anew(file, {**checked, "per_annotator": given})
         assert words in _Page(write_report(run).read_text(encoding="utf-8")).text
+
+
+def _write_anew(file: Path, value: dict[str, Any]) -> None:
+    """As if its step had written this."""
+    write_json(file, value)
+    manifest = read_json(file.with_name("manifest.json"))
+    write_json(
+        file.with_name("manifest.json"), {**manifest, "files": {**manifest["files"], file.name: hash_file(file)}}
+    )
 
 
 def test_the_report_tells_the_whole_run(whole: tuple[_Page, str]):
@@ -324,7 +331,7 @@ def test_a_step_that_was_interrupted_leaves_the_rest_readable(tmp_path: Path):
 def test_peoples_feedback_is_never_called_simulated(tmp_path: Path):
     run = _make_run(tmp_path, simulated=False)
     for n in range(4):
-        write_json(run.step(n, "ask") / "summary.json", {"questions": 40, "answered": 0, "annotator": "people"})
+        _write_anew(run.step(n, "ask") / "summary.json", {"questions": 40, "answered": 0, "annotator": "people"})
     text = _page(run).text.replace("60 simulated", "")
     assert "simulated" not in text
     assert "people's feedback" in text
