@@ -17,7 +17,7 @@ from rlhf_loop.recipe import Gate, parse
 from rlhf_loop.records import Completion, Message, Prompt, Score, write_records
 from rlhf_loop.report import status, write_report
 from rlhf_loop.report.charts import Series, over_rounds
-from rlhf_loop.report.status import render
+from rlhf_loop.report.status import render, what_next
 from rlhf_loop.run_dir import RunDir, read_json, step_folder, write_json, write_text
 from rlhf_loop.steps.gate import decide
 
@@ -391,7 +391,13 @@ def test_the_status_table_holds_every_round(tmp_path: Path):
         console.print(render(status(_make_run(tmp_path, rounds=2))))
     lines = captured.get().splitlines()
     assert any(line.strip().startswith("2") and "promoted" in line and "n=12" in line for line in lines)
-    assert any("next: rlhf-loop run" in line for line in lines)
+    assert not any("next:" in line for line in lines)
+
+
+def test_status_gives_the_next_command_in_one_line(tmp_path: Path):
+    values = status(_make_run(tmp_path / ("long" * 20), rounds=2))
+    assert what_next(values) == f"next: {values['next']}"
+    assert what_next({**values, "waiting_for_labels": 3}).splitlines()[0] == "waiting for labels: 3 queued"
 
 
 def test_importing_the_report_imports_neither_torch_nor_matplotlib():

@@ -359,3 +359,26 @@ def test_a_policy_that_cannot_be_started_is_closed() -> None:
 
     asyncio.run(run())
     assert closed == ["base"]
+
+
+def test_a_policy_that_stays_away_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    class Away(Upstream):
+        async def start(self) -> None:
+            raise PolicyLost("away")
+
+    async def promoted() -> Artifact:
+        return Artifact(id="base", kind="policy", path="base", round=0)
+
+    async def run() -> int:
+        policies = Policies(
+            promoted, lambda policy: Away("http://other/v1", policy.id), poll_seconds=0.01, back_off=(0.01,)
+        )
+        policies.begin()
+        while policies.restarts < 10:
+            await asyncio.sleep(0.01)
+        await policies.close()
+        return policies.restarts
+
+    tries = asyncio.run(run())
+    said = [record.fields["attempt"] for record in caplog.records if record.message == "the policy does not start"]
+    assert said == [n for n in (1, 2, 4, 8, 16, 32) if n <= tries]

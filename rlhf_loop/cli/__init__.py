@@ -50,7 +50,7 @@ def main() -> None:
 @app.command()
 def status(run: RunFolder, as_json: AsJson = False) -> None:
     """Where a run stands: win-rate, decision and timings a round."""
-    from rlhf_loop.report.status import render, status
+    from rlhf_loop.report.status import render, status, what_next
     from rlhf_loop.run_dir import RunDir
 
     state = status(RunDir(existing_run(run)))
@@ -60,6 +60,7 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
         from rich.console import Console
 
         Console().print(render(state))
+        print(what_next(state))
 
 
 @app.command()

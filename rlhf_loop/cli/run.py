@@ -122,7 +122,7 @@ def _sweep(
             ends.append((loop.run_dir.path, str(error)))
     from rich.console import Console
 
-    Console().print(_table(ends))
+    Console(width=None if sys.stdout.isatty() else 200).print(_table(ends))
     if any(isinstance(end, str) for _, end in ends):
         raise typer.Exit(2)
 
@@ -149,7 +149,8 @@ def _table(ends: list[tuple[Path, RunResult | str]]) -> Any:
 
     table = Table(box=None, pad_edge=False)
     for name in ("run", "rounds", "win-rate vs base", "decision", "report"):
-        table.add_column(name, justify="right" if name == "rounds" else "left", overflow="fold")
+        justify: Any = "right" if name == "rounds" else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name == "run")
     for place, end in ends:
         if isinstance(end, str):
             table.add_row(shortest(place), "-", "-", "-", f"error: {end.splitlines()[0]}")

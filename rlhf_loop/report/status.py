@@ -56,11 +56,13 @@ def render(values: dict[str, Any]) -> Table:
             row["decision"] or "-",
             f"{sum(row['timings'].values()):.0f}",
         )
-    waiting = values["waiting_for_labels"]
-    caption = f"waiting for labels: {waiting} queued\n" if waiting else ""
-    table.caption = f"{caption}next: {values['next']}"
-    table.caption_justify = "left"
     return table
+
+
+def what_next(values: dict[str, Any]) -> str:
+    """What `status` gave for people to do; the command in one line, so that it can be copied."""
+    waiting = values["waiting_for_labels"]
+    return (f"waiting for labels: {waiting} queued\n" if waiting else "") + f"next: {values['next']}"
 
 
 def shown_rate(rate: Mapping[str, Any] | None) -> str:

@@ -309,11 +309,14 @@ class Policies:
             try:
                 failures = 0 if await self._follow() else failures
             except Exception as error:  # whatever it was: the policy that answers goes on doing so
+                new = str(error) != self.problem
                 self.problem = str(error)
                 self.restarts += 1
                 pause = max(pause, self.back_off[min(failures, len(self.back_off) - 1)])
                 failures += 1
-                logger.error("the policy does not start", extra={"fields": {"reason": str(error)}})
+                if new or failures & (failures - 1) == 0:  # the same again: the 2nd, 4th, 8th, ... time
+                    fields = {"reason": str(error), "attempt": failures}
+                    logger.error("the policy does not start", extra={"fields": fields})
             await self._pause(pause)
 
     async def _pause(self, seconds: float) -> None:
