@@ -176,13 +176,20 @@ class _Run:
         for wanted in recipe.feedback.imports:
             if wanted.split is not None:
                 summary = import_file(
-                    self.store, wanted.path, wanted.format, redact=wanted.redact, scales=wanted.scale,
-                    splits=wanted.split,
+                    self.store, wanted.path, wanted.format, columns=wanted.map, redact=wanted.redact,
+                    scales=wanted.scale, splits=wanted.split,
                 )  # fmt: skip
             else:
                 fractions = (recipe.prompts.test_fraction, recipe.prompts.judge_fraction)
                 summary = import_and_split(
-                    self.store, wanted.path, wanted.format, wanted.redact, recipe.seed, *fractions, wanted.scale
+                    self.store,
+                    wanted.path,
+                    wanted.format,
+                    wanted.redact,
+                    recipe.seed,
+                    *fractions,
+                    wanted.scale,
+                    wanted.map,
                 )
             if summary.all_rejected:
                 raise UserError(f"no row of {wanted.path} can be used. The first: {summary.examples[0]}")

@@ -89,6 +89,7 @@ class Import(Settings):
     split: Literal["train", "test", "judge"] | None = None  # None: by group, with the fractions of `prompts`
     redact: RedactorName = "patterns"  # personal data, taken out before texts are stored
     scale: dict[str, tuple[float, float]] = Field(default_factory=dict)  # question -> its worst and its best number
+    map: dict[str, str] = Field(default_factory=dict)  # the format's name of a column -> the file's
 
     @field_validator("scale")
     @classmethod

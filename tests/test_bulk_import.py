@@ -23,6 +23,7 @@ from rlhf_loop.feedback.json_elements import Elements
 from rlhf_loop.feedback.prompts import assign_splits
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.feedback.table_rows import as_columns, completion_row, feedback_row, prompt_row
+from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Annotator, Completion, Preference, Prompt, Question, loads, stable_id, to_dict
 
 FIXTURES = Path(__file__).parent / "data" / "feedback_formats"
@@ -145,6 +146,20 @@ def test_prompts_are_split_by_their_groups_as_assigned(store: Store, tmp_path: P
     assert [p.split for p in store.prompts() if p.messages[0]["content"] == "Who?"] == ["train"]
     import_file(store, other, splits="judge")
     assert [p.split for p in store.prompts() if p.messages[0]["content"] == "How?"] == ["judge"]
+
+
+def test_a_recipe_maps_the_columns_of_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text("".join(["Question;Better;Worse\n", *(f"Why {n}?;yes {n};no {n}\n" for n in range(8))]))
+    own = Path(__file__).parent.parent / "recipes" / "own_pairs.yaml"
+    names = {"prompt": "Question", "chosen": "Better", "rejected": "Worse"}
+    typed = [f"feedback.imports.0.map.{name}={column}" for name, column in names.items()]
+    wanted = Recipe.load(own, [f"feedback.imports.0.path={path}", *typed]).feedback.imports[0]
+    assert wanted.map == names
+    with Store.open(":memory:") as store:
+        summary = import_and_split(store, path, "auto", "none", 0, 0.2, 0.3, columns=wanted.map)
+        assert (summary.accepted, summary.rejected) == (8, 0)
+        assert len({prompt.split for prompt in store.prompts()}) > 1
 
 
 def test_what_was_deleted_at_a_persons_wish_does_not_come_back(store: Store, tmp_path: Path) -> None:

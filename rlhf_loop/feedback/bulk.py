@@ -135,13 +135,14 @@ def import_and_split(
     test_fraction: float,
     judge_fraction: float,
     scales: Mapping[str, Scale] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> ImportSummary:
     """`import_file`, with new prompts in train, test or judge by their groups (`prompts.split_groups`)."""
     splits: Mapping[str, Split] | Split = "train"
     if test_fraction or judge_fraction:  # which takes reading the file once before
-        groups = _groups(open_rows(path, format, redactor=make_redactor(redact)).rows)
+        groups = _groups(open_rows(path, format, columns=columns, redactor=make_redactor(redact)).rows)
         splits = split_groups(groups, seed, test_fraction, judge_fraction)
-    return import_file(store, path, format, redact=redact, scales=scales, splits=splits)
+    return import_file(store, path, format, columns=columns, redact=redact, scales=scales, splits=splits)
 
 
 def _groups(items: Iterable[Parsed | Refused]) -> set[str]:
