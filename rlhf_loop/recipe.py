@@ -394,6 +394,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _settings_work_together(self) -> Recipe:
         check_trainers(self.update)
+        self._names_are_known()
         if self.warm_start is not None:
             check_trainer("sft", self.warm_start.trainer, "warm_start.trainer")
         if self.feedback.annotator is None and isinstance(self.evaluation.judge, RuleJudge) and self.feedback.imports:
@@ -453,6 +454,23 @@ class Recipe(Settings):
                 f"accelerate_config is for `launch: child`, which starts Accelerate itself; this is `{self.launch}`"
             )
         return self
+
+    def _names_are_known(self) -> None:
+        """Rules and strategies are functions of this package, or were put into its tables."""
+        from rlhf_loop.annotators.rules import RULES
+        from rlhf_loop.pairing import PAIRS, QUESTIONS
+
+        named: list[tuple[str, str, Mapping[str, Any]]] = [
+            ("pairing.strategy", self.pairing.strategy, PAIRS),
+            ("feedback.question_strategy", self.feedback.question_strategy, QUESTIONS),
+        ]
+        if self.feedback.annotator is not None:
+            named.append(("feedback.annotator.rule", self.feedback.annotator.rule, RULES))
+        if isinstance(self.evaluation.judge, RuleJudge):
+            named.append(("evaluation.judge.rule", self.evaluation.judge.rule, RULES))
+        for where, name, known in named:
+            if name not in known:
+                raise ValueError(f"{where}: there is no `{name}`; there are: {', '.join(known)}")
 
     def _samples_differ(self, consumes: Consumes) -> None:
         """Refuses updates that compare samples which are all alike."""

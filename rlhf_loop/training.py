@@ -47,7 +47,7 @@ def training_arguments(
             use_cpu=not torch.accelerator.is_available(),
             **values,
         )
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # of a package that a setting needs, too
         raise UserError(f"trainer settings: TRL's {config.__name__} refused them: {error}") from None
     deepspeed = arguments.deepspeed_plugin
     if deepspeed is not None and not str(arguments.optim.value).startswith("adamw"):

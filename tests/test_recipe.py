@@ -77,6 +77,13 @@ def test_what_the_loop_owns_cannot_be_set_and_the_message_says_why(tmp_path: Pat
         ({"launch": "inline", "accelerate_config": "x.yaml"}, "launch: child"),
         ({"reward": {}}, "give either"),
         ({"rounds": 0}, "greater than or equal to 1"),
+        ({"pairing": {"strategy": "best"}}, "pairing.strategy: there is no `best`; there are: best_worst"),
+        ({"feedback": {"question_strategy": "all"}}, "feedback.question_strategy: there is no `all`"),
+        (
+            {"feedback": {"annotator": {"kind": "simulated", "rule": "long"}}},
+            "feedback.annotator.rule: there is no `lo",
+        ),
+        ({"evaluation": {"judge": {"kind": "rule", "rule": "long"}}}, "evaluation.judge.rule: there is no `long`"),
         ({"name": "a/b"}, "`name`"),
     ],
 )
