@@ -319,7 +319,7 @@ class Recipe(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     description: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     rounds: int = Field(3, ge=1)
     run_dir: Path | None = None  # None: runs/NAME in the working folder
     store: str | None = None  # None: SQLite inside the run; or FILE, sqlite:///FILE, postgresql://...

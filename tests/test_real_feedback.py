@@ -484,7 +484,10 @@ def test_names_reach_into_nested_fields(tmp_path: Path) -> None:
     ("row", "hint"),
     [
         ({"prompt": "x", "chosen": "y", "id": 1}, "`pairs`, which also needs rejected"),
-        ({"id": 1, "name": "x", "colour": "y"}, "say which are: --map prompt=COLUMN,chosen=COLUMN,rejected=COLUMN"),
+        (
+            {"id": 1, "name": "x", "colour": "y"},
+            "Say which column is what: --map prompt=COLUMN,chosen=COLUMN,rejected=COLUMN",
+        ),
         ({"input": "x", "response": "y", "id": 1}, "`tutorial`, which also needs feedback"),
         ({"instruction": "x", "input": "y", "output": "z"}, "`trl`, which also needs completion"),
     ],
@@ -759,3 +762,23 @@ def test_a_column_that_is_there_twice_is_refused_in_parquet_too(tmp_path: Path) 
     pq.write_table(pa.table([["Q"], ["R"], ["A"], ["B"]], ["prompt", "prompt", "chosen", "rejected"]), tmp_path / "f")
     with pytest.raises(UserError, match="prompt twice"):
         read(tmp_path / "f")
+
+
+def test_an_answer_that_only_calls_a_tool_is_refused(tmp_path: Path) -> None:
+    call = [{"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}]
+    result = read_rows(tmp_path, {**PAIR, "chosen": call})
+    assert [refused.reason for refused in result.refused] == [
+        "`chosen[0]` calls a tool and says nothing, which is not supported"
+    ]
+
+
+def test_times_of_mongodb_are_read_and_those_after_the_year_9999_are_none() -> None:
+    assert time_of({"$date": {"$numberLong": "1704067200000"}}, "created_at") == 1704067200.0
+    with pytest.raises(RowError, match="must be a time"):
+        time_of(1e30, "created_at")
+
+
+def test_the_system_prompt_of_an_answer_in_ultrafeedback_is_counted(tmp_path: Path) -> None:
+    answer = {"response": "Light.", "custom_system_prompt": "Be brief.", "overall_score": 8}
+    result = read_rows(tmp_path, {"instruction": "Why?", "completions": [answer]})
+    assert result.notes == {"the system prompt that an answer was sampled with is left out": 1}

@@ -91,14 +91,14 @@ def system_turn(row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 def not_read(row: Mapping[str, Any], known: frozenset[str], place: Place) -> list[Note]:
     """A note for each column of a row that has a value and is not read."""
-    media = next((name for name in MEDIA if not _empty(row.get(name))), None)
-    if media is not None:
-        raise RowError(f"`{media}` holds images, audio or videos, which are not supported")
     notes = _of_messages(row)
     if "prompt" in place.columns:  # which alone is what was asked then
         known = (known - _PARTS) | (place.given & _PARTS)
     if row.keys() <= known:
         return notes
+    media = next((name for name in MEDIA if not _empty(row.get(name))), None)
+    if media is not None:
+        raise RowError(f"`{media}` holds images, audio or videos, which are not supported")
     known |= place.sources
     return notes + [
         Note(f"the column {str(name)[:60]} is not read")

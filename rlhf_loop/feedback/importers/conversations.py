@@ -227,6 +227,8 @@ def _message(turn: Any, name: str, steps: bool = False) -> Message:
         content = _joined(content, f"{name}.{key}", steps)
     elif content is None and steps:
         content = ""  # it only calls a tool
+    if not steps and content in ("", None) and (turn.get("tool_calls") or turn.get("function_call")):
+        raise RowError(f"`{name}` calls a tool and says nothing, which is not supported")
     return Message(role=role, content=text_of(content, f"{name}.{key}"))
 
 

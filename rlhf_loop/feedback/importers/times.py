@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhf_loop.feedback.rows import RowError, shown
 
+LATEST = 253402300800.0  # the end of the year 9999
 UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (math.inf, 1e9))
 """Below this number the unit is so many to a second: seconds reach the year 5138, milliseconds begin in 1973."""
 
@@ -26,8 +27,8 @@ def time_of(value: Any, name: str) -> float:
     """
     if value is None or value == "":
         return 0.0
-    if isinstance(value, Mapping) and set(value) == {"$date"}:  # as MongoDB exports it
-        return time_of(value["$date"], name)
+    if isinstance(value, Mapping) and set(value) in ({"$date"}, {"$numberLong"}):  # as MongoDB exports it
+        return time_of(next(iter(value.values())), name)
     if isinstance(value, datetime):
         return _seconds(value)
     if isinstance(value, date):
@@ -40,7 +41,9 @@ def time_of(value: Any, name: str) -> float:
         except OverflowError:
             number = math.inf
         if math.isfinite(number):
-            return number / next(unit for limit, unit in UNITS if abs(number) < limit)
+            seconds = number / next(unit for limit, unit in UNITS if abs(number) < limit)
+            if abs(seconds) < LATEST:
+                return seconds
     raise _no_time(value, name)
 
 

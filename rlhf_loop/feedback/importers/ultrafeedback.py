@@ -61,6 +61,8 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
         answer = mapping_of(value, name)
         completion = completion_of(prompt, text_of(answer.get("response"), f"{name}.response"))
         records.append(completion)
+        if answer.get("custom_system_prompt"):
+            records.append(Note("the system prompt that an answer was sampled with is left out"))
         score, scale = _score(answer, name)
         if score is None:
             records.append(Note("a completion has no rating; it is kept without"))
