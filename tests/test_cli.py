@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from rlhf_loop import Loop, Recipe
+from rlhf_loop.cli import with_home
 from rlhf_loop.cli.shared import existing_run, store_url
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.rows import read_rows
@@ -301,3 +302,9 @@ def test_trackers_see_steps_counted_over_all_rounds(tmp_path: Path, model_cache:
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) > per_round
     assert sorted(seen["evaluation/win_rate_vs_base/mean"]) == [0, 1, 2]
+
+
+def test_a_home_directory_is_found_where_shells_leave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    typed = ["--run-dir=~/runs/a=b", "~/votes.jsonl", "update.trainer.beta=0.2", "--store", "x~/y", "--map=prompt=~x"]
+    assert [with_home(word) for word in typed] == ["--run-dir=/home/ann/runs/a=b", "/home/ann/votes.jsonl", *typed[2:]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +38,7 @@ app.command()(watch.watch)
 
 def main() -> None:
     """Entry point: errors that a user can mend are printed without a traceback, with exit code 2."""
+    sys.argv[1:] = map(with_home, sys.argv[1:])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0:
         _follow()
         return
@@ -45,6 +47,12 @@ def main() -> None:
     except (UserError, OSError) as error:
         print(f"error: {_explained(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def with_home(word: str) -> str:
+    """A typed word with `~/` as the home directory, also where shells leave it: `--run-dir=~/runs/mine`."""
+    option, found, rest = word.partition("=") if re.match(r"--[a-z-]+=~/", word) else ("", "", word)
+    return f"{option}{found}{os.path.expanduser(rest)}" if rest.startswith("~/") else word
 
 
 @app.command()
