@@ -646,6 +646,7 @@ def test_a_cell_that_is_nested_too_deeply_is_text(tmp_path: Path) -> None:
     [
         ({"question": "Why?", "answer": "Light.", "rating": 4}, (4.0, (1.0, 5.0))),
         ({"prompt": "Why?", "completion": "Light.", "rating": 2}, (2.0, (1.0, 5.0))),
+        ({"messages": [{"role": "user", "content": "Why?"}], "response": "Light.", "rating": 4}, (4.0, (1.0, 5.0))),
         ({"prompt": "Why?", "completion": "Light.", "reward": -0.5}, (-0.5, (-1.0, 1.0))),
         ({"query": "Why?", "answer": "Light.", "feedback": "dislike"}, False),
         ({"prompt": "Why?", "response": "Light.", "label": "desirable"}, True),
@@ -661,6 +662,8 @@ def test_answers_with_a_verdict_beside_them_are_judged_and_no_references(
     assert [c.text for c in result.completions] == ["Light."]
     named = read_rows(tmp_path, {"prompt": "Why?", "completion": "Light.", "rating": 1}, format="trl")
     assert "no reference answer" in named.refused[0].reason
+    silent = read_rows(tmp_path, {"prompt": "Why?", "response": "", "rating": 1}, format="chat")
+    assert "there is no answer" in silent.refused[0].reason
 
 
 def test_feedback_in_the_messages_of_a_chat_is_about_them(tmp_path: Path) -> None:

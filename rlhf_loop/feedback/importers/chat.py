@@ -100,8 +100,11 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
 
 
 def _answer_in(row: Mapping[str, Any]) -> str | None:
-    """The field that holds the answer to a question beside it; None for conversations."""
-    if any(row.get(name) not in (None, "", []) for name in TALKS) or not holds_question(row):
+    """The field that holds the answer to a question beside it; None for conversations that end with theirs."""
+    talk = next((decoded(row[name]) for name in TALKS if row.get(name) not in (None, "", [])), None)
+    last = talk[-1] if isinstance(talk, list) else None
+    asks = isinstance(last, Mapping) and last.get("role", last.get("from")) in ("user", "human")
+    if (talk is not None and not asks) or not holds_question(row):
         return None
     found = [name for name in ANSWERS if row.get(name) not in (None, "")]
     return found[0] if len(found) == 1 else None
@@ -118,6 +121,8 @@ def _exchanges(row: Mapping[str, Any]) -> Iterator[tuple[tuple[Message, ...], st
     """Each answer that something is said of, in its message or in the row, which is about the last: what was asked, the
     answer, notes, and what holds the feedback."""
     name = next((key for key in TALKS if row.get(key) not in (None, "", [])), None)
+    if name is None and "request" not in row and holds_question(row):
+        raise RowError(f"there is no answer: one of {', '.join(ANSWERS)} must hold it, and no other")
     if name is None:
         yield *exchange(row.get("request"), row.get("response")), row
         return
