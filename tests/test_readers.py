@@ -793,6 +793,70 @@ def test_arena_votes_in_further_forms(tmp_path: Path, row: dict[str, Any], winne
     assert len(result.refused) == (winner is None)
 
 
+def test_tables_of_two_answers_and_a_verdict() -> None:
+    result = fixture("comparison.csv", "comparison")
+    assert [winner for winner, *_ in winners(result)] == ["a", "b", "tie"]
+    assert winners(result)[0] == ("a", "Leaves in hot water.", "A drink of kings and queens.")
+    assert (result.notes, result.refused) == ({}, [])
+
+
+Q, ONE, TWO = {"prompt": "Why?"}, "Light.", "Air."
+
+
+@pytest.mark.parametrize(
+    ("row", "winner", "strength"),
+    [
+        ({**Q, "answer_a": ONE, "answer_b": TWO, "winner": "B"}, "b", None),
+        ({**Q, "Answer A": ONE, "Answer B": TWO, "preferred": "Answer A"}, "a", None),
+        ({**Q, "answer_b": TWO, "answer_a": ONE, "choice": "answer_b"}, "b", None),
+        ({**Q, "answer_a": ONE, "answer_b": TWO, "winner": "Air."}, "b", None),
+        ({**Q, "answer_a": ONE, "answer_b": TWO, "verdict": "Both bad"}, "both_bad", None),
+        ({**Q, "answer_a": ONE, "answer_b": TWO, "winner": "m2", "model_a": "m1", "model_b": "m2"}, "b", None),
+        ({**Q, "model_a_response": ONE, "model_b_response": TWO, "winner": "a"}, "a", None),
+        ({**Q, "response_0": ONE, "response_1": TWO, "better_response_id": 0}, "a", None),
+        ({**Q, "response_0": ONE, "response_1": TWO, "better_response_id": "1"}, "b", None),
+        ({**Q, "answer1": ONE, "answer2": TWO, "preferred": 2}, "b", None),
+        ({**Q, "output_1": ONE, "output_2": TWO, "preference": 1.0}, "a", None),
+        ({**Q, "output_1": ONE, "output_2": TWO, "preference": 1.75}, "b", 0.5),
+        ({**Q, "output_1": ONE, "output_2": TWO, "preference": 1.5}, "tie", None),
+        ({**Q, "output_1": ONE, "output_2": TWO, "preference": 0}, "tie", None),
+        ({"context": TALK[:1], "response1": ONE, "response2": TWO, "overall_preference": -3}, "a", 1.0),
+        ({"context": TALK[:1], "response1": ONE, "response2": TWO, "overall_preference": 1}, "b", 1 / 3),
+        ({"context": TALK[:1], "response1": ONE, "response2": TWO, "overall_preference": 0}, "tie", None),
+        ({"history": "Why?", "human_ref_A": ONE, "human_ref_B": TWO, "labels": 1}, "a", None),
+        ({"history": "Why?", "human_ref_A": ONE, "human_ref_B": TWO, "labels": 0}, "b", None),
+    ],
+)
+def test_two_answers_and_a_verdict_in_many_names(
+    tmp_path: Path, row: dict[str, Any], winner: str, strength: float | None
+) -> None:
+    result = read_row(tmp_path, row)
+    assert result.format == "comparison"
+    assert winners(result) == [(winner, ONE, TWO)]
+    assert result.feedback[0].strength == (None if strength is None else pytest.approx(strength))
+    assert [message["content"] for message in result.prompts[0].messages] == ["Why?"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "why"),
+    [
+        ({"winner": 1}, "write a, b or tie, or call the answers 0 and 1, or 1 and 2"),
+        ({"winner": None}, "`winner` is empty"),
+        ({"winner": "perhaps"}, "must say which is better"),
+        ({"winner": True}, "must say which is better"),
+    ],
+)
+def test_a_verdict_that_does_not_say_which_is_refused(tmp_path: Path, verdict: dict[str, Any], why: str) -> None:
+    result = read_row(tmp_path, {**Q, "answer_a": ONE, "answer_b": TWO, **verdict})
+    assert (result.format, result.feedback) == ("comparison", [])
+    assert why in result.refused[0].reason
+
+
+def test_of_three_answers_no_two_are_compared(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the format is not known"):
+        read_row(tmp_path, {**Q, "answer_a": ONE, "answer_b": TWO, "answer_c": "Sky.", "winner": "c"})
+
+
 def test_mlflow_trace_without_an_output_has_no_answer(tmp_path: Path) -> None:
     span = {"parent_span_id": None, "attributes": {"mlflow.spanInputs": '"Why?"', "mlflow.spanOutputs": "null"}}
     said = {"assessment_name": "correctness", "feedback": {"value": False}, "source": {"source_type": "HUMAN"}}
