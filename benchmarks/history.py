@@ -254,7 +254,8 @@ class History:
                 if source.name != "manifest.json":
                     shutil.copy(source, self._place(n) / source.name)
                 continue
-            with step_folder(self.run.step(n, source.name), stable_id(n, source.name), {"specs": []}) as folder:
+            settings = {"specs": [], "step_offset": n}
+            with step_folder(self.run.step(n, source.name), stable_id(n, source.name), settings) as folder:
                 for file in sorted(source.rglob("*")):
                     if file.is_file() and file.name != "manifest.json":
                         target = folder / file.relative_to(source)

@@ -20,7 +20,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback import queue, tables
 from rlhf_loop.feedback.calibration import claim_calibration, is_calibration_turn
 from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.table_rows import AnyFeedback, pair_key
+from rlhf_loop.feedback.table_rows import AnyFeedback, pair_key, records_of
 from rlhf_loop.records import (
     Annotator,
     Completion,
@@ -300,7 +300,7 @@ def _question(connection: sa.Connection, id: str) -> Question | None:
 def _completions(connection: sa.Connection, question: Question) -> dict[str, Completion]:
     column = tables.completions.c
     rows = connection.execute(sa.select(tables.completions).where(column.id.in_([question.a_id, question.b_id])))
-    return {row.id: from_dict(Completion, {"text": row.text, **json.loads(row.body)}) for row in rows}
+    return {completion.id: completion for completion in records_of(Completion, rows)}
 
 
 def _feedback(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[AnyFeedback]:
