@@ -28,7 +28,7 @@ from rlhf_loop.model_files import give_pad_token, resolve_model
 from rlhf_loop.places import relocated
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Message, Prompt
-from rlhf_loop.turns import encode_prompts, opens_no_turn, with_system_prompt
+from rlhf_loop.turns import Turns, encode_prompts, opens_no_turn, with_system_prompt
 from rlhf_loop.weights import save_weights
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,12 @@ def load_policy(
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     _make_valid(model.generation_config)
+    if all(end >= model.get_input_embeddings().num_embeddings for end in Turns(tokenizer, model).ends):
+        raise UserError(
+            f"nothing is known that ends an answer of {reference}: no config names an eos_token_id that it has, its "
+            "tokenizer has no eos_token, and its chat template closes turns with no token. Set `eos_token` in its "
+            "tokenizer_config.json"
+        )
     # Of a slice of the positions torch multiplies row by row, with a copy of the output embedding for each: for 96
     # prompts of a 135M model 5 GB and 8 s. A copy of the slice is small.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
@@ -299,8 +305,21 @@ def check_model(policy: Policy, lora: Any) -> None:
     if lora is None or policy.trust_remote_code:
         return
     with _quiet(), loading(source), init_empty_weights():
-        model = get_peft_model(AutoModelForCausalLM.from_config(config), lora)
-    check_adapted(model, policy.model)
+        model = AutoModelForCausalLM.from_config(config)
+    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _takes_lora(module)})
+    try:
+        adapted = get_peft_model(model, lora)
+    except ValueError as error:
+        raise UserError(
+            f"update.lora.target_modules: {error}. `all-linear` takes all of {', '.join(linear)} but the output layer"
+        ) from error
+    check_adapted(adapted, policy.model)
+
+
+def _takes_lora(module: torch.nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (torch.nn.Linear, Conv1D))
 
 
 def check_adapted(model: Any, name: str) -> None:

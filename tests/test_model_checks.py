@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,24 @@ def test_an_adapter_given_as_the_model_is_refused_with_the_remedy(adapter: Path)
         check_model(settings(adapter), None)
     with pytest.raises(UserError, match="Merge it first"):
         train(adapter, adapter, "sft", adapter.parent / "out")
+
+
+def test_targets_that_match_nothing_are_named_with_what_there_is(family: Callable[[str], Path]) -> None:
+    with pytest.raises(UserError, match=r"lora\.target_modules: Target modules .*quary.*all of .*o_proj.*q_proj"):
+        check_model(settings(family("mistral")), lora_config(Lora(target_modules=["quary_proj"])))
+
+
+def test_a_model_of_which_nothing_ends_an_answer_is_refused(family: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "endless"
+    shutil.copytree(family("gpt2"), folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    for name, key in (("config.json", "eos_token_id"), ("generation_config.json", "eos_token_id"),
+                      ("tokenizer_config.json", "eos_token")):  # fmt: skip
+        values = json.loads((folder / name).read_text())
+        values.pop(key, None)
+        (folder / name).write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"nothing is known that ends an answer of .*endless"):
+        load_policy(folder, settings(folder))
 
 
 @pytest.mark.parametrize("targets", ["[q_proj, lm_head]", "[model.lm_head]", "'.*(q_proj|lm_head)'"])

@@ -312,7 +312,7 @@ def test_an_adapter_is_saved_with_its_base_as_typed_and_comes_back_the_same(tiny
 def test_an_adapter_can_be_trained_further_and_nothing_else_is(tiny_policy: Path, tmp_path: Path) -> None:
     model, tokenizer = adapted(tiny_policy)
     save_policy(model, tokenizer, tmp_path / "policy", "tiny-random:0")
-    again, _ = load_policy(tmp_path / "policy", Policy(model=""), trainable=True)
+    again, _ = load_policy(tmp_path / "policy", Policy(model="", dtype="bfloat16"), trainable=True)
     assert again.training
     wanted = {name for name, p in again.named_parameters() if p.requires_grad}
     assert wanted
