@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.errors import UserError
+
+_ROUND = re.compile(rf"((?:.*{re.escape(os.sep)})?round_\d{{3,}}){re.escape(os.sep)}(.+)", re.DOTALL)
+"""The innermost folder of a round, and the path within it."""
 
 
 @contextmanager
@@ -119,10 +123,11 @@ def _place(path: Path) -> tuple[Path, str] | None:
 
 def _in_round(path: Path) -> tuple[Path, tuple[str, ...]] | None:
     """The folder of the round that `path` lies in, and the parts of its path there."""
-    round = next((folder for folder in path.parents if re.fullmatch(r"round_\d{3,}", folder.name)), None)
-    if round is None or (path.parent / "recipe.yaml").exists():  # at the top of a run, whatever is above it
-        return None
-    return round, path.relative_to(round).parts
+    text = str(path)  # texts, since a report asks for tens of thousands of files
+    found = _ROUND.match(text)
+    if found is None or os.path.exists(os.path.join(os.path.dirname(text), "recipe.yaml")):
+        return None  # at the top of a run, whatever is above it
+    return Path(found[1]), tuple(found[2].split(os.sep))
 
 
 def _of_cache(path: Path) -> Path | None:
@@ -142,7 +147,7 @@ def _hashes(step: Path) -> dict[str, str]:
     return _read_hashes(path, (found.st_mtime_ns, found.st_size, found.st_ino))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2**14)
 def _read_hashes(path: Path, stamp: tuple[int, ...]) -> dict[str, str]:
     with reading(path):
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

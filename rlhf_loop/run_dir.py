@@ -218,11 +218,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / "manifest.json"
     if not path.exists():
         return None
-    manifest = read_json(path)
     with reading(path):
+        manifest = _object(path)
         for name in ("key", "files", "seconds"):
             manifest[name]
-    return manifest
+        return manifest
 
 
 def outputs_hash(folder: Path) -> str:
@@ -277,10 +277,14 @@ def without_times(value: Any) -> Any:
 def read_json(path: Path) -> dict[str, Any]:
     """The object that `write_json` wrote; a damaged file is a `UserError` naming it and what to delete."""
     with reading(path):
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise TypeError("it holds no JSON object")
-        return value
+        return _object(path)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise TypeError("it holds no JSON object")
+    return value
 
 
 def read_kept(run: Path) -> tuple[dict[str, Any], str]:
