@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ import pytest
 from rlhf_loop.cli import main
 from rlhf_loop.feedback.store import Store
 from rlhf_loop.records import to_dict
-from rlhf_loop.run_dir import STEPS, RunDir, read_manifest
+from rlhf_loop.run_dir import STEPS, RunDir, hash_file, read_json, read_manifest, write_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -173,3 +174,12 @@ def files_of(run: Path) -> list[Path]:
     """Each file of a run, but for the page that is written anew and what SQLite keeps beside the store."""
     found = sorted(path.relative_to(run) for path in run.rglob("*") if path.is_file())
     return [path for path in found if path.name not in ("report.html", "feedback.db-wal", "feedback.db-shm")]
+
+
+def write_anew(file: Path, value: dict[str, Any]) -> None:
+    """A JSON file of a step, as if the step had written this."""
+    write_json(file, value)
+    step = next(folder for folder in file.parents if (folder / "manifest.json").exists())
+    manifest = read_json(step / "manifest.json")
+    made = {**manifest["files"], str(file.relative_to(step)): hash_file(file)}
+    write_json(step / "manifest.json", {**manifest, "files": made})

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fault_samples import write_anew
 from huggingface_hub import ModelCard
 
 from rlhf_loop import Loop, Recipe, policies
@@ -49,7 +50,7 @@ def of_base(run: Path, base: str, copy: Path) -> Path:
     recipe["policy"]["model"] = base
     (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for config in copy.rglob("adapter_config.json"):
-        config.write_text(config.read_text().replace("tiny-random:0", base))
+        write_anew(config, json.loads(config.read_text().replace("tiny-random:0", base)))
     return copy
 
 

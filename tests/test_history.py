@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 import yaml
+from fault_samples import write_anew
 from feedback_samples import completion, preference, prompt
 
 from rlhf_loop import launch, loop
@@ -196,5 +197,5 @@ def test_what_arrived_is_what_the_last_snapshot_had_not_looked_at(history: Any) 
         assert arrivals(store, history.run).fresh == {"now"}
         state = history.run.step(1, "snapshot") / "state.json"
         for newest in (three.id, "was deleted"):
-            write_json(state, {**read_json(state), "newest_feedback": newest})
+            write_anew(state, {**read_json(state), "newest_feedback": newest})
             assert "now" in arrivals(store, history.run).fresh

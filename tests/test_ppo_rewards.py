@@ -163,7 +163,7 @@ def test_a_chat_is_scored_in_the_words_of_the_classifiers_own_template() -> None
         score_alone(folder, "user : a b assistant : f", True),
         score_alone(folder, "user : a b assistant : f", False),
     ]
-    assert got == pytest.approx(expected, abs=1e-5)
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert abs(expected[1] - expected[2]) > 1e-3
 
 
@@ -197,7 +197,7 @@ def test_a_classifier_without_a_padding_token_scores_too() -> None:
     reward = classifier_reward(model, tokenizer, lambda ids: False)
     got = reward(prompts=["a ", "b "], completions=["c d e", "f"], completion_ids=[[5], [5]])
     expected = [score_alone(other_classifier(), text, False) for text in ("a c d e", "b f")]
-    assert got == pytest.approx(expected, abs=1e-5)
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 # A critic that starts from a classifier
@@ -231,7 +231,7 @@ def test_a_separate_critic_starts_as_the_classifier(tmp_path: Path, given: str) 
     batch = task.rollout(made)
     for row in range(4):
         expected = prefix_scores(classifier.eval(), batch, row)
-        assert batch["old_values"][row, : len(expected)].tolist() == pytest.approx(expected, abs=1e-5)
+        assert batch["old_values"][row, : len(expected)].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert batch["old_values"].std() > 0.1
     scores = copy.deepcopy(classifier.state_dict())
     made.train()

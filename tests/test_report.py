@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fault_samples import write_anew
 
-from rlhf_loop.damage import hash_file
 from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation import evaluate
 from rlhf_loop.recipe import Gate, parse
@@ -18,7 +18,7 @@ from rlhf_loop.records import Completion, Message, Prompt, Score, write_records
 from rlhf_loop.report import status, write_report
 from rlhf_loop.report.charts import Series, over_rounds
 from rlhf_loop.report.status import render, what_next
-from rlhf_loop.run_dir import RunDir, read_json, step_folder, write_json, write_text
+from rlhf_loop.run_dir import RunDir, step_folder, write_json, write_text
 from rlhf_loop.steps.gate import decide
 
 EVIL = '<script>alert("x")</script> & $\\alpha$'
@@ -201,17 +201,8 @@ def test_what_people_said_in_a_simulated_run_is_counted(tmp_path: Path) -> None:
         ({"simulated:rule": {"given": 94}, "you": {"given": 5}, "ann": {"given": 1}}, "6 pieces of it from people"),
         ({"simulated:rule": {"given": 100}}, "noise and biases, not from people"),
     ):
-        _write_anew(file, {**checked, "per_annotator": given})
+        write_anew(file, {**checked, "per_annotator": given})
         assert words in _Page(write_report(run).read_text(encoding="utf-8")).text
-
-
-def _write_anew(file: Path, value: dict[str, Any]) -> None:
-    """As if its step had written this."""
-    write_json(file, value)
-    manifest = read_json(file.with_name("manifest.json"))
-    write_json(
-        file.with_name("manifest.json"), {**manifest, "files": {**manifest["files"], file.name: hash_file(file)}}
-    )
 
 
 def test_the_report_tells_the_whole_run(whole: tuple[_Page, str]):
@@ -331,7 +322,7 @@ def test_a_step_that_was_interrupted_leaves_the_rest_readable(tmp_path: Path):
 def test_peoples_feedback_is_never_called_simulated(tmp_path: Path):
     run = _make_run(tmp_path, simulated=False)
     for n in range(4):
-        _write_anew(run.step(n, "ask") / "summary.json", {"questions": 40, "answered": 0, "annotator": "people"})
+        write_anew(run.step(n, "ask") / "summary.json", {"questions": 40, "answered": 0, "annotator": "people"})
     text = _page(run).text.replace("60 simulated", "")
     assert "simulated" not in text
     assert "people's feedback" in text
