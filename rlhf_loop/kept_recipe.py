@@ -85,9 +85,9 @@ def _with_dtype(recipe: Recipe, dtype: str) -> Recipe:
 
 def _kept(run: RunDir) -> dict[str, Any] | None:
     """The recipe that a run keeps; where `recipe.yaml` is gone, as the first stage was told it. None: there is none."""
-    told = next(iter(sorted(run.path.glob("round_*/*.arguments.json"))), None)
     if (run.path / "recipe.yaml").exists():
         return read_kept(run.path)[0]
+    told = min(run.path.glob("round_*/*.arguments.json"), default=None)
     if told is None:
         return None
     with reading(told):

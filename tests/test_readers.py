@@ -843,6 +843,7 @@ def test_two_answers_and_a_verdict_in_many_names(
         ({"winner": 1}, "write a, b or tie, or call the answers 0 and 1, or 1 and 2"),
         ({"winner": None}, "`winner` is empty"),
         ({"winner": "perhaps"}, "must say which is better"),
+        ({"winner": 10**400}, "must say which is better"),
         ({"winner": True}, "must say which is better"),
     ],
 )

@@ -25,6 +25,7 @@ from rlhf_loop.feedback.importers.fields import (
     optional_text,
     prompt_of,
 )
+from rlhf_loop.feedback.importers.metrics import number_in
 from rlhf_loop.feedback.importers.times import NAMES as TIMES
 from rlhf_loop.feedback.importers.words import Winner, plain, winner_of, words_of
 from rlhf_loop.feedback.rows import RowError, shown
@@ -118,7 +119,7 @@ def _said(
     for pair in (answers, models):
         if isinstance(value, str) and pair[0] != pair[1] and value in pair:
             return ("a" if value == pair[0] else "b"), None
-    number = _number(value)
+    number = number_in(value)
     if number is None:
         winner = None if isinstance(value, bool) else winner_of(value, names)
         if winner is None:
@@ -145,14 +146,3 @@ def _said(
     if where == 0:
         return "tie", None
     return ("a" if where < 0 else "b"), None if abs(where) == 1 and high - low == 1 else abs(where)
-
-
-def _number(value: Any) -> float | None:
-    """A number, also one out of a table's text; None for all else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if number == number and abs(number) < 1e9 else None
