@@ -74,7 +74,7 @@ class Sitting:
     def __init__(self, browser: Any, address: str, width: int, height: int, **options: Any):
         self.context = browser.new_context(viewport={"width": width, "height": height}, **options)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(8000)
+        self.page.set_default_timeout(120_000)  # ends a wait for what never comes; says nothing of speed
         self.wrong: list[str] = []
         self.requests: list[str] = []
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
