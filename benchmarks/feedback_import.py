@@ -24,8 +24,8 @@ WORDS = ("answer", "because", "light", "reason", "people", "water", "every", "sk
 
 CHILD = """
 import json, resource, sys, time
-from rlhf_loop.feedback.bulk import import_file
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.intake.import_file import import_file
+from rlhf_loop.feedback.store.store import Store
 file, store, redact = sys.argv[1:]
 with Store.open(store) as opened:
     started, cpu = time.perf_counter(), time.process_time()

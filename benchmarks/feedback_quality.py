@@ -97,7 +97,7 @@ def speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 SNAPSHOT = """
 import sys
 from pathlib import Path
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.steps.snapshot import snapshot
 folder = Path(sys.argv[2])
@@ -110,8 +110,8 @@ with Store.open(sys.argv[1], create=False) as store:
 
 def fill(path: Path, records: int, shape: str) -> None:
     """Makes a store of `records` preferences by simulated annotators, with direct inserts."""
-    from rlhf_loop.feedback.store import Store
-    from rlhf_loop.feedback.table_rows import COLUMNS
+    from rlhf_loop.feedback.store.store import Store
+    from rlhf_loop.feedback.store.table_rows import COLUMNS
 
     with Store.open(path) as store:
         batches: dict[str, list[tuple[Any, ...]]] = {name: [] for name in ("prompts", "completions", "feedback")}

@@ -32,9 +32,9 @@ from typing import Any
 import httpx
 from machine import describe
 
-from rlhf_loop.feedback import tokens
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Completion, Prompt, Question
+from rlhf_loop.server import tokens
 
 HERE = Path(__file__)
 TEXT = "The tide follows the moon because its pull is stronger on the side that faces it. " * 4
@@ -364,7 +364,7 @@ def fresh_store(folder: Path, url: str | None) -> str:
         return f"sqlite:///{folder / 'feedback.db'}"
     import sqlalchemy as sa
 
-    from rlhf_loop.feedback.database import parse_url
+    from rlhf_loop.feedback.store.database import parse_url
 
     name = f"bench_{os.getpid()}_{time.time_ns()}"
     server = sa.create_engine(parse_url(url), isolation_level="AUTOCOMMIT")

@@ -21,8 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_loop.generation import generate
-from rlhf_loop.model_files import WHEEL_MODEL
-from rlhf_loop.models import device, encode_prompts, load_tokenizer, resolve_model, to_messages, tune_cpu_memory
+from rlhf_loop.models.files import WHEEL_MODEL
+from rlhf_loop.models.loading import device, encode_prompts, load_tokenizer, resolve_model, to_messages, tune_cpu_memory
 from rlhf_loop.recipe import Generation, Policy
 from rlhf_loop.records import Message, Prompt
 

@@ -31,9 +31,8 @@ import yaml
 import rlhf_loop.loop as loop_module
 from rlhf_loop import launch
 from rlhf_loop.evaluation import evaluate
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.loop import Loop
-from rlhf_loop.pairing import pairs_from_feedback
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import (
     Annotator,
@@ -47,6 +46,7 @@ from rlhf_loop.records import (
     stable_id,
     write_records,
 )
+from rlhf_loop.rows.pairing import pairs_from_feedback
 from rlhf_loop.run_dir import RunDir, StageArguments, read_json, step_folder, write_json
 from rlhf_loop.watch.triggers import arrivals, news
 

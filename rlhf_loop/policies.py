@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 from rlhf_loop.damage import check_step, remedy
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.loop import BASE, Loop
 from rlhf_loop.machine import Dtype
-from rlhf_loop.model_card import model_card
+from rlhf_loop.models.card import model_card
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Artifact
 from rlhf_loop.run_dir import (
@@ -114,7 +114,7 @@ def export(
         if form == "adapter":
             shutil.copytree(source, partial, dirs_exist_ok=True)
         else:
-            from rlhf_loop.models import merge_policy
+            from rlhf_loop.models.loading import merge_policy
 
             settings = loop.recipe.policy
             merge_policy(source, partial, settings.model_copy(update={"dtype": dtype or settings.precision}))

@@ -22,12 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from rlhf_loop.algorithms import ALGORITHMS, TRAINER_CONFIGS, AlgorithmName, Consumes
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.redaction import RedactorName
+from rlhf_loop.feedback.privacy.redaction import RedactorName
 from rlhf_loop.machine import Dtype, native_dtype
-from rlhf_loop.model_checks import check_files, check_targets
+from rlhf_loop.models.checks import check_files, check_targets
 from rlhf_loop.near import near
 from rlhf_loop.places import absolute_model, absolute_path, absolute_store, relocated
-from rlhf_loop.settings_text import read_yaml, write_yaml
+from rlhf_loop.settings import read_yaml, write_yaml
 
 
 class Settings(BaseModel):
@@ -134,7 +134,7 @@ class FeedbackSettings(Settings):
     imports: list[Import] = Field(default_factory=list)
     annotator: SimulatedAnnotator | None = None  # None: people answer, and the loop waits for them
     questions_per_round: int = Field(64, ge=0)
-    question_strategy: str = "spread"  # a name in rlhf_loop/pairing.py
+    question_strategy: str = "spread"  # a name in rlhf_loop/rows/pairing.py
     validation: Validation = Field(default_factory=Validation)
     implicit: dict[str, bool] = Field(default_factory=dict)  # what users do that counts as a thumb: {copy: true}
 
@@ -213,7 +213,7 @@ class Generation(Settings):
 class Pairing(Settings):
     """How pairs for the update are made."""
 
-    strategy: str = "best_worst"  # a name in rlhf_loop/pairing.py
+    strategy: str = "best_worst"  # a name in rlhf_loop/rows/pairing.py
     sources: list[Literal["feedback", "reward"]] = ["feedback", "reward"]
     min_margin: float = Field(0.0, ge=0)
     max_pairs: int | None = Field(None, ge=1)
@@ -458,7 +458,7 @@ class Recipe(Settings):
     def _names_are_known(self) -> None:
         """Rules and strategies are functions of this package, or were put into its tables."""
         from rlhf_loop.annotators.rules import RULES
-        from rlhf_loop.pairing import PAIRS, QUESTIONS
+        from rlhf_loop.rows.pairing import PAIRS, QUESTIONS
 
         named: list[tuple[str, str, Mapping[str, Any]]] = [
             ("pairing.strategy", self.pairing.strategy, PAIRS),

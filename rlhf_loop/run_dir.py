@@ -29,7 +29,7 @@ from rlhf_loop.damage import damaged, hash_file, reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.locks import InUse, check, locked
 from rlhf_loop.places import relocated
-from rlhf_loop.settings_text import read_yaml
+from rlhf_loop.settings import read_yaml
 
 STEPS = (
     "snapshot",

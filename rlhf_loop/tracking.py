@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.distributed import is_main
 from rlhf_loop.errors import UserError
+from rlhf_loop.models.distributed import is_main
 
 _JOINED = ("wandb", "mlflow")
 """Trackers whose callbacks log into the run that is open; the callbacks of the others open one themselves."""

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from feedback_samples import needs_postgres, postgres_schema
+from samples.feedback import needs_postgres, postgres_schema
 
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.store.store import Store
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs behind, children too
 os.environ["OMP_NUM_THREADS"] = "1"  # some tests fork, which hangs once OpenMP has threads
@@ -34,7 +34,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def tiny_policy() -> Path:
     """Folder of a tiny random Llama and its tokenizer, with a chat template; eos and pad differ."""
-    from rlhf_loop.model_files import resolve_model
+    from rlhf_loop.models.files import resolve_model
 
     return Path(resolve_model("tiny-random:0"))
 

@@ -120,7 +120,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Where to put them.")] = Path(),
 ) -> None:
     """Lay out copies of the recipes and reward models that ship."""
-    from rlhf_loop.share import lay_out
+    from rlhf_loop.cli.share import lay_out
 
     for path in lay_out(folder):
         print(path)

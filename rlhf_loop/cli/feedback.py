@@ -13,7 +13,7 @@ from rlhf_loop.cli.shared import AsJson, StoreOption, store_url, validation_sett
 from rlhf_loop.errors import UserError
 
 if TYPE_CHECKING:
-    from rlhf_loop.feedback.store import Store
+    from rlhf_loop.feedback.store.store import Store
     from rlhf_loop.recipe import Validation
 
 app = typer.Typer(help="Bring feedback in and out, check it, count it.", no_args_is_help=True)
@@ -46,8 +46,8 @@ def feedback_import(
 
     Ends with status 1 when no row can be used.
     """
-    from rlhf_loop.feedback.bulk import ImportSummary, column_map, import_file, redactor_name, scale_map
-    from rlhf_loop.feedback.store import Store
+    from rlhf_loop.feedback.intake.import_file import ImportSummary, column_map, import_file, redactor_name, scale_map
+    from rlhf_loop.feedback.store.store import Store
 
     def progress(summary: ImportSummary) -> None:
         if sys.stderr.isatty():
@@ -74,8 +74,8 @@ def feedback_export(
     as_json: AsJson = False,
 ) -> None:
     """Write feedback to a file that other tools read."""
-    from rlhf_loop.feedback.export import export
-    from rlhf_loop.feedback.store import Store
+    from rlhf_loop.feedback.exporters.export import export
+    from rlhf_loop.feedback.store.store import Store
 
     with Store.open(store_url(store), create=False) as opened:
         summary = export(opened, path, format)
@@ -95,7 +95,7 @@ def feedback_check(
     """What may train and what not, and how good the feedback is: agreement, reliability, biases, drift."""
     from rlhf_loop.feedback.quality.check import check
     from rlhf_loop.feedback.quality.summary import lines
-    from rlhf_loop.feedback.store import Store
+    from rlhf_loop.feedback.store.store import Store
 
     named = place or store
     if named is None or (place and store):
@@ -105,7 +105,7 @@ def feedback_check(
         quality = check(opened, duplicates=near_duplicates)
         quarantined = opened.quarantined()
     if html is not None:
-        from rlhf_loop.feedback.quality.page import write_page
+        from rlhf_loop.report.quality_page import write_page
 
         write_page(html, named, validation, quality)
     if as_json:
@@ -133,8 +133,8 @@ def _validated(store: Store, settings: Validation | None) -> tuple[dict[str, Any
 @app.command("stats")
 def feedback_stats(store: StoreOption, as_json: AsJson = False) -> None:
     """Counts, agreement and biases of the feedback in a store."""
-    from rlhf_loop.feedback.stats import lines, stats
-    from rlhf_loop.feedback.store import Store
+    from rlhf_loop.feedback.quality.stats import lines, stats
+    from rlhf_loop.feedback.store.store import Store
 
     with Store.open(store_url(store), create=False) as opened:
         numbers = stats(opened)

@@ -24,8 +24,8 @@ def user_delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete what a user asked, was answered and said, in the store and the runs; list the models that learned it."""
-    from rlhf_loop.feedback.deletion import delete_user
-    from rlhf_loop.feedback.store import Store
+    from rlhf_loop.feedback.privacy.deletion import delete_user
+    from rlhf_loop.feedback.store.store import Store
 
     named = [Path(store)] if Path(store).is_dir() else []
     runs = list(dict.fromkeys(existing_run(folder) for folder in [*named, *(run or [])]))

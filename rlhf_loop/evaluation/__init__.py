@@ -142,8 +142,8 @@ def _language_model(
 ) -> tuple[dict[str, Any], list[float]]:
     """`kl`, `perplexity` and `plain_text_perplexity` of the result, and each answer's KL."""
     from rlhf_loop.evaluation import language_model as lm
-    from rlhf_loop.models import to_messages
-    from rlhf_loop.turns import Turns
+    from rlhf_loop.models.loading import to_messages
+    from rlhf_loop.models.turns import Turns
 
     conversations = [to_messages(prompt, models.settings) for prompt in prompts]
     turns = Turns(models.tokenizer, models.policy)

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from rlhf_loop.distributed import sharded_map
 from rlhf_loop.errors import UserError
+from rlhf_loop.models.distributed import sharded_map
+from rlhf_loop.models.turns import Tokens, Turns
 from rlhf_loop.records import Completion, Message
-from rlhf_loop.turns import Tokens, Turns
 
 BATCH_LOGITS = 64 * 2**20
 """Most logits (rows x answer positions x vocabulary) of one batch, in the model's own precision: 128 MiB in bf16."""

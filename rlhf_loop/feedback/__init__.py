@@ -1,1 +1,1 @@
-"""What the loop remembers: the store, what comes into it, what goes out, and whether it can be trusted."""
+"""What people said: read from files, imported, kept, asked for, checked, exported, deleted, traced."""

@@ -11,8 +11,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from rlhf_loop.feedback.agreement import verdict
-from rlhf_loop.feedback.table_rows import AnyFeedback, about, pair_key
+from rlhf_loop.feedback.quality.agreement import verdict
+from rlhf_loop.feedback.store.table_rows import AnyFeedback, about, pair_key
 from rlhf_loop.recipe import Validation
 from rlhf_loop.records import Completion, Critique, Edit, Implicit, Preference, Prompt, Rating, Skip, Split, Thumb
 

@@ -34,7 +34,7 @@ def generate(
     `policy`: a model reference, a folder, or a loaded (model, tokenizer). `progress(done, total)` is called with
     numbers of finished completions. Raises `UserError` for a prompt that leaves no room in the model's context.
     """
-    from rlhf_loop.models import load_policy, to_messages
+    from rlhf_loop.models.loading import load_policy, to_messages
 
     if not prompts:
         return []

@@ -14,7 +14,7 @@ import torch
 
 from rlhf_loop.generation import transformers_engine as engine
 from rlhf_loop.generation.sampling import sample_tokens, uniforms
-from rlhf_loop.turns import Turns
+from rlhf_loop.models.turns import Turns
 
 UNFINISHED = "\ufffd"
 """What a tokenizer writes for a character of which only some bytes are there."""

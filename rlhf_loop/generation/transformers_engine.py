@@ -17,9 +17,9 @@ from transformers.cache_utils import DummyLayer, DynamicIndexedLayer, DynamicLay
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.sampling import sample_tokens, uniforms
+from rlhf_loop.models.turns import Turns, encode_prompts
 from rlhf_loop.recipe import Generation
 from rlhf_loop.records import Message
-from rlhf_loop.turns import Turns, encode_prompts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ class Inline:
 
     def run(self, arguments_file: Path, progress: Progress) -> None:
         """Runs the stage here and now; its memory is given back before the next one."""
-        from rlhf_loop.models import release_memory
+        from rlhf_loop.models.loading import release_memory
         from rlhf_loop.stages import run_stage
 
         run_stage(arguments_file, progress)

@@ -91,7 +91,7 @@ def _open_questions(run: RunDir, recipe: dict[str, Any]) -> int | None:
         return None
     if not recipe.get("store") and not (run.path / "feedback.db").exists():
         return None
-    from rlhf_loop.feedback.store import Store
+    from rlhf_loop.feedback.store.store import Store
 
     with Store.open(_store_url(run, recipe), create=False) as store:
         return store.open_questions()

@@ -26,10 +26,10 @@ from rlhf_loop.rewards.spec import (
 )
 
 if TYPE_CHECKING:
+    from rlhf_loop.models.training import Progress
     from rlhf_loop.recipe import Policy
     from rlhf_loop.records import PreferencePair, Prompt
     from rlhf_loop.rewards.texts import Text
-    from rlhf_loop.training import Progress
 
 __all__ = ["Reward", "RewardSpec", "combine", "evaluate_reward", "load_reward", "load_spec", "train_reward_model"]
 
@@ -62,7 +62,7 @@ def train_reward_model(
     the spec's own `trainer` block. `prompts`: those of the pairs, whose columns a function may ask for. Raises
     `UserError` for anything the user can mend.
     """
-    from rlhf_loop.distributed import barrier, is_main
+    from rlhf_loop.models.distributed import barrier, is_main
     from rlhf_loop.run_dir import without_times, write_json
 
     started = time.perf_counter()
@@ -138,7 +138,7 @@ def evaluate_reward(
     of which the reward has something to say on both sides.
     """
     from rlhf_loop.columns import columns_of
-    from rlhf_loop.distributed import sharded_map
+    from rlhf_loop.models.distributed import sharded_map
     from rlhf_loop.records import Prompt
     from rlhf_loop.rewards.metrics import preference_metrics
     from rlhf_loop.rewards.texts import texts_of_pairs

@@ -20,11 +20,14 @@ from torch.nn.functional import logsigmoid
 from transformers import PrinterCallback, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
-from rlhf_loop.checkpoints import last_complete, remove_all
 from rlhf_loop.damage import reading
-from rlhf_loop.distributed import is_main, sharded_map
 from rlhf_loop.errors import UserError
-from rlhf_loop.models import tune_cpu_memory
+from rlhf_loop.models.checkpoints import last_complete, remove_all
+from rlhf_loop.models.distributed import is_main, sharded_map
+from rlhf_loop.models.loading import tune_cpu_memory
+from rlhf_loop.models.training import Progress, callbacks, mean_loss, quiet, training_arguments
+from rlhf_loop.models.turns import Turns
+from rlhf_loop.models.weights import save_weights
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair
 from rlhf_loop.rewards.base import Reward
@@ -35,9 +38,6 @@ from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
 from rlhf_loop.rewards.trunk import load_classifier, lora_config
 from rlhf_loop.rewards.trunk import quiet as transformers_quiet
 from rlhf_loop.run_dir import read_json, write_json
-from rlhf_loop.training import Progress, callbacks, mean_loss, quiet, training_arguments
-from rlhf_loop.turns import Turns
-from rlhf_loop.weights import save_weights
 
 logger = logging.getLogger(__name__)
 

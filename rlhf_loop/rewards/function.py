@@ -17,7 +17,7 @@ from typing import Any
 from rlhf_loop import recipe
 from rlhf_loop.columns import OF_COMPLETIONS, OF_PROMPTS, OF_TRAINERS, columns_of
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.rows import sound
+from rlhf_loop.feedback.files.rows import sound
 from rlhf_loop.records import Prompt
 from rlhf_loop.rewards.base import Reward
 from rlhf_loop.rewards.spec import FunctionSpec

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import logsigmoid
 
-from rlhf_loop.distributed import is_main, sharded_map
 from rlhf_loop.errors import UserError
+from rlhf_loop.models.distributed import is_main, sharded_map
+from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair
 from rlhf_loop.rewards.base import Reward
@@ -33,7 +34,6 @@ from rlhf_loop.rewards.scoring import in_batches
 from rlhf_loop.rewards.spec import HeadSpec
 from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
 from rlhf_loop.rewards.trunk import load_trunk
-from rlhf_loop.turns import Turns
 
 WEIGHTS = "head.safetensors"
 SCORING_TOKENS = {"cpu": 4096}

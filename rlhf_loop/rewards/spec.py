@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from rlhf_loop import recipe, run_dir
 from rlhf_loop.errors import UserError
 from rlhf_loop.places import absolute_model, relocated
-from rlhf_loop.settings_text import read_yaml, write_yaml
+from rlhf_loop.settings import read_yaml, write_yaml
 
 FILE = "reward_model.yaml"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhf_loop.models.turns import Turns, with_system_prompt
 from rlhf_loop.records import Completion, Message, PreferencePair, Prompt
-from rlhf_loop.turns import Turns, with_system_prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

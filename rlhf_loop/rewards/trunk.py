@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.functional import linear
 
 from rlhf_loop.damage import loading
-from rlhf_loop.distributed import whole_models
-from rlhf_loop.models import device, load_tokenizer, resolve_model
+from rlhf_loop.models.distributed import whole_models
+from rlhf_loop.models.loading import device, load_tokenizer, resolve_model
 from rlhf_loop.recipe import Lora, Policy
 
 

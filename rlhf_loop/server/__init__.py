@@ -1,1 +1,1 @@
-"""The service: a chat endpoint, feedback on its answers, an annotation page and a dashboard. It never imports torch."""
+"""The service: a chat API whose answers are kept, an API and pages for people's feedback, a dashboard."""

@@ -28,9 +28,9 @@ from fastapi import APIRouter, Form, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 
-from rlhf_loop.feedback import tokens
-from rlhf_loop.feedback.tokens import Role
+from rlhf_loop.server import tokens
 from rlhf_loop.server.service import Service
+from rlhf_loop.server.tokens import Role
 
 router = APIRouter(include_in_schema=False)
 

@@ -19,9 +19,13 @@ from starlette.exceptions import HTTPException
 
 from rlhf_loop import __version__
 from rlhf_loop.errors import StoreUnavailable, UserError
-from rlhf_loop.server import access, annotation, chat, dashboard, feedback_api, pages, responses_api
+from rlhf_loop.server import access
+from rlhf_loop.server.chat import api as chat_api
+from rlhf_loop.server.chat import responses_api
+from rlhf_loop.server.feedback import api as feedback_api
 from rlhf_loop.server.limits import BodyLimit
 from rlhf_loop.server.logs import Observed
+from rlhf_loop.server.pages import annotation, dashboard, pages
 from rlhf_loop.server.service import Service
 
 logger = logging.getLogger("rlhf_loop.server")
@@ -96,7 +100,7 @@ def create_app(service: Service) -> FastAPI:
         openapi_url=None,  # below, for callers that are known
     )
     app.state.service = service
-    app.include_router(chat.router, responses=_ERRORS)
+    app.include_router(chat_api.router, responses=_ERRORS)
     app.include_router(responses_api.router, responses=_ERRORS)
     app.include_router(feedback_api.router, responses=_ERRORS)
     app.include_router(access.router)
@@ -165,9 +169,9 @@ def _add_own_routes(app: FastAPI, service: Service) -> None:
                 store = connection.scalar(sa.select(1)) == 1
         except UserError:
             store = False
-        chat = "off" if service.policies is None else "ready" if service.policies.ready else "starting"
-        good = store and chat != "starting"
-        return JSONResponse({"ready": good, "store": store, "chat": chat}, 200 if good else 503)
+        api = "off" if service.policies is None else "ready" if service.policies.ready else "starting"
+        good = store and api != "starting"
+        return JSONResponse({"ready": good, "store": store, "chat": api}, 200 if good else 503)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -191,7 +195,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    status = 400 if request.scope["path"] in chat.OPENAI_S else 422
+    status = 400 if request.scope["path"] in chat_api.OPENAI_S else 422
     return _answer(status, feedback_api.field_error({**first, "loc": first["loc"][1:]}))  # without body, query, header
 
 

@@ -13,16 +13,16 @@ import uvicorn
 
 from rlhf_loop import private
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback import tokens
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.policies import open_loop
 from rlhf_loop.records import Artifact
-from rlhf_loop.server.annotation import prepare
+from rlhf_loop.server import tokens
 from rlhf_loop.server.app import create_app
+from rlhf_loop.server.chat.policy_process import Engine, OwnProcess, Policies
+from rlhf_loop.server.chat.upstream import BACK_OFF, KEY_VARIABLE, Upstream
 from rlhf_loop.server.logs import to_stderr
-from rlhf_loop.server.policy_process import Engine, OwnProcess, Policies
+from rlhf_loop.server.pages.annotation import prepare
 from rlhf_loop.server.service import Service
-from rlhf_loop.server.upstream import BACK_OFF, KEY_VARIABLE, Upstream
 
 GRACE_SECONDS = 30
 """How long requests may take to end after the service was told to."""

@@ -8,19 +8,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_loop.feedback import tokens
-from rlhf_loop.feedback.deletion import user_key
-from rlhf_loop.feedback.redaction import Redactor, make_redactor
-from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.tokens import Token
+from rlhf_loop.feedback.privacy.deletion import user_key
+from rlhf_loop.feedback.privacy.redaction import Redactor, make_redactor
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.recipe import Annotation, Generation, Recipe
 from rlhf_loop.run_dir import RunDir
+from rlhf_loop.server import tokens
 from rlhf_loop.server.limits import Limits
 from rlhf_loop.server.metrics import Metrics
+from rlhf_loop.server.tokens import Token
 from rlhf_loop.server.writer import Writer
 
 if TYPE_CHECKING:
-    from rlhf_loop.server.policy_process import Policies
+    from rlhf_loop.server.chat.policy_process import Policies
 
 
 @dataclass(kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from rlhf_loop.feedback.database import Database
+from rlhf_loop.feedback.store.database import Database
 
 MOST_AT_ONCE = 64
 """Pieces of work in one transaction."""

@@ -2,7 +2,7 @@
 
     python -m rlhf_loop.stages round_003/update.arguments.json
 
-A stage never sees the store. All ranks of a job call it; `rlhf_loop.distributed` says which share is whose.
+A stage never sees the store. All ranks of a job call it; `rlhf_loop.models.distributed` says which share is whose.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from rlhf_loop import distributed
+from rlhf_loop.models import distributed
 from rlhf_loop.run_dir import StageArguments, step_folder
 
 STAGES = {

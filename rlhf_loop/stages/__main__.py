@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from rlhf_loop.distributed import is_main
 from rlhf_loop.errors import UserError
+from rlhf_loop.models.distributed import is_main
 from rlhf_loop.run_dir import PROGRESS
 from rlhf_loop.stages import run_stage
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from rlhf_loop.algorithms import TRAINER_CONFIGS
 from rlhf_loop.damage import hash_file
-from rlhf_loop.distributed import barrier, is_main
-from rlhf_loop.models import check_model, resolve_model
+from rlhf_loop.models.distributed import barrier, is_main
+from rlhf_loop.models.loading import check_model, resolve_model
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
 from rlhf_loop.records import PreferencePair, Prompt, read_records, stable_id
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rlhf_loop.distributed import is_main, sharded_map
+from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.records import Completion, Prompt, Score, read_records, write_records
 from rlhf_loop.run_dir import StageArguments
 from rlhf_loop.stages import Progress

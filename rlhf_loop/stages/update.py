@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_loop.algorithms import ALGORITHMS, ROWS
-from rlhf_loop.distributed import is_main
+from rlhf_loop.models.distributed import is_main
 from rlhf_loop.recipe import parse
 from rlhf_loop.records import read_records, stable_id
 from rlhf_loop.run_dir import StageArguments, write_json

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from rlhf_loop.algorithms import ALGORITHMS, AlgorithmName, Consumes
 from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
-from rlhf_loop.pairing import pairs_from_scores
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import (
     Completion,
@@ -30,8 +29,9 @@ from rlhf_loop.records import (
     read_records,
     write_table,
 )
+from rlhf_loop.rows.pairing import pairs_from_scores
+from rlhf_loop.rows.training_rows import best_of_n
 from rlhf_loop.run_dir import write_json
-from rlhf_loop.training_rows import best_of_n
 
 
 def assemble(

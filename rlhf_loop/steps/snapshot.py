@@ -16,13 +16,13 @@ from pathlib import Path
 from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.collector import collector_paused
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.validation import ValidationReport, validate
-from rlhf_loop.pairing import pairs_from_feedback
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import PreferencePair, Prompt, write_records
+from rlhf_loop.rows.pairing import pairs_from_feedback
+from rlhf_loop.rows.training_rows import demonstrations, labels_from_feedback
 from rlhf_loop.run_dir import write_json
-from rlhf_loop.training_rows import demonstrations, labels_from_feedback
 
 MANY = 0.5  # of all completions: to read more than this share by their ids takes longer than to read all there are
 

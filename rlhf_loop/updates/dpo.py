@@ -5,9 +5,9 @@ Consumes `PreferencePair`s. All of TRL's losses by their names in `trainer: {los
 Two things TRL would do otherwise:
 - The reference is what the recipe says. TRL takes the policy it is handed as the reference, which from round 2 on is
   the previous policy. See `adapters.build_trainer`.
-- The tokens that are trained are those that the policy read and wrote (`rlhf_loop/turns.py`). TRL would apply the chat
-  template to the whole conversation, which ends answers that were cut off at the length limit, and so teaches the
-  policy to stop in the middle of a sentence.
+- The tokens that are trained are those that the policy read and wrote (`rlhf_loop/models/turns.py`). TRL would apply
+  the chat template to the whole conversation, which ends answers that were cut off at the length limit, and so teaches
+  the policy to stop in the middle of a sentence.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair
-from rlhf_loop.turns import Turns
 from rlhf_loop.updates.adapters import build_trainer
 from rlhf_loop.updates.train_and_save import Training, as_asked, that_fit, train_and_save
 

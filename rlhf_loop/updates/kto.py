@@ -16,10 +16,10 @@ from typing import Any
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
-from rlhf_loop.distributed import world_size
+from rlhf_loop.models.distributed import world_size
+from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import LabelledCompletion
-from rlhf_loop.turns import Turns
 from rlhf_loop.updates.adapters import build_trainer
 from rlhf_loop.updates.train_and_save import Training, as_asked, that_fit, train_and_save
 

@@ -17,7 +17,7 @@ import torch
 from trl.trainer.utils import is_async_callable
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.turns import Turns
+from rlhf_loop.models.turns import Turns
 
 RewardFunction = Callable[..., Any]
 

@@ -10,13 +10,13 @@ import trl.trainer.utils
 from peft import PeftModel
 from trl import GRPOTrainer
 
-from rlhf_loop.distributed import rank
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.transformers_engine import sample_ids
-from rlhf_loop.models import check_adapted, merged_for_sampling
+from rlhf_loop.models.distributed import rank
+from rlhf_loop.models.loading import check_adapted, merged_for_sampling
+from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Generation
 from rlhf_loop.records import stable_id
-from rlhf_loop.turns import Turns
 from rlhf_loop.updates.cpu_head import Head
 from rlhf_loop.updates.prompt_order import resumable
 

@@ -3,7 +3,7 @@
 Consumes `Demonstration`s: people's edits and the reference answers of prompts; as `rejection_sampling`, the best of
 each prompt's candidates. Only the tokens of the answer are trained. There is no reference policy: nothing but a small
 learning rate and few epochs holds the new one near the old. What a policy wrote is trained in the tokens that it
-sampled, what a person wrote in the chat template's own form (`rlhf_loop/turns.py`).
+sampled, what a person wrote in the chat template's own form (`rlhf_loop/models/turns.py`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.models import load_policy
+from rlhf_loop.models.loading import load_policy
+from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Demonstration
-from rlhf_loop.turns import Turns
 from rlhf_loop.updates.adapters import adapter_folder, load_base, lora_config, put_adapter, refuse_adapter
 from rlhf_loop.updates.train_and_save import Training, as_asked, none_fit, train_and_save
 

@@ -12,15 +12,15 @@ import torch
 from peft import PeftModel
 from transformers import PrinterCallback
 
-from rlhf_loop.checkpoints import last_complete, remove_all
-from rlhf_loop.distributed import is_main
 from rlhf_loop.errors import UserError
-from rlhf_loop.models import save_policy, to_messages, tune_cpu_memory
+from rlhf_loop.models.checkpoints import last_complete, remove_all
+from rlhf_loop.models.distributed import is_main
+from rlhf_loop.models.loading import save_policy, to_messages, tune_cpu_memory
+from rlhf_loop.models.training import callbacks, mean_loss, quiet, training_arguments
+from rlhf_loop.models.weights import leave_frozen_ties_out
 from rlhf_loop.recipe import Policy, Update
 from rlhf_loop.records import Message, Prompt
 from rlhf_loop.tracking import training_run
-from rlhf_loop.training import callbacks, mean_loss, quiet, training_arguments
-from rlhf_loop.weights import leave_frozen_ties_out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,11 +16,11 @@ import sqlalchemy as sa
 from rlhf_loop.algorithms import ALGORITHMS, Consumes
 from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback import tables
-from rlhf_loop.feedback.agreement import agreement
-from rlhf_loop.feedback.database import chunks
-from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.table_rows import AnyFeedback, about
+from rlhf_loop.feedback.quality.agreement import agreement
+from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.database import chunks
+from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.feedback.store.table_rows import AnyFeedback, about
 from rlhf_loop.feedback.validation import validate
 from rlhf_loop.recipe import Recipe, Watch
 from rlhf_loop.records import Implicit, Preference

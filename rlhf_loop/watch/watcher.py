@@ -20,8 +20,8 @@ import sqlalchemy as sa
 
 from rlhf_loop import private, processes
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback import tables
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.kept_recipe import check_recipe
 from rlhf_loop.locks import InUse, locked
 from rlhf_loop.loop import Loop

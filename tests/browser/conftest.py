@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,9 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the samples of the other tests
-
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.service import Service

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_samples import fill_queue
+from samples.annotation import fill_queue
 
-from rlhf_loop.feedback import tokens
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Completion, Critique, Edit, Preference, Prompt, Question
+from rlhf_loop.server import tokens
 from rlhf_loop.server.service import Service
 
 pytestmark = pytest.mark.browser

@@ -1,1 +1,1 @@
-"""What leaves the store, format by format; `rlhf_loop.feedback.export` writes it to files."""
+"""What leaves the store, format by format; `rlhf_loop.feedback.exporters.export` writes it to files."""

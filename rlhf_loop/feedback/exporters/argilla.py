@@ -14,10 +14,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.exporters.pages import PAGE, effective_feedback, texts_of
-from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.table_rows import pair_key
+from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.feedback.store.table_rows import pair_key
 from rlhf_loop.records import Completion, Preference, Prompt, stable_id
 
 PEOPLE = uuid.UUID("6a1c3c52-7c39-5a2e-9a53-0d8a1b6f2c11")  # the name space of the annotators' UUIDs

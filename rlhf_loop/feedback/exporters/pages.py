@@ -12,9 +12,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from rlhf_loop.feedback import tables
-from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.table_rows import AnyFeedback, about, records_of
+from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.feedback.store.table_rows import AnyFeedback, about, records_of
 from rlhf_loop.records import Completion, Feedback, Prompt, Score
 
 PAGE = 5000

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.feedback.exporters.pages import effective_feedback, texts_of
-from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.table_rows import AnyFeedback
+from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.feedback.store.table_rows import AnyFeedback
 from rlhf_loop.records import Annotator, Completion, Prompt, to_dict
 
 FILE, CARD = "feedback.parquet", "README.md"
@@ -66,7 +66,7 @@ def write_table(store: Store, folder: Path, left_out: Counter[str]) -> int:
 
 def card(store: Store, contents: Contents, left_out: Counter[str]) -> str:
     """The data card: Markdown under the front matter that a hub reads."""
-    from rlhf_loop.feedback.agreement import agreement_of
+    from rlhf_loop.feedback.quality.agreement import agreement_of
     from rlhf_loop.feedback.quality.votes import read_votes
 
     agreed = agreement_of(read_votes(store))

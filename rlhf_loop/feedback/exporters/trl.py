@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf_loop.feedback.exporters.pages import effective_feedback, texts_of
-from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.table_rows import AnyFeedback
+from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.feedback.store.table_rows import AnyFeedback
 from rlhf_loop.records import Completion, Preference, Prompt, Thumb
 
 

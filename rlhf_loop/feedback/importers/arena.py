@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import RowError
 from rlhf_loop.feedback.importers.asked import asked
 from rlhf_loop.feedback.importers.conversations import decoded, messages_of, prompt_before
 from rlhf_loop.feedback.importers.fields import (
@@ -26,7 +27,6 @@ from rlhf_loop.feedback.importers.fields import (
 )
 from rlhf_loop.feedback.importers.times import time_in
 from rlhf_loop.feedback.importers.words import Winner, winner_of
-from rlhf_loop.feedback.rows import RowError
 from rlhf_loop.records import Message, Preference
 
 RECOGNISES = 'Chatbot Arena: rows of {"model_a", "model_b", "winner", "conversation_a", "conversation_b"}'

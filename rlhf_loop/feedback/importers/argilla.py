@@ -18,19 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import Note, RowError
 from rlhf_loop.feedback.importers.conversations import decoded
-from rlhf_loop.feedback.importers.fields import (
-    Place,
-    list_of,
-    mapping_of,
-    optional_id,
-    said_by,
-    text_of,
-)
+from rlhf_loop.feedback.importers.fields import Place, list_of, mapping_of, optional_id, said_by, text_of
 from rlhf_loop.feedback.importers.metrics import number_in, said_by_metric
 from rlhf_loop.feedback.importers.tasks import Task, choice, preferences, ranking, task_of
 from rlhf_loop.feedback.importers.words import thumb_named, thumb_of, winner_of, words_of
-from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Critique, Edit, Preference, Rating, Skip, Thumb
 
 RECOGNISES = 'Argilla: records of {"fields", "responses"}, of version 1 or 2, or of the data set it makes of them'

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import Note, RowError
 from rlhf_loop.feedback.importers import pairs, times
 from rlhf_loop.feedback.importers.asked import PARTS, SYSTEM, TALKS, asked, holds_question, not_read, system_turn
 from rlhf_loop.feedback.importers.conversations import (
@@ -39,7 +40,6 @@ from rlhf_loop.feedback.importers.fields import (
 )
 from rlhf_loop.feedback.importers.metrics import number_in
 from rlhf_loop.feedback.importers.words import thumb_of
-from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Critique, Edit, Message, Rating, Thumb
 
 RECOGNISES = 'chat logs: rows of {"messages"} or {"request", "response"}, with `feedback`, `rating` or `comment`'

@@ -15,20 +15,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import RowError, shown
 from rlhf_loop.feedback.importers.asked import PARTS, asked, holds_question, not_read
 from rlhf_loop.feedback.importers.conversations import answer_of, turns_in
-from rlhf_loop.feedback.importers.fields import (
-    Place,
-    completion_of,
-    made_of,
-    optional_id,
-    optional_text,
-    prompt_of,
-)
+from rlhf_loop.feedback.importers.fields import Place, completion_of, made_of, optional_id, optional_text, prompt_of
 from rlhf_loop.feedback.importers.metrics import number_in
 from rlhf_loop.feedback.importers.times import NAMES as TIMES
 from rlhf_loop.feedback.importers.words import Winner, plain, winner_of, words_of
-from rlhf_loop.feedback.rows import RowError, shown
 from rlhf_loop.records import Message, Preference
 
 RECOGNISES = 'two answers and a verdict: rows of {"prompt", "answer_a", "answer_b", "winner"}, or 1 and 2, or 0 and 1'

@@ -14,8 +14,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import Note, RowError, shown
 from rlhf_loop.feedback.importers.fields import text_of
-from rlhf_loop.feedback.rows import Note, RowError, shown
 from rlhf_loop.records import Message
 
 ROLES = {

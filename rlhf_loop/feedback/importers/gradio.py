@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import Note, RowError, shown
 from rlhf_loop.feedback.importers.conversations import decoded, turns_in
 from rlhf_loop.feedback.importers.fields import Place, completion_of, prompt_of, said_by
 from rlhf_loop.feedback.importers.tasks import Task, task_of
 from rlhf_loop.feedback.importers.times import time_in
 from rlhf_loop.feedback.importers.words import thumb_of
-from rlhf_loop.feedback.rows import Note, RowError, shown
 from rlhf_loop.records import Message, Thumb
 
 RECOGNISES = "Gradio: the CSV of a chat's likes, {conversation, index, value}, or of flagged inputs and outputs"

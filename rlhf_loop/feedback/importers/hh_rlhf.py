@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import RowError
 from rlhf_loop.feedback.importers import pairs
 from rlhf_loop.feedback.importers.asked import holds_question, not_read
 from rlhf_loop.feedback.importers.conversations import dialogue, prompt_before
 from rlhf_loop.feedback.importers.fields import Place
-from rlhf_loop.feedback.rows import RowError
 
 RECOGNISES = r'rows of {"chosen", "rejected"}, each "\n\nHuman: ...\n\nAssistant: ..."'
 REQUIRED = [("chosen", "rejected")]

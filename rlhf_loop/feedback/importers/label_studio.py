@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import Note, RowError
 from rlhf_loop.feedback.importers.asked import PARTS, asked
 from rlhf_loop.feedback.importers.conversations import decoded
 from rlhf_loop.feedback.importers.fields import (
@@ -45,7 +46,6 @@ from rlhf_loop.feedback.importers.words import (
     winner_of,
     words_of,
 )
-from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Critique, Preference, Prompt, Rating, Skip, Thumb, stable_id
 
 RECOGNISES = (

@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import Note, RowError
 from rlhf_loop.feedback.importers.conversations import decoded
 from rlhf_loop.feedback.importers.exchanges import exchange
 from rlhf_loop.feedback.importers.fields import (
@@ -36,7 +37,6 @@ from rlhf_loop.feedback.importers.fields import (
 from rlhf_loop.feedback.importers.metrics import said_by_metric
 from rlhf_loop.feedback.importers.times import time_in
 from rlhf_loop.feedback.importers.words import speaks_of_good, thumb_named, words_of
-from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Critique, Edit, Thumb
 
 RECOGNISES = 'Langfuse: traces of {"input", "output", "scores"}, exported traces, or scores with their `trace`'

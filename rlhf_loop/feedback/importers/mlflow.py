@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import Note, RowError
 from rlhf_loop.feedback.importers.conversations import decoded
 from rlhf_loop.feedback.importers.exchanges import exchange
 from rlhf_loop.feedback.importers.fields import (
@@ -29,7 +30,6 @@ from rlhf_loop.feedback.importers.fields import (
 )
 from rlhf_loop.feedback.importers.metrics import number_in, said_by_metric
 from rlhf_loop.feedback.importers.times import time_in
-from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Edit
 
 RECOGNISES = 'MLflow: traces of {"info": {"trace_id", "assessments"}, "data": {"spans"}}, or rows of search_traces'

@@ -13,14 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_loop.feedback.importers.fields import (
-    Place,
-    annotator_of,
-    optional_text,
-    text_of,
-)
+from rlhf_loop.feedback.files.rows import Note, RowError
+from rlhf_loop.feedback.importers.fields import Place, annotator_of, optional_text, text_of
 from rlhf_loop.feedback.importers.times import time_of
-from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import (
     FEEDBACK_KINDS,
     Artifact,

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import Note, RowError
 from rlhf_loop.feedback.importers.conversations import messages_of
 from rlhf_loop.feedback.importers.fields import (
     Place,
@@ -30,7 +31,6 @@ from rlhf_loop.feedback.importers.fields import (
     text_of,
 )
 from rlhf_loop.feedback.importers.times import time_in
-from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Preference, Rating, Thumb
 
 RECOGNISES = (

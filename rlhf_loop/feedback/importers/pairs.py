@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import Note, RowError
 from rlhf_loop.feedback.importers.asked import PARTS, asked, holds_question, not_read
 from rlhf_loop.feedback.importers.conversations import answer_of, is_dialogue, prompt_before, turns_in
 from rlhf_loop.feedback.importers.fields import (
@@ -27,7 +28,6 @@ from rlhf_loop.feedback.importers.fields import (
     text_of,
 )
 from rlhf_loop.feedback.importers.times import NAMES as TIMES
-from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Critique, Message, Preference, stable_id
 
 RECOGNISES = 'rows of {"prompt", "chosen", "rejected"}, with votes and critiques'

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import Note, RowError
 from rlhf_loop.feedback.importers.conversations import decoded
 from rlhf_loop.feedback.importers.exchanges import exchange
 from rlhf_loop.feedback.importers.fields import Place, completion_of, mapping_of, optional_id, optional_text, prompt_of
 from rlhf_loop.feedback.importers.metrics import said_by_metric
 from rlhf_loop.feedback.importers.times import time_in
 from rlhf_loop.feedback.importers.words import thumb_named
-from rlhf_loop.feedback.rows import Note, RowError
 
 RECOGNISES = 'Phoenix: spans with `annotations`, or annotations of {"span_id", "annotator_kind", "result"}'
 REQUIRED = [("context", "attributes", "annotations"), ("span_id", "annotator_kind", "name", "result")]

@@ -18,12 +18,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import Note, RowError
 from rlhf_loop.feedback.importers.conversations import decoded
 from rlhf_loop.feedback.importers.fields import Place, id_of, mapping_of, optional_id, said_by
 from rlhf_loop.feedback.importers.metrics import said_by_metric
 from rlhf_loop.feedback.importers.tasks import Task, choice, preferences, task_of
 from rlhf_loop.feedback.importers.words import thumb_of, winner_of, words_of
-from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Critique, Preference
 
 RECOGNISES = 'Potato: annotations of {"instance_id", "user_id", "labels"}, as JSON or a table, or a `user_state.json`'

@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from rlhf_loop.feedback.files.rows import Note, RowError
 from rlhf_loop.feedback.importers.words import words_of
-from rlhf_loop.feedback.rows import Note, RowError
 
 Scale = tuple[float, float]
 

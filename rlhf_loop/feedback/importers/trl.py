@@ -16,21 +16,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import RowError
 from rlhf_loop.feedback.importers import chat, pairs
 from rlhf_loop.feedback.importers.asked import PARTS, SYSTEM, asked, holds_question, not_read, system_turn
 from rlhf_loop.feedback.importers.conversations import answer_of, messages_of, prompt_before, turns_in
-from rlhf_loop.feedback.importers.fields import (
-    Place,
-    completion_of,
-    list_of,
-    made_of,
-    optional_id,
-    prompt_of,
-    text_of,
-)
+from rlhf_loop.feedback.importers.fields import Place, completion_of, list_of, made_of, optional_id, prompt_of, text_of
 from rlhf_loop.feedback.importers.times import NAMES as TIMES
 from rlhf_loop.feedback.importers.words import thumb_of
-from rlhf_loop.feedback.rows import RowError
 from rlhf_loop.records import Critique, Message, Prompt, Span, Thumb, stable_id
 
 RECOGNISES = (

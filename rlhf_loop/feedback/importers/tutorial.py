@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import RowError
 from rlhf_loop.feedback.importers.asked import PARTS, asked, holds_question, not_read
 from rlhf_loop.feedback.importers.conversations import answer_of
 from rlhf_loop.feedback.importers.fields import (
@@ -23,7 +24,6 @@ from rlhf_loop.feedback.importers.fields import (
 )
 from rlhf_loop.feedback.importers.times import NAMES as TIMES
 from rlhf_loop.feedback.importers.words import thumb_of
-from rlhf_loop.feedback.rows import RowError
 from rlhf_loop.records import Critique, Rating, Thumb
 
 RECOGNISES = 'feedback tutorials: rows of {"input", "response", "feedback"}'

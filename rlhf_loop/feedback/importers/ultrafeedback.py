@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+from rlhf_loop.feedback.files.rows import Note, RowError
 from rlhf_loop.feedback.importers.conversations import messages_of, prompt_before, turns_in
 from rlhf_loop.feedback.importers.fields import (
     Place,
@@ -26,7 +27,6 @@ from rlhf_loop.feedback.importers.fields import (
     said_by,
     text_of,
 )
-from rlhf_loop.feedback.rows import Note, RowError
 from rlhf_loop.records import Message, Preference, Rating
 
 RECOGNISES = 'UltraFeedback: rows of {"instruction", "completions": [{"response", "annotations"}]}, or binarised'

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_loop.feedback.agreement import share
+from rlhf_loop.feedback.quality.agreement import share
 from rlhf_loop.feedback.quality.significance import Z, logistic_regression, normal_p, sign_test
 from rlhf_loop.feedback.quality.votes import FIRST, Votes
 

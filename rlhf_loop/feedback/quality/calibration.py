@@ -10,10 +10,10 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from rlhf_loop.feedback import tables
 from rlhf_loop.feedback.quality.votes import BOTH_BAD, FIRST, SECOND, TIE, Votes
-from rlhf_loop.feedback.store import Store
-from rlhf_loop.feedback.table_rows import holds
+from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.feedback.store.table_rows import holds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_loop.feedback.agreement import agreement_of, share
 from rlhf_loop.feedback.quality import bias, calibration, coefficients, near_duplicates
+from rlhf_loop.feedback.quality.agreement import agreement_of, share
 from rlhf_loop.feedback.quality.annotators import annotator_pairs, annotator_rows
 from rlhf_loop.feedback.quality.consensus import Consensus, consensus
 from rlhf_loop.feedback.quality.contradictions import contradictions
 from rlhf_loop.feedback.quality.dawid_skene import reliability
 from rlhf_loop.feedback.quality.drift import drift
 from rlhf_loop.feedback.quality.votes import BOTH_BAD, TIE, Votes, read_votes, stored_texts, words_of
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.validation import HELD_OUT
 from rlhf_loop.records import Prompt
 

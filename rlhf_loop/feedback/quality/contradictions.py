@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_loop.feedback.agreement import share
+from rlhf_loop.feedback.quality.agreement import share
 from rlhf_loop.feedback.quality.votes import FIRST, SECOND, Votes
 from rlhf_loop.feedback.validation import strong_parts
 

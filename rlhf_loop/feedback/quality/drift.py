@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_loop.feedback.agreement import share
+from rlhf_loop.feedback.quality.agreement import share
 from rlhf_loop.feedback.quality.bias import shown_first_wins
 from rlhf_loop.feedback.quality.calibration import Answers
 from rlhf_loop.feedback.quality.coefficients import verdict_counts

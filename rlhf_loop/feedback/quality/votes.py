@@ -16,8 +16,8 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from rlhf_loop.feedback import tables
-from rlhf_loop.feedback.store import Store
+from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Preference, loads
 
 Ints = NDArray[np.int64]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
-from rlhf_loop.distributed import whole_models
 from rlhf_loop.errors import UserError
+from rlhf_loop.models.distributed import whole_models
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from trl import GRPOConfig
 
-from rlhf_loop.distributed import world_size
 from rlhf_loop.errors import UserError
+from rlhf_loop.models.distributed import world_size
 from rlhf_loop.updates.reward_functions import TIME_LIMIT
 
 logger = logging.getLogger(__name__)

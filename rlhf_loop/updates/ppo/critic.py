@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from trl.trainer.utils import FusedCausalLMOutput
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.weights import whole_copy
+from rlhf_loop.models.weights import whole_copy
 
 CRITIC = "ppo_critic"
 """Name of the critic among the policy's submodules, and of its adapter among the policy's adapters."""

@@ -24,7 +24,8 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model, shuffle_sequence_dict, split_tensor_dict
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.models import tune_cpu_memory
+from rlhf_loop.models.loading import tune_cpu_memory
+from rlhf_loop.models.weights import whole_copy, whole_state
 from rlhf_loop.updates.ppo.advantages import (
     RunningScale,
     adapted_kl_coef,
@@ -60,7 +61,6 @@ from rlhf_loop.updates.ppo.critic import (
 from rlhf_loop.updates.ppo.minibatches import loss_mask, trimmed
 from rlhf_loop.updates.reward_functions import classifier_reward, watched
 from rlhf_loop.updates.rollouts import Rollouts, check_prompts
-from rlhf_loop.weights import whole_copy, whole_state
 
 logger = logging.getLogger(__name__)
 

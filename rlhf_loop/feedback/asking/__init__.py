@@ -1,0 +1,1 @@
+"""Questions to people and what becomes of an answer: cards, calibration items, more questions when they run out."""

@@ -1,0 +1,341 @@
+"""One person's sitting: the next card, what they say of it, and taking the last answer back.
+
+A card is a question that a person has leased. Its two answers are shown as A and B in an order that depends on the
+person and the question alone (`shown_order`), so a card looks the same when it comes back. What a person submits is
+written in one transaction, under ids made of the person and of the page's id of the submission: a double click or a
+retry finds it there and changes nothing. Nothing is refused because it came late.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.asking.calibration import claim_calibration, is_calibration_turn
+from rlhf_loop.feedback.store import question_queue, tables
+from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.feedback.store.table_rows import AnyFeedback, pair_key, records_of
+from rlhf_loop.records import (
+    Annotator,
+    Completion,
+    Critique,
+    Edit,
+    Feedback,
+    Preference,
+    Question,
+    Retraction,
+    Skip,
+    Span,
+    event_id,
+    from_dict,
+    stable_id,
+)
+
+SOURCE = "annotation"
+"""What feedback from here has as `source`; its `external_id` is the question's id."""
+
+STRENGTHS = {"slightly": 0.5, "clearly": 1.0}
+"""How clearly an answer is preferred, as the strength of a preference."""
+
+_CARD_LOCK = 0x43415244  # an arbitrary number, for PostgreSQL
+
+_FURTHER = ("critique-a", "critique-b", "edit-a", "edit-b")
+"""What can come with a verdict; each has an id made of the verdict's."""
+
+Verdict = Literal["first", "second", "tie", "both_bad", "skip"]
+Order = Literal["ab", "ba"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remarks:
+    """What a person says of one answer."""
+
+    comment: str = ""
+    tags: tuple[str, ...] = ()  # of the whole answer
+    spans: tuple[Span, ...] = ()
+    edit: str | None = None  # the answer as they would have it; None: as it is
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """What a person submits about a card, in the order in which they saw the answers."""
+
+    submission: str  # the page's id of it
+    question_id: str
+    verdict: Verdict
+    strength: Literal["slightly", "clearly"] | None = None
+    remarks: tuple[Remarks, Remarks] = field(default_factory=lambda: (Remarks(), Remarks()))
+    visible_seconds: float | None = None  # how long the card was in sight
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """What became of a judgement."""
+
+    feedback_ids: tuple[str, ...]
+    note: Literal["", "extra", "replaced"] = ""
+    """extra: the card had run out and others have filled it; replaced: an earlier answer of the same person gave way"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a person, and the queue, have come."""
+
+    today: int  # cards judged or skipped since the time asked for
+    total: int  # ever
+    open: int  # questions that wait for somebody
+
+
+def shown_order(who: str, question: Question) -> Order:
+    """Which answer `who` sees first: a coin's throw that always falls the same way."""
+    return "ab" if int(stable_id("shown order", who, question.id), 16) % 2 else "ba"
+
+
+def next_card(store: Store, who: str, seconds: float, calibration_share: float = 0.0) -> tuple[Question, float] | None:
+    """The card that `who` holds, or else a new one leased for `seconds`, with when it was taken; None: nothing to do.
+
+    With a `calibration_share` some cards have known answers; which ones depends on who asks and how many they did.
+    """
+    with store.database.read() as connection:
+        holding = question_queue.held(connection, who)
+        done = _said(connection, who)
+    if holding:
+        return holding[0]
+    with store.database.write(exclusive=False) as connection:
+        if not store.database.is_sqlite:  # where another page of the same person may be here too
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CARD_LOCK, sa.func.hashtext(who))))
+        if holding := question_queue.held(connection, who):
+            return holding[0]
+        claimed = question_queue.claim(connection, who, 1, seconds)
+        if claimed and is_calibration_turn(who, done, calibration_share):
+            known = claim_calibration(connection, who, seconds)
+            if known is not None:
+                question_queue.release(connection, who, [claimed[0].id])
+                claimed = [known]
+    return (claimed[0], time.time()) if claimed else None
+
+
+def extend(store: Store, who: str, question_id: str, seconds: float) -> bool:
+    """Keeps a card for `seconds` more; False when it is no longer held."""
+    with store.database.write(exclusive=False) as connection:
+        return question_queue.extend(connection, who, question_id, seconds)
+
+
+def release(store: Store, who: str, question_id: str) -> bool:
+    """Gives a card back unjudged; False when it was not held."""
+    with store.database.write(exclusive=False) as connection:
+        return question_queue.release(connection, who, [question_id]) > 0
+
+
+def submit(store: Store, who: str, judgement: Judgement, round: int) -> Kept:
+    """Stores what `who` says of a card; a second time the same submission changes nothing.
+
+    `round`: the last one that has taken its snapshot; the question's own counts where that is later. A card that ran
+    out is taken all the same, and an answer to a card that they answered before replaces it. Raises `UserError` for a
+    question that is not there, and for spans outside the answers.
+    """
+    verdict_id = stable_id(SOURCE, who, judgement.submission)
+    with store.database.write() as connection:
+        there = _feedback(connection, tables.feedback.c.id.in_([verdict_id, *_further_ids(verdict_id)]))
+        if there:
+            return Kept(feedback_ids=tuple(record.id for record in there))
+        question = _question(connection, judgement.question_id)
+        if question is None:
+            raise UserError(f"there is no question {judgement.question_id[:80]!r} in the queue; load the page again")
+        lease = _lease(connection, who, question.id)
+        earlier = _last(connection, who, tables.feedback.c.pair == pair_key(question.a_id, question.b_id))
+        full = connection.scalar(sa.select(tables.questions.c.answered).where(tables.questions.c.id == question.id))
+        completions = _completions(connection, question)
+        records = _records(who, judgement, question, completions, verdict_id, max(round, question.round), lease)
+        if earlier is not None:
+            records[0] = replace(records[0], supersedes=earlier.id)
+            parts = _feedback(connection, tables.feedback.c.id.in_(_further_ids(earlier.id)))
+            records += [_retraction(part, records[0].round) for part in parts]
+        store.add_feedback_within(connection, records)
+    in_time = lease is not None and lease[1] > time.time()
+    extra = bool(full) and not in_time and question.overlap > 0
+    ids = tuple(record.id for record in records if not isinstance(record, Retraction))
+    return Kept(feedback_ids=ids, note="replaced" if earlier is not None else "extra" if extra else "")
+
+
+def undo(store: Store, who: str, seconds: float, round: int) -> Question | None:
+    """Takes back what `who` said last on a card, and gives them the card again.
+
+    None when there is nothing to take back. A model that was trained on it stays as it is; later rounds leave it out.
+    """
+    with store.database.write() as connection:
+        last = _last(connection, who)
+        question = _question(connection, str(last.external_id)) if last is not None else None
+        if last is None or question is None:
+            return None
+        question_queue.release(connection, who, [question.id])
+        now = time.time()  # the lease comes first, so that the retraction leaves no slot free for somebody else
+        lease = {"question_id": question.id, "annotator": who, "since": now, "until": now + seconds}
+        connection.execute(tables.leases.insert().values(lease))
+        parts = _feedback(connection, tables.feedback.c.id.in_(_further_ids(last.id)))
+        store.add_feedback_within(connection, [_retraction(record, round) for record in [last, *parts]])
+        return question
+
+
+def progress(store: Store, who: str, since: float) -> Progress:
+    """Counts for the page; `since`: when the person's day began, in seconds since the epoch."""
+    with store.database.read() as connection:
+        return Progress(
+            today=_said(connection, who, since),
+            total=_said(connection, who),
+            open=connection.scalar(sa.select(sa.func.count()).where(sa.not_(tables.questions.c.answered))) or 0,
+        )
+
+
+# -- a judgement as records --------------------------------------------------------------------------------------------
+
+
+def _records(
+    who: str,
+    judgement: Judgement,
+    question: Question,
+    completions: Mapping[str, Completion],
+    verdict_id: str,
+    round: int,
+    lease: tuple[float, float] | None,
+) -> list[AnyFeedback]:
+    """The verdict first, then critiques and edits."""
+    order = shown_order(who, question)
+    remarks = dict(zip(order, judgement.remarks, strict=True))
+    ids = {"a": question.a_id, "b": question.b_id}
+    now = time.time()
+    common: dict[str, Any] = {
+        "prompt_id": question.prompt_id,
+        "annotator": Annotator(id=who),
+        "created_at": now,
+        "round": round,
+        "source": SOURCE,
+        "external_id": question.id,
+    }
+    pair: dict[str, Any] = {"a_id": ids["a"], "b_id": ids["b"], "lead_time": _lead_time(judgement, lease, now)}
+    records: list[AnyFeedback] = []
+    if judgement.verdict == "skip":
+        records.append(Skip(id=verdict_id, **pair, **common))
+    else:
+        winner = _winner(judgement.verdict, order)
+        loser = {"a": "b", "b": "a"}.get(winner)
+        records.append(
+            Preference(
+                id=verdict_id,
+                winner=winner,
+                strength=STRENGTHS[judgement.strength] if judgement.strength and loser else None,
+                shown_order=order,
+                comment=(remarks[loser].comment.strip() or None) if loser else None,  # goes along with the pair
+                **pair,
+                **common,
+            )
+        )
+    further = dict(zip(_FURTHER, _further_ids(verdict_id), strict=True))
+    for side in ("a", "b"):
+        said, completion = remarks[side], completions[ids[side]]
+        spans = (*said.spans, *(Span(start=0, end=len(completion.text), label=tag) for tag in said.tags))
+        _check_spans(said.spans, completion, "A" if side == order[0] else "B")
+        about = {"completion_id": completion.id, **common}
+        if said.comment.strip() or spans:
+            comment = said.comment.strip() or None
+            records.append(Critique(id=further[f"critique-{side}"], comment=comment, spans=spans, **about))
+        if said.edit is not None and said.edit.strip() and said.edit.strip() != completion.text.strip():
+            records.append(Edit(id=further[f"edit-{side}"], edited_completion=said.edit, **about))
+    return records
+
+
+def _winner(verdict: Verdict, order: Order) -> Literal["a", "b", "tie", "both_bad"]:
+    sides: dict[str, Literal["a", "b"]] = (
+        {"first": "a", "second": "b"} if order == "ab" else {"first": "b", "second": "a"}
+    )
+    return "tie" if verdict == "tie" else "both_bad" if verdict == "both_bad" else sides[verdict]
+
+
+def _lead_time(judgement: Judgement, lease: tuple[float, float] | None, now: float) -> float | None:
+    """Seconds: how long the card was in sight, but no longer than it was held; None where nobody knows."""
+    held = None if lease is None else now - lease[0]
+    known = [seconds for seconds in (judgement.visible_seconds, held) if seconds is not None]
+    return round(max(0.0, min(known)), 2) if known else None
+
+
+def _check_spans(spans: Iterable[Span], completion: Completion, shown_as: str) -> None:
+    for span in spans:
+        if not 0 <= span.start < span.end <= len(completion.text):
+            raise UserError(
+                f"a marked passage ({span.start} to {span.end}) is not inside answer {shown_as}, which has "
+                f"{len(completion.text)} characters; mark it again"
+            )
+
+
+def _retraction(record: AnyFeedback, round: int) -> Retraction:
+    return Retraction(
+        id=event_id(),
+        prompt_id=record.prompt_id,
+        annotator=record.annotator,
+        created_at=time.time(),
+        round=max(round, record.round),
+        source=SOURCE,
+        supersedes=record.id,
+    )
+
+
+def _further_ids(verdict_id: str) -> list[str]:
+    return [stable_id(verdict_id, part) for part in _FURTHER]
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _question(connection: sa.Connection, id: str) -> Question | None:
+    body = connection.scalar(sa.select(tables.questions.c.body).where(tables.questions.c.id == id))
+    return None if body is None else from_dict(Question, json.loads(body))  # type: ignore[no-any-return]
+
+
+def _completions(connection: sa.Connection, question: Question) -> dict[str, Completion]:
+    column = tables.completions.c
+    rows = connection.execute(sa.select(tables.completions).where(column.id.in_([question.a_id, question.b_id])))
+    return {completion.id: completion for completion in records_of(Completion, rows)}
+
+
+def _feedback(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[AnyFeedback]:
+    rows = connection.scalars(sa.select(tables.feedback.c.body).where(where).order_by(tables.feedback.c.number))
+    return [from_dict(Feedback, json.loads(body)) for body in rows]
+
+
+def _last(connection: sa.Connection, who: str, *where: sa.ColumnElement[bool]) -> AnyFeedback | None:
+    """The newest effective preference or skip that `who` gave on a card."""
+    column = tables.feedback.c
+    newest = sa.select(column.body).where(column.annotator == who, *_verdicts(), *where).order_by(column.number.desc())
+    said = (from_dict(Feedback, json.loads(body)) for body in connection.scalars(newest))
+    return next((record for record in said if record.source == SOURCE), None)
+
+
+def _said(connection: sa.Connection, who: str, since: float | None = None) -> int:
+    """How many cards `who` judged or skipped, since then or ever."""
+    column = tables.feedback.c
+    where = [column.annotator == who, *_verdicts()]
+    if since is not None:
+        where.append(column.created_at >= since)
+    return connection.scalar(sa.select(sa.func.count()).select_from(tables.feedback).where(*where)) or 0
+
+
+def _verdicts() -> list[sa.ColumnElement[bool]]:
+    """Conditions on feedback: it is a preference or a skip, and stands."""
+    later = tables.feedback.alias()
+    corrected = sa.select(later.c.number).where(later.c.supersedes == tables.feedback.c.id)
+    return [tables.feedback.c.kind.in_(("preference", "skip")), sa.not_(corrected.exists())]
+
+
+def _lease(connection: sa.Connection, who: str, question_id: str) -> tuple[float, float] | None:
+    """Since when and until when `who` holds, or held, a card."""
+    lease = tables.leases.c
+    row = connection.execute(
+        sa.select(lease.since, lease.until).where(lease.annotator == who, lease.question_id == question_id)
+    ).first()
+    return None if row is None else (row.since, row.until)

@@ -1,0 +1,199 @@
+"""Importing feedback of any amount: streamed, in memory that does not grow, and again without harm.
+
+    summary = import_file(store, "votes.jsonl")
+    print("\n".join(summary.lines()))
+
+Every row of a file ends up in one of three places, and is counted there: accepted (it brought something new), duplicate
+(all it says is in the store) or rejected (with file, line and reason, in the store's quarantine).
+
+What was committed stays when an import is interrupted; the same command goes on from there, because it adds nothing
+twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.files.rows import Refused
+from rlhf_loop.feedback.importers.scales import Scale
+from rlhf_loop.feedback.intake.batches import batches_of
+from rlhf_loop.feedback.intake.open_rows import Parsed, open_rows
+from rlhf_loop.feedback.intake.prompts import split_groups
+from rlhf_loop.feedback.intake.writer import BatchWriter
+from rlhf_loop.feedback.privacy.redaction import RedactorName, make_redactor
+from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.records import Prompt, Split
+
+
+@dataclass(kw_only=True, slots=True)
+class ImportSummary:
+    """What became of the rows of a file."""
+
+    format: str = ""
+    rows: int = 0
+    accepted: int = 0  # rows that brought something new
+    duplicate: int = 0  # rows whose records are all there already
+    contradictory: int = 0  # of the accepted: the same person gave the opposite verdict on the same pair before
+    redacted: int = 0  # rows in which something was redacted
+    rejected: int = 0
+    new: Counter[str] = field(default_factory=Counter)  # records by table
+    redactions: Counter[str] = field(default_factory=Counter)  # by kind of data
+    notes: Counter[str] = field(default_factory=Counter)  # what was left out of rows that were taken: reason -> rows
+    reasons: Counter[str] = field(default_factory=Counter)  # of rejected rows; `other reasons` when there are many
+    examples: list[Refused] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def all_rejected(self) -> bool:
+        """Whether the file has rows and none of them can be used."""
+        return 0 < self.rows == self.rejected
+
+    def lines(self) -> list[str]:
+        """A table for people."""
+        width = max(len(f"{self.rows:,}"), 1)
+        brought = ", ".join(f"{count:,} {name}" for name, count in self.new.items() if count and name != "quarantined")
+        table = [
+            ("accepted", self.accepted, brought),
+            ("duplicate", self.duplicate, "nothing new in them"),
+            ("contradictory", self.contradictory, "accepted, against an earlier verdict of the same person"),
+            ("redacted", self.redacted, ", ".join(f"{count:,} {name}" for name, count in self.redactions.items())),
+            ("rejected", self.rejected, "kept in the quarantine"),
+        ]
+        lines = [f"{self.rows:,} rows ({self.format}) in {self.seconds:.1f} s"]
+        lines += [f"  {name:<13} {count:>{width},}  {what if count else ''}".rstrip() for name, count, what in table]
+        lines += [f"  {count:,} rows: {reason}" for reason, count in self.notes.items()]
+        lines += [f"  {refused}" for refused in self.examples]
+        if self.rejected > len(self.examples):
+            lines.append(f"  ... and {self.rejected - len(self.examples):,} more rejected rows")
+        if self.rows and self.duplicate == self.rows:
+            lines.append("everything in it is in the store already: nothing has changed")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON types."""
+        counts = ("rows", "accepted", "duplicate", "contradictory", "redacted", "rejected")
+        return {
+            "format": self.format,
+            **{name: getattr(self, name) for name in counts},
+            "new": dict(self.new),
+            "redactions": dict(self.redactions),
+            "notes": dict(self.notes),
+            "reasons": dict(self.reasons),
+            "examples": [refused._asdict() for refused in self.examples],
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def import_file(
+    store: Store,
+    path: str | Path,
+    format: str = "auto",
+    *,
+    annotator: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    redact: RedactorName = "patterns",
+    scales: Mapping[str, Scale] | None = None,
+    texts: str | Path | None = None,
+    splits: Mapping[str, Split] | Split | None = None,
+    progress: Callable[[ImportSummary], None] | None = None,
+) -> ImportSummary:
+    """Brings a file, a folder of a data set or `hf:OWNER/NAME` into the store.
+
+    `format`, `annotator`, `columns`, `scales`, `texts`: see `importers.reading.open_rows`. `redact`: what takes
+    personal data out of every text before it is stored. `splits`: of new prompts, by their group, or one for all.
+    `progress` is called after every transaction.
+
+    What feedback is about must stand before it in the file, or in the store; a row is refused when its id stands for
+    something else there. Raises `UserError` when the file cannot be read at all.
+    """
+    started = time.perf_counter()
+    reading = open_rows(path, format, annotator, columns, make_redactor(redact), scales, texts)
+    summary = ImportSummary(format=reading.format)
+    writer = BatchWriter(store, summary)
+    for batch in batches_of(_with_splits(reading.rows, splits)):
+        writer.write(batch)
+        summary.seconds = time.perf_counter() - started
+        if progress is not None:
+            progress(summary)
+    summary.seconds = time.perf_counter() - started
+    return summary
+
+
+def import_and_split(
+    store: Store,
+    path: Path,
+    format: str,
+    redact: RedactorName,
+    seed: int,
+    test_fraction: float,
+    judge_fraction: float,
+    scales: Mapping[str, Scale] | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> ImportSummary:
+    """`import_file`, with new prompts in train, test or judge by their groups (`prompts.split_groups`)."""
+    splits: Mapping[str, Split] | Split = "train"
+    if test_fraction or judge_fraction:  # which takes reading the file once before
+        groups = _groups(open_rows(path, format, columns=columns, redactor=make_redactor(redact)).rows)
+        splits = split_groups(groups, seed, test_fraction, judge_fraction)
+    return import_file(store, path, format, columns=columns, redact=redact, scales=scales, splits=splits)
+
+
+def _groups(items: Iterable[Parsed | Refused]) -> set[str]:
+    records = (record for item in items if not isinstance(item, Refused) for record in item.records)
+    return {record.group for record in records if isinstance(record, Prompt)}
+
+
+def _with_splits(
+    items: Iterable[Parsed | Refused], splits: Mapping[str, Split] | Split | None
+) -> Iterator[Parsed | Refused]:
+    for item in items:
+        if splits is not None and not isinstance(item, Refused):
+            for place, record in enumerate(item.records):
+                if isinstance(record, Prompt) and record.split != "untrained":
+                    split = splits.get(record.group, "train") if isinstance(splits, Mapping) else splits
+                    item.records[place] = replace(record, split=split)
+        yield item
+
+
+def column_map(given: Iterable[str]) -> dict[str, str]:
+    """`["prompt=question,chosen=better", "group=topic"]` as names of columns; a `UserError` where that is none."""
+    columns: dict[str, str] = {}
+    for part in (part.strip() for text in given for part in text.split(",")):
+        name, equals, own = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and own) or name in columns:
+            raise UserError(f"--map {part}: give NAME=COLUMN, each name once, such as prompt=question,chosen=better")
+        columns[name] = own
+    return columns
+
+
+def scale_map(given: Iterable[str]) -> dict[str, Scale]:
+    """`["quality=1:7", "toxicity=1:0"]` as scales by question, the worst number first; a `UserError` where that is
+    none."""
+    scales: dict[str, Scale] = {}
+    for text in given:
+        name, equals, ends = (piece.strip() for piece in text.rpartition("="))
+        low, colon, high = ends.partition(":")
+        try:
+            scale = float(low), float(high)
+        except ValueError:
+            scale = 0.0, 0.0
+        if not (name and equals and colon) or name in scales or scale[0] == scale[1] or not isfinite(sum(scale)):
+            raise UserError(
+                f"--scale {text}: give NAME=LOW:HIGH, each name once, such as stars=1:5 (LOW is worst: toxicity=1:0)"
+            )
+        scales[name] = scale
+    return scales
+
+
+def redactor_name(given: str) -> RedactorName:
+    """A redactor's name, checked; a `UserError` for another."""
+    if given not in get_args(RedactorName):
+        raise UserError(f"--redact {given}: there is no such redactor; known: {', '.join(get_args(RedactorName))}")
+    return cast(RedactorName, given)

@@ -1,0 +1,1 @@
+"""What protects people: personal data taken out of texts, and all of a user deleted."""

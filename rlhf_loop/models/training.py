@@ -1,0 +1,170 @@
+"""What reward-model training and policy updates share: TRL arguments, checkpoints, logs, trackers."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
+
+from rlhf_loop.damage import reading
+from rlhf_loop.errors import UserError
+from rlhf_loop.models.checkpoints import MarkComplete
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what to show)."""
+
+
+def training_arguments(
+    config: type[Any], output: Path, seed: int, settings: Mapping[str, Any], dtype: str = "float32"
+) -> Any:
+    """TRL's config of an algorithm from a recipe's `trainer:` block, with what the loop owns filled in.
+
+    Training is in the precision that the policy's weights have (`dtype`), unless the block says otherwise.
+
+    Checkpoints go to `output/checkpoints`, every `save_steps` steps when that is given, else never.
+    """
+    values = dict(settings)
+    values.setdefault("gradient_checkpointing", False)
+    values.setdefault("logging_steps", 1)
+    values.setdefault("bf16", dtype == "bfloat16")  # also for adapters, whose own weights stay float32
+    try:
+        arguments = config(
+            output_dir=str(output / "checkpoints"),
+            seed=seed,
+            data_seed=seed,
+            save_strategy="steps" if "save_steps" in values else "no",
+            save_total_limit=None,  # ours are removed in an order that a kill cannot break
+            report_to="none",  # trackers are added as callbacks, with the round in the step axis
+            disable_tqdm=True,
+            use_cpu=not torch.accelerator.is_available(),
+            **values,
+        )
+    except Exception as error:  # of a package that a setting needs, too
+        raise UserError(f"trainer settings: TRL's {config.__name__} refused them: {error}") from None
+    deepspeed = arguments.deepspeed_plugin
+    if deepspeed is not None and not str(arguments.optim.value).startswith("adamw"):
+        # With the optimizer in main memory, Accelerate would train with DeepSpeed's Adam in the place of any other.
+        deepspeed.deepspeed_config.setdefault("zero_force_ds_cpu_optimizer", False)
+    return arguments
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and lines of the libraries, which would break those of the loop."""
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def callbacks(
+    log: Path, report_to: Sequence[str], step_offset: int, progress: Progress | None, tracking: Path | None = None
+) -> list[TrainerCallback]:
+    """Marks for checkpoints, the training log, progress, and the trackers of `report_to`.
+
+    A tracker that writes files (TensorBoard) writes to `tracking`, by default a folder beside `log`, unless its own
+    environment variable says where.
+    """
+    kinds = get_reporting_integration_callbacks(list(report_to)) if report_to else []
+    trackers = [kind() for kind in kinds]
+    for tracker in trackers:
+        if getattr(tracker, "logging_dir", "") is None:  # else it would be among the checkpoints, which are removed
+            tracker.logging_dir = str(tracking or log.parent / "tracking")
+    return [
+        MarkComplete(),
+        TrainingLog(log, progress),
+        *(ShiftedSteps(tracker, step_offset) for tracker in trackers),
+    ]
+
+
+_DIFFERS_BETWEEN_RUNS = ("num_tokens", "step_time", "eps")
+
+
+class TrainingLog(TrainerCallback):  # type: ignore[misc]
+    """Appends each log line of a training to a JSONL file and shows its progress."""
+
+    def __init__(self, path: Path, progress: Progress | None):
+        self.path = path
+        self.progress = progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a resume, the lines up to the checkpoint, as it knows them: the file may go further, or be damaged."""
+        if state.is_world_process_zero and self.path.exists():
+            lines = [_line(logs["step"], logs) for logs in state.log_history if "train_runtime" not in logs]
+            self.path.write_text("".join(lines))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """One line a log, with its step, without times and speeds: the same training is to leave the same file. So the
+        closing summary is left out too, which after a resume holds the mean loss of only the steps since, and TRL's
+        `num_tokens`, which counts from there."""
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            with self.path.open("a") as file:
+                file.write(_line(state.global_step, logs))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Shows the step and the last loss."""
+        if self.progress is not None and state.is_world_process_zero:
+            last = state.log_history[-1] if state.log_history else {}
+            shown = next((name for name in ("reward", "loss") if name in last), None)
+            text = f"{shown} {last[shown]:.3f}" if shown else ""
+            self.progress(state.global_step, state.max_steps, text)
+
+
+class ShiftedSteps(TrainerCallback):  # type: ignore[misc]
+    """A tracker that sees steps counted from the first round on, not from the start of this training."""
+
+    def __init__(self, tracker: TrainerCallback, offset: int):
+        self.tracker = tracker
+        self.offset = offset
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Passes the event on."""
+        self._shifted("on_train_begin", args, state, control, kwargs)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Passes the event on."""
+        self._shifted("on_log", args, state, control, kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Passes the event on."""
+        self._shifted("on_train_end", args, state, control, kwargs)
+
+    def _shifted(self, event: str, args: Any, state: Any, control: Any, kwargs: dict[str, Any]) -> None:
+        step = state.global_step
+        state.global_step = step + self.offset
+        try:
+            getattr(self.tracker, event)(args, state, control, **kwargs)
+        finally:
+            state.global_step = step
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a training log."""
+    if not path.exists():
+        return []
+    with reading(path):
+        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def mean_loss(path: Path) -> float | None:
+    """The mean of the logged training losses; None when nothing was logged."""
+    losses = [row["loss"] for row in read_log(path) if "loss" in row]
+    return sum(losses) / len(losses) if losses else None
+
+
+def _line(step: int, logs: Mapping[str, float]) -> str:
+    kept = {name: value for name, value in sorted(logs.items()) if name not in (*_DIFFERS_BETWEEN_RUNS, "step")}
+    return json.dumps({"step": step, **kept}) + "\n"

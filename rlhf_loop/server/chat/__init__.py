@@ -1,0 +1,1 @@
+"""Chat: what an application asks, the process that answers, and what the store keeps of it."""

@@ -1,0 +1,1 @@
+"""Feedback that applications send: its schema, and how it is stored."""

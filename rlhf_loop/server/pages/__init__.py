@@ -1,0 +1,1 @@
+"""What a browser shows: the annotation page, the dashboard, their templates and scripts."""

@@ -1,0 +1,179 @@
+"""Tokens that open the service: made once, shown once, kept as a hash.
+
+A token is 256 random bits, so its plain SHA-256 cannot be searched for; nothing slower is needed, as it would be for
+passwords that people choose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+
+from rlhf_loop import private
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.store import Store
+
+Role = Literal["app", "annotator", "admin"]
+"""app: chat and feedback of an application. annotator: the annotation page. admin: everything."""
+
+PREFIX = "rlhf-"
+KEY_VARIABLE = "RLHF_LOOP_SESSION_KEY"
+"""Names the secret that sessions are signed with, for services that share them or keep no files."""
+_WITH_HASH = sa.select(tables.tokens).where(tables.tokens.c.hash == sa.bindparam("hash"))
+_NAME = re.compile(r"[\w .@-]{1,64}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Token:
+    """What the store knows of a token: not the token itself."""
+
+    id: str
+    role: Role
+    name: str  # whose it is; of an annotator, the pseudonym in their feedback
+    created_at: float  # seconds since the epoch
+    revoked_at: float | None = None
+
+
+def create(store: Store, role: Role, name: str) -> tuple[Token, str]:
+    """A new token, and its secret, which cannot be had again.
+
+    Raises `UserError` for an unknown role, a name that is no short plain text, and a name that a token of the same
+    role has already (two people under one name would count as one annotator).
+    """
+    if role not in get_args(Role):
+        raise UserError(f"there is no role `{role}`; choose {', '.join(get_args(Role))}")
+    if not _NAME.fullmatch(name):
+        raise UserError(f"the name {name!r} must be 1 to 64 letters, digits, spaces or any of . @ _ -")
+    secret = PREFIX + secrets.token_urlsafe(32)
+    token = Token(id="token-" + secrets.token_hex(6), role=role, name=name, created_at=time.time())
+    column = tables.tokens.c
+    with store.database.write() as connection:
+        same = sa.select(column.id).where(column.role == role, column.name == name, column.revoked_at.is_(None))
+        if taken := connection.scalar(same):
+            raise UserError(
+                f"{name} has a token of the role {role} already ({taken}); choose another name, or revoke that one "
+                "first: rlhf-loop token revoke"
+            )
+        values = {"id": token.id, "role": role, "name": name, "created_at": token.created_at}
+        connection.execute(tables.tokens.insert().values(hash=_hash(secret), **values))
+    return token, secret
+
+
+def listed(store: Store) -> list[Token]:
+    """All tokens that were ever made, oldest first."""
+    with store.database.read() as connection:
+        return [_token(row) for row in connection.execute(sa.select(tables.tokens).order_by(tables.tokens.c.number))]
+
+
+def revoke(store: Store, id: str) -> Token:
+    """Makes a token worthless from now on; a second time changes nothing. Raises `UserError` for an unknown id."""
+    column = tables.tokens.c
+    with store.database.write() as connection:
+        current = sa.and_(column.id == id, column.revoked_at.is_(None))
+        connection.execute(tables.tokens.update().where(current).values(revoked_at=time.time()))
+        row = connection.execute(sa.select(tables.tokens).where(column.id == id)).first()
+        if row is None:
+            raise UserError(f"there is no token {id}; `rlhf-loop token list` shows those that there are")
+        return _token(row)
+
+
+def find(store: Store, secret: str) -> Token | None:
+    """The token with this secret, or None where there is none or it was revoked."""
+    wanted = _hash(secret)
+    with store.database.read() as connection:
+        row = connection.execute(_WITH_HASH, {"hash": wanted}).first()
+    if row is None or not hmac.compare_digest(row.hash, wanted) or row.revoked_at is not None:
+        return None
+    return _token(row)
+
+
+def by_id(store: Store, id: str) -> Token | None:
+    """The token with this id, or None where there is none or it was revoked."""
+    with store.database.read() as connection:
+        row = connection.execute(sa.select(tables.tokens).where(tables.tokens.c.id == id)).first()
+    return None if row is None or row.revoked_at is not None else _token(row)
+
+
+def any_made(store: Store) -> bool:
+    """Whether a token was ever made, revoked or not."""
+    with store.database.read() as connection:
+        return connection.scalar(sa.select(tables.tokens.c.number).limit(1)) is not None
+
+
+def session_key(store: Store) -> bytes:
+    """What the service signs the cookies of its pages with: never in the store, which others may read.
+
+    It is made of `RLHF_LOOP_SESSION_KEY`, or of the user's own secret (`private.secret`), and of the store's name, so
+    a cookie of one store is worth nothing at another. Where no file can be kept it lasts as long as the process.
+    A key that an earlier version left in the store is deleted: who could read it could make cookies.
+    Raises `UserError` for a variable that is too short to be a secret.
+    """
+    column = tables.settings.c
+    with store.database.read() as connection:
+        old = connection.scalar(sa.select(column.name).where(column.name == _OLD_KEY))
+    if old is not None:
+        with store.database.write() as connection:
+            connection.execute(tables.settings.delete().where(column.name == _OLD_KEY))
+        warnings.warn(
+            f"the key that sessions are signed with lay in {store.database.name}, where others may have read it: it is "
+            "replaced, and pages ask for a login again",
+            stacklevel=2,
+        )
+    given = os.environ.get(KEY_VARIABLE, "")
+    if given and len(given) < 32:
+        raise UserError(f"{KEY_VARIABLE} is too short for a secret; give 32 characters or more (openssl rand -hex 32)")
+    if store.database.is_sqlite and store.database.path is None:
+        return secrets.token_bytes(32)
+    try:
+        master = given or private.secret("session_key")
+    except UserError as error:
+        warnings.warn(f"{error}: pages ask for a login again after each start; or set {KEY_VARIABLE}", stacklevel=2)
+        return secrets.token_bytes(32)
+    path = store.database.path
+    name = os.path.realpath(path) if path is not None else store.database.name
+    return hmac.new(master.encode(), f"session {name}".encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
+
+
+def signing_key(store: Store, name: str) -> bytes:
+    """The store's own key of this name, 32 random bytes made when first asked for.
+
+    Whoever reads the store has it: it makes names into pseudonyms, and opens nothing.
+    """
+    known = _signing_keys.setdefault(store, {})
+    if name in known:
+        return known[name]
+    column = tables.settings.c
+    with store.database.read() as connection:
+        kept = connection.scalar(sa.select(column.value).where(column.name == name))
+    if kept is None:
+        with store.database.write() as connection:
+            kept = connection.scalar(sa.select(column.value).where(column.name == name))
+            if kept is None:
+                kept = secrets.token_hex(32)
+                connection.execute(tables.settings.insert().values(name=name, value=kept))
+    known[name] = bytes.fromhex(kept)
+    return known[name]
+
+
+_OLD_KEY = "session_key"
+_signing_keys: WeakKeyDictionary[Store, dict[str, bytes]] = WeakKeyDictionary()
+"""They never change."""
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _token(row: Any) -> Token:
+    return Token(id=row.id, role=row.role, name=row.name, created_at=row.created_at, revoked_at=row.revoked_at)

@@ -1,0 +1,673 @@
+"""A user's texts leave the store and the runs, and do not come back; what is complete stays complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from samples.feedback import completion, preference, prompt
+from typer.testing import CliRunner
+
+from rlhf_loop import Loop, Recipe
+from rlhf_loop.cli import app
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.privacy.deletion import delete_user, remember, user_key
+from rlhf_loop.feedback.privacy.deletion_files import is_redacted
+from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.database import Database
+from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.records import (
+    Annotator,
+    Artifact,
+    Completion,
+    Critique,
+    Edit,
+    Feedback,
+    Preference,
+    PreferencePair,
+    Prompt,
+    Question,
+    Score,
+    Thumb,
+    read_records,
+    write_records,
+)
+from rlhf_loop.run_dir import RunDir, hash_file, read_manifest, step_folder, write_json
+
+SECRET = "my very private question about the garden"
+REPLY = "a long answer that repeats the garden of the user"
+CRITIQUE = "you never asked how large it is, which matters"
+EDITED = "An answer as the user would have had it, whole."
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+
+
+def talk(store: Store) -> str:
+    """A user's conversation and feedback, among that of others; gives the user's key."""
+    key = user_key(store, "ann@example.org")
+    user = Annotator(id=key)
+    store.add_prompts([prompt("other-prompt"), prompt("private-prompt", SECRET, source="chat")])
+    revision = completion("revision-1", "better", "other-prompt", parent="other-answer-1", critique=CRITIQUE)
+    store.add_completions(
+        [completion(f"other-answer-{n}", None, "other-prompt") for n in (1, 2)]
+        + [completion(f"private-answer-{n}", f"{REPLY} {n}", "private-prompt") for n in (1, 2)]
+        + [revision]
+    )
+    about: dict[str, Any] = {"prompt_id": "private-prompt", "completion_id": "private-answer-1"}
+    elsewhere: dict[str, Any] = {"prompt_id": "other-prompt", "a": "other-answer-1", "b": "other-answer-2"}
+    feedback = [
+        Thumb(id="feedback-thumb", label=True, comment=CRITIQUE, annotator=user, **about),
+        Edit(id="feedback-edit", edited_completion=EDITED, annotator=user, **about),
+        preference("feedback-elsewhere", who=key, comment=CRITIQUE, **elsewhere),
+        preference("feedback-others", who="bob", **elsewhere),
+        Critique(id="feedback-about", comment="the garden, again", annotator=Annotator(id="bob"), **about),
+    ]
+    store.add_feedback(feedback)
+    store.add_scores([Score(completion_id="private-answer-1", reward_model="rm", value=1.0)])
+    store.add_questions(
+        [
+            Question(
+                id="question-1", prompt_id="private-prompt", a_id="private-answer-1", b_id="private-answer-2", round=0
+            )
+        ]
+    )
+    store.claim_questions("bob")
+    store.quarantine([("feedback.jsonl", 3, "no answer", json.dumps({"prompt": SECRET}))])
+    store.quarantine_feedback([(feedback[0], "the same as another", 1)])
+    store.add_artifact(Artifact(id="base", kind="policy", path="base", round=0))
+    store.promote("base")
+    made = {"round": 1, "path": "x"}
+    store.add_artifact(Artifact(id="rm", kind="reward_model", trained_on=("feedback-elsewhere",), **made))
+    store.add_artifact(Artifact(id="policy-1", kind="policy", parent="base", trained_on=("feedback-others",), **made))
+    store.add_artifact(Artifact(id="policy-2", kind="policy", parent="base", round=2, path="y"))
+    store.promote("policy-1")
+    with store.database.write() as connection:
+        remember(connection, key, "prompt", ["private-prompt"])
+        remember(connection, key, "completion", ["private-answer-1", "private-answer-2"])
+        remember(connection, key, "feedback", ["feedback-thumb", "feedback-edit", "feedback-elsewhere"])
+        remember(connection, key, "feedback", ["feedback-thumb"])  # again: nothing happens
+        connection.execute(
+            tables.answered_requests.insert().values(
+                token_id="t",
+                key="k",
+                request_hash="h",
+                status=200,
+                body=json.dumps({"text": f"{REPLY} 1"}),
+                answered_at=0.0,
+            )
+        )
+    return key
+
+
+def everything(store: Store) -> str:
+    """All cells of all tables."""
+    with store.database.read() as connection:
+        rows = [tuple(row) for table in tables.metadata.sorted_tables for row in connection.execute(sa.select(table))]
+    return repr(rows)
+
+
+TEXTS = [SECRET, REPLY, CRITIQUE, EDITED, "the garden, again", "ann@example.org"]
+
+
+def test_a_pseudonym_is_the_stores_own_and_stays(store: Store) -> None:
+    keys: list[str] = []
+    threads = [threading.Thread(target=lambda: keys.append(user_key(store, "ann"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(keys) == 8
+    assert len(set(keys)) == 1
+    assert user_key(store, "bob") != keys[0]
+    with Store.open(":memory:") as other:
+        assert user_key(other, "ann") != keys[0]
+
+
+def test_all_texts_of_a_user_leave_the_store(store: Store) -> None:
+    key = talk(store)
+    report = delete_user(store, "ann@example.org", [])
+    assert not [text for text in TEXTS if text in everything(store)]
+    assert {f.id for f in store.feedback()} == {"feedback-others"}
+    assert {p.id for p in store.prompts()} == {"other-prompt"}
+    assert {c.id for c in store.completions()} == {"other-answer-1", "other-answer-2", "revision-1"}
+    assert store.completions(ids=["revision-1"])[0].critique is None
+    assert store.questions() == []
+    assert report.user == key
+    assert report.deleted == {
+        "prompt": 1, "completion": 2, "feedback": 4, "score": 1, "question": 1, "quarantine": 2,
+    }  # fmt: skip
+    with store.database.read() as connection:
+        stones = connection.execute(sa.select(tables.tombstones.c.kind, tables.tombstones.c.record_id)).all()
+        assert connection.scalar(sa.select(tables.answered_requests.c.body)) == "{}"
+    assert sorted(map(tuple, stones)) == [
+        ("completion", "private-answer-1"),
+        ("completion", "private-answer-2"),
+        ("feedback", "feedback-about"),
+        ("feedback", "feedback-edit"),
+        ("feedback", "feedback-elsewhere"),
+        ("feedback", "feedback-thumb"),
+        ("prompt", "private-prompt"),
+    ]
+
+
+def test_deleted_texts_do_not_linger_in_the_pages_of_the_file(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "feedback.db") as store:
+        talk(store)
+        delete_user(store, "ann@example.org", [])
+    for path in tmp_path.iterdir():
+        content = path.read_bytes()
+        assert not [text for text in TEXTS if text.encode() in content], path
+
+
+def standing(folder: Path, texts: Iterable[str]) -> list[str]:
+    """Which of the texts stand in any file of the folder."""
+    content = b"".join(path.read_bytes() for path in folder.iterdir())
+    return [text for text in texts if text.encode() in content]
+
+
+def test_copies_that_moving_rows_about_left_in_pages_are_overwritten_too(tmp_path: Path) -> None:
+    """SQLite moves rows when others are deleted, and leaves the old bytes where they were."""
+    letters = random.Random(0)
+    texts = {
+        n: f"private text {n} " + "".join(letters.choices("abcdefghij", k=300 + 2000 * (n % 5))) for n in range(400)
+    }
+    with Store.open(tmp_path / "feedback.db") as store:
+        users = {n: user_key(store, str(n)) for n in range(0, 400, 8)}
+        for start in range(8):  # one after another, so that each page holds many people's
+            store.add_prompts([prompt(f"p{n}", texts[n]) for n in range(start, 400, 8)])
+        with store.database.write() as connection:
+            for n, key in users.items():
+                remember(connection, key, "prompt", [f"p{m}" for m in range(n, n + 8)])
+        for n in list(users)[::2]:
+            delete_user(store, str(n), [])
+            gone = [texts[m][:30] for m in range(n, n + 8)]
+            assert not standing(tmp_path, gone)
+        assert len(store.prompts()) == 200
+
+
+def test_what_a_reader_keeps_in_the_log_is_said_and_goes_when_it_is_done(tmp_path: Path) -> None:
+    file = tmp_path / "feedback.db"
+    with Store.open(file) as store:
+        talk(store)
+    code = (
+        f"import sqlite3; c = sqlite3.connect({str(file)!r}); c.execute('BEGIN'); "
+        "c.execute('SELECT count(*) FROM prompts').fetchone(); print('reads', flush=True); input()"
+    )
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as reader, Store.open(file) as store:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "reads\n"
+        overwrite = store.database.overwrite_deleted
+        store.database.overwrite_deleted = lambda: overwrite(0.3)  # type: ignore[method-assign]
+        report = delete_user(store, "ann@example.org", [])
+        assert report.left is not None
+        assert f"process {reader.pid}" in report.left
+        assert "type the same command again" in report.lines()[-1]
+        assert SECRET not in everything(store)
+        assert standing(tmp_path, [SECRET])  # it is true
+        reader.communicate("done\n")
+        again = delete_user(store, "ann@example.org", [])
+        assert again.left is None
+        assert not standing(tmp_path, TEXTS)
+
+
+def test_the_command_fails_while_a_reader_keeps_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(tmp_path / "feedback.db") as store:
+        talk(store)
+    monkeypatch.setattr(Database, "overwrite_deleted", lambda self: "a reader is open")
+    arguments = ["user", "delete", "ann@example.org", "--store", str(tmp_path / "feedback.db")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "not done yet: a reader is open" in result.output
+
+
+def test_models_that_learned_from_it_are_listed(store: Store) -> None:
+    talk(store)
+    report = delete_user(store, "ann@example.org", [])
+    assert [(m["id"], m["learned"], m["promoted"]) for m in report.models] == [
+        ("rm", "directly", False),
+        ("policy-1", "through rm", True),
+    ]
+    assert "reward_model rm of round 1 learned from it directly" in "\n".join(report.lines())
+    assert store.lineage("rm")["made_by"]["feedback"] == ["feedback-elsewhere"]  # the id stays, the text is gone
+
+
+def test_what_was_deleted_is_not_taken_again(store: Store) -> None:
+    talk(store)
+    records = store.prompts(), store.completions(), store.feedback(), store.scores(), store.questions()
+    delete_user(store, "ann@example.org", [])
+    before = everything(store)
+    with pytest.warns(UserWarning, match="deleted on request"):
+        assert store.add_prompts(records[0]) == 0
+    with pytest.warns(UserWarning, match="2 of 5 records are not taken"):
+        store.add_completions([c for c in records[1] if c.id != "revision-1"] + store.completions(ids=["revision-1"]))
+    with pytest.warns(UserWarning, match="4 of 5 records are not taken"):
+        assert store.add_feedback(records[2]) == 0
+    with pytest.warns(UserWarning, match="deleted on request"):
+        assert store.add_scores(records[3]) == 0
+    with pytest.warns(UserWarning, match="deleted on request"):
+        assert store.add_questions(records[4]) == 0
+    assert everything(store) == before
+    rm = Artifact(id="rm", kind="reward_model", trained_on=(), round=1, path="x")
+    assert store.add_artifact(rm) == 0  # as a round that goes on finds it in its redacted files
+
+
+def test_an_import_of_what_was_deleted_keeps_nothing_of_it(store: Store, tmp_path: Path) -> None:
+    from rlhf_loop.feedback.exporters.export import export
+    from rlhf_loop.feedback.intake.import_file import import_file
+
+    talk(store)
+    export(store, tmp_path / "before.jsonl", "native")
+    assert SECRET in (tmp_path / "before.jsonl").read_text()
+    delete_user(store, "ann@example.org", [])
+    counts = store.counts()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        summary = import_file(store, tmp_path / "before.jsonl")
+    assert summary.rejected >= 7
+    assert any("deleted at a person's wish" in reason for reason in summary.reasons)
+    now = store.counts()
+    assert {name: now[name] for name in now if name != "quarantine"} == {
+        name: counts[name] for name in counts if name != "quarantine"
+    }
+    assert not [text for text in TEXTS[:4] if text in everything(store)]
+
+
+def test_a_prompt_that_another_user_shares_stays(store: Store) -> None:
+    talk(store)
+    other = user_key(store, "bob")
+    with store.database.write() as connection:
+        remember(connection, other, "prompt", ["private-prompt"])
+    delete_user(store, "ann@example.org", [])
+    assert [p.id for p in store.prompts()] == ["other-prompt", "private-prompt"]
+    delete_user(store, "bob", [])
+    assert [p.id for p in store.prompts()] == ["other-prompt"]
+
+
+def test_an_unknown_user_and_a_second_time_change_nothing(store: Store) -> None:
+    talk(store)
+    before = everything(store)
+    assert sum(delete_user(store, "nobody", []).deleted.values()) == 0
+    assert everything(store) == before
+    delete_user(store, "ann@example.org", [])
+    after = everything(store)
+    again = delete_user(store, "ann@example.org", [])
+    assert sum(again.deleted.values()) == 0
+    assert [m["id"] for m in again.models] == ["rm", "policy-1"]
+    assert everything(store) == after
+
+
+def test_what_only_they_had_judged_is_open_again(store: Store) -> None:
+    talk(store)
+    delete_user(store, "bob", [])
+    store.add_questions(
+        [Question(id="question-2", prompt_id="other-prompt", a_id="other-answer-1", b_id="other-answer-2", round=0)]
+    )
+    assert store.questions(status="open") == store.questions(claimed_by="nobody") + store.questions(status="open")
+    assert "question-2" not in {q.id for q in store.questions(status="open")}
+    delete_user(store, "ann@example.org", [])
+    assert "question-2" in {q.id for q in store.questions(status="open")}
+
+
+def made_run(store: Store, path: Path) -> RunDir:
+    """A round with a snapshot and training data, complete, and a step that was interrupted."""
+    run = RunDir(path)
+    write_json(path / "recipe.yaml", {"name": "x", "policy": {}, "update": {}, "feedback": {}})
+    pair: dict[str, Any] = {
+        "id": "pair-1", "prompt_id": "other-prompt", "prompt": '[{"role": "user", "content": "Why?"}]',
+        "chosen_id": "other-answer-1", "rejected_id": "other-answer-2", "origin": "human", "margin": 0.5,
+        "feedback_ids": ("feedback-elsewhere", "feedback-others"), "critiques": (CRITIQUE, "too long by half"),
+    }  # fmt: skip
+    message = ({"role": "assistant", "content": "x"},)
+    pairs = [
+        PreferencePair(**{**pair, "prompt": message, "chosen": message, "rejected": message, "group": "g"}),
+        PreferencePair(
+            **{**pair, "id": "pair-2", "prompt": ({"role": "user", "content": SECRET},), "chosen": message,
+               "rejected": message, "group": "g", "prompt_id": "private-prompt", "chosen_id": "private-answer-1",
+               "rejected_id": "private-answer-2"}
+        ),
+    ]  # fmt: skip
+    with step_folder(run.step(1, "snapshot"), "key-1", {}) as folder:
+        write_records(folder / "feedback.parquet", store.feedback())
+        write_records(folder / "pairs.parquet", pairs)
+        write_records(folder / "prompts.parquet", store.prompts())
+        write_json(
+            folder / "validation.json",
+            {
+                "total": 6,
+                "quarantined": [
+                    {"id": "feedback-thumb", "kind": "thumb", "reason": f"both answers are '{REPLY[:20]}'"}
+                ],
+                "examples": {"vague_critique": [f"feedback-thumb: {CRITIQUE[:80]!r}", "feedback-others: 'bad'"]},
+                "per_annotator": {user_key(store, "ann@example.org"): {"given": 3}, "bob": {"given": 2}},
+            },
+        )
+    with step_folder(run.step(1, "assemble"), "key-2", {}) as folder:
+        write_records(folder / "training_data.parquet", pairs)
+    with step_folder(run.step(1, "generate"), "key-3", {}) as folder:
+        write_records(folder / "completions.parquet", store.completions())
+    with step_folder(run.step(1, "update"), "key-4", {}) as folder:
+        write_json(folder / "metrics.json", {"steps": 3})
+    write_records(run.round(1) / "trainer.parquet", [completion("x")])
+    partial = run.round(1) / "ask.partial"
+    partial.mkdir()
+    write_records(partial / "answers.parquet", store.feedback())
+    write_json(run.round(1) / "manifest.json", {"round": 1})
+    return run
+
+
+def files(run: Path) -> bytes:
+    import pyarrow.parquet as pq
+
+    tables = [repr(pq.read_table(path).to_pylist()).encode() for path in run.rglob("*.parquet")]
+    return b"".join([path.read_bytes() for path in run.rglob("*") if path.is_file()] + tables)
+
+
+def test_the_files_of_a_run_lose_the_texts_and_say_so(store: Store, tmp_path: Path) -> None:
+    talk(store)
+    run = made_run(store, tmp_path / "run")
+    made = {step: read_manifest(run.step(1, step)) for step in ("snapshot", "assemble", "generate", "update")}
+    report = delete_user(store, "ann@example.org", [run.path])
+    content = files(run.path)
+    assert not [text for text in [*TEXTS, SECRET[:20], REPLY[:20]] if text.encode() in content]
+    (pair,) = read_records(run.step(1, "snapshot") / "pairs.parquet", PreferencePair)
+    assert pair.feedback_ids == ("feedback-others",)
+    assert pair.critiques == ("too long by half",)
+    assert [f.id for f in read_records(run.step(1, "snapshot") / "feedback.parquet", Feedback)] == ["feedback-others"]
+    assert [p.id for p in read_records(run.step(1, "snapshot") / "prompts.parquet", Prompt)] == ["other-prompt"]
+    assert "revision-1" in [c.id for c in read_records(run.step(1, "generate") / "completions.parquet", Completion)]
+    validation = json.loads((run.step(1, "snapshot") / "validation.json").read_text())
+    assert validation == {
+        "total": 6,
+        "quarantined": [{"id": "feedback-thumb", "kind": "thumb", "reason": "deleted"}],
+        "examples": {"vague_critique": ["feedback-others: 'bad'"]},
+        "per_annotator": {"bob": {"given": 2}},
+    }
+    for step, before in made.items():
+        now = read_manifest(run.step(1, step))
+        assert before is not None and now is not None  # noqa: PT018
+        assert now["files"] == before["files"]  # what later steps stand on
+        assert now["key"] == before["key"]
+        assert is_redacted(run.step(1, step))
+        for name, hash in now.get("redacted", {}).get("files", {}).items():
+            assert hash == hash_file(run.step(1, step) / name)
+            assert hash != before["files"][name]
+    assert "redacted" not in (read_manifest(run.step(1, "update")) or {})
+    assert json.loads((run.round(1) / "manifest.json").read_text())["state"] == "inputs redacted"
+    assert run.complete_rounds() == [1]
+    assert not list(run.path.rglob("*.partial"))
+    taken = report.runs[str(run.path)]
+    assert taken["round_001/snapshot/pairs.parquet"] == 2
+    assert taken["round_001/snapshot/feedback.parquet"] == 4
+
+
+def test_an_interrupted_deletion_is_finished_by_the_next(store: Store, tmp_path: Path) -> None:
+    talk(store)
+    run, other = made_run(store, tmp_path / "run"), made_run(store, tmp_path / "other")
+    from rlhf_loop.feedback.privacy import deletion, deletion_files
+
+    kept = deletion_files._mark
+    deletion_files._mark = lambda folder: (_ for _ in ()).throw(KeyboardInterrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            delete_user(store, "ann@example.org", [run.path])
+    finally:
+        deletion_files._mark = kept
+    assert SECRET in everything(store)
+    delete_user(store, "ann@example.org", [run.path])
+    assert (read_manifest(run.step(1, "snapshot")) or {})["redacted"]["files"]
+    delete_user(store, "ann@example.org", [other.path])  # a run that was not named before: by the tombstones
+    assert SECRET.encode() not in files(other.path)
+    assert deletion.delete_user(store, "ann@example.org", [other.path]).runs == {str(other.path): {}}
+
+
+def test_files_that_something_killed_left_do_not_stop_it(store: Store, tmp_path: Path) -> None:
+    talk(store)
+    run = made_run(store, tmp_path / "run")
+    for place in (run.round(1), run.step(1, "snapshot"), run.round(1) / "ask.partial"):
+        (place / "pairs.parquet.partial").write_text(SECRET)
+        (place / "manifest.json.123.partial").write_text(SECRET)
+    (run.round(1) / "ask.partial" / "half.parquet").write_bytes(b"PAR1 and no more")
+    (run.round(1) / "x.old").write_text(SECRET)
+    (run.path / "report.html.123.partial").write_text(SECRET)
+    delete_user(store, "ann@example.org", [run.path])
+    assert SECRET.encode() not in b"".join(p.read_bytes() for p in run.path.rglob("*") if p.is_file())
+    assert not [*run.path.rglob("*.partial"), *run.path.rglob("*.old")]
+
+
+def test_a_damaged_table_of_a_complete_step_is_named(store: Store, tmp_path: Path) -> None:
+    talk(store)
+    run = made_run(store, tmp_path / "run")
+    (run.step(1, "snapshot") / "pairs.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"pairs\.parquet is damaged"):
+        delete_user(store, "ann@example.org", [run.path])
+    (run.step(1, "snapshot") / "pairs.parquet").unlink()
+
+
+class Killed(BaseException):
+    """As a signal that ends the process."""
+
+
+def state(store: Store, run: RunDir) -> str:
+    """The store and the files of a run, without times; of tombstones which there are, whoever's deletion came first."""
+    with store.database.read() as connection:
+        named = sa.select(tables.tombstones.c.kind, tables.tombstones.c.record_id)
+        stones = sorted(map(tuple, connection.execute(named)))
+        others = [table for table in tables.metadata.sorted_tables if table is not tables.tombstones]
+        rows = repr([stones, [tuple(row) for table in others for row in connection.execute(sa.select(table))]])
+    rows = re.sub(r"\d{10}\.\d+", "TIME", rows)
+    read = {str(p.relative_to(run.path)): p for p in run.path.rglob("*") if p.is_file()}
+    held = {name: json.loads(p.read_text()) if p.suffix == ".json" else hash_file(p) for name, p in read.items()}
+    text = json.dumps(held, indent=1, sort_keys=True)
+    return re.sub(r'"(at|started|seconds)": [\d.e-]+', r'"\1": 0', text) + rows
+
+
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
+def test_two_deletions_that_are_killed_anywhere_end_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    from rlhf_loop.feedback.privacy import deletion
+
+    left = 10**9  # how many steps may still be done
+
+    def step() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+
+    def counted(function: Any) -> Any:
+        def call(*arguments: Any, **values: Any) -> Any:
+            if isinstance(arguments[0], Path) and arguments[0].name.startswith("lock"):
+                return function(*arguments, **values)  # a dead process holds none, and this one goes on
+            step()
+            result = function(*arguments, **values)
+            step()
+            return result
+
+        return call
+
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
+    monkeypatch.setattr(shutil, "rmtree", counted(shutil.rmtree))
+    monkeypatch.setattr(deletion, "_delete", counted(deletion._delete))
+    monkeypatch.setattr(Database, "overwrite_deleted", counted(Database.overwrite_deleted))
+
+    def both(name: str, allowed: int) -> tuple[str, list[Any], bool]:
+        nonlocal left
+        left = 10**9
+        models: list[Any] = []
+        with Store.open(tmp_path / f"{name}.db") as store:
+            with store.database.write() as connection:
+                connection.execute(tables.settings.insert().values(name="user_key", value="ab" * 32))
+            talk(store)
+            run = made_run(store, tmp_path / name / "run")
+            path = str(run.step(1, "update") / "policy")
+            store.add_artifact(Artifact(id="policy-r", kind="policy", parent="base", round=1, path=path))
+            order = ["ann@example.org", "bob", "ann@example.org", "bob"]
+            left = allowed
+            killed = False
+            for user in order[:2]:
+                try:
+                    models.append(delete_user(store, user, [run.path]).models)
+                except Killed:
+                    killed = True
+                    left = 10**9
+            left = 10**9
+            models = [delete_user(store, user, [run.path]).models for user in order]
+            for found in models:
+                for model in found:
+                    model["path"] = model["path"].replace(str(tmp_path / name), "")
+            return state(store, run).replace(str(tmp_path / name), ""), models, killed
+
+    expected, models, _ = both("whole", 10**9)
+    assert [m["id"] for m in models[0]] == ["rm", "policy-1", "policy-r"]
+    assert [m["learned"] for m in models[0] if m["id"] == "policy-r"] == ["directly"]
+    number, killed = 0, True
+    while killed:
+        found, listed, killed = both(f"killed-{number}", number)
+        assert found == expected, number
+        assert listed == models, number
+        number += every
+    assert number > 50
+
+
+def test_a_report_that_an_interrupted_deletion_left_is_written_by_the_next(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rlhf_loop.report
+
+    talk(store)
+    run = made_run(store, tmp_path / "run")
+    (run.path / "report.html").write_text(SECRET)
+    monkeypatch.setattr(rlhf_loop.report, "write_report", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        delete_user(store, "ann@example.org", [run.path])
+    written: list[Path] = []
+    monkeypatch.setattr(rlhf_loop.report, "write_report", lambda run: written.append(run.path))
+    delete_user(store, "ann@example.org", [run.path])
+    assert written == [run.path]
+
+
+def test_two_deletions_in_one_process_follow_each_other(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlhf_loop.feedback.privacy import deletion
+
+    talk(store)
+    run = made_run(store, tmp_path / "run")
+    redact, running, most = deletion.redact_run, 0, 0
+
+    def slowly(*arguments: Any) -> dict[str, int]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.1)
+        found = redact(*arguments)
+        running -= 1
+        return found
+
+    monkeypatch.setattr(deletion, "redact_run", slowly)
+    threads = [threading.Thread(target=delete_user, args=(store, user, [run.path])) for user in ("ann", "bob")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert not (run.path / "lock").exists()
+
+
+def test_nothing_is_deleted_while_a_run_works(store: Store, tmp_path: Path) -> None:
+    talk(store)
+    run = made_run(store, tmp_path / "run")
+    write_json(run.path / "lock", {"pid": 1, "host": socket.gethostname(), "since": 0})
+    before = everything(store)
+    with pytest.raises(UserError, match="in use by process 1"):
+        delete_user(store, "ann@example.org", [run.path])
+    assert everything(store) == before
+
+
+def test_files_without_ids_lose_the_rows_that_repeat_a_text(store: Store, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    talk(store)
+    run = made_run(store, tmp_path / "run")
+    log = run.step(1, "update") / "completions.parquet"
+    pq.write_table(pa.table({"step": [1, 2], "completion": [f"so: {REPLY} 1", "short"]}), log)
+    delete_user(store, "ann@example.org", [run.path])
+    assert pq.read_table(log).to_pylist() == [{"step": 2, "completion": "short"}]
+
+
+def test_the_command_deletes_and_says_what_it_did(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "feedback.db") as store:
+        talk(store)
+    arguments = ["user", "delete", "ann@example.org", "--store", str(tmp_path / "feedback.db")]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["deleted"]["feedback"] == 4
+    again = CliRunner().invoke(app, arguments)
+    assert "nothing was there" in again.output
+    assert "through rm" in again.output
+
+
+@pytest.mark.slow
+def test_a_real_run_goes_on_after_a_deletion_and_remakes_nothing(tmp_path: Path, model_cache: Path) -> None:
+    run = tmp_path / "smoke"
+    loop = Loop(Recipe.load(SMOKE), run_dir=run)
+    loop.run(rounds=1)
+    with Store.open(loop.store_url) as store:
+        key = user_key(store, "ann@example.org")
+        asked = Prompt(id="private-prompt-1", messages=({"role": "user", "content": SECRET},), group="g", source="chat")
+        store.add_prompts([asked])
+        policy = store.promoted_policy()
+        assert policy is not None
+        answers = [
+            Completion(id=f"private-answer-{n}", prompt_id=asked.id, text=f"{REPLY} {n}", policy=policy.id, round=1)
+            for n in (1, 2)
+        ]
+        store.add_completions(answers)
+        judged = {"prompt_id": asked.id, "annotator": Annotator(id=key), "round": 1, "comment": CRITIQUE}
+        store.add_feedback(
+            [
+                Preference(
+                    id="private-preference", a_id=answers[0].id, b_id=answers[1].id, winner="a", **judged
+                ),
+                Edit(id="private-edit", completion_id=answers[0].id, edited_completion=EDITED, **judged),
+            ]
+        )  # fmt: skip
+        with store.database.write() as connection:
+            remember(connection, key, "prompt", [asked.id])
+            remember(connection, key, "completion", [answer.id for answer in answers])
+            remember(connection, key, "feedback", ["private-preference", "private-edit"])
+    loop.run(rounds=2)
+    assert SECRET.encode() in files(run)
+    with Store.open(loop.store_url) as store:
+        report = delete_user(store, "ann@example.org", [run])
+    assert not [text for text in TEXTS if text.encode() in files(run)]
+    models = {model["kind"]: model for model in report.models if model["round"] == 2}
+    assert set(models) == {"reward_model", "policy"}
+    before = {
+        path: hashlib.sha256(path.read_bytes()).hexdigest() for path in run.glob("round_00[012]/**/*") if path.is_file()
+    }
+    loop.run(rounds=3)
+    after = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in before}
+    assert after == before  # nothing was made again
+    assert RunDir(run).complete_rounds() == [0, 1, 2, 3]
+    with Store.open(loop.store_url) as store:
+        learned = {id for artifact in store.artifacts() if artifact.round == 3 for id in artifact.trained_on}
+    assert not {"private-preference", "private-edit"} & learned
+    assert not [text for text in TEXTS if text.encode() in files(run)]

@@ -1,0 +1,99 @@
+"""The three ways to start a stage give the same run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_loop import Loop, Recipe, launch
+from rlhf_loop.errors import UserError
+from rlhf_loop.records import Completion, Score, read_records
+from rlhf_loop.run_dir import RunDir
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+
+
+def candidates(run: Path, number: int) -> list[tuple[str, str]]:
+    file = RunDir(run).step(number, "generate") / "completions.parquet"
+    return [(completion.prompt_id, completion.text) for completion in read_records(file, Completion)]
+
+
+def scores(run: Path, number: int) -> list[float]:
+    return [score.value for score in read_records(RunDir(run).step(number, "rescore") / "scores.parquet", Score)]
+
+
+@pytest.fixture(scope="module")
+def inline_run(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
+    run = tmp_path_factory.mktemp("inline") / "smoke"
+    Loop(Recipe.load(SMOKE, ["launch=inline"]), run_dir=run).run(rounds=1)
+    return run
+
+
+def test_two_ranks_of_torchrun_run_the_loop_together(inline_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "smoke"
+    finished = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone",
+         "-m", "rlhf_loop", "run", str(SMOKE), "--rounds", "1", "--run-dir", str(run)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert RunDir(run).complete_rounds() == [0, 1]
+    # The base policy's candidates do not depend on how many ranks wrote them.
+    assert candidates(run, 0) == candidates(inline_run, 0)
+    assert len(candidates(run, 1)) == len(candidates(inline_run, 1))
+
+
+def test_an_error_on_one_rank_ends_all_ranks(tmp_path: Path) -> None:
+    broken = tmp_path / "prompts.jsonl"
+    broken.write_text("")
+    finished = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone",
+         "-m", "rlhf_loop", "run", str(SMOKE), f"prompts.train.0={broken}", "--run-dir", str(tmp_path / "run")],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert finished.returncode != 0
+    assert str(broken) in finished.stderr
+
+
+def test_children_make_the_same_run_as_inline(inline_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "smoke"
+    Loop(Recipe.load(SMOKE, ["launch=child"]), run_dir=run).run(rounds=1)
+    assert candidates(run, 1) == candidates(inline_run, 1)
+    assert scores(run, 1) == scores(inline_run, 1)
+
+
+def test_a_mistake_in_a_child_comes_back_as_the_users_error(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("not json\n")
+    recipe = Recipe.load(SMOKE, ["launch=child", f"evaluation.plain_text={plain}"])
+    with pytest.raises(UserError, match=r"evaluation\.plain_text"):
+        Loop(recipe, run_dir=tmp_path / "run").run(rounds=1)
+
+
+def test_ranks_with_one_process_is_refused_and_names_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="torchrun --nproc_per_node"):
+        launch.choose("ranks")
+
+
+def test_the_way_is_chosen_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert type(launch.choose("auto")).__name__ == "Inline"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert type(launch.choose("auto")).__name__ == "Child"
+
+
+def test_a_child_in_a_slurm_allocation_of_several_nodes_goes_through_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlhf_loop.launch.child import Child
+
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    command = Child(Path("fsdp.yaml")).command(Path("a.json"))
+    assert command[0] == "srun"
+    assert "--machine_rank $SLURM_NODEID" in command[-1]
+    assert "--config_file fsdp.yaml" in command[-1]
+    assert command[-1].endswith("-m rlhf_loop.stages a.json")

@@ -1,0 +1,61 @@
+"""The precision that a machine is fast in, and a run that keeps to the one that it was begun in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_loop import machine
+from rlhf_loop.kept_recipe import RecipeChanged, check_recipe, keep_recipe
+from rlhf_loop.recipe import Policy, Recipe
+from rlhf_loop.run_dir import RunDir
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+
+
+def a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, accelerators: str = "") -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\nprocessor\t: 1\n{flags}\n")
+    monkeypatch.setattr(machine, "_CPU", tmp_path / "cpuinfo")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", accelerators)
+
+
+@pytest.mark.parametrize(
+    ("flags", "accelerators", "dtype"),
+    [
+        ("flags\t\t: fpu sse avx avx2", "", "float32"),
+        ("flags\t\t: fpu avx2 avx512f", "", "float32"),
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16", "", "bfloat16"),
+        ("flags\t\t: fpu avx2 amx_bf16 amx_tile", "", "bfloat16"),
+        ("Features\t: fp asimd sve bf16 i8mm", "", "bfloat16"),
+        ("Features\t: fp asimd", "", "float32"),
+        ("vendor_id\t: amx_bf16", "", "float32"),
+        ("flags\t\t: fpu avx2", "0,1", "bfloat16"),
+        ("flags\t\t: fpu avx2", "-1", "float32"),
+    ],
+)
+def test_auto_is_what_the_machine_multiplies_fast(
+    flags: str, accelerators: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_machine(tmp_path, monkeypatch, flags, accelerators)
+    assert Policy(model="m").precision == dtype
+    assert Policy(model="m", dtype="float16").precision == "float16"
+
+
+def test_a_machine_that_does_not_say_gets_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_CPU", tmp_path / "none")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine.native_dtype() == "float32"
+
+
+def test_a_run_keeps_to_the_precision_that_it_was_begun_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, auto = RunDir(tmp_path / "run"), Recipe.load(SMOKE, ["policy.dtype=auto"])
+    a_machine(tmp_path, monkeypatch, "flags\t\t: avx2")
+    assert keep_recipe(auto, run).policy.dtype == "float32"
+    assert Recipe.load(run.path / "recipe.yaml").policy.dtype == "float32"
+
+    a_machine(tmp_path, monkeypatch, "flags\t\t: avx2 amx_bf16")
+    assert check_recipe(auto, run).policy.dtype == keep_recipe(auto, run).policy.dtype == "float32"
+    assert keep_recipe(auto, RunDir(tmp_path / "another")).policy.dtype == "bfloat16"
+    with pytest.raises(RecipeChanged, match=r"policy\.dtype: 'float32' -> 'bfloat16'"):
+        check_recipe(Recipe.load(SMOKE, ["policy.dtype=bfloat16"]), run)

@@ -1,0 +1,95 @@
+"""A run that was killed anywhere, and started again, ends as one that was not, in a folder of any name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.records import to_dict
+from rlhf_loop.run_dir import STEPS, RunDir, read_manifest
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+DRIVER = Path(__file__).parents[1] / "samples" / "kill_and_resume.py"
+
+
+def drive(run: Path, *points: str) -> None:
+    command = [sys.executable, str(DRIVER), str(SMOKE), str(run), *points]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def outputs(run: Path) -> dict[str, dict[str, str]]:
+    """Hashes of every file that the steps made."""
+    run_dir, found = RunDir(run), {}
+    for number in run_dir.rounds():
+        for step in STEPS:
+            manifest = read_manifest(run_dir.step(number, step))
+            if manifest:
+                found[f"{number}/{step}"] = manifest["files"]
+    return found
+
+
+def store_content(run: Path) -> dict[str, list]:
+    with Store.open(run / "feedback.db") as store:
+        return {
+            "completions": [to_dict(c) for c in store.completions()],
+            "feedback": [to_dict(f) for f in store.feedback()],
+            "scores": [to_dict(s) for s in store.scores()],
+            "policies": [(a.id, a.parent, a.trained_on) for a in store.artifacts(kind="policy")],
+            "promoted": [to_dict(store.promoted_policy())["id"]],
+        }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "smoke"
+    drive(run)
+    return run
+
+
+def same(run: Path, whole: Path) -> None:
+    assert outputs(run) == outputs(whole)
+    assert store_content(run) == store_content(whole)
+    assert RunDir(run).complete_rounds() == [0, 1, 2]
+
+
+def test_killed_before_each_step_is_in_place(uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "before"
+    steps = [step for step in STEPS if step not in ("judge", "evaluate_warm_start")]
+    first = [f"0/{step}/before" for step in ("snapshot", "evaluate", "generate", "ask")]
+    drive(run, *first, *(f"1/{step}/before" for step in steps), "2/update/before")
+    same(run, uninterrupted)
+
+
+def test_killed_after_each_step_is_in_place_and_before_the_store_has_it(uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "after"
+    steps = [step for step in STEPS if step not in ("judge", "evaluate_warm_start")]
+    first = [f"0/{step}/after" for step in ("snapshot", "evaluate", "generate", "ask")]
+    drive(run, *first, *(f"1/{step}/after" for step in steps), "2/gate/after")
+    same(run, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_stopped_by_a_signal_in_every_step_and_inside_training(
+    uninterrupted: Path, tmp_path: Path, number: str
+) -> None:
+    run = tmp_path / "stopped"
+    steps = [step for step in STEPS if step not in ("judge", "evaluate_warm_start")]
+    first = [f"0/{step}/before" for step in ("snapshot", "evaluate", "generate", "ask")]
+    inside = ["1/update/step-1", "1/update/checkpoint-2", "2/update/step-3"]
+    points = [*first, *(f"1/{step}/before" for step in steps), *inside[2:]]
+    points[points.index("1/update/before") : points.index("1/update/before")] = inside[:2]
+    drive(run, *(f"{point}:{number}" for point in points))
+    assert RunDir(run).used_by() is None
+    same(run, uninterrupted)
+
+
+def test_killed_inside_training_and_while_a_checkpoint_is_written(uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "inside"
+    drive(run, "1/update/step-1", "1/update/checkpoint-2", "1/update/step-3", "2/update/checkpoint-4")
+    same(run, uninterrupted)
