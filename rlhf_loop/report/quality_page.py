@@ -10,10 +10,10 @@ from jinja2 import Environment, FileSystemLoader
 
 from rlhf_loop.feedback.quality.summary import SERIES, day, p_text, p_value
 from rlhf_loop.feedback.validation import CHECKS
+from rlhf_loop.files import write_text
 from rlhf_loop.report import charts
 from rlhf_loop.report.charts import Chart, Series
 from rlhf_loop.report.page import number, percent
-from rlhf_loop.run_dir import write_text
 
 ANNOTATORS = 200  # rows of the table; the JSON has all
 

@@ -62,8 +62,8 @@ def train_reward_model(
     the spec's own `trainer` block. `prompts`: those of the pairs, whose columns a function may ask for. Raises
     `UserError` for anything the user can mend.
     """
+    from rlhf_loop.files import without_times, write_json
     from rlhf_loop.models.distributed import barrier, is_main
-    from rlhf_loop.run_dir import without_times, write_json
 
     started = time.perf_counter()
     output = Path(output)

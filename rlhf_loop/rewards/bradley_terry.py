@@ -22,6 +22,7 @@ from trl import RewardConfig, RewardTrainer
 
 from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
+from rlhf_loop.files import read_json, write_json
 from rlhf_loop.models.checkpoints import last_complete, remove_all
 from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.models.loading import tune_cpu_memory
@@ -37,7 +38,6 @@ from rlhf_loop.rewards.spec import BradleyTerrySpec
 from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
 from rlhf_loop.rewards.trunk import load_classifier, lora_config
 from rlhf_loop.rewards.trunk import quiet as transformers_quiet
-from rlhf_loop.run_dir import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from rlhf_loop import recipe, run_dir
+from rlhf_loop import files, recipe
 from rlhf_loop.errors import UserError
 from rlhf_loop.places import absolute_model, relocated
 from rlhf_loop.settings import read_yaml, write_yaml
@@ -156,7 +156,7 @@ def parse_spec(values: Mapping[str, Any], where: str = FILE) -> BradleyTerrySpec
 def write_spec(spec: BradleyTerrySpec | HeadSpec | FunctionSpec, folder: Path) -> None:
     """Writes `spec` as the `reward_model.yaml` of `folder`."""
     text = write_yaml(spec.model_dump(mode="json"))
-    run_dir.write_text(folder / FILE, text)
+    files.write_text(folder / FILE, text)
 
 
 def with_trainer(

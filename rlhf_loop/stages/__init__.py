@@ -13,7 +13,8 @@ from importlib import import_module
 from pathlib import Path
 
 from rlhf_loop.models import distributed
-from rlhf_loop.run_dir import StageArguments, step_folder
+from rlhf_loop.stages.arguments import StageArguments
+from rlhf_loop.step_folders import step_folder
 
 STAGES = {
     "reward": "rlhf_loop.stages.reward:run",

@@ -14,12 +14,13 @@ from pathlib import Path
 from rlhf_loop.annotators import gold_scores
 from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation import Models, Scorer, evaluate
+from rlhf_loop.files import write_json
 from rlhf_loop.models.distributed import is_main
 from rlhf_loop.models.loading import check_model, load_policy
 from rlhf_loop.recipe import Recipe, RewardModelJudge, parse
 from rlhf_loop.records import Completion, Prompt, read_records, write_records
-from rlhf_loop.run_dir import StageArguments, write_json
 from rlhf_loop.stages import Progress
+from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.stages.generate import sample
 from rlhf_loop.stages.reward import load
 from rlhf_loop.tracking import evaluation_run

@@ -10,13 +10,14 @@ from typing import Any
 
 from rlhf_loop.algorithms import TRAINER_CONFIGS
 from rlhf_loop.damage import hash_file
+from rlhf_loop.files import read_json, without_times, write_json
 from rlhf_loop.models.distributed import barrier, is_main
 from rlhf_loop.models.loading import check_model, resolve_model
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
 from rlhf_loop.records import PreferencePair, Prompt, read_records, stable_id
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
-from rlhf_loop.run_dir import StageArguments, read_json, without_times, write_json
 from rlhf_loop.stages import Progress
+from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.updates.adapters import lora_config
 
 

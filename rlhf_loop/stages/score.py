@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.records import Completion, Prompt, Score, read_records, write_records
-from rlhf_loop.run_dir import StageArguments
 from rlhf_loop.stages import Progress
+from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.stages.reward import load
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.annotators import make_annotator
+from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Completion, Feedback, Prompt, Question, Score, read_records, write_records
 from rlhf_loop.rows.pairing import choose_questions
-from rlhf_loop.run_dir import write_json
 
 
 def ask(recipe: Recipe, round: int, *, prompts: Path, completions: Path, scores: Path | None, folder: Path) -> None:

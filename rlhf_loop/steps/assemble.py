@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from rlhf_loop.algorithms import ALGORITHMS, AlgorithmName, Consumes
 from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
+from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import (
     Completion,
@@ -31,7 +32,6 @@ from rlhf_loop.records import (
 )
 from rlhf_loop.rows.pairing import pairs_from_scores
 from rlhf_loop.rows.training_rows import best_of_n
-from rlhf_loop.run_dir import write_json
 
 
 def assemble(

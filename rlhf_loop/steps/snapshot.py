@@ -18,11 +18,11 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.collector import collector_paused
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.validation import ValidationReport, validate
+from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import PreferencePair, Prompt, write_records
 from rlhf_loop.rows.pairing import pairs_from_feedback
 from rlhf_loop.rows.training_rows import demonstrations, labels_from_feedback
-from rlhf_loop.run_dir import write_json
 
 MANY = 0.5  # of all completions: to read more than this share by their ids takes longer than to read all there are
 

@@ -22,9 +22,11 @@ from rlhf_loop.feedback.store.database import chunks
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import AnyFeedback, about
 from rlhf_loop.feedback.validation import validate
+from rlhf_loop.files import read_json
 from rlhf_loop.recipe import Recipe, Watch
 from rlhf_loop.records import Implicit, Preference
-from rlhf_loop.run_dir import RunDir, read_json, read_manifest
+from rlhf_loop.run_dir import RunDir
+from rlhf_loop.step_folders import read_manifest
 from rlhf_loop.watch.consumed import consumed, consumers, hunger, in_words, possible_kinds
 
 

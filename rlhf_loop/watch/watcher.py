@@ -22,6 +22,7 @@ from rlhf_loop import private, processes
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.files import explain_os_error, read_json
 from rlhf_loop.kept_recipe import check_recipe
 from rlhf_loop.locks import InUse, locked
 from rlhf_loop.loop import Loop
@@ -29,7 +30,6 @@ from rlhf_loop.processes import LastLines, terminable
 from rlhf_loop.progress import is_head
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import stable_id
-from rlhf_loop.run_dir import explain_os_error, read_json
 from rlhf_loop.watch.events import SECRET_VARIABLE, Event, Kind, check_url
 from rlhf_loop.watch.outbox import COMMAND, Outbox
 from rlhf_loop.watch.triggers import News, arrivals, early_obstacles, is_quiet, last_end, news, obstacles

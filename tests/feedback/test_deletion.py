@@ -24,12 +24,14 @@ from typer.testing import CliRunner
 
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.cli import app
+from rlhf_loop.damage import hash_file
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.privacy.deletion import delete_user, remember, user_key
 from rlhf_loop.feedback.privacy.deletion_files import is_redacted
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.database import Database
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.files import write_json
 from rlhf_loop.records import (
     Annotator,
     Artifact,
@@ -46,7 +48,8 @@ from rlhf_loop.records import (
     read_records,
     write_records,
 )
-from rlhf_loop.run_dir import RunDir, hash_file, read_manifest, step_folder, write_json
+from rlhf_loop.run_dir import RunDir
+from rlhf_loop.step_folders import read_manifest, step_folder
 
 SECRET = "my very private question about the garden"
 REPLY = "a long answer that repeats the garden of the user"

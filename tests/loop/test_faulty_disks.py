@@ -15,7 +15,8 @@ from samples.faults import Ended, command, copied, reading_commands, results, ru
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.damage import check_step
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.run_dir import RunDir, read_manifest
+from rlhf_loop.run_dir import RunDir
+from rlhf_loop.step_folders import read_manifest
 
 ReadOnly = Callable[[Path], None]
 Disk = Callable[[int], Path]

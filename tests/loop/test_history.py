@@ -22,10 +22,10 @@ from rlhf_loop.feedback.quality.stats import stats
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import as_columns, completion_row
+from rlhf_loop.files import read_json, write_json
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Annotator, Retraction, Score, to_dict
 from rlhf_loop.report import status, write_report
-from rlhf_loop.run_dir import read_json, write_json
 from rlhf_loop.watch.triggers import arrivals
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -21,7 +21,8 @@ import pytest
 from rlhf_loop import locks
 from rlhf_loop.errors import UserError
 from rlhf_loop.locks import InUse, check, locked
-from rlhf_loop.run_dir import RunDir, step_folder
+from rlhf_loop.run_dir import RunDir
+from rlhf_loop.step_folders import step_folder
 
 HOLDER = """
 import sys

@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.cli import app
+from rlhf_loop.files import write_json
 from rlhf_loop.kept_recipe import RecipeChanged, keep_recipe
 from rlhf_loop.loop import _without_place
 from rlhf_loop.places import content, relocated
 from rlhf_loop.report import write_report
 from rlhf_loop.report.status import status
-from rlhf_loop.run_dir import STEPS, RunDir, write_json
+from rlhf_loop.run_dir import STEPS, RunDir
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,7 +22,8 @@ from rlhf_loop import private
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.run_dir import RunDir, write_json
+from rlhf_loop.files import write_json
+from rlhf_loop.run_dir import RunDir
 from rlhf_loop.server import tokens
 from rlhf_loop.server.access import COOKIE
 

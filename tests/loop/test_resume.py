@@ -10,7 +10,8 @@ import pytest
 
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import to_dict
-from rlhf_loop.run_dir import STEPS, RunDir, read_manifest
+from rlhf_loop.run_dir import STEPS, RunDir
+from rlhf_loop.step_folders import read_manifest
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 DRIVER = Path(__file__).parents[1] / "samples" / "kill_and_resume.py"

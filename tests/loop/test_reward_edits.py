@@ -9,8 +9,9 @@ import yaml
 
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.records import Score, read_records
-from rlhf_loop.run_dir import StageArguments, read_manifest
+from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.stages.reward import _id
+from rlhf_loop.step_folders import read_manifest
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 

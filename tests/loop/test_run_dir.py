@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.files import explain_os_error, write_json, write_text
 from rlhf_loop.records import (
     Annotator,
     Completion,
@@ -20,17 +21,9 @@ from rlhf_loop.records import (
     stable_id,
     write_records,
 )
-from rlhf_loop.run_dir import (
-    RunDir,
-    StageArguments,
-    explain_os_error,
-    is_complete,
-    outputs_hash,
-    read_manifest,
-    step_folder,
-    write_json,
-    write_text,
-)
+from rlhf_loop.run_dir import RunDir
+from rlhf_loop.stages.arguments import StageArguments
+from rlhf_loop.step_folders import is_complete, outputs_hash, read_manifest, step_folder
 
 
 def make(folder: Path, key: str, text: str = "x") -> None:

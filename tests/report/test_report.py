@@ -13,12 +13,14 @@ from samples.faults import write_anew
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation import evaluate
+from rlhf_loop.files import write_json, write_text
 from rlhf_loop.recipe import Gate, parse
 from rlhf_loop.records import Completion, Message, Prompt, Score, write_records
 from rlhf_loop.report import status, write_report
 from rlhf_loop.report.charts import Series, over_rounds
 from rlhf_loop.report.status import render, what_next
-from rlhf_loop.run_dir import RunDir, step_folder, write_json, write_text
+from rlhf_loop.run_dir import RunDir
+from rlhf_loop.step_folders import step_folder
 from rlhf_loop.steps.gate import decide
 
 EVIL = '<script>alert("x")</script> & $\\alpha$'

@@ -15,12 +15,12 @@ import signal
 import sys
 from pathlib import Path
 
-import rlhf_loop.run_dir as run_dir
 import rlhf_loop.stages.evaluate
 import rlhf_loop.stages.generate
 import rlhf_loop.stages.reward
 import rlhf_loop.stages.score
 import rlhf_loop.stages.update  # noqa: F401
+import rlhf_loop.step_folders as step_folders
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.models.checkpoints import MarkComplete
 from rlhf_loop.models.training import TrainingLog
@@ -36,7 +36,7 @@ def arm(point: str) -> None:
 
     round_number, step, when = point.split("/")
     place = f"round_{int(round_number):03d}/{step}"
-    commit = run_dir.commit_folder
+    commit = step_folders.commit_folder
 
     def committing(partial: Path, folder: Path) -> None:
         here = str(folder).endswith(place)
@@ -46,7 +46,7 @@ def arm(point: str) -> None:
         if here and when == "after":
             die()
 
-    run_dir.commit_folder = committing
+    step_folders.commit_folder = committing
     kind, _, number = when.partition("-")
     if kind == "step":
         shown = TrainingLog.on_step_end

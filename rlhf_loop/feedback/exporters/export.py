@@ -23,8 +23,8 @@ from rlhf_loop.feedback.exporters.table import write_table
 from rlhf_loop.feedback.files.rows import line_of
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.files import explain_os_error
 from rlhf_loop.records import Prompt
-from rlhf_loop.run_dir import explain_os_error
 
 
 def export(store: Store, path: str | Path, format: str = "native") -> dict[str, int]:

@@ -26,7 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlhf_loop.damage import damaged, hash_file, reading
-from rlhf_loop.run_dir import RunDir, read_json, read_manifest, write_json
+from rlhf_loop.files import read_json, write_json
+from rlhf_loop.run_dir import RunDir
+from rlhf_loop.step_folders import read_manifest
 
 REDACTED = "inputs redacted"
 """The `state` of a manifest."""
