@@ -100,6 +100,7 @@ def create_app(service: Service) -> FastAPI:
         openapi_url=None,  # below, for callers that are known
     )
     app.state.service = service
+    app.state.dashboard = dashboard.Dashboard(service)
     app.include_router(chat_api.router, responses=_ERRORS)
     app.include_router(responses_api.router, responses=_ERRORS)
     app.include_router(feedback_api.router, responses=_ERRORS)

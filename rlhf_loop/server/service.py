@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_loop.feedback.privacy.deletion import user_key
 from rlhf_loop.feedback.privacy.redaction import Redactor, make_redactor
+from rlhf_loop.feedback.quality.activity import ActivityReader
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.recipe import Annotation, Generation, Recipe
 from rlhf_loop.run_dir import RunDir
@@ -70,6 +71,16 @@ class Service:
         return Writer(self.store.database)
 
     @cached_property
+    def activity(self) -> ActivityReader:
+        """What goes on in the store; the first look at it reads all."""
+        return ActivityReader(self.store)
+
+    @cached_property
+    def redactor(self) -> Redactor | None:
+        """What takes personal data out of texts before they are stored, as the recipe says."""
+        return make_redactor(self.annotation.redact)
+
+    @cached_property
     def session_key(self) -> bytes:
         """What cookies and CSRF tokens are signed with; the same after a restart (see `tokens.session_key`)."""
         return tokens.session_key(self.store)
@@ -84,7 +95,7 @@ class Service:
 
     def redact(self, text: str) -> str:
         """The text as it is stored: without what the recipe's redactor finds."""
-        return self._redactor.redact(text)[0] if self._redactor is not None else text
+        return self.redactor.redact(text)[0] if self.redactor is not None else text
 
     def redact_all(self, value: Any) -> Any:
         """A JSON value with all its texts as they are stored, the names of its fields too."""
@@ -93,7 +104,3 @@ class Service:
         if isinstance(value, dict):
             return {self.redact(str(name)): self.redact_all(item) for name, item in value.items()}
         return [self.redact_all(item) for item in value] if isinstance(value, list) else value
-
-    @cached_property
-    def _redactor(self) -> Redactor | None:
-        return make_redactor(self.annotation.redact)

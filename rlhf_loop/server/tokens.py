@@ -15,7 +15,6 @@ import time
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
-from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
@@ -145,30 +144,7 @@ def session_key(store: Store) -> bytes:
     return hmac.new(master.encode(), f"session {name}".encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
 
 
-def signing_key(store: Store, name: str) -> bytes:
-    """The store's own key of this name, 32 random bytes made when first asked for.
-
-    Whoever reads the store has it: it makes names into pseudonyms, and opens nothing.
-    """
-    known = _signing_keys.setdefault(store, {})
-    if name in known:
-        return known[name]
-    column = tables.settings.c
-    with store.database.read() as connection:
-        kept = connection.scalar(sa.select(column.value).where(column.name == name))
-    if kept is None:
-        with store.database.write() as connection:
-            kept = connection.scalar(sa.select(column.value).where(column.name == name))
-            if kept is None:
-                kept = secrets.token_hex(32)
-                connection.execute(tables.settings.insert().values(name=name, value=kept))
-    known[name] = bytes.fromhex(kept)
-    return known[name]
-
-
 _OLD_KEY = "session_key"
-_signing_keys: WeakKeyDictionary[Store, dict[str, bytes]] = WeakKeyDictionary()
-"""They never change."""
 
 
 def _hash(secret: str) -> str:

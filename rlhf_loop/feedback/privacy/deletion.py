@@ -27,7 +27,6 @@ from rlhf_loop.feedback.store.database import chunks
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.trained_on import models_of
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.server.tokens import signing_key
 
 _one_at_a_time = threading.Lock()
 """Deletions of one process take turns; what a run's lock keeps out would be refused."""
@@ -36,7 +35,7 @@ _one_at_a_time = threading.Lock()
 def user_key(store: Store, user: str) -> str:
     """The pseudonym of an application's user: a keyed hash (HMAC-SHA256) of the application's name for them."""
     name = user.encode("utf-8", "replace")
-    return "user-" + hmac.new(signing_key(store, "user_key"), name, hashlib.sha256).hexdigest()[:24]
+    return "user-" + hmac.new(store.pseudonym_key, name, hashlib.sha256).hexdigest()[:24]
 
 
 def remember(connection: sa.Connection, user: str, kind: str, ids: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +30,7 @@ from rlhf_loop.feedback.files.rows import Refused, line_of
 from rlhf_loop.feedback.provenance.lineage import lineage
 from rlhf_loop.feedback.store import question_queue, tables, trained_on
 from rlhf_loop.feedback.store.database import CHUNK, Database, chunks
+from rlhf_loop.feedback.store.keys import signing_key
 from rlhf_loop.feedback.store.table_rows import (
     READ,
     AnyFeedback,
@@ -88,6 +90,11 @@ class Store:
         a missing driver, a server that cannot be reached, a schema newer than this code.
         """
         return cls(Database(url, busy_seconds, create))
+
+    @cached_property
+    def pseudonym_key(self) -> bytes:
+        """What makes the names of applications' users into pseudonyms; not to be asked for within a transaction."""
+        return signing_key(self.database, "user_key")
 
     def close(self) -> None:
         """Closes the connections."""

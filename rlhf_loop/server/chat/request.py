@@ -25,12 +25,11 @@ from pydantic import (
 from rlhf_loop.feedback.store.table_rows import storable
 from rlhf_loop.records import Message
 from rlhf_loop.server.chat.answers import Conversation
+from rlhf_loop.server.types import Number, Whole
 
 PROMOTED = "promoted"
 """The name of whichever policy is promoted, for `model`."""
 
-Whole = Annotated[int, Strict()]  # true is no number, and neither is "1"
-Number = Annotated[float, Strict()]
 Yes = Annotated[bool, Strict()]
 Text = Annotated[str, StringConstraints(max_length=200_000)]
 Stop = Annotated[str, StringConstraints(max_length=100)]

@@ -23,14 +23,13 @@ from rlhf_loop.server.chat.request import (
     PROMOTED,
     UNREAD,
     ChatRequest,
-    Number,
     Part,
     Text,
-    Whole,
     Yes,
     is_empty,
     is_neutral,
 )
+from rlhf_loop.server.types import Number, Whole
 
 router = APIRouter(prefix="/v1", tags=["chat"], dependencies=[Depends(require("app"))])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.table_rows import AnyFeedback, pair_key
@@ -27,9 +27,8 @@ from rlhf_loop.records import (
 )
 from rlhf_loop.server.chat.answers import choice_id
 from rlhf_loop.server.service import Service
+from rlhf_loop.server.types import Number, Whole
 
-Whole = Annotated[int, Strict()]  # true is no number, and neither is "1"
-Number = Annotated[float, Strict()]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
 Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]

@@ -7,7 +7,6 @@ as feedback by `rlhf_loop.feedback.asking.judging`.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -18,10 +17,9 @@ from rlhf_loop.feedback.asking import judging
 from rlhf_loop.feedback.asking.calibration import add_calibration
 from rlhf_loop.feedback.asking.judging import Judgement, Remarks, shown_order
 from rlhf_loop.feedback.asking.top_up import queue_more
-from rlhf_loop.feedback.privacy.redaction import Redactor, make_redactor
+from rlhf_loop.feedback.privacy.redaction import Redactor
 from rlhf_loop.records import Question, Span
 from rlhf_loop.server.access import Caller, require
-from rlhf_loop.server.pages.dashboard import figures
 from rlhf_loop.server.pages.markdown import render, sentences
 from rlhf_loop.server.pages.pages import page
 from rlhf_loop.server.service import Service
@@ -54,7 +52,7 @@ def prepare(service: Service) -> list[str]:
         added = queue_more(service.store, recipe, CARDS_AT_START)
         if added:
             lines.append(f"the queue was empty: {added} cards from the newest answers were added, for the next round")
-    figures(service)  # read whole once, so that the dashboard answers at once
+    service.activity.read()  # whole once, so that the dashboard answers at once
     return lines
 
 
@@ -162,7 +160,7 @@ def submit(request: Request, submission: Submission, caller: Person) -> dict[str
         remarks=(first, second),
         visible_seconds=submission.visible_seconds,
     )
-    judgement, redacted = _redact(judgement, _redactor(service.annotation.redact))
+    judgement, redacted = _redact(judgement, service.redactor)
     kept = judging.submit(service.store, caller.name, judgement, service.round)
     return {"note": kept.note, "redacted": redacted}
 
@@ -224,11 +222,6 @@ def _progress(service: Service, caller: Caller, day_start: float) -> dict[str, i
 def _remarks(about: AboutAnswer) -> Remarks:
     spans = tuple(Span(start=s.start, end=s.end, label=s.label, comment=s.comment.strip()) for s in about.spans)
     return Remarks(comment=about.comment, tags=tuple(dict.fromkeys(about.tags)), spans=spans, edit=about.edit)
-
-
-@cache
-def _redactor(kind: Literal["patterns", "presidio", "none"]) -> Redactor | None:
-    return make_redactor(kind)
 
 
 def _redact(judgement: Judgement, redactor: Redactor | None) -> tuple[Judgement, int]:

@@ -5,19 +5,17 @@ Drawn on the server from what is there; kept for some seconds, so that looking a
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-import weakref
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.privacy.deletion import user_key
 from rlhf_loop.feedback.provenance.conversation_records import trace
-from rlhf_loop.feedback.quality.activity import Activity, ActivityReader
+from rlhf_loop.feedback.quality.activity import Activity
 from rlhf_loop.report.data import Round, read_rounds
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.server.access import Caller, require
@@ -47,7 +45,7 @@ def dashboard(request: Request, caller: Annotated[Caller, Depends(viewer)]) -> R
     """The dashboard of an admin; annotators go on to their cards."""
     if caller.role != "admin":
         return RedirectResponse("/annotate", 303)
-    return pages.page(request, "dashboard.html", caller, **figures(request.app.state.service))
+    return pages.page(request, "dashboard.html", caller, **request.app.state.dashboard.figures())
 
 
 @router.get("/trace")
@@ -57,46 +55,31 @@ def where_did_it_go(
     """What a piece of feedback, a person, a model or an answer led to."""
     service: Service = request.app.state.service
     wanted = id.strip()
-    user = user_key(service.store, wanted) if wanted else None
+    user = service.user_key(wanted) if wanted else None
     found = trace(service.store, wanted, service.round, user) if wanted else None
     return pages.page(request, "trace.html", caller, wanted=wanted, trace=found, when=_when)
 
 
-def figures(service: Service) -> dict[str, Any]:
-    """What the dashboard shows, at most `KEPT_SECONDS` old."""
-    kept = _kept(service)
-    with kept.lock:
-        if time.monotonic() - kept.at > KEPT_SECONDS:
-            kept.figures = _figures(service, kept.reader)
-            kept.at = time.monotonic()
-        return kept.figures
+class Dashboard:
+    """What the dashboard of a service shows, at most `KEPT_SECONDS` old."""
+
+    def __init__(self, service: Service):
+        self.service = service
+        self._lock = threading.Lock()
+        self._read_at = -math.inf
+        self._figures: dict[str, Any] = {}
+
+    def figures(self) -> dict[str, Any]:
+        """The values of the page's template."""
+        with self._lock:
+            if time.monotonic() - self._read_at > KEPT_SECONDS:
+                self._figures = _figures(self.service)
+                self._read_at = time.monotonic()
+            return self._figures
 
 
-@dataclass(kw_only=True)
-class _Kept:
-    """The last figures of a service."""
-
-    reader: ActivityReader
-    at: float = -1e9
-    figures: dict[str, Any] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-_services: dict[int, _Kept] = {}  # by the identity of the service, which takes its figures with it when it goes
-_services_lock = threading.Lock()
-
-
-def _kept(service: Service) -> _Kept:
-    with _services_lock:
-        found = _services.get(id(service))
-        if found is None:
-            found = _services[id(service)] = _Kept(reader=ActivityReader(service.store))
-            weakref.finalize(service, _services.pop, id(service), None)
-        return found
-
-
-def _figures(service: Service, reader: ActivityReader) -> dict[str, Any]:
-    activity = reader.read()
+def _figures(service: Service) -> dict[str, Any]:
+    activity = service.activity.read()
     rounds, problem = _rounds(service)
     promoted = service.store.promotions()
     return {
