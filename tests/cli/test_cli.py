@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from samples.cli import rlhf_loop
 
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.cli import with_home
@@ -23,13 +24,6 @@ from rlhf_loop.step_folders import read_manifest
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "recipes" / "smoke.yaml"
-
-
-def rlhf_loop(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rlhf_loop", *map(str, arguments)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == code, finished.stdout + finished.stderr
-    return finished
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from samples.cli import rlhf_loop
 from samples.feedback import completion, fill, preference, prompt
-from test_cli import rlhf_loop
 
 from rlhf_loop.feedback.intake.import_file import import_file
 from rlhf_loop.feedback.quality import bias, calibration, near_duplicates

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import outputs, store_content
+from samples.runs import outputs, store_content
 from typer.testing import CliRunner
 
 from rlhf_loop import Loop, Recipe

@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from samples.runs import outputs, store_content
 
-from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.records import to_dict
 from rlhf_loop.run_dir import STEPS, RunDir
-from rlhf_loop.step_folders import read_manifest
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 DRIVER = Path(__file__).parents[1] / "samples" / "kill_and_resume.py"
@@ -21,28 +19,6 @@ def drive(run: Path, *points: str) -> None:
     command = [sys.executable, str(DRIVER), str(SMOKE), str(run), *points]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-3000:]
-
-
-def outputs(run: Path) -> dict[str, dict[str, str]]:
-    """Hashes of every file that the steps made."""
-    run_dir, found = RunDir(run), {}
-    for number in run_dir.rounds():
-        for step in STEPS:
-            manifest = read_manifest(run_dir.step(number, step))
-            if manifest:
-                found[f"{number}/{step}"] = manifest["files"]
-    return found
-
-
-def store_content(run: Path) -> dict[str, list]:
-    with Store.open(run / "feedback.db") as store:
-        return {
-            "completions": [to_dict(c) for c in store.completions()],
-            "feedback": [to_dict(f) for f in store.feedback()],
-            "scores": [to_dict(s) for s in store.scores()],
-            "policies": [(a.id, a.parent, a.trained_on) for a in store.artifacts(kind="policy")],
-            "promoted": [to_dict(store.promoted_policy())["id"]],
-        }
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import test_kto
-import test_online
 import torch
 from safetensors.torch import save_file
+from samples.updates import settings, train
 from transformers import TrainerState, TrainingArguments
 
 from rlhf_loop.models import checkpoints
@@ -153,10 +152,8 @@ def test_a_checkpoint_that_lost_a_file_is_torn(tmp_path: Path, lost: str) -> Non
 
 
 def update(algorithm: str, base: Path, output: Path) -> None:
-    if algorithm == "kto":
-        test_kto.train(base, output, start=base, reference=base, save_steps=1, num_train_epochs=1)
-    else:
-        test_online.train(base, output, test_online.settings("ppo", save_steps=1, num_ppo_epochs=1, max_steps=2))
+    short = {"num_train_epochs": 1} if algorithm == "kto" else {"num_ppo_epochs": 1, "max_steps": 2}
+    train(base, output, settings(algorithm, save_steps=1, **short))
 
 
 @pytest.mark.parametrize("at", ["rotation", "end"])

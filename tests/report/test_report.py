@@ -10,144 +10,14 @@ from typing import Any
 
 import pytest
 from samples.faults import write_anew
+from samples.reports import EVIL, PROMPTS, answers_of, make_run, recipe_of
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.evaluation import evaluate
-from rlhf_loop.files import write_json, write_text
-from rlhf_loop.recipe import Gate, parse
-from rlhf_loop.records import Completion, Message, Prompt, Score, write_records
+from rlhf_loop.files import write_text
 from rlhf_loop.report import status, write_report
 from rlhf_loop.report.charts import Series, over_rounds
 from rlhf_loop.report.status import render, what_next
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import step_folder
-from rlhf_loop.steps.gate import decide
-
-EVIL = '<script>alert("x")</script> & $\\alpha$'
-
-
-def _recipe(simulated: bool = True) -> Any:
-    judge = {"kind": "rule"} if simulated else {"kind": "reward_model", "model": "reward_models/bradley_terry"}
-    return parse(
-        {
-            "name": "tomato-soup",
-            "policy": {"model": "tiny-random:0"},
-            "prompts": {"train": ["train.jsonl"], "test": ["test.jsonl"], "judge_fraction": 0.0 if simulated else 0.3},
-            "feedback": {"annotator": {"kind": "simulated"} if simulated else None},
-            "reward": {"model": "reward_models/bradley_terry"},
-            "evaluation": {"judge": judge},
-        }
-    )
-
-
-PROMPTS = [
-    Prompt(
-        id=f"q{i}",
-        messages=(Message(role="user", content=f"How do I make soup number {i}? {EVIL if i == 0 else ''}"),),
-        group=f"q{i}",
-        split="test",
-    )
-    for i in range(12)
-]
-
-
-def _answers(round: int, words: int) -> list[Completion]:
-    return [
-        Completion(
-            id=f"r{round}-{prompt.id}",
-            prompt_id=prompt.id,
-            text=f"Answer of round {round} to {prompt.id}: "
-            + "stir the pot " * (words + i % 3)
-            + (EVIL if i == 0 else ""),
-            policy="base" if round == 0 else f"policy-{round:03d}",
-            round=round,
-            tokens=3 * words,
-            finish_reason="length" if i == 1 else "stop",
-        )
-        for i, prompt in enumerate(PROMPTS)
-    ]
-
-
-def _brief(prompts: Any, completions: Any) -> list[float]:
-    return [-len(c.text.split()) / 100 for c in completions]
-
-
-def _make_run(folder: Path, rounds: int = 3, simulated: bool = True, perplexity: float = 1.05) -> RunDir:
-    """A run as the loop leaves it; rounds 1 and 2 are promoted, and round 3 fails for its perplexity."""
-    run = RunDir(folder / "tomato-soup")
-    recipe = _recipe(simulated)
-    write_text(run.path / "recipe.yaml", recipe.to_yaml())
-    words = [12, 8, 7, 5]
-    last = _answers(0, words[0])
-    for n in range(rounds + 1):
-        answers = _answers(n, words[n])
-        result = evaluate(
-            PROMPTS,
-            answers,
-            _answers(0, words[0]),
-            last if n > 1 else None,
-            judge=_brief,
-            judge_name="rule brief_and_complete" if simulated else "bradley_terry on prompts kept apart",
-            simulated=simulated,
-            settings=recipe.evaluation,
-            proxy=_brief if n else None,
-        )
-        ratio = 1.43 if n == 3 else perplexity
-        result |= {
-            "kl": {"per_completion": 2.5 * n, "per_token": 0.1 * n, "k1": 2.4 * n},
-            "perplexity": {"candidate": 10 * ratio, "base": 10.0, "ratio": ratio},
-        }
-        _step(run, n, "evaluate", {"evaluation.json": result, "answers.parquet": answers, "prompts.parquet": PROMPTS})
-        _step(run, n, "generate", {"completions.parquet": answers})
-        _step(run, n, "ask", {"summary.json": {"questions": 40, "answered": 40 * simulated, "annotator": "simulated"}})
-        if n:
-            checked = {
-                "total": 100 * n,
-                "usable": 96 * n,
-                "quarantined": [{"id": "f1", "kind": "critique", "reason": "a critique too vague to act on"}],
-                "counts": {"vague_critique": 1, "tie": 2, "leakage": 0},
-                "per_annotator": {EVIL: {"given": 40, "usable": 38}},
-                "examples": {"vague_critique": [f"f1: {EVIL}"]},
-                "pairs": {"train": 90 * n, "judge": 0},
-                "set_aside": 1,
-            }
-            accuracy = {"mean": 0.7 + 0.03 * n, "low": 0.62, "high": 0.88, "n": 60, "groups": 20}
-            reward = {
-                "accuracy": accuracy,
-                "length_balanced_accuracy": accuracy,
-                "ece": 0.06,
-                "calibration": [{"confidence": c, "accuracy": c - 0.04, "n": 20} for c in (0.55, 0.7, 0.9)],
-                "length_correlation": -0.41,
-                "train_seconds": 12.5,
-            }
-            scores = [
-                Score(completion_id=a.id, reward_model="rm", value=0.1 * n + i / 100) for i, a in enumerate(answers)
-            ]
-            decision = decide(result, Gate())
-            _step(run, n, "snapshot", {"validation.json": checked})
-            _step(run, n, "reward", {"metrics.json": {"bradley_terry": reward}})
-            _step(run, n, "score", {"scores.parquet": scores})
-            _step(run, n, "rescore", {"scores.parquet": scores})
-            origins = {"simulated pairs": 60, "reward pairs": 30}
-            _step(run, n, "assemble", {"summary.json": {"rows": 90, "by_origin": origins}})
-            _step(run, n, "update", {"metrics.json": {"train_loss": 0.61, "steps": 10}})
-            _step(run, n, "gate", {"decision.json": decision})
-            if decision["promoted"]:
-                last = answers
-        manifest = {"round": n, "seconds": 100.0 + n, "peak_memory_bytes": 3 * 2**30, "versions": {"trl": "1.16.0"}}
-        write_json(run.round(n) / "manifest.json", manifest)
-    return run
-
-
-def _step(run: RunDir, n: int, step: str, files: dict[str, Any]) -> None:
-    with step_folder(run.step(n, step), f"{step}{n}-key", {}) as partial:
-        for name, content in files.items():
-            if name.endswith(".json"):
-                write_json(partial / name, content)
-            else:
-                write_records(partial / name, content)
-    manifest = run.step(n, step) / "manifest.json"
-    write_json(manifest, json.loads(manifest.read_text()) | {"seconds": 10.0 + len(step)})
 
 
 class _Page(HTMLParser):
@@ -185,7 +55,7 @@ class _Page(HTMLParser):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[_Page, str]:
     """The report of three rounds: parsed, and as text."""
-    run = _make_run(tmp_path_factory.mktemp("whole"))
+    run = make_run(tmp_path_factory.mktemp("whole"))
     return _page(run), (run.path / "report.html").read_text(encoding="utf-8")
 
 
@@ -196,7 +66,7 @@ def _page(run: RunDir) -> _Page:
 
 
 def test_what_people_said_in_a_simulated_run_is_counted(tmp_path: Path) -> None:
-    run = _make_run(tmp_path / "mixed", rounds=1)
+    run = make_run(tmp_path / "mixed", rounds=1)
     file = run.step(1, "snapshot") / "validation.json"
     checked = json.loads(file.read_text())
     for given, words in (
@@ -289,30 +159,30 @@ def test_no_point_lies_below_its_chart():
 
 
 def test_the_same_run_gives_the_same_report(tmp_path: Path):
-    run = _make_run(tmp_path, rounds=1)
+    run = make_run(tmp_path, rounds=1)
     assert write_report(run).read_bytes() == write_report(run).read_bytes()
 
 
 def test_a_run_that_was_only_begun_has_a_report(tmp_path: Path):
     run = RunDir(tmp_path / "begun")
-    write_text(run.path / "recipe.yaml", _recipe().to_yaml())
+    write_text(run.path / "recipe.yaml", recipe_of().to_yaml())
     assert "No policy has been evaluated yet" in _page(run).text
 
 
 def test_a_run_with_round_zero_alone_shows_the_base(tmp_path: Path):
-    page = _page(_make_run(tmp_path, rounds=0))
+    page = _page(make_run(tmp_path, rounds=0))
     assert "No policy has been evaluated yet" in page.text
     assert "Answer of round 0 to q2" in page.text
 
 
 def test_a_run_whose_every_gate_failed_says_that_the_base_stays(tmp_path: Path):
-    page = _page(_make_run(tmp_path, rounds=1, perplexity=1.5))
+    page = _page(make_run(tmp_path, rounds=1, perplexity=1.5))
     assert "kept the base policy" in page.text
     assert "rejected policy of round 1" in page.text
 
 
 def test_a_step_that_was_interrupted_leaves_the_rest_readable(tmp_path: Path):
-    run = _make_run(tmp_path, rounds=2)
+    run = make_run(tmp_path, rounds=2)
     (run.round(2) / "manifest.json").unlink()
     for step in ("gate", "evaluate"):
         run.step(2, step).rename(run.round(2) / f"{step}.partial")
@@ -322,7 +192,7 @@ def test_a_step_that_was_interrupted_leaves_the_rest_readable(tmp_path: Path):
 
 
 def test_peoples_feedback_is_never_called_simulated(tmp_path: Path):
-    run = _make_run(tmp_path, simulated=False)
+    run = make_run(tmp_path, simulated=False)
     for n in range(4):
         write_anew(run.step(n, "ask") / "summary.json", {"questions": 40, "answered": 0, "annotator": "people"})
     text = _page(run).text.replace("60 simulated", "")
@@ -338,7 +208,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
 
 
 def test_status_gives_rates_decisions_timings_and_the_next_command(tmp_path: Path):
-    run = _make_run(tmp_path)
+    run = make_run(tmp_path)
     values = status(run)
     assert json.loads(json.dumps(values)) == values
     assert [row["decision"] for row in values["rounds"]] == [None, "promoted", "promoted", "kept"]
@@ -350,7 +220,7 @@ def test_status_gives_rates_decisions_timings_and_the_next_command(tmp_path: Pat
 
 
 def test_status_of_an_unfinished_run_says_how_to_go_on(tmp_path: Path):
-    run = _make_run(tmp_path, rounds=1)
+    run = make_run(tmp_path, rounds=1)
     values = status(run)
     assert values["next"] == f"rlhf-loop run {run.path / 'recipe.yaml'} --run-dir {run.path}"
     assert [row["complete"] for row in values["rounds"]] == [True, True]
@@ -360,10 +230,10 @@ def test_status_counts_the_questions_that_wait_for_people(tmp_path: Path):
     from rlhf_loop.feedback.store.store import Store
     from rlhf_loop.records import Question
 
-    run = _make_run(tmp_path, rounds=1, simulated=False)
+    run = make_run(tmp_path, rounds=1, simulated=False)
     assert status(run)["waiting_for_labels"] is None  # no store yet
     url = f"sqlite:///{run.path / 'feedback.db'}"
-    first, second = _answers(0, 5), _answers(1, 5)
+    first, second = answers_of(0, 5), answers_of(1, 5)
     with Store.open(url) as store:
         store.add_prompts(PROMPTS)
         store.add_completions([*first, *second])
@@ -381,14 +251,14 @@ def test_the_status_table_holds_every_round(tmp_path: Path):
 
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(render(status(_make_run(tmp_path, rounds=2))))
+        console.print(render(status(make_run(tmp_path, rounds=2))))
     lines = captured.get().splitlines()
     assert any(line.strip().startswith("2") and "promoted" in line and "n=12" in line for line in lines)
     assert not any("next:" in line for line in lines)
 
 
 def test_status_gives_the_next_command_in_one_line(tmp_path: Path):
-    values = status(_make_run(tmp_path / ("long" * 20), rounds=2))
+    values = status(make_run(tmp_path / ("long" * 20), rounds=2))
     assert what_next(values) == f"next: {values['next']}"
     assert what_next({**values, "waiting_for_labels": 3}).splitlines()[0] == "waiting for labels: 3 queued"
 

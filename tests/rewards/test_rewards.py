@@ -15,56 +15,19 @@ from unittest.mock import Mock
 import pytest
 import torch
 import yaml
+from samples.rewards import bradley_terry, make_pairs
 from transformers import TrainerCallback
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Lora, Policy
-from rlhf_loop.records import Completion, PreferencePair, Prompt, write_records
+from rlhf_loop.records import Completion, Prompt, write_records
 from rlhf_loop.rewards import combine, evaluate_reward, load_reward, load_spec, train_reward_model
-from rlhf_loop.rewards.spec import BradleyTerrySpec, FunctionSpec, HeadSpec, parse_spec, write_spec
+from rlhf_loop.rewards.spec import FunctionSpec, HeadSpec, parse_spec, write_spec
 from rlhf_loop.rewards.texts import encode, make_text, texts_of_pairs
 
 CATALOGUE = Path(__file__).parents[2] / "reward_models"
 POLICY = Policy(model="tiny-random:0", dtype="float32")
-GOOD = ["clear", "short", "answer", "with", "a", "reason"]
-BAD = ["noise", "blah", "mumble", "spam", "zzz", "qqq"]
-
-
-def make_pairs(prompts: int = 6, answers: int = 4, seed: int = 0) -> list[PreferencePair]:
-    """All comparisons of a few answers a prompt, won by the answer with more good words; lengths are random."""
-    draw = random.Random(seed)
-    pairs = []
-    for p in range(prompts):
-        texts = []
-        for good in range(answers):
-            words = draw.choices(BAD, k=draw.randint(3, 9)) + draw.choices(GOOD, k=2 * good)
-            draw.shuffle(words)
-            texts.append(" ".join(words))
-        for chosen in range(answers):
-            for rejected in range(chosen):
-                pairs.append(
-                    PreferencePair(
-                        id=f"{p}-{chosen}-{rejected}",
-                        prompt_id=f"p{p}",
-                        group=f"g{p}",
-                        prompt=({"role": "user", "content": f"Question {p}?"},),
-                        chosen=({"role": "assistant", "content": texts[chosen]},),
-                        rejected=({"role": "assistant", "content": texts[rejected]},),
-                        chosen_id=f"c{p}-{chosen}",
-                        rejected_id=f"c{p}-{rejected}",
-                        origin="simulated",
-                    )
-                )
-    return pairs
-
-
-def bradley_terry(**changes: object) -> BradleyTerrySpec:
-    trainer = {"learning_rate": 3e-3, "num_train_epochs": 1, "per_device_train_batch_size": 2}
-    values = {"kind": "bradley_terry", "lora": {"r": 4, "alpha": 8}, "trainer": trainer, **changes}
-    spec = parse_spec(values)
-    assert isinstance(spec, BradleyTerrySpec)
-    return spec
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -144,9 +144,8 @@ def train(algorithm: str, lora: bool, base: str, output: Path, options: list[str
         trainer |= {"optim": "sgd", "learning_rate": 0.1}
     policy = Policy(model=base, dtype=dtype)
     if algorithm == "reward":
-        from test_rewards import bradley_terry, make_pairs
-
         from rlhf_loop.rewards import train_reward_model
+        from samples.rewards import bradley_terry, make_pairs
 
         spec = bradley_terry(lora=adapter, trainer=trainer)
         output.mkdir(parents=True, exist_ok=True)
@@ -156,33 +155,13 @@ def train(algorithm: str, lora: bool, base: str, output: Path, options: list[str
         trainer |= {"num_generations": 2, "beta": 0.05}
     if algorithm == "ppo":  # clipping, which is apart or together for critic and policy, out of the way
         trainer |= {"num_ppo_epochs": 1, "max_grad_norm": 1e6}
+    from samples.updates import ROWS
+
     update_policy(
-        rows(algorithm), start=base, reference=base, output=output, policy=policy, seed=1, reward=reward,
+        ROWS[algorithm], start=base, reference=base, output=output, policy=policy, seed=1, reward=reward,
         settings=Update(algorithm=algorithm, lora=Lora(**adapter) if adapter else None, trainer=trainer),
         generation=Generation(max_new_tokens=8, samples_per_prompt=2),
     )  # fmt: skip
-
-
-def rows(algorithm: str) -> list[Any]:
-    import test_dpo
-    import test_kto
-    import test_online
-
-    from rlhf_loop.records import Demonstration
-
-    if algorithm == "dpo":
-        return test_dpo.PAIRS
-    if algorithm == "kto":
-        return test_kto.ROWS
-    if algorithm in ("sft", "rejection_sampling"):
-        return [
-            Demonstration(
-                id=one.id, prompt_id=one.prompt_id, group=one.group, prompt=one.prompt, completion=one.chosen,
-                finished=True, completion_id=one.chosen_id, origin="edit",
-            )
-            for one in test_dpo.PAIRS
-        ]  # fmt: skip
-    return test_online.PROMPTS
 
 
 def reward(prompts: Any, completions: Any, **_: Any) -> list[float]:
@@ -192,7 +171,7 @@ def reward(prompts: Any, completions: Any, **_: Any) -> list[float]:
 
 def main() -> None:
     base, out, *cases = sys.argv[1:]
-    sys.path[:0] = [str(HERE), str(HERE / "updates")]
+    sys.path.insert(0, str(HERE))
     shims()
     if os.environ.get("SAMPLED_BY_TRL"):  # as under FSDP and DeepSpeed, to compare with them
         import rlhf_loop.updates.rollouts

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from samples.annotation import fill_queue
 from samples.feedback import completion, fill, preference, prompt
-from test_report import _make_run as make_run
+from samples.reports import make_run
 
 from rlhf_loop.feedback.asking.calibration import add_calibration
 from rlhf_loop.feedback.asking.judging import Judgement, next_card, shown_order, submit

@@ -9,55 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from samples import updates as samples
+from samples.updates import PAIRS, pair, policy
 from trl import DPOConfig, DPOTrainer
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.loading import load_policy
-from rlhf_loop.recipe import Lora, Policy, Update
-from rlhf_loop.records import PreferencePair
+from rlhf_loop.recipe import Lora, Update
 from rlhf_loop.updates import dpo, update_policy
 from rlhf_loop.updates.train_and_save import Training
 
-WORDS = ["red", "green", "blue", "seven", "eight", "nine", "apple", "pear", "plum", "cat", "dog", "cow"]
-
-
-def pair(number: int, chosen_finished: bool = True) -> PreferencePair:
-    return PreferencePair(
-        id=str(number),
-        prompt_id=str(number),
-        group=str(number),
-        prompt=({"role": "user", "content": f"Say {WORDS[number % 12]} {number}"},),
-        chosen=({"role": "assistant", "content": f"{WORDS[number % 12]} it is"},),
-        rejected=({"role": "assistant", "content": f"no {WORDS[(number + 5) % 12]}"},),
-        chosen_id=f"a{number}",
-        rejected_id=f"b{number}",
-        origin="simulated",
-        chosen_finished=chosen_finished,
-    )
-
-
-PAIRS = [pair(number) for number in range(8)]
-
-
-def policy(base: Path) -> Policy:
-    return Policy(model=str(base), dtype="float32")
-
 
 def settings(lora: bool = True, **trainer: object) -> Update:
-    values = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "num_train_epochs": 2, **trainer}
-    return Update(lora=Lora(r=4, alpha=8) if lora else None, trainer=values)
+    return samples.settings("dpo", lora, **trainer)
 
 
 def train(base: Path, output: Path, *, start: Path, reference: Path, lora: bool = True, **trainer: object) -> dict:
-    return update_policy(
-        PAIRS,
-        start=start,
-        reference=reference,
-        output=output,
-        policy=policy(base),
-        settings=settings(lora, **trainer),
-        seed=1,
-    )
+    return samples.train(base, output, settings(lora, **trainer), start=start, reference=reference)
 
 
 def log_probs(model: torch.nn.Module, tokenizer: object, side: str) -> torch.Tensor:

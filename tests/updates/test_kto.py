@@ -4,52 +4,27 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
+from samples import updates as samples
+from samples.updates import LABELLED as ROWS
+from samples.updates import labelled as row
 from trl import KTOConfig, KTOTrainer
 
 from rlhf_loop.models.loading import load_policy
-from rlhf_loop.models.training import TrainingLog
-from rlhf_loop.recipe import Lora, Policy, Update
-from rlhf_loop.records import LabelledCompletion
-from rlhf_loop.updates import kto, update_policy
+from rlhf_loop.recipe import Policy, Update
+from rlhf_loop.updates import kto
 from rlhf_loop.updates.train_and_save import Training
-
-WORDS = ["red", "green", "blue", "seven", "eight", "nine", "apple", "pear", "plum", "cat", "dog", "cow"]
-
-
-def row(number: int, finished: bool = True) -> LabelledCompletion:
-    label = number % 4 != 0
-    return LabelledCompletion(
-        id=str(number),
-        prompt_id=str(number),
-        group=str(number),
-        prompt=({"role": "user", "content": f"Say {WORDS[number % 12]} {number}"},),
-        completion=({"role": "assistant", "content": f"{WORDS[number % 12]} it is" if label else "no"},),
-        label=label,
-        finished=finished,
-        completion_id=f"c{number}",
-        origin="simulated",
-    )
-
-
-ROWS = [row(number) for number in range(8)]  # six good, two bad
 
 
 def settings(lora: bool = True, **trainer: object) -> Update:
-    values = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "num_train_epochs": 2, **trainer}
-    return Update(algorithm="kto", lora=Lora(r=4, alpha=8) if lora else None, trainer=values)
+    return samples.settings("kto", lora, **trainer)
 
 
 def train(base: Path, output: Path, *, start: Path, reference: Path, lora: bool = True, **trainer: object) -> dict:
-    return update_policy(
-        ROWS, start=start, reference=reference, output=output, policy=Policy(model=str(base), dtype="float32"),
-        settings=settings(lora, **trainer), seed=1,
-    )  # fmt: skip
+    return samples.train(base, output, settings(lora, **trainer), start=start, reference=reference)
 
 
 def log_probs(reference: Path, base: Path) -> torch.Tensor:
@@ -123,30 +98,6 @@ def test_an_answer_that_was_cut_off_has_no_end_token_not_even_as_a_mismatch(tiny
     for first, second in (made[:2], made[2:]):
         assert first["KL_completion_ids"] == second["completion_ids"]
         assert second["KL_completion_ids"] == first["completion_ids"]
-
-
-def test_a_killed_training_goes_on_to_the_same_policy(tiny_policy: Path, tmp_path: Path) -> None:
-    def run(output: Path) -> None:
-        train(tiny_policy, output, start=tiny_policy, reference=tiny_policy, save_steps=1)
-
-    run(tmp_path / "whole")
-    child = os.fork()
-    if child == 0:
-        shown = TrainingLog.on_step_end
-
-        def stepping(self, args, state, control, **kwargs):
-            shown(self, args, state, control, **kwargs)
-            if state.global_step == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        TrainingLog.on_step_end = stepping
-        run(tmp_path / "killed")
-        os._exit(0)
-    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    assert (tmp_path / "killed" / "checkpoints" / "checkpoint-2" / "COMPLETE").exists()
-    run(tmp_path / "killed")
-    for name in ("policy/adapter_model.safetensors", "train_log.jsonl"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_the_seams_of_trl_that_this_leans_on_are_there() -> None:

@@ -9,49 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from samples.updates import PROMPTS, length, settings, train
 from transformers import AutoModelForCausalLM
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.loading import load_policy, merged_for_sampling
-from rlhf_loop.recipe import Generation, Lora, Policy, Update
-from rlhf_loop.records import Prompt
-from rlhf_loop.updates import update_policy
+from rlhf_loop.recipe import Generation, Policy
 from rlhf_loop.updates.online import _rollouts
-
-PROMPTS = [
-    Prompt(id=str(n), group=str(n), messages=({"role": "user", "content": f"Say {n}"},), reference=None, tags=())
-    for n in range(8)
-]
-SAMPLING = Generation(max_new_tokens=8, samples_per_prompt=2)
-
-
-def length(prompts: Any, completions: Any, **_: Any) -> list[float]:
-    """A reward that any policy can raise: the number of characters."""
-    return [len(turns[-1]["content"]) / 10 for turns in completions]
-
-
-def settings(algorithm: str, lora: bool = True, **trainer: Any) -> Update:
-    values = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "max_steps": 4, **trainer}
-    if algorithm in ("grpo", "rloo"):
-        values = {"num_generations": 2, "beta": 0.05, **values}
-    return Update(algorithm=algorithm, lora=Lora(r=4, alpha=8) if lora else None, trainer=values)
-
-
-def train(base: Path, output: Path, update: Update, **arguments: Any) -> dict[str, Any]:
-    return update_policy(
-        PROMPTS,
-        **{
-            "start": base,
-            "reference": base,
-            "output": output,
-            "policy": Policy(model=str(base), dtype="float32"),
-            "settings": update,
-            "seed": 1,
-            "reward": length,
-            "generation": SAMPLING,
-            **arguments,
-        },
-    )
 
 
 def log(output: Path) -> list[dict[str, Any]]:
@@ -96,25 +60,6 @@ def test_in_round_two_the_kl_is_to_the_reference_that_the_recipe_names(
     train(tiny_policy, tmp_path / "previous", settings(algorithm, lora), start=moved, reference=moved)
     assert abs(log(tmp_path / "base")[0][kl]) > 1e-3  # the policy of round 1 is away from the base
     assert log(tmp_path / "previous")[0][kl] == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
-def test_a_training_that_was_killed_ends_as_if_it_had_not_been(
-    algorithm: str, tiny_policy: Path, tmp_path: Path
-) -> None:
-    update = settings(algorithm, max_steps=12, save_steps=4)
-    train(tiny_policy, tmp_path / "whole", update)
-
-    def killed(done: int, total: int, text: str) -> None:
-        if done == 10:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny_policy, tmp_path / "killed", update, progress=killed)
-    train(tiny_policy, tmp_path / "killed", update)
-    assert log(tmp_path / "killed") == log(tmp_path / "whole")
-    for file in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (tmp_path / "killed/policy" / file).read_bytes() == (tmp_path / "whole/policy" / file).read_bytes()
 
 
 def test_the_reward_sees_how_an_answer_ended_and_the_prompts_columns(tiny_policy: Path, tmp_path: Path) -> None:

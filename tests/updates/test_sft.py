@@ -3,51 +3,30 @@
 from __future__ import annotations
 
 import inspect
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from samples import updates as samples
+from samples.updates import DEMONSTRATIONS as ROWS
+from samples.updates import demonstration as row
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.loading import load_policy
-from rlhf_loop.models.training import TrainingLog
-from rlhf_loop.recipe import Lora, Policy, Update
+from rlhf_loop.recipe import Policy, Update
 from rlhf_loop.records import Demonstration
-from rlhf_loop.updates import sft, update_policy
+from rlhf_loop.updates import sft
 from rlhf_loop.updates.train_and_save import Training
-
-WORDS = ["red", "green", "blue", "seven", "eight", "nine", "apple", "pear"]
-
-
-def row(number: int, finished: bool = True) -> Demonstration:
-    return Demonstration(
-        id=str(number),
-        prompt_id=str(number),
-        group=str(number),
-        prompt=({"role": "user", "content": f"Say {WORDS[number]} {number}"},),
-        completion=({"role": "assistant", "content": f"{WORDS[number]} it is"},),
-        finished=finished,
-        origin="edit",
-    )
-
-
-ROWS = [row(number) for number in range(8)]
 
 
 def settings(lora: bool = True, algorithm: str = "sft", **trainer: object) -> Update:
-    values = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "num_train_epochs": 2, **trainer}
-    return Update(algorithm=algorithm, lora=Lora(r=4, alpha=8) if lora else None, trainer=values)
+    return samples.settings(algorithm, lora, **trainer)
 
 
 def train(base: Path, output: Path, start: Path, update: Update, rows: list[Demonstration] = ROWS) -> dict:
-    return update_policy(
-        rows, start=start, reference=base, output=output, policy=Policy(model=str(base), dtype="float32"),
-        settings=update, seed=1,
-    )  # fmt: skip
+    return samples.train(base, output, update, start=start, rows=rows)
 
 
 def log_prob(reference: Path, base: Path) -> float:
@@ -123,29 +102,6 @@ def _lengths(rows: list[Demonstration], base: Path, folder: Path, limit: int) ->
     policy = Policy(model=str(base), dtype="float32")
     trainer, _ = made(rows, policy, folder, {"completion_only_loss": True, "max_length": limit})
     return len(trainer.train_dataset[0]["input_ids"]), trainer
-
-
-def test_a_killed_training_goes_on_to_the_same_policy(tiny_policy: Path, tmp_path: Path) -> None:
-    def run(output: Path) -> None:
-        train(tiny_policy, output, tiny_policy, settings(save_steps=1))
-
-    run(tmp_path / "whole")
-    child = os.fork()
-    if child == 0:
-        shown = TrainingLog.on_step_end
-
-        def stepping(self, args, state, control, **kwargs):
-            shown(self, args, state, control, **kwargs)
-            if state.global_step == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        TrainingLog.on_step_end = stepping
-        run(tmp_path / "killed")
-        os._exit(0)
-    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    run(tmp_path / "killed")
-    for name in ("policy/adapter_model.safetensors", "train_log.jsonl"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_nothing_to_imitate_is_refused_with_the_remedy(tiny_policy: Path, tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""Rows for each kind of update, and the update of them on a tiny policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_loop.recipe import Generation, Lora, Policy, Update
+from rlhf_loop.records import Demonstration, LabelledCompletion, Message, PreferencePair, Prompt
+from rlhf_loop.updates import update_policy
+
+WORDS = ["red", "green", "blue", "seven", "eight", "nine", "apple", "pear", "plum", "cat", "dog", "cow"]
+
+
+def _prompt(number: int) -> tuple[Message, ...]:
+    return (Message(role="user", content=f"Say {WORDS[number % 12]} {number}"),)
+
+
+def pair(number: int, chosen_finished: bool = True) -> PreferencePair:
+    return PreferencePair(
+        id=str(number),
+        prompt_id=str(number),
+        group=str(number),
+        prompt=_prompt(number),
+        chosen=(Message(role="assistant", content=f"{WORDS[number % 12]} it is"),),
+        rejected=(Message(role="assistant", content=f"no {WORDS[(number + 5) % 12]}"),),
+        chosen_id=f"a{number}",
+        rejected_id=f"b{number}",
+        origin="simulated",
+        chosen_finished=chosen_finished,
+    )
+
+
+def labelled(number: int, finished: bool = True) -> LabelledCompletion:
+    label = number % 4 != 0
+    return LabelledCompletion(
+        id=str(number),
+        prompt_id=str(number),
+        group=str(number),
+        prompt=_prompt(number),
+        completion=(Message(role="assistant", content=f"{WORDS[number % 12]} it is" if label else "no"),),
+        label=label,
+        finished=finished,
+        completion_id=f"c{number}",
+        origin="simulated",
+    )
+
+
+def demonstration(number: int, finished: bool = True) -> Demonstration:
+    return Demonstration(
+        id=str(number),
+        prompt_id=str(number),
+        group=str(number),
+        prompt=_prompt(number),
+        completion=(Message(role="assistant", content=f"{WORDS[number % 12]} it is"),),
+        finished=finished,
+        completion_id=f"a{number}",
+        origin="edit",
+    )
+
+
+PAIRS = [pair(number) for number in range(8)]
+LABELLED = [labelled(number) for number in range(8)]  # six good, two bad
+DEMONSTRATIONS = [demonstration(number) for number in range(8)]
+PROMPTS = [
+    Prompt(id=str(n), group=str(n), messages=(Message(role="user", content=f"Say {n}"),), reference=None, tags=())
+    for n in range(8)
+]
+ROWS: dict[str, Sequence[Any]] = {
+    "dpo": PAIRS,
+    "kto": LABELLED,
+    "sft": DEMONSTRATIONS,
+    "rejection_sampling": DEMONSTRATIONS,
+    "ppo": PROMPTS,
+    "grpo": PROMPTS,
+    "rloo": PROMPTS,
+}
+SAMPLING = Generation(max_new_tokens=8, samples_per_prompt=2)
+
+
+def length(prompts: Any, completions: Any, **_: Any) -> list[float]:
+    """A reward that any policy can raise: the number of characters."""
+    return [len(turns[-1]["content"]) / 10 for turns in completions]
+
+
+def policy(base: Path) -> Policy:
+    return Policy(model=str(base), dtype="float32")
+
+
+def settings(algorithm: str, lora: bool = True, **trainer: Any) -> Update:
+    values: dict[str, Any] = {"learning_rate": 1e-2, "per_device_train_batch_size": 4}
+    if ROWS[algorithm] is PROMPTS:
+        values |= {"max_steps": 4}
+    else:
+        values |= {"num_train_epochs": 2}
+    if algorithm in ("grpo", "rloo"):
+        values |= {"num_generations": 2, "beta": 0.05}
+    return Update(algorithm=algorithm, lora=Lora(r=4, alpha=8) if lora else None, trainer={**values, **trainer})
+
+
+def train(
+    base: Path,
+    output: Path,
+    update: Update,
+    *,
+    start: Path | None = None,
+    reference: Path | None = None,
+    rows: Sequence[Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """`update_policy` with what the algorithm needs; start and reference are the base unless they are named."""
+    online = ROWS[update.algorithm] is PROMPTS
+    given = {"reward": length, "generation": SAMPLING} if online else {}
+    return update_policy(
+        ROWS[update.algorithm] if rows is None else rows,
+        start=start or base,
+        reference=reference or base,
+        output=output,
+        policy=policy(base),
+        settings=update,
+        seed=1,
+        **{**given, **more},
+    )
