@@ -18,7 +18,7 @@ import pytest
 import torch
 from datasets import Dataset
 from samples import token_task as task
-from test_ppo import log_of
+from samples.ppo import log_of
 from transformers import AutoModelForCausalLM
 
 from rlhf_loop.errors import UserError

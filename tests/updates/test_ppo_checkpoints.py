@@ -14,7 +14,7 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors import safe_open
 from samples import token_task as task
-from test_ppo import PLACEMENTS, log_of, placed, with_random_critic
+from samples.ppo import PLACEMENTS, log_of, placed, with_random_critic
 from transformers import AutoModelForCausalLM
 
 from rlhf_loop.errors import UserError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from samples import token_task as task
-from test_ppo import log_of
+from samples.ppo import log_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,

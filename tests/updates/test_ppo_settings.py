@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from samples import token_task as task
-from test_ppo import gradients, placed, with_random_critic
+from samples.ppo import gradients, placed, with_random_critic
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import GRPOConfig
 
