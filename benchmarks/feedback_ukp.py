@@ -38,9 +38,9 @@ from rlhf_loop.feedback.quality.dawid_skene import reliability
 from rlhf_loop.feedback.quality.votes import FIRST, SECOND, Votes, votes_of
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Annotator, Preference
+from rlhf_loop.reward_spec import parse_spec
 from rlhf_loop.rewards.head import Features, group_folds
 from rlhf_loop.rewards.metrics import length_balanced_accuracy
-from rlhf_loop.rewards.spec import parse_spec
 from rlhf_loop.rewards.texts import make_text
 
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)

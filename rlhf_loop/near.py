@@ -1,4 +1,4 @@
-"""What somebody may have meant who named a path that is not there."""
+"""What somebody may have meant who named what is not there: a path, a key, a kind."""
 
 from __future__ import annotations
 
@@ -18,6 +18,19 @@ def near(path: Path, fits: Callable[[Path], bool]) -> str:
     if close:
         return f" (did you mean {folder / close[0]}?)"
     return f" (in {folder} there is: {', '.join(there[:5])}{', ...' if len(there) > 5 else ''})" if there else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """To stand behind an unknown `name`: the known one nearest to it, or the first of all there are."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean `{close[0]}`?" if close else f"; valid: {', '.join(sorted(known)[:12])}, ..."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """As `nearest`, where one is near; nothing where none is."""
+    hint = nearest(name, known)
+    return hint if "did you mean" in hint else ""
 
 
 def _visible(folder: Path) -> Iterable[Path]:

@@ -8,7 +8,6 @@ importing torch.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import math
@@ -25,7 +24,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.privacy.redaction import RedactorName
 from rlhf_loop.machine import Dtype, native_dtype
 from rlhf_loop.models.checks import check_files, check_targets
-from rlhf_loop.near import near
+from rlhf_loop.near import did_you_mean, near, nearest
 from rlhf_loop.places import absolute_model, absolute_path, absolute_store, relocated
 from rlhf_loop.settings import read_yaml, write_yaml
 
@@ -349,7 +348,7 @@ class Recipe(Settings):
                 raise ValueError(f"report_to: name the trackers one by one, as in `report_to: [{_TRACKERS[0]}]`")
             if name not in _TRACKERS:
                 raise ValueError(
-                    f"report_to: no tracker `{name}` is known{_did_you_mean(str(name), _TRACKERS)}; there are: "
+                    f"report_to: no tracker `{name}` is known{did_you_mean(str(name), _TRACKERS)}; there are: "
                     f"{', '.join(_TRACKERS)}"
                 )
         if not isinstance(named, list):
@@ -552,7 +551,7 @@ def check_trainers(update: Update) -> None:
     shared by whichever algorithm is chosen (`none` trains nothing and reads none of it)."""
     for name, trainer in update.trainers.items():
         if name not in ALGORITHMS:
-            raise ValueError(f"update.trainers: there is no algorithm `{name}`{_nearest(name, ALGORITHMS)}")
+            raise ValueError(f"update.trainers: there is no algorithm `{name}`{nearest(name, ALGORITHMS)}")
         check_trainer(name, trainer, f"update.trainers.{name}")
     if update.algorithm != "none":
         check_trainer(update.algorithm, update.trainer, "update.trainer")
@@ -571,7 +570,7 @@ def check_trainer(kind: str, trainer: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}.{key} is the loop's own: {RESERVED[key]}")
         if key not in known:
             others = [name for name in ALGORITHMS if name in TRAINER_CONFIGS and key in trl_fields()[_config(name)]]
-            remedy = _nearest(key, known)
+            remedy = nearest(key, known)
             if others:
                 remedy = f"; it is a setting of {', '.join(others)}: put it under `update.trainers.{others[0]}`"
             owner = "TRL's" if module == "trl" else "our"
@@ -695,7 +694,7 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     location = _without_union_tags(model, [str(part) for part in problem["loc"]])
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return f"unknown key `{key}`{_nearest(location[-1], _names_at(model, location[:-1]))}"
+        return f"unknown key `{key}`{nearest(location[-1], _names_at(model, location[:-1]))}"
     message: str = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"`{key}` is missing"
@@ -741,17 +740,6 @@ def _blocks(annotation: Any) -> list[type[BaseModel]]:
 
 def _is_yaml(path: Path) -> bool:
     return path.suffix in (".yaml", ".yml")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean `{close[0]}`?" if close else f"; valid: {', '.join(sorted(known)[:12])}, ..."
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    hint = _nearest(name, known)
-    return hint if "did you mean" in hint else ""
 
 
 def _as_list(value: Any) -> list[Any]:

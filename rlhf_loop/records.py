@@ -340,6 +340,11 @@ def from_dict(record_type: Any, row: dict[str, Any]) -> Any:
     return adapter(record_type).validate_python(row)
 
 
+def sound(text: str) -> str:
+    """Text without halves of surrogate pairs, which can be neither stored nor printed."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 def write_records(path: Path, records: Sequence[Any]) -> None:
     """Writes records of one type (or of the `Feedback` union) to a Parquet file."""
     write_table(path, as_table(records))

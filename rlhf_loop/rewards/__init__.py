@@ -1,7 +1,7 @@
 """Reward models: train one on preference pairs, load one, score with it. Each works without the loop.
 
-A new kind is one file here and a line in `spec.SPECS` and in the two tables below; a new model of a known kind is a
-folder in `reward_models/`.
+A new kind is one file here and a line in `reward_spec.SPECS` and in the two tables below; a new model of a known kind
+is a folder in `reward_models/`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_loop.damage import loading
 from rlhf_loop.errors import UserError
-from rlhf_loop.rewards.base import Reward, WeightedSum
-from rlhf_loop.rewards.spec import (
+from rlhf_loop.reward_spec import (
     BradleyTerrySpec,
     FunctionSpec,
     HeadSpec,
@@ -24,6 +23,7 @@ from rlhf_loop.rewards.spec import (
     with_trainer,
     write_spec,
 )
+from rlhf_loop.rewards.base import Reward, WeightedSum
 
 if TYPE_CHECKING:
     from rlhf_loop.models.training import Progress

@@ -31,10 +31,10 @@ from rlhf_loop.models.turns import Turns
 from rlhf_loop.models.weights import save_weights
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair
+from rlhf_loop.reward_spec import BradleyTerrySpec
 from rlhf_loop.rewards.base import Reward
 from rlhf_loop.rewards.head import cross_validate, fit, group_folds
 from rlhf_loop.rewards.scoring import in_batches, padded, token_batches
-from rlhf_loop.rewards.spec import BradleyTerrySpec
 from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
 from rlhf_loop.rewards.trunk import load_classifier, lora_config
 from rlhf_loop.rewards.trunk import quiet as transformers_quiet

@@ -28,10 +28,10 @@ from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair
+from rlhf_loop.reward_spec import HeadSpec
 from rlhf_loop.rewards.base import Reward
 from rlhf_loop.rewards.metrics import log_loss
 from rlhf_loop.rewards.scoring import in_batches
-from rlhf_loop.rewards.spec import HeadSpec
 from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
 from rlhf_loop.rewards.trunk import load_trunk
 

@@ -9,7 +9,7 @@ from rlhf_loop.algorithms import ALGORITHMS, Consumes
 from rlhf_loop.feedback.validation import ValidationReport
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Completion, Demonstration, LabelledCompletion, PreferencePair, Prompt
-from rlhf_loop.rewards.spec import FunctionSpec, load_spec
+from rlhf_loop.reward_spec import FunctionSpec, load_spec
 from rlhf_loop.rows.pairing import pairs_from_feedback
 from rlhf_loop.rows.training_rows import demonstrations, labels_from_feedback
 

@@ -87,8 +87,8 @@ def test_the_ids_trained_on_scored_and_evaluated_are_the_ids_that_were_sampled(
     from trl import DPOConfig, KTOConfig, SFTConfig
 
     from rlhf_loop.evaluation import language_model
+    from rlhf_loop.reward_spec import HeadSpec
     from rlhf_loop.rewards.head import Features
-    from rlhf_loop.rewards.spec import HeadSpec
     from rlhf_loop.rewards.texts import encode, texts_of_completions, texts_of_pairs
     from rlhf_loop.rows.pairing import pairs_from_feedback, pairs_from_scores
     from rlhf_loop.rows.training_rows import best_of_n, labels_from_feedback

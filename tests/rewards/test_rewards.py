@@ -22,8 +22,8 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Lora, Policy
 from rlhf_loop.records import Completion, Prompt, write_records
+from rlhf_loop.reward_spec import FunctionSpec, HeadSpec, parse_spec, write_spec
 from rlhf_loop.rewards import combine, evaluate_reward, load_reward, load_spec, train_reward_model
-from rlhf_loop.rewards.spec import FunctionSpec, HeadSpec, parse_spec, write_spec
 from rlhf_loop.rewards.texts import encode, make_text, texts_of_pairs
 
 CATALOGUE = Path(__file__).parents[2] / "reward_models"
@@ -382,7 +382,7 @@ from pathlib import Path
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair, read_records
 from rlhf_loop.rewards import train_reward_model
-from rlhf_loop.rewards.spec import parse_spec
+from rlhf_loop.reward_spec import parse_spec
 here = Path(sys.argv[1])
 pairs = read_records(here / "pairs.parquet", PreferencePair)
 policy = Policy(model="tiny-random:0", dtype="float32")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from rlhf_loop.records import PreferencePair
-from rlhf_loop.rewards.spec import BradleyTerrySpec, parse_spec
+from rlhf_loop.reward_spec import BradleyTerrySpec, parse_spec
 
 GOOD = ["clear", "short", "answer", "with", "a", "reason"]
 BAD = ["noise", "blah", "mumble", "spam", "zzz", "qqq"]

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.files.json_elements import Elements, name_of
 from rlhf_loop.near import near
-from rlhf_loop.records import to_dict
+from rlhf_loop.records import sound, to_dict
 
 RAW_LENGTH = 10_000  # characters of a refused row that are kept
 MAX_ROW = 32 * 2**20  # bytes of a line, or characters of an element of a JSON list
@@ -125,11 +125,6 @@ def _holds_rows(path: Path) -> bool:
 def raw_text(row: dict[str, Any]) -> str:
     """A row as JSON text, for the quarantine."""
     return sound(json.dumps(row, ensure_ascii=False, default=str)[:RAW_LENGTH])
-
-
-def sound(text: str) -> str:
-    """Text without halves of surrogate pairs, which can be neither stored nor printed."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def shown(value: Any) -> str:

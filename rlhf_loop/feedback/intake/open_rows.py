@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.files.rows import Note, Refused, Row, RowError, raw_text, read_rows, sound
+from rlhf_loop.feedback.files.rows import Note, Refused, Row, RowError, raw_text, read_rows
 from rlhf_loop.feedback.importers import FORMATS
 from rlhf_loop.feedback.importers.asked import holds_question
 from rlhf_loop.feedback.importers.conversations import decoded
@@ -24,7 +24,7 @@ from rlhf_loop.feedback.importers.scales import Scale, Scales
 from rlhf_loop.feedback.importers.words import plain
 from rlhf_loop.feedback.intake.redacting import redact_row
 from rlhf_loop.feedback.privacy.redaction import Redactor
-from rlhf_loop.records import FEEDBACK_KINDS, Annotator
+from rlhf_loop.records import FEEDBACK_KINDS, Annotator, sound
 
 SAMPLE = 100  # rows that `auto` looks at
 SAMPLE_SIZE = 32 * 2**20  # characters of them, whichever comes first

@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from rlhf_loop import files, recipe
 from rlhf_loop.errors import UserError
+from rlhf_loop.near import did_you_mean
 from rlhf_loop.places import absolute_model, relocated
 from rlhf_loop.settings import read_yaml, write_yaml
 
@@ -187,4 +188,4 @@ def _neighbours(folder: Path) -> str:
     """Which folders beside a wrong one are reward models, for the error."""
     parent = folder.parent
     known = sorted(path.parent.name for path in parent.glob(f"*/{FILE}")) if parent.is_dir() else []
-    return f". Those in {parent}: {', '.join(known)}{recipe._did_you_mean(folder.name, known)}" if known else ""
+    return f". Those in {parent}: {', '.join(known)}{did_you_mean(folder.name, known)}" if known else ""
