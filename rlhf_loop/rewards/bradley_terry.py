@@ -26,7 +26,8 @@ from rlhf_loop.files import read_json, write_json
 from rlhf_loop.models.checkpoints import last_complete, remove_all
 from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.models.loading import tune_cpu_memory
-from rlhf_loop.models.training import Progress, callbacks, mean_loss, quiet, training_arguments
+from rlhf_loop.models.quiet import quiet
+from rlhf_loop.models.training import Progress, callbacks, mean_loss, training_arguments
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.models.weights import save_weights
 from rlhf_loop.recipe import Policy
@@ -37,7 +38,6 @@ from rlhf_loop.rewards.head import cross_validate, fit, group_folds
 from rlhf_loop.rewards.scoring import in_batches, padded, token_batches
 from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
 from rlhf_loop.rewards.trunk import load_classifier, lora_config
-from rlhf_loop.rewards.trunk import quiet as transformers_quiet
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def train(
         result = trainer.train(resume_from_checkpoint=checkpoint)
     model = trainer.accelerator.unwrap_model(trainer.model)
     remedy = "lower `trainer.learning_rate` in its reward_model.yaml, or set `trainer.max_grad_norm: 1.0`"
-    with transformers_quiet():
+    with quiet(reports=False):
         save_weights(model, output, _reference(spec, policy), remedy=remedy)
     if is_main():
         tokenizer.save_pretrained(str(output))

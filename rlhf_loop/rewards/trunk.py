@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch.nn.functional import linear
 from rlhf_loop.damage import loading
 from rlhf_loop.models.distributed import whole_models
 from rlhf_loop.models.loading import device, load_tokenizer, resolve_model
+from rlhf_loop.models.quiet import quiet
 from rlhf_loop.recipe import Lora, Policy
 
 
@@ -30,7 +29,7 @@ def load_classifier(base: str, policy: Policy, *, full: bool = False, adapter: P
     source = resolve_model(reference)
     tokenizer = load_tokenizer(reference, policy)
     dtype = torch.float32 if full else getattr(torch, policy.precision)
-    with quiet(), loading(reference, "a reward model"), whole_models():
+    with quiet(reports=False), loading(reference, "a reward model"), whole_models():
         model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, **_options(policy, dtype))
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         # The classifier reads the last token that is not padding, and would look past the end of the answer.
@@ -41,7 +40,7 @@ def load_classifier(base: str, policy: Policy, *, full: bool = False, adapter: P
     if isinstance(getattr(model, "score", None), nn.Linear):
         model.score = _Float32Linear(model.score)
     if adapter is not None:
-        with quiet(), loading(adapter, "a reward model"):
+        with quiet(reports=False), loading(adapter, "a reward model"):
             model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
     return model.to(device()), tokenizer
 
@@ -56,7 +55,7 @@ def load_trunk(base: str, policy: Policy, layers: list[float]) -> tuple[Any, Any
     reference = policy.model if base == "policy" else base
     tokenizer = load_tokenizer(reference, policy)
     source = resolve_model(reference)
-    with quiet(), loading(reference, "a reward model"), whole_models():
+    with quiet(reports=False), loading(reference, "a reward model"), whole_models():
         model = AutoModel.from_pretrained(source, **_options(policy, getattr(torch, policy.precision)))
     depth = int(model.config.get_text_config().num_hidden_layers)
     numbers = [max(1, round(share * depth)) for share in layers]
@@ -79,22 +78,6 @@ def lora_config(lora: Lora) -> Any:
         target_modules=lora.target_modules,
         modules_to_save=["score"],
     )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and its report that a new output layer is new."""
-    from transformers.utils import logging
-
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
 
 
 class _Float32Linear(nn.Linear):  # type: ignore[misc]
