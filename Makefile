@@ -1,10 +1,11 @@
 # Everything a newcomer needs: `make quickstart`, `make test`. Python 3.11+, pip and make are enough.
+# `make docs` builds the site into build/docs; `make pictures` takes the README's pictures of the quickstart's run.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test test-slow check format clean
+.PHONY: quickstart test test-slow check format docs pictures clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/rlhf-loop run recipes/quickstart.yaml
@@ -23,6 +24,12 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)
+	$(BIN)/zensical build --strict --clean
+
+pictures: $(INSTALLED)
+	$(BIN)/python benchmarks/pictures.py runs/quickstart
 
 clean:
 	rm -rf .venv build dist

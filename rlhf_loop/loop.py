@@ -59,7 +59,7 @@ class RunResult:
 class Loop:
     """A recipe and the run that it makes.
 
-    >>> Loop(Recipe.load("recipes/quickstart.yaml")).run(rounds=3)
+    Loop(Recipe.load("recipes/quickstart.yaml")).run(rounds=3)
     """
 
     def __init__(self, recipe: Recipe, run_dir: str | Path | None = None, progress: RunProgress | None = None):

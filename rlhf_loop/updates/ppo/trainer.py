@@ -71,12 +71,12 @@ _PROMPTS_CHECKED_AT_START = 10_000
 class PPOTrainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
     """PPO (Schulman et al. 2017, arXiv 1707.06347; Ouyang et al. 2022, arXiv 2203.02155) with TRL's conventions.
 
-    >>> trainer = PPOTrainer(
-    ...     model="HuggingFaceTB/SmolLM2-135M-Instruct",
-    ...     reward_funcs=lambda completions, **_: [-abs(20 - len(c[0]["content"].split())) for c in completions],
-    ...     args=PPOConfig("out", num_mini_batches=2),
-    ...     train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "Why is the sky blue?"}]}]),
-    ... )
+        trainer = PPOTrainer(
+            model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            reward_funcs=lambda completions, **_: [-abs(20 - len(c[0]["content"].split())) for c in completions],
+            args=PPOConfig("out", num_mini_batches=2),
+            train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "Why is the sky blue?"}]}]),
+        )
 
     Takes GRPOTrainer's arguments, and `value_model`: what a separate critic starts from, a sequence classifier with one
     output or a headless model, of the policy's vocabulary. By default that is a reward model given as a classifier of
