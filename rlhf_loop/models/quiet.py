@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from typing import Any
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def quiet(*, reports: bool = True) -> Iterator[None]:
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    datasets = sys.modules.get("datasets")  # only training imports it, and it takes a second
+    datasets: Any = sys.modules.get("datasets")  # only training imports it, and it takes a second
     maps = datasets is not None and not datasets.are_progress_bars_disabled()
     logging.disable_progress_bar()
     if maps:
