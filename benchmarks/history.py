@@ -33,6 +33,7 @@ from rlhf_loop import launch
 from rlhf_loop.evaluation import evaluate
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json, write_json
+from rlhf_loop.launch.launcher import Progress
 from rlhf_loop.loop import Loop
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import (
@@ -96,7 +97,7 @@ class Stub:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def run(self, arguments_file: Path, progress: launch.Progress) -> None:
+    def run(self, arguments_file: Path, progress: Progress) -> None:
         begun = time.process_time()
         arguments = StageArguments.read(arguments_file)
         with step_folder(Path(arguments.output), arguments.key, arguments.values) as folder:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.places import cache_folder
 
 _ROUND = re.compile(rf"((?:.*{re.escape(os.sep)})?round_\d{{3,}}){re.escape(os.sep)}(.+)", re.DOTALL)
 """The innermost folder of a round, and the path within it."""
@@ -132,8 +133,6 @@ def _in_round(path: Path) -> tuple[Path, tuple[str, ...]] | None:
 
 def _of_cache(path: Path) -> Path | None:
     """The folder of a model that was made here (see `model_files`) that `path` lies in."""
-    from rlhf_loop.models.files import cache_folder  # which hashes with this module
-
     return next((folder for folder in path.parents if folder.parent == cache_folder()), None)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.machine import native_dtype
+from rlhf_loop.places import cache_folder
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 _EXTRAS = {"postgres": "psycopg", "server": "fastapi", "vllm": "vllm", "deepspeed": "deepspeed"}
@@ -126,7 +127,7 @@ def _line(path: Path, key: str) -> str:
 
 
 def _models() -> dict[str, Any]:
-    cache = Path(os.environ.get("RLHF_LOOP_CACHE", Path.home() / ".cache" / "rlhf-loop"))
+    cache = cache_folder()
     place = cache if cache.exists() else cache.parent if cache.parent.exists() else Path.home()
     if not os.access(place, os.W_OK):
         return _finding(

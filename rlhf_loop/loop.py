@@ -27,6 +27,7 @@ from rlhf_loop.feedback.privacy.deletion_files import is_redacted
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import fingerprint, read_json, write_json
 from rlhf_loop.kept_recipe import keep_recipe
+from rlhf_loop.launch.launcher import Launcher
 from rlhf_loop.places import content
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, RewardModelJudge
@@ -140,7 +141,7 @@ class Loop:
 class _Run:
     """One call of `Loop.run`: the loop with its store and its launcher at hand."""
 
-    def __init__(self, loop: Loop, store: Store, launcher: launch.Launcher):
+    def __init__(self, loop: Loop, store: Store, launcher: Launcher):
         self.loop = loop
         self.recipe = loop.recipe
         self.weights = loop.weights

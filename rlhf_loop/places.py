@@ -137,3 +137,9 @@ def _relocated(value: Any, run: Path, earlier: list[str]) -> Any:
         if os.path.exists(there):
             return f"{store[1]}{there}{store[3] or ''}" if store else there
     return value
+
+
+def cache_folder() -> Path:
+    """Where models that are made here are kept."""
+    chosen = os.environ.get("RLHF_LOOP_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "rlhf-loop"

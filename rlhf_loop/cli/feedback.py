@@ -46,7 +46,8 @@ def feedback_import(
 
     Ends with status 1 when no row can be used.
     """
-    from rlhf_loop.feedback.intake.import_file import ImportSummary, column_map, import_file, redactor_name, scale_map
+    from rlhf_loop.feedback.intake.import_file import column_map, import_file, redactor_name, scale_map
+    from rlhf_loop.feedback.intake.summary import ImportSummary
     from rlhf_loop.feedback.store.store import Store
 
     def progress(summary: ImportSummary) -> None:

@@ -26,11 +26,12 @@ def user_delete(
     """Delete what a user asked, was answered and said, in the store and the runs; list the models that learned it."""
     from rlhf_loop.feedback.privacy.deletion import delete_user
     from rlhf_loop.feedback.store.store import Store
+    from rlhf_loop.report import write_report
 
     named = [Path(store)] if Path(store).is_dir() else []
     runs = list(dict.fromkeys(existing_run(folder) for folder in [*named, *(run or [])]))
     with Store.open(store_url(store), create=False) as opened:
-        report = delete_user(opened, user, runs)
+        report = delete_user(opened, user, runs, rewrite_report=write_report)
     print(json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines()))
     if report.left is not None:
         raise typer.Exit(1)

@@ -6,24 +6,11 @@ One interface, `run(arguments_file, progress)`; one way at a time in a run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.launch.launcher import Launcher
 from rlhf_loop.machine import visible_accelerators
-
-Progress = Callable[[int, int, str], None]
-
-
-class Launcher(Protocol):
-    """Starts a stage and waits for it."""
-
-    def run(self, arguments_file: Path, progress: Progress) -> None:
-        """Returns when the stage's output folder is complete; raises what went wrong."""
-
-    def close(self) -> None:
-        """Lets the other ranks go, if there are any."""
 
 
 def choose(mode: str, accelerate_config: Path | None = None) -> Launcher:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_loop.launch import Progress
+from rlhf_loop.launch.launcher import Progress
 
 
 class Inline:

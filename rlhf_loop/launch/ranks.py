@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.launch import Progress
+from rlhf_loop.launch.launcher import Progress
 from rlhf_loop.models import distributed
 
 _FOREVER = timedelta(days=30)

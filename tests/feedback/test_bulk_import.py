@@ -16,12 +16,13 @@ from samples.feedback import contents, fill
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.exporters.export import export
-from rlhf_loop.feedback.files import rows
+from rlhf_loop.feedback.files import row, rows
 from rlhf_loop.feedback.files.json_elements import Elements
 from rlhf_loop.feedback.intake import batches
-from rlhf_loop.feedback.intake.import_file import ImportSummary, column_map, import_and_split, import_file
+from rlhf_loop.feedback.intake.import_file import column_map, import_and_split, import_file
 from rlhf_loop.feedback.intake.prompts import assign_splits
 from rlhf_loop.feedback.intake.read_whole import FORMATS, ImportResult, read
+from rlhf_loop.feedback.intake.summary import ImportSummary
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import as_columns, completion_row, feedback_row, prompt_row
@@ -397,7 +398,7 @@ def mutated(value: Any, draw: Any) -> Any:
 def test_files_of_tools_with_anything_wrong_in_them_are_read(tmp_path: Path, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from([path for path in sorted(FIXTURES.iterdir()) if path.suffix != ".csv"]))
     format = read(path).format
-    found = [row.values for row in rows.read_rows(path) if isinstance(row, rows.Row)]
+    found = [found.values for found in rows.read_rows(path) if isinstance(found, row.Row)]
     with Store.open(":memory:") as store:
         values = [mutated(row, data.draw) for row in found]
         summary = import_file(store, write(tmp_path / "f.jsonl", [{"prompt": 1}, *values]), format)
@@ -450,7 +451,7 @@ def test_a_line_beyond_the_limit_is_refused_and_the_next_one_read(
 def test_a_json_list_is_read_element_by_element_however_it_is_cut(values: list[Any], cut: int, indent: int) -> None:
     text = json.dumps(values, indent=indent or None)
     pieces = iter([text[start : start + cut] for start in range(0, len(text), cut)])
-    read = list(Elements(pieces, rows.MAX_ROW))
+    read = list(Elements(pieces, row.MAX_ROW))
     assert json.dumps(read) == json.dumps(values)
 
 

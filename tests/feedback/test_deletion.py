@@ -22,11 +22,13 @@ import sqlalchemy as sa
 from samples.feedback import completion, preference, prompt
 from typer.testing import CliRunner
 
+import rlhf_loop.report
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.cli import app
 from rlhf_loop.damage import hash_file
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.privacy.deletion import delete_user, remember, user_key
+from rlhf_loop.feedback.privacy import deletion
+from rlhf_loop.feedback.privacy.deletion import DeletionReport, remember, user_key
 from rlhf_loop.feedback.privacy.deletion_files import is_redacted
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.database import Database
@@ -56,6 +58,10 @@ REPLY = "a long answer that repeats the garden of the user"
 CRITIQUE = "you never asked how large it is, which matters"
 EDITED = "An answer as the user would have had it, whole."
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+
+
+def delete_user(store: Store, user: str, runs: list[Path]) -> DeletionReport:
+    return deletion.delete_user(store, user, runs, rewrite_report=lambda run: rlhf_loop.report.write_report(run))
 
 
 def talk(store: Store) -> str:
@@ -420,7 +426,7 @@ def test_the_files_of_a_run_lose_the_texts_and_say_so(store: Store, tmp_path: Pa
 def test_an_interrupted_deletion_is_finished_by_the_next(store: Store, tmp_path: Path) -> None:
     talk(store)
     run, other = made_run(store, tmp_path / "run"), made_run(store, tmp_path / "other")
-    from rlhf_loop.feedback.privacy import deletion, deletion_files
+    from rlhf_loop.feedback.privacy import deletion_files
 
     kept = deletion_files._mark
     deletion_files._mark = lambda folder: (_ for _ in ()).throw(KeyboardInterrupt)
@@ -434,7 +440,7 @@ def test_an_interrupted_deletion_is_finished_by_the_next(store: Store, tmp_path:
     assert (read_manifest(run.step(1, "snapshot")) or {})["redacted"]["files"]
     delete_user(store, "ann@example.org", [other.path])  # a run that was not named before: by the tombstones
     assert SECRET.encode() not in files(other.path)
-    assert deletion.delete_user(store, "ann@example.org", [other.path]).runs == {str(other.path): {}}
+    assert delete_user(store, "ann@example.org", [other.path]).runs == {str(other.path): {}}
 
 
 def test_files_that_something_killed_left_do_not_stop_it(store: Store, tmp_path: Path) -> None:
@@ -551,8 +557,6 @@ def test_two_deletions_that_are_killed_anywhere_end_the_same(
 def test_a_report_that_an_interrupted_deletion_left_is_written_by_the_next(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import rlhf_loop.report
-
     talk(store)
     run = made_run(store, tmp_path / "run")
     (run.path / "report.html").write_text(SECRET)

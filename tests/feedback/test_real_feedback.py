@@ -19,15 +19,16 @@ from typer.testing import CliRunner
 
 from rlhf_loop.cli import app
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.files.rows import Row, RowError
+from rlhf_loop.feedback.files.row import Row, RowError
 from rlhf_loop.feedback.files.rows import read_rows as rows_of_file
 from rlhf_loop.feedback.importers.conversations import messages_of, turns_in
 from rlhf_loop.feedback.importers.fields import id_of
 from rlhf_loop.feedback.importers.times import time_of
 from rlhf_loop.feedback.importers.words import speaks_of_good, thumb_named, thumb_of, winner_of
-from rlhf_loop.feedback.intake.import_file import ImportSummary, import_file, scale_map
+from rlhf_loop.feedback.intake.import_file import import_file, scale_map
 from rlhf_loop.feedback.intake.prompts import read_prompts
 from rlhf_loop.feedback.intake.read_whole import ImportResult, read
+from rlhf_loop.feedback.intake.summary import ImportSummary
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.recipe import Import
 from rlhf_loop.records import Preference, Rating, Thumb

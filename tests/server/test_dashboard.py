@@ -20,6 +20,7 @@ from rlhf_loop.feedback.quality.activity import DAY, HOUR, ActivityReader
 from rlhf_loop.feedback.quality.agreement import agreement, position_bias
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Annotator, Artifact, Preference, Retraction, Skip, Thumb
+from rlhf_loop.report import write_report
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.pages.dashboard import Dashboard
 from rlhf_loop.server.pages.drawing import HEIGHT, WIDTH, Point, counts_over_time, shares_over_rounds
@@ -124,7 +125,7 @@ def test_deleted_feedback_is_counted_no_longer_however_much_came_since(store: St
     )  # SQLite gives their numbers again
     reader = ActivityReader(store)
     assert "gone" in {row.name for row in reader.read(NOW).annotators}
-    delete_user(store, "gone", [])
+    delete_user(store, "gone", [], rewrite_report=write_report)
     store.add_feedback([preference(f"new-{n}", b="b0", who="new") for n in range(said_since)])
     found = reader.read(NOW)
     assert found == ActivityReader(store).read(NOW)

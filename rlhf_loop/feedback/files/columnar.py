@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.files.rows import MAX_ROW, Refused, Row
+from rlhf_loop.feedback.files.row import MAX_ROW, Refused, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,15 +17,14 @@ import zlib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.files.json_elements import Elements, name_of
+from rlhf_loop.feedback.files.row import MAX_ROW, RAW_LENGTH, Refused, Row
 from rlhf_loop.near import near
 from rlhf_loop.records import sound, to_dict
 
-RAW_LENGTH = 10_000  # characters of a refused row that are kept
-MAX_ROW = 32 * 2**20  # bytes of a line, or characters of an element of a JSON list
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
 """Ends of the names of tables, and what usually parts their cells."""
 DELIMITERS = (",", ";", "\t", "|")
@@ -51,42 +50,6 @@ OTHER_FILES = {
 """How files begin that are not read -> what they are, and the remedy."""
 LISTS = ("data", "items", "rows", "records", "traces", "results")
 """Where a JSON file that is one object may hold its rows: what an API answers is often saved as it came."""
-
-
-class Refused(NamedTuple):
-    """A row that was not taken, and why."""
-
-    file: str
-    line: int
-    reason: str
-    raw: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
-
-
-class Row(NamedTuple):
-    """A row that could be read; `line` counts from 1 (in Parquet and in a JSON list: the row)."""
-
-    line: int
-    values: dict[str, Any]
-    text: str | None = None  # as it stood in the file; None where that was no text
-    file: str = ""  # where it stands, when that is not the file that was asked for
-
-    @property
-    def raw(self) -> str:
-        """The row as text, for the quarantine."""
-        return raw_text(self.values) if self.text is None else self.text[:RAW_LENGTH]
-
-
-class Note(NamedTuple):
-    """Something of a row that is left out though the row is taken, or how it was understood; counted by text."""
-
-    text: str
-
-
-class RowError(ValueError):
-    """What is wrong with a row; it becomes the reason of a `Refused`."""
 
 
 def read_rows(path: str | Path) -> Iterator[Row | Refused]:
@@ -120,11 +83,6 @@ def read_rows(path: str | Path) -> Iterator[Row | Refused]:
 def _holds_rows(path: Path) -> bool:
     ends = [end.lower() for end in path.suffixes if end.lower() != ".gz"]
     return path.is_file() and bool(ends) and ends[-1] in (*TABLES, ".jsonl", ".json", ".parquet")
-
-
-def raw_text(row: dict[str, Any]) -> str:
-    """A row as JSON text, for the quarantine."""
-    return sound(json.dumps(row, ensure_ascii=False, default=str)[:RAW_LENGTH])
 
 
 def shown(value: Any) -> str:

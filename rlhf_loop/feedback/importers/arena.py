@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import RowError
+from rlhf_loop.feedback.files.row import RowError
 from rlhf_loop.feedback.importers.asked import asked
 from rlhf_loop.feedback.importers.conversations import decoded, messages_of, prompt_before
 from rlhf_loop.feedback.importers.fields import (

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import Note, RowError
+from rlhf_loop.feedback.files.row import Note, RowError
 from rlhf_loop.feedback.importers.conversations import TEXT_PARTS, decoded, dialogue, is_dialogue, messages_of, turns_in
 from rlhf_loop.feedback.importers.fields import Place, text_of
 from rlhf_loop.records import Message

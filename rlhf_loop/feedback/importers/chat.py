@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import Note, RowError
+from rlhf_loop.feedback.files.row import Note, RowError
 from rlhf_loop.feedback.importers import pairs, times
 from rlhf_loop.feedback.importers.asked import PARTS, SYSTEM, TALKS, asked, holds_question, not_read, system_turn
 from rlhf_loop.feedback.importers.conversations import (

@@ -15,7 +15,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import RowError, shown
+from rlhf_loop.feedback.files.row import RowError
+from rlhf_loop.feedback.files.rows import shown
 from rlhf_loop.feedback.importers.asked import PARTS, asked, holds_question, not_read
 from rlhf_loop.feedback.importers.conversations import answer_of, turns_in
 from rlhf_loop.feedback.importers.fields import Place, completion_of, made_of, optional_id, optional_text, prompt_of

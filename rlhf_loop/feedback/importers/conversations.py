@@ -14,7 +14,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import Note, RowError, shown
+from rlhf_loop.feedback.files.row import Note, RowError
+from rlhf_loop.feedback.files.rows import shown
 from rlhf_loop.feedback.importers.fields import text_of
 from rlhf_loop.records import Message
 

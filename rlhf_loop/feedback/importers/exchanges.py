@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import Note, RowError
+from rlhf_loop.feedback.files.row import Note, RowError
 from rlhf_loop.feedback.importers.asked import PARTS, QUESTIONS, SETTINGS, TALKS, WEAK, asked
 from rlhf_loop.feedback.importers.conversations import decoded, one_exchange, turns_in, without_steps
 from rlhf_loop.feedback.importers.fields import text_of

@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from rlhf_loop.feedback.files.rows import RowError, shown
+from rlhf_loop.feedback.files.row import RowError
+from rlhf_loop.feedback.files.rows import shown
 from rlhf_loop.feedback.importers import times
 from rlhf_loop.feedback.importers.scales import Scales
 from rlhf_loop.records import Annotator, Completion, Message, Prompt, stable_id

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import Note, RowError, shown
+from rlhf_loop.feedback.files.row import Note, RowError
+from rlhf_loop.feedback.files.rows import shown
 from rlhf_loop.feedback.importers.conversations import decoded, turns_in
 from rlhf_loop.feedback.importers.fields import Place, completion_of, prompt_of, said_by
 from rlhf_loop.feedback.importers.tasks import Task, task_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import RowError
+from rlhf_loop.feedback.files.row import RowError
 from rlhf_loop.feedback.importers import pairs
 from rlhf_loop.feedback.importers.asked import holds_question, not_read
 from rlhf_loop.feedback.importers.conversations import dialogue, prompt_before

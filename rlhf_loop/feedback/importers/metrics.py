@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import Note
+from rlhf_loop.feedback.files.row import Note
 from rlhf_loop.feedback.importers.fields import Place, said_by, text_of
 from rlhf_loop.feedback.importers.scales import Scale
 from rlhf_loop.feedback.importers.words import speaks_of_good, thumb_named, thumb_of

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import Note, RowError
+from rlhf_loop.feedback.files.row import Note, RowError
 from rlhf_loop.feedback.importers.fields import Place, annotator_of, optional_text, text_of
 from rlhf_loop.feedback.importers.times import time_of
 from rlhf_loop.records import (

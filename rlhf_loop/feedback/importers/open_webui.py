@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import Note, RowError
+from rlhf_loop.feedback.files.row import Note, RowError
 from rlhf_loop.feedback.importers.conversations import messages_of
 from rlhf_loop.feedback.importers.fields import (
     Place,

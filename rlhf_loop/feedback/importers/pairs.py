@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import Note, RowError
+from rlhf_loop.feedback.files.row import Note, RowError
 from rlhf_loop.feedback.importers.asked import PARTS, asked, holds_question, not_read
 from rlhf_loop.feedback.importers.conversations import answer_of, is_dialogue, prompt_before, turns_in
 from rlhf_loop.feedback.importers.fields import (

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import Note, RowError
+from rlhf_loop.feedback.files.row import Note, RowError
 from rlhf_loop.feedback.importers.conversations import decoded
 from rlhf_loop.feedback.importers.fields import Place, id_of, mapping_of, optional_id, said_by
 from rlhf_loop.feedback.importers.metrics import said_by_metric

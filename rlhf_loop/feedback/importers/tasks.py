@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from rlhf_loop.feedback.files.rows import Note, RowError
+from rlhf_loop.feedback.files.row import Note, RowError
 from rlhf_loop.feedback.importers.asked import PARTS, WEAK, asked, holds_question
 from rlhf_loop.feedback.importers.conversations import answer_of, decoded, prompt_before, turns_in
 from rlhf_loop.feedback.importers.fields import Place, completion_of, id_of, prompt_of, said_by, text_of

@@ -9,7 +9,8 @@ from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import RowError, shown
+from rlhf_loop.feedback.files.row import RowError
+from rlhf_loop.feedback.files.rows import shown
 
 LATEST = 253402300800.0  # the end of the year 9999
 UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (math.inf, 1e9))

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import RowError
+from rlhf_loop.feedback.files.row import RowError
 from rlhf_loop.feedback.importers import chat, pairs
 from rlhf_loop.feedback.importers.asked import PARTS, SYSTEM, asked, holds_question, not_read, system_turn
 from rlhf_loop.feedback.importers.conversations import answer_of, messages_of, prompt_before, turns_in

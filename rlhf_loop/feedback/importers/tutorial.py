@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import RowError
+from rlhf_loop.feedback.files.row import RowError
 from rlhf_loop.feedback.importers.asked import PARTS, asked, holds_question, not_read
 from rlhf_loop.feedback.importers.conversations import answer_of
 from rlhf_loop.feedback.importers.fields import (

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import Note, RowError
+from rlhf_loop.feedback.files.row import Note, RowError
 from rlhf_loop.feedback.importers.conversations import messages_of, prompt_before, turns_in
 from rlhf_loop.feedback.importers.fields import (
     Place,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from rlhf_loop.feedback.files.rows import Refused, Row
+from rlhf_loop.feedback.files.row import Refused, Row
 from rlhf_loop.feedback.intake.open_rows import Parsed
 from rlhf_loop.feedback.store.table_rows import TableRow, completion_row, feedback_row, prompt_row
 from rlhf_loop.records import Artifact, Completion, Prompt, Question, Score

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.files.rows import Note, Refused, Row, RowError, raw_text, read_rows
+from rlhf_loop.feedback.files.row import Note, Refused, Row, RowError, raw_text
+from rlhf_loop.feedback.files.rows import read_rows
 from rlhf_loop.feedback.importers import FORMATS
 from rlhf_loop.feedback.importers.asked import holds_question
 from rlhf_loop.feedback.importers.conversations import decoded

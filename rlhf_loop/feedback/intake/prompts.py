@@ -10,7 +10,8 @@ from typing import Any
 
 from rlhf_loop.columns import RESERVED
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.files.rows import Refused, RowError, read_rows
+from rlhf_loop.feedback.files.row import Refused, RowError
+from rlhf_loop.feedback.files.rows import read_rows
 from rlhf_loop.feedback.importers.asked import asked, holds_question, system_turn
 from rlhf_loop.feedback.importers.conversations import messages_of
 from rlhf_loop.feedback.importers.fields import optional_id, optional_text, text_of

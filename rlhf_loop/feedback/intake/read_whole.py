@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.feedback.files.rows import Refused, RowError
+from rlhf_loop.feedback.files.row import Refused, RowError
 from rlhf_loop.feedback.importers import FORMATS
 from rlhf_loop.feedback.intake.open_rows import Parsed, open_rows
 from rlhf_loop.feedback.store.table_rows import AnyFeedback

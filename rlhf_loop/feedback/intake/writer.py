@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.files.rows import Refused
+from rlhf_loop.feedback.files.row import Refused
 from rlhf_loop.feedback.intake.batches import TABLES, Batch, Prepared, named_in
+from rlhf_loop.feedback.intake.summary import ImportSummary
 from rlhf_loop.feedback.store import question_queue, tables
 from rlhf_loop.feedback.store.database import chunks
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import COLUMNS, TableRow, as_columns
 from rlhf_loop.records import Artifact, Question, Score, loads
-
-if TYPE_CHECKING:
-    from rlhf_loop.feedback.intake.import_file import ImportSummary
 
 NOWHERE = "which is neither before it in the file nor in the store"
 DELETED = "was deleted at a person's wish and is not taken again"

@@ -13,7 +13,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -85,13 +85,16 @@ class DeletionReport:
         return asdict(self)
 
 
-def delete_user(store: Store, user: str, run_dirs: Sequence[Path]) -> DeletionReport:
+def delete_user(
+    store: Store, user: str, run_dirs: Sequence[Path], *, rewrite_report: Callable[[RunDir], object]
+) -> DeletionReport:
     """Deletes what a user of an application (or an annotator of this name) asked, was answered and said.
 
     Gone are the prompts, all answers to them, all feedback about either, and the user's own feedback on other things;
     from the store, its quarantine, and the files of the runs. A prompt that another user asked in the same words stays.
     Steps and rounds that are complete stay so: the manifest of a step whose files changed says `inputs redacted`.
     Doing it again, with the same runs or others, finishes what was interrupted, and lists the same models.
+    `rewrite_report` (`rlhf_loop.report.write_report`) is called for each run that has a report, which shows texts.
 
     Raises `UserError` when one of the runs is in use: nothing was deleted then.
     """
@@ -112,9 +115,7 @@ def delete_user(store: Store, user: str, run_dirs: Sequence[Path]) -> DeletionRe
         for folder in run_dirs:
             # The report shows answers; an interrupted deletion may have left it as it was.
             if (folder / "report.html").exists():
-                from rlhf_loop.report import write_report
-
-                write_report(RunDir(folder))
+                rewrite_report(RunDir(folder))
     return DeletionReport(user=key, deleted=deleted, runs=runs, models=models, left=left)
 
 

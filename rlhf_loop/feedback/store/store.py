@@ -26,7 +26,8 @@ from typing import Any, Literal, TypeVar
 import sqlalchemy as sa
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.files.rows import Refused, line_of
+from rlhf_loop.feedback.files.row import Refused
+from rlhf_loop.feedback.files.rows import line_of
 from rlhf_loop.feedback.provenance.lineage import lineage
 from rlhf_loop.feedback.store import question_queue, tables, trained_on
 from rlhf_loop.feedback.store.database import CHUNK, Database, chunks

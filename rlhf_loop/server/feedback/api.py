@@ -24,6 +24,7 @@ from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.privacy import deletion
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.report import write_report
 from rlhf_loop.server.access import Caller, require
 from rlhf_loop.server.feedback.items import Item, Refused, What, records_of, store_said
 from rlhf_loop.server.service import Service
@@ -169,7 +170,8 @@ def forget(request: Request, user: Annotated[str, Path(min_length=1, max_length=
     """Deletes all texts by and to a user of the applications, and says which models had learned from them."""
     service: Service = request.app.state.service
     try:
-        return deletion.delete_user(service.store, user, [service.run_dir] if service.run_dir is not None else [])
+        runs = [] if service.run_dir is None else [service.run_dir]
+        return deletion.delete_user(service.store, user, runs, rewrite_report=write_report)
     except StoreUnavailable:
         raise
     except UserError as error:  # a round runs

@@ -1,0 +1,19 @@
+"""What each way to start a stage has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+Progress = Callable[[int, int, str], None]
+
+
+class Launcher(Protocol):
+    """Starts a stage and waits for it."""
+
+    def run(self, arguments_file: Path, progress: Progress) -> None:
+        """Returns when the stage's output folder is complete; raises what went wrong."""
+
+    def close(self) -> None:
+        """Lets the other ranks go, if there are any."""
