@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 BAR = re.compile(r"\r|\x1b|it/s|s/it|%\||[█━▏]")
 
 
-@pytest.mark.parametrize("launch", ["inline", "child"])
+@pytest.mark.parametrize("launch", ["inline", pytest.param("child", marks=pytest.mark.slow)])
 def test_a_run_without_a_terminal_prints_lines_of_its_own_alone(
     launch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
