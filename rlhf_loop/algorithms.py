@@ -1,17 +1,16 @@
 """The policy updates: one line each says where it is, what it consumes and which config its `trainer:` block goes to.
 
-To add one: a file in `rlhf_loop/updates/` with a function `update` (see its `__init__.py`), its name below, and a line
-in the table. `python tests/trl_fields.py` then writes the field names of its config, which recipes are checked against.
+To add one: a file in `rlhf_loop/updates/` with a function `update` (see its `__init__.py`) and a line in the table.
+`python tests/samples/trl_fields.py` then writes the field names of its config, which recipes are checked against.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_loop.records import Demonstration, LabelledCompletion, PreferencePair, Prompt
 
-AlgorithmName = Literal["dpo", "kto", "ppo", "grpo", "rloo", "rejection_sampling", "sft", "none"]
 Consumes = Literal["pairs", "labels", "prompts", "best_of_n", "demonstrations", "nothing"]
 
 
@@ -29,7 +28,7 @@ class Algorithm:
         return self.consumes == "prompts"
 
 
-ALGORITHMS: dict[AlgorithmName, Algorithm] = {
+ALGORITHMS: dict[str, Algorithm] = {
     "dpo": Algorithm(consumes="pairs", function="rlhf_loop.updates.dpo:update", config="trl:DPOConfig"),
     "kto": Algorithm(consumes="labels", function="rlhf_loop.updates.kto:update", config="trl:KTOConfig"),
     "ppo": Algorithm(
@@ -44,6 +43,11 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "none": Algorithm(consumes="nothing"),
 }
 """The name in a recipe -> the update."""
+
+if TYPE_CHECKING:
+    AlgorithmName = str
+else:
+    AlgorithmName = Literal[tuple(ALGORITHMS)]
 
 ROWS: dict[Consumes, Any] = {
     "pairs": PreferencePair,

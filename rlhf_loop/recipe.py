@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rlhf_loop.algorithms import ALGORITHMS, TRAINER_CONFIGS, AlgorithmName, Consumes
+from rlhf_loop.engines import EngineName
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.privacy.redaction import RedactorName
 from rlhf_loop.machine import Dtype, native_dtype
@@ -199,7 +200,7 @@ class Reward(Settings):
 class Generation(Settings):
     """How candidates are sampled."""
 
-    engine: Literal["transformers"] = "transformers"
+    engine: EngineName = "transformers"  # rlhf_loop/engines.py
     samples_per_prompt: int = Field(4, ge=1)
     prompts_per_round: int | None = Field(None, ge=1)  # None: all of them, each round
     max_new_tokens: int = Field(64, ge=1)

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop import recipe
+from rlhf_loop.engines import ENGINES
 from rlhf_loop.records import Completion, Prompt, stable_id
-
-ENGINES = {"transformers": "rlhf_loop.generation.transformers_engine:sample"}
-"""`sample(model, tokenizer, conversations, keys, settings, progress) -> list of `Answer`s for each conversation`."""
 
 
 def generate(

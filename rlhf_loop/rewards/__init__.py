@@ -1,7 +1,7 @@
 """Reward models: train one on preference pairs, load one, score with it. Each works without the loop.
 
-A new kind is one file here and a line in `reward_spec.SPECS` and in the two tables below; a new model of a known kind
-is a folder in `reward_models/`.
+A new kind is one file here, named as the kind, with `load` and (where it is trained) `train`, and its settings with a
+line in `reward_spec.SPECS`; a new model of a known kind is a folder in `reward_models/`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rlhf_loop.damage import loading
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
     from rlhf_loop.rewards.texts import Text
 
 __all__ = ["Reward", "RewardSpec", "combine", "evaluate_reward", "load_reward", "load_spec", "train_reward_model"]
-
-MODULES = {
-    "bradley_terry": "rlhf_loop.rewards.bradley_terry",
-    "head": "rlhf_loop.rewards.head",
-    "function": "rlhf_loop.rewards.function",
-}
-"""Kind to the module with its `load`; imported when used, so that a recipe is checked without torch."""
 
 
 def train_reward_model(
@@ -75,15 +69,15 @@ def train_reward_model(
         if source is None:
             raise UserError("a function's spec must be read from its folder with `load_spec(FOLDER)`")
         if is_main():
-            import_module(MODULES["function"]).copy(spec, source, output)
+            _module("function").copy(spec, source, output)
         metrics["pairs"] = len(pairs)
     else:
         if isinstance(spec, BradleyTerrySpec):
-            trained = import_module(MODULES[spec.kind]).train(
+            trained = _module(spec.kind).train(
                 spec, pairs, output, policy=policy, seed=seed, report_to=report_to, progress=progress
             )
         else:
-            trained = import_module(MODULES[spec.kind]).train(spec, pairs, output, policy=policy, seed=seed)
+            trained = _module(spec.kind).train(spec, pairs, output, policy=policy, seed=seed)
         metrics.update(trained)
         # Written with the base it was trained on, whatever the recipe's policy is when it is loaded.
         spec = spec.model_copy(update={"base": policy.model if spec.base == "policy" else spec.base})
@@ -107,7 +101,7 @@ def load_reward(folder: Path, *, id: str, policy: Policy) -> Reward:
     """
     folder = Path(folder)
     spec = load_spec(folder)
-    module = import_module(MODULES[spec.kind])
+    module = _module(spec.kind)
     options = {} if isinstance(spec, FunctionSpec) else {"policy": policy}
     with loading(folder, "a reward model"):
         reward: Reward = module.load(folder, spec, id=id, **options)
@@ -176,3 +170,8 @@ def evaluate_reward(
         seed=seed,
     )
     return {**measured, "distinct_texts": len(texts), "scoring_seconds": round(seconds, 3)}
+
+
+def _module(kind: str) -> ModuleType:
+    """The module of a kind of reward model; imported when used, so that a recipe is checked without torch."""
+    return import_module(f"rlhf_loop.rewards.{kind}")

@@ -208,7 +208,7 @@ def test_the_kept_configs_are_those_that_trainer_blocks_go_to() -> None:
 @pytest.mark.parametrize("config", sorted(set(TRAINER_CONFIGS.values())))
 def test_trainer_fields_kept_as_data_are_those_of_the_installed_configs(config: str) -> None:
     kept = json.loads(FILE.read_text())[config.partition(":")[2]]
-    assert kept == fields_of(config), "write them anew with: python tests/trl_fields.py"
+    assert kept == fields_of(config), "write them anew with: python tests/samples/trl_fields.py"
     assert set(RESERVED) & set(kept)
 
 

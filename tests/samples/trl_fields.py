@@ -1,7 +1,7 @@
 """Field names of the configs that `trainer:` blocks go to, and what their values are, from the installed TRL and from
 our own updates.
 
-python tests/trl_fields.py     # writes them to rlhf_loop/data/trl_fields.json
+python tests/samples/trl_fields.py     # writes them to rlhf_loop/data/trl_fields.json
 """
 
 from __future__ import annotations

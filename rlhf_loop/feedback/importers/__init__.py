@@ -1,7 +1,8 @@
 """The formats of feedback that can be read, in the order in which `auto` tries them: the more particular first.
 
-A format is one file here that has three things: `RECOGNISES`, what a row of it looks like, in words; `recognises(row)`;
-and `parse(row, place)`, which gives the row's records or raises `RowError` with what is wrong. `FORMATS` names them.
+A format is one file here that has four things: `RECOGNISES`, what a row of it looks like, in words; `REQUIRED`, the
+fields that it cannot do without (any one of the lists is enough); `recognises(row)`; and `parse(row, place)`, which
+gives the row's records or raises `RowError` with what is wrong. `FORMATS` names them.
 """
 
 from __future__ import annotations
