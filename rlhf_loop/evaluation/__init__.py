@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.evaluation.measured import Measured
 from rlhf_loop.evaluation.text import diversity, length
 from rlhf_loop.evaluation.winrate import length_matched, win_rate
 from rlhf_loop.recipe import Evaluation, Policy
 from rlhf_loop.records import Completion, Prompt
 
-__all__ = ["Models", "Scorer", "diversity", "evaluate", "length", "length_matched", "win_rate"]
+__all__ = ["Measured", "Models", "Scorer", "diversity", "evaluate", "length", "length_matched", "win_rate"]
 
 Scorer = Callable[[Sequence[Prompt], Sequence[Completion]], Sequence[float | None]]
 """Scores each completion as an answer to the prompt at its place; higher is better."""
@@ -31,6 +32,7 @@ class Models:
     settings: Policy  # for the system prompt
     reference: Any = None  # the base model; None: `policy` is a PeftModel and its base is meant
     batch_tokens: int = 8192  # most tokens of one batch, with padding
+    reference_made_of: Any = None  # what the reference is and computes in, by content; None: measured anew each time
 
 
 def evaluate(
@@ -47,14 +49,15 @@ def evaluate(
     proxy: Scorer | None = None,
     models: Models | None = None,
     plain_text: Sequence[str] | None = None,
+    measured: Measured | None = None,
 ) -> dict[str, Any]:
     """Compares the candidate policy's answers with those of the base and of the last promoted policy.
 
     `candidate`, `base` and `previous` hold the same samples of the same prompts, in any order; `previous` is None
     while the base is the last promoted policy. `judge` is never the reward model that drove the update; `proxy` is
     that one, to see how far its opinion and the judge's part. Without `models` there is no KL or perplexity; without
-    `plain_text` (one paragraph each) no general-ability guard. With several ranks all of them call this and all get
-    the whole result.
+    `plain_text` (one paragraph each) no general-ability guard. `measured`: what earlier evaluations found out about the
+    reference, which is not measured again. With several ranks all of them call this and all get the whole result.
 
     The result is made of plain numbers, ready for JSON; docs/evaluation.md describes each:
     `win_rate_vs_base`, `win_rate_vs_previous`, `length_matched_win_rate_vs_base` (None: too few), `judge`, `proxy`,
@@ -125,8 +128,8 @@ def evaluate(
     if proxy is not None:
         result["proxy"] = _proxy(proxy, questions, ours, theirs, statistics)
     if models is not None:
-        measured, kl = _language_model(models, questions, ours, theirs, plain_text)
-        result |= measured
+        found, kl = _language_model(models, questions, ours, theirs, plain_text, measured or Measured())
+        result |= found
         for row, value in zip(rows, kl, strict=True):
             row["kl"] = value
     result["rows"] = rows
@@ -139,6 +142,7 @@ def _language_model(
     candidate: Sequence[Completion],
     base: Sequence[Completion],
     plain_text: Sequence[str] | None,
+    measured: Measured,
 ) -> tuple[dict[str, Any], list[float]]:
     """`kl`, `perplexity` and `plain_text_perplexity` of the result, and each answer's KL."""
     from rlhf_loop.evaluation import language_model as lm
@@ -157,11 +161,25 @@ def _language_model(
     def plain(model: Any) -> float | None:
         return lm.plain_text_perplexity(model, models.tokenizer, plain_text or (), batch_tokens=models.batch_tokens)
 
-    with lm.as_reference(models.policy, models.reference) as reference:
-        base_log_probs = lm.log_probs(reference, theirs, models.batch_tokens)
-        plain_base = plain(reference) if plain_text else None
-    plain_ours = plain(models.policy) if plain_text else None
-    measured = {
+    def of_base() -> dict[str, float | None]:
+        with lm.as_reference(models.policy, models.reference) as reference:
+            if reference is models.policy and models.reference is not None and ours == theirs:
+                log_probs = [item.log_prob for item in likelihoods]
+            else:
+                log_probs = lm.log_probs(reference, theirs, models.batch_tokens)
+            own = lm.perplexity(log_probs, [len(item.answer) for item in theirs])
+            return {"answers": own, "plain_text": plain(reference) if plain_text else None}
+
+    if models.reference_made_of is None:
+        base_perplexity = of_base()
+    else:
+        read = [[item.prompt, item.answer] for item in theirs], list(plain_text or ()), models.batch_tokens
+        base_perplexity = measured(["perplexity", models.reference_made_of, *read], of_base)
+    plain_ours = None
+    if plain_text:
+        is_base = models.reference is models.policy
+        plain_ours = base_perplexity["plain_text"] if is_base else plain(models.policy)
+    found = {
         "kl": {
             "per_completion": total / len(likelihoods),
             "per_token": total / tokens if tokens else 0.0,
@@ -169,11 +187,11 @@ def _language_model(
         },
         "perplexity": _perplexities(
             lm.perplexity([item.reference_log_prob for item in likelihoods], [item.tokens for item in likelihoods]),
-            lm.perplexity(base_log_probs, [len(item.answer) for item in theirs]),
+            base_perplexity["answers"],
         ),
-        "plain_text_perplexity": _perplexities(plain_ours, plain_base) if plain_text else None,
+        "plain_text_perplexity": _perplexities(plain_ours, base_perplexity["plain_text"]) if plain_text else None,
     }
-    return measured, [item.kl for item in likelihoods]
+    return found, [item.kl for item in likelihoods]
 
 
 def _in_order(completions: Sequence[Completion], asked: dict[str, Prompt], name: str) -> list[Completion]:

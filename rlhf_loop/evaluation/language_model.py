@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from rlhf_loop.batches import batches
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.distributed import sharded_map
 from rlhf_loop.models.turns import Tokens, Turns
@@ -70,7 +71,7 @@ def likelihoods(
     def measure(batch: Sequence[Tokens]) -> list[tuple[float, float, float]]:
         ours = _answer_logits(policy, batch)  # (rows, positions, vocabulary)
         with as_reference(policy, reference) as model:
-            theirs = _answer_logits(model, batch)
+            theirs = ours if reference is policy else _answer_logits(model, batch)
         if ours.shape != theirs.shape:
             raise UserError(
                 f"the policy has {ours.shape[-1]} tokens in its vocabulary and the reference {theirs.shape[-1]}; KL "
@@ -152,12 +153,14 @@ def _vocabulary(model: Any) -> int:
 
 def _in_batches(measure: Any, sequences: Sequence[Tokens], batch_tokens: int, vocabulary: int) -> list[Any]:
     """`measure` of batches of similar length, the ranks sharing them; results in the order of `sequences`."""
-    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i].answer) + len(sequences[i].prompt), i))
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].prompt + sequences[i].answer))
 
     def share(indices: Sequence[int]) -> list[Any]:
-        results = []
-        for batch in _batches([sequences[i] for i in indices], batch_tokens, vocabulary):
-            results.extend(measure(batch))
+        mine = [sequences[i] for i in indices]
+        results: list[Any] = [None] * len(mine)
+        for numbers in _batches(mine, batch_tokens, vocabulary):
+            for number, value in zip(numbers, measure([mine[i] for i in numbers]), strict=True):
+                results[number] = value
         return results
 
     by_length = sharded_map(share, order)
@@ -167,21 +170,10 @@ def _in_batches(measure: Any, sequences: Sequence[Tokens], batch_tokens: int, vo
     return results
 
 
-def _batches(sequences: Sequence[Tokens], batch_tokens: int, vocabulary: int) -> Iterator[list[Tokens]]:
-    """Consecutive sequences within both limits, of padded tokens and of logits; at least one each."""
-    batch: list[Tokens] = []
-    longest = answer = 0
-    for item in sequences:
-        new_longest = max(longest, len(item.prompt) + len(item.answer))
-        new_answer = max(answer, len(item.answer))
-        rows = len(batch) + 1
-        if batch and (rows * new_longest > batch_tokens or rows * new_answer * vocabulary > BATCH_LOGITS):
-            yield batch
-            batch, new_longest, new_answer = [], len(item.prompt) + len(item.answer), len(item.answer)
-        batch.append(item)
-        longest, answer = new_longest, new_answer
-    if batch:
-        yield batch
+def _batches(sequences: Sequence[Tokens], batch_tokens: int, vocabulary: int) -> list[list[int]]:
+    """Their numbers in batches within both limits, of padded tokens and of logits; at least one each."""
+    lengths = [len(item.prompt) + len(item.answer) for item in sequences]
+    return batches(lengths, batch_tokens, [len(item.answer) for item in sequences], BATCH_LOGITS // vocabulary)
 
 
 def _answer_logits(model: Any, batch: Sequence[Tokens]) -> torch.Tensor:

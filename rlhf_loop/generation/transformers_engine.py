@@ -15,6 +15,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DummyLayer, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
 
+from rlhf_loop.batches import batches
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.sampling import sample_tokens, uniforms
 from rlhf_loop.models.turns import Turns, encode_prompts
@@ -93,15 +94,9 @@ def _batches(
     prompts: Sequence[Sequence[int]], samples: Sequence[int], settings: Generation
 ) -> list[list[tuple[int, int]]]:
     """Rows (prompt, sample), longest prompts first, cut so that rows x padded length stays under `batch_tokens`."""
-    batches: list[list[tuple[int, int]]] = []
-    longest = 0
-    for prompt in sorted(range(len(prompts)), key=lambda p: -len(prompts[p])):
-        for number in range(samples[prompt]):
-            if not batches or (len(batches[-1]) + 1) * longest > settings.batch_tokens:
-                batches.append([])
-                longest = len(prompts[prompt]) + settings.max_new_tokens
-            batches[-1].append((prompt, number))
-    return batches
+    rows = [(prompt, number) for prompt, count in enumerate(samples) for number in range(count)]
+    lengths = [len(prompts[prompt]) + settings.max_new_tokens for prompt, _ in rows]
+    return [[rows[i] for i in numbers] for numbers in batches(lengths, settings.batch_tokens)]
 
 
 def _sample_batch(

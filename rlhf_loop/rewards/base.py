@@ -10,6 +10,7 @@ from typing import Any
 from rlhf_loop.columns import columns_of
 from rlhf_loop.errors import UserError
 from rlhf_loop.records import Completion, Message, Prompt, Score
+from rlhf_loop.reward_values import BadReward, checked_rewards
 from rlhf_loop.rewards.texts import Text, make_text, texts_of_completions
 
 
@@ -59,14 +60,14 @@ class Reward(ABC):
         """`values`, refused with a `UserError` that names the text when one is neither a finite number nor None."""
         if not texts:
             return []
-        values = self.values(texts, columns)
-        if not isinstance(values, Sequence) or len(values) != len(texts):
-            got = f"{len(values)} values" if isinstance(values, Sequence) else type(values).__name__
-            raise UserError(f"the reward {self.name} gave {got} for {len(texts)} completions; it must give one each")
-        for text, value in zip(texts, values, strict=True):
-            if value is not None and not _is_finite(value):
-                raise UserError(f"the reward {self.name} gave {value!r}, which is no finite number, for {text.shown()}")
-        return [None if value is None else float(value) for value in values]
+        try:
+            return checked_rewards(self.values(texts, columns), len(texts))
+        except BadReward as bad:
+            told = f"the reward {self.name} gave {bad}"
+            if bad.place is not None:
+                raise UserError(f"{told}, for {texts[bad.place].shown()}") from None
+            values = " values" if bad.count is not None else ""
+            raise UserError(f"{told}{values} for {len(texts)} completions; it must give one each") from None
 
     def with_parts(
         self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]
@@ -112,14 +113,6 @@ class WeightedSum(Reward):
     def is_end(self, token: int) -> bool:
         """Whether all parts take the token for an end."""
         return all(reward.is_end(token) for reward, _ in self.parts)
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether a value is a number that a float can hold."""
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def _as_text(prompt: Any, completion: Any, finished: bool, ids: Sequence[int] | None) -> Text:

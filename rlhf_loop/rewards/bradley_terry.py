@@ -20,6 +20,7 @@ from torch.nn.functional import logsigmoid
 from transformers import PrinterCallback, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
+from rlhf_loop.batches import batches
 from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json, write_json
@@ -35,7 +36,7 @@ from rlhf_loop.records import PreferencePair
 from rlhf_loop.reward_spec import BradleyTerrySpec
 from rlhf_loop.rewards.base import Reward
 from rlhf_loop.rewards.head import cross_validate, fit, group_folds
-from rlhf_loop.rewards.scoring import in_batches, padded, token_batches
+from rlhf_loop.rewards.scoring import in_batches, padded
 from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
 from rlhf_loop.rewards.trunk import load_classifier, lora_config
 
@@ -210,13 +211,13 @@ class UniqueTextsRewardTrainer(RewardTrainer):  # type: ignore[misc]
         if budget is None:
             rewards: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0]
             return rewards.float()
-        batches = token_batches(lengths, budget)
+        parted = batches(lengths, budget)
         parts = []
-        for numbers in batches:
+        for numbers in parted:
             longest = max(lengths[number] for number in numbers)
             part = model(input_ids=ids[numbers, :longest], attention_mask=mask[numbers, :longest], use_cache=False)
             parts.append(part.logits[:, 0].float())
-        order = torch.tensor([number for numbers in batches for number in numbers])
+        order = torch.tensor([number for numbers in parted for number in numbers])
         return torch.cat(parts)[torch.argsort(order)]
 
     def _count(self, rewards: torch.Tensor, margins: torch.Tensor, mask: torch.Tensor) -> None:

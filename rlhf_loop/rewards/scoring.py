@@ -7,19 +7,9 @@ from typing import Any
 
 import torch
 
+from rlhf_loop.batches import batches
+
 Progress = Callable[[int, int], None]  # texts done, texts in all
-
-
-def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Numbers of texts in batches, longest first, with rows x longest <= `budget` (a longer text goes alone)."""
-    batches: list[list[int]] = []
-    longest = 0
-    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or (len(batches[-1]) + 1) * longest > budget:
-            batches.append([])
-            longest = max(1, lengths[number])
-        batches[-1].append(number)
-    return batches
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,5 +52,5 @@ def in_batches(
 def _batches(
     rows: Sequence[Sequence[int]], pad_id: int, device: Any, budget: int
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    for numbers in token_batches([len(row) for row in rows], budget):
+    for numbers in batches([len(row) for row in rows], budget):
         yield numbers, *padded([rows[number] for number in numbers], pad_id, device)

@@ -1,22 +1,29 @@
 """Stage 6: the candidate policy on held-out prompts, against the base and the last promoted policy.
 
-    held_out.parquet  policy  base's and previous answers  ->  answers.parquet  prompts.parquet  evaluation.json
+    held_out.parquet  policy  base's and previous evaluation
+        ->  answers.parquet  prompts.parquet  evaluation.json  measured.json
 
-In round 0 the candidate is the base itself: its answers are what later rounds are compared with.
+In round 0 the candidate is the base itself: its answers are what later rounds are compared with. What is measured of
+them, and of the last promoted policy's answers, is read from the evaluations that measured it first (`measured.json`:
+numbers under hashes of what they follow from; without them, the same is measured again).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rlhf_loop.annotators import gold_scores
 from rlhf_loop.errors import UserError
-from rlhf_loop.evaluation import Models, Scorer, evaluate
-from rlhf_loop.files import write_json
-from rlhf_loop.models.distributed import is_main
-from rlhf_loop.models.loading import check_model, load_policy
+from rlhf_loop.evaluation import Measured, Models, Scorer, evaluate
+from rlhf_loop.files import read_json, write_json
+from rlhf_loop.models.distributed import is_main, world_size
+from rlhf_loop.models.loading import check_model, device, load_policy
+from rlhf_loop.places import content
 from rlhf_loop.recipe import Recipe, RewardModelJudge, parse
 from rlhf_loop.records import Completion, Prompt, read_records, write_records
 from rlhf_loop.stages import Progress
@@ -56,7 +63,8 @@ def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress:
     previous = _answers(inputs["previous"]) if "previous" in inputs else None
     policy, tokenizer = load_policy(arguments.values["policy"], recipe.policy)
     reference = None if hasattr(policy, "disable_adapter") else _reference(policy, arguments, recipe)
-    judge, name, simulated = _judge(recipe, inputs.get("judge"), arguments, prompts)
+    measured = Measured(_known(inputs))
+    judge, name, simulated = _judge(recipe, inputs.get("judge"), arguments, prompts, measured)
     result = evaluate(
         prompts,
         answers,
@@ -67,15 +75,37 @@ def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress:
         simulated=simulated,
         settings=recipe.evaluation,
         seed=recipe.seed,
-        proxy=_reward_scorer(inputs["reward"], arguments, prompts) if "reward" in inputs else None,
-        models=Models(policy=policy, tokenizer=tokenizer, settings=recipe.policy, reference=reference),
+        proxy=_reward_scorer(inputs["reward"], arguments, prompts, measured) if "reward" in inputs else None,
+        models=Models(
+            policy=policy,
+            tokenizer=tokenizer,
+            settings=recipe.policy,
+            reference=reference,
+            reference_made_of=_computed_by(recipe),
+        ),
         plain_text=plain_text,
+        measured=measured,
     )
     if is_main():
         write_records(folder / "answers.parquet", answers)
         write_records(folder / "prompts.parquet", prompts)
         write_json(folder / "evaluation.json", result)
+        write_json(folder / "measured.json", measured.numbers)
     return result
+
+
+def _known(inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """What the base's evaluation and the last promoted policy's measured; of earlier versions there is none."""
+    files = [inputs[name] / "measured.json" for name in ("base", "previous") if name in inputs]
+    return {key: number for file in files if file.exists() for key, number in read_json(file).items()}
+
+
+def _computed_by(recipe: Recipe) -> list[Any]:
+    """The base by content, and all else that a number computed with it depends on to the last bit."""
+    model = recipe.policy.model
+    settings = recipe.policy.model_dump(mode="json", exclude={"model", "dtype"})
+    versions = [version(name) for name in ("torch", "transformers", "rlhf-loop")]
+    return [content(model) or model, settings, recipe.policy.precision, device().type, world_size(), versions]
 
 
 def _reference(policy: object, arguments: StageArguments, recipe: Recipe) -> object:
@@ -90,26 +120,33 @@ def _answers(folder: Path) -> list[Completion]:
 
 
 def _judge(
-    recipe: Recipe, folder: Path | None, arguments: StageArguments, prompts: Sequence[Prompt]
+    recipe: Recipe, folder: Path | None, arguments: StageArguments, prompts: Sequence[Prompt], measured: Measured
 ) -> tuple[Scorer, str, bool]:
     """The judge, its name, and whether it stands for a simulated annotator."""
     judge = recipe.evaluation.judge
     if isinstance(judge, RewardModelJudge):
         assert folder is not None
         return (
-            _reward_scorer(folder, arguments, prompts),
+            _reward_scorer(folder, arguments, prompts, measured),
             f"reward model {judge.model.name}, of feedback kept apart",
             False,
         )
     return lambda prompts, answers: gold_scores(judge.rule, prompts, answers), f"gold rule {judge.rule}", True
 
 
-def _reward_scorer(folder: Path, arguments: StageArguments, held_out: Sequence[Prompt]) -> Scorer:
+def _reward_scorer(folder: Path, arguments: StageArguments, held_out: Sequence[Prompt], measured: Measured) -> Scorer:
+    """The reward model's scores; answers that it scored in an earlier evaluation are not scored again."""
     reward = load(folder, arguments.recipe)
+    computed_by = _computed_by(parse(arguments.recipe))
 
     def score(prompts: Sequence[Prompt], answers: Sequence[Completion]) -> list[float | None]:
-        known = {score.completion_id: score.value for score in reward.score(held_out, answers)}
-        return [known.get(answer.id) for answer in answers]
+        def scores() -> list[dict[str, Any]]:
+            known = {score.completion_id: score.value for score in reward.score(held_out, answers)}
+            # each beside its id, so that a deletion finds it
+            return [{"completion_id": answer.id, "score": known.get(answer.id)} for answer in answers]
+
+        texts = [asdict(prompt) for prompt in held_out], [asdict(answer) for answer in answers]
+        return [one["score"] for one in measured(["scores", reward.id, computed_by, *texts], scores)]
 
     return score
 

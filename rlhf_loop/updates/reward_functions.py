@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,8 +15,10 @@ from typing import Any
 import torch
 from trl.trainer.utils import is_async_callable
 
+from rlhf_loop.batches import batches
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.turns import Turns
+from rlhf_loop.reward_values import BadReward, checked_rewards
 
 RewardFunction = Callable[..., Any]
 
@@ -71,31 +72,22 @@ def check_rewards(name: str, rewards: Any, prompts: Sequence[Any], completions: 
     if isinstance(rewards, torch.Tensor):
         rewards = rewards.flatten().tolist()
     try:
-        rewards = list(rewards)
-    except TypeError:
-        raise UserError(
-            f"the reward function {name} gave {type(rewards).__name__}; it must give a list with one number for each "
-            f"of the {len(completions)} completions"
-        ) from None
-    if len(rewards) != len(completions):
-        raise UserError(
-            f"the reward function {name} gave {len(rewards)} rewards for {len(completions)} completions; it must give "
-            "one each, in their order (None where it has nothing to say)"
-        )
-    checked: list[float | None] = []
-    for reward, prompt, completion in zip(rewards, prompts, completions, strict=True):
-        try:
-            value = None if reward is None else float(reward)
-        except (TypeError, ValueError):
-            value = math.nan
-        if value is not None and not math.isfinite(value):
+        return checked_rewards(rewards, len(completions), booleans=True)
+    except BadReward as bad:
+        told = f"the reward function {name} gave {bad}"
+        if bad.place is not None:
             raise UserError(
-                f"the reward function {name} gave {reward!r}, which is no finite number, for "
-                f"{shown(prompt, completion)}. Give a number, or None where it has nothing to say. No weight was "
-                "changed by this rollout"
-            )
-        checked.append(value)
-    return checked
+                f"{told}, for {shown(prompts[bad.place], completions[bad.place])}. Give a number, or None where it has "
+                "nothing to say. No weight was changed by this rollout"
+            ) from None
+        if bad.count is not None:
+            raise UserError(
+                f"{told} rewards for {len(completions)} completions; it must give one each, in their order (None where "
+                "it has nothing to say)"
+            ) from None
+        raise UserError(
+            f"{told}; it must give a list with one number for each of the {len(completions)} completions"
+        ) from None
 
 
 def classifier_reward(
@@ -119,17 +111,14 @@ def classifier_reward(
             _classifier_ids(turns, prompt, completion, ended(ids))
             for prompt, completion, ids in zip(prompts, completions, completion_ids, strict=True)
         ]
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         rewards = [0.0] * len(rows)
-        while order:
-            size = max(1, batch_tokens // len(rows[order[0]]))
-            batch, order = order[:size], order[size:]
+        for numbers in batches([len(row) for row in rows], batch_tokens):
             padded = tokenizer.pad(
-                {"input_ids": [rows[i] for i in batch]}, padding_side="right", return_tensors="pt"
+                {"input_ids": [rows[i] for i in numbers]}, padding_side="right", return_tensors="pt"
             ).to(model.device)
             with torch.inference_mode():
                 values = model(**padded).logits[:, 0].float().tolist()
-            for i, value in zip(batch, values, strict=True):
+            for i, value in zip(numbers, values, strict=True):
                 rewards[i] = value
         return rewards
 

@@ -302,8 +302,8 @@ def test_without_a_reference_the_error_says_what_to_give(tiny: tuple[Any, Any]):
 def test_batches_keep_within_both_limits(monkeypatch: pytest.MonkeyPatch):
     sequences = sorted(_sequences(50, 30), key=lambda item: len(item.prompt + item.answer))
     monkeypatch.setattr(language_model, "BATCH_LOGITS", 2000)
-    batches = list(language_model._batches(sequences, 100, 50))
-    assert [item for batch in batches for item in batch] == sequences
+    batches = [[sequences[i] for i in numbers] for numbers in language_model._batches(sequences, 100, 50)]
+    assert sorted((item for batch in batches for item in batch), key=sequences.index) == sequences
     assert len(batches) < len(sequences)
     for batch in batches:
         width = max(len(item.prompt + item.answer) for item in batch)

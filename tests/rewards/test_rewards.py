@@ -18,6 +18,7 @@ import yaml
 from samples.rewards import bradley_terry, make_pairs
 from transformers import TrainerCallback
 
+from rlhf_loop.batches import batches
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Lora, Policy
@@ -433,14 +434,12 @@ def test_trainer_overrides_reach_trl_and_are_refused_where_nothing_is_trained(tm
 
 
 def test_batches_hold_every_text_once_and_keep_to_the_budget():
-    from rlhf_loop.rewards.scoring import token_batches
-
     lengths = [random.Random(0).randint(1, 90) for _ in range(200)] + [500]
-    batches = token_batches(lengths, 256)
-    assert sorted(n for batch in batches for n in batch) == list(range(201))
-    assert all(len(b) * max(lengths[n] for n in b) <= 256 for b in batches if len(b) > 1)
-    assert batches[0] == [200]
-    assert token_batches([], 256) == []
+    made = batches(lengths, 256)
+    assert sorted(n for batch in made for n in batch) == list(range(201))
+    assert all(len(b) * max(lengths[n] for n in b) <= 256 for b in made if len(b) > 1)
+    assert made[0] == [200]
+    assert batches([], 256) == []
 
 
 @pytest.fixture(scope="module")
