@@ -326,9 +326,11 @@ class _Run:
         if earlier is not None:
             self.progress.note("reward", f"no new pairs: the reward model of round {earlier} stays")
             return self.files.step(earlier, "reward")
+        kept = self._features(n, ("rescore", "reward"))
         folder = self._stage(
             n, "reward", "reward",
-            {"pairs": frozen / "pairs.parquet", "prompts": frozen / "prompts.parquet"}, [frozen],
+            {"pairs": frozen / "pairs.parquet", "prompts": frozen / "prompts.parquet", **kept},
+            [frozen, *kept.values()],
             {"role": "reward", "specs": specs},
         )  # fmt: skip
         metrics = read_json(folder / "metrics.json")
@@ -366,7 +368,8 @@ class _Run:
             "prompts": frozen / "prompts.parquet",
             "completions": completions / "completions.parquet",
         }
-        folder = self._stage(n, step, "score", inputs, [frozen, reward, completions], {})
+        kept = self._features(n, ("rescore",)) if step == "score" else {}
+        folder = self._stage(n, step, "score", inputs | kept, [frozen, reward, completions, *kept.values()], {})
         scores: list[Score] = read_records(folder / "scores.parquet", Score)
         self.store.add_scores(scores)
         mean = sum(score.value for score in scores) / len(scores) if scores else None
@@ -374,6 +377,17 @@ class _Run:
         if step == "rescore" and mean is not None:
             self.progress.note("", f"mean reward of the fresh candidates {mean:+.3f}")
         return folder
+
+    def _features(self, n: int, steps: tuple[str, ...]) -> dict[str, Path]:
+        """The last of these steps before round `n` that kept features of texts which this round scores again."""
+        found = {}
+        for step in steps:
+            folders = (self.files.step(earlier, step) for earlier in range(n - 1, 0, -1))
+            made = ((folder, read_manifest(folder)) for folder in folders)
+            last = next(((folder, manifest) for folder, manifest in made if manifest is not None), None)
+            if last is not None and "features.parquet" in last[1]["files"]:
+                found[f"features_of_{step}"] = last[0]
+        return found
 
     def _assemble(self, n: int, frozen: Path, waiting: Path | None, scores: Path | None) -> Path:
         algorithm = self._algorithm(n)
@@ -484,8 +498,9 @@ class _Run:
             inputs["previous"] = self.evaluation(self.store_policy(previous))
             read += [inputs["base"], inputs["previous"], self.files.step(n, "update")]
         if reward is not None:
-            inputs["reward"] = reward
-            read.append(reward)
+            kept = self._features(n, ("evaluate",))
+            inputs |= {"reward": reward, **kept}
+            read += [reward, *kept.values()]
         folder = self._stage(
             n,
             step,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +12,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # of x86-64, and of Arm
 _CPU = Path("/proc/cpuinfo")
+_CGROUP = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def visible_accelerators() -> int:
@@ -33,3 +37,35 @@ def cpu_flags() -> set[str]:
     except OSError:
         return set()
     return set(next((line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features"))), "").split())
+
+
+def cpu_quota() -> int | None:
+    """How many CPUs' time a container's limit leaves this process, whole ones, at least one; None without a limit.
+
+    It is set beside the CPUs that the process may run on, and libraries that count those know nothing of it
+    (`docker run --cpus 2` on 64 cores: 64 threads in the time of two). cgroups of both versions.
+    """
+    limits = [quota / period for quota, period in _quotas() if quota > 0 and period > 0]
+    return max(1, int(min(limits))) if limits else None
+
+
+def _quotas() -> Iterator[tuple[int, int]]:
+    """Microseconds of CPU time in how many, of the process's group and of those that it lies in."""
+    try:
+        lines = _CGROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        places = [Path(group.lstrip("/")), *Path(group.lstrip("/")).parents]
+        root = _CGROUPS / controllers if controllers else _CGROUPS
+        for place in dict.fromkeys(root / inner for inner in places):
+            with suppress(OSError, ValueError):  # "max" where there is none
+                if controllers:
+                    quota, period = (place / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
+                    yield int(quota.read_text()), int(period.read_text())
+                else:
+                    given, of = (place / "cpu.max").read_text().split()
+                    yield int(given), int(of)

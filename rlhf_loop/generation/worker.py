@@ -27,7 +27,7 @@ from typing import Any
 from rlhf_loop.damage import check_step
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.live import LiveBatch, Row
-from rlhf_loop.models.loading import load_policy, tune_cpu_memory
+from rlhf_loop.models.loading import fit_threads, load_policy, tune_cpu_memory
 from rlhf_loop.models.turns import encode_prompts
 from rlhf_loop.recipe import Policy, parse_settings
 
@@ -136,6 +136,7 @@ def main() -> None:
     start = json.loads(sys.stdin.readline())
     settings = parse_settings(Policy, start["settings"], "policy")
     tune_cpu_memory()
+    fit_threads()
     try:
         check_step(Path(start["policy"]))
         model, tokenizer = load_policy(start["policy"], settings, merged=True)

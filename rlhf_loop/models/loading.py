@@ -10,6 +10,7 @@ import ctypes
 import gc
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,6 +22,7 @@ import torch
 
 from rlhf_loop.damage import loading, reading
 from rlhf_loop.errors import UserError
+from rlhf_loop.machine import cpu_quota
 from rlhf_loop.models.checks import check_config, check_files, on_output_layer, on_tied_embeddings
 from rlhf_loop.models.distributed import is_main, whole_models
 from rlhf_loop.models.files import give_pad_token, resolve_model
@@ -38,6 +40,7 @@ __all__ = [
     "check_model",
     "device",
     "encode_prompts",
+    "fit_threads",
     "load_policy",
     "load_tokenizer",
     "merge_policy",
@@ -244,6 +247,14 @@ def tune_cpu_memory() -> bool:
     trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4
     done = mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 2**28)
     return bool(done and mallopt(mmap_threshold, 2**25) and mallopt(mmap_max, 0))
+
+
+def fit_threads() -> None:
+    """No more threads than a container's limit on CPU time keeps busy; torch counts the cores that there are, which
+    is right without one. `OMP_NUM_THREADS` has the last word."""
+    quota = cpu_quota()
+    if "OMP_NUM_THREADS" not in os.environ and quota is not None and quota < torch.get_num_threads():
+        torch.set_num_threads(quota)
 
 
 def release_memory() -> None:

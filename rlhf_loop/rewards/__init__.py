@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rlhf_loop.models.training import Progress
     from rlhf_loop.recipe import Policy
     from rlhf_loop.records import PreferencePair, Prompt
+    from rlhf_loop.rewards.kept_features import KeptFeatures
     from rlhf_loop.rewards.texts import Text
 
 __all__ = ["Reward", "RewardSpec", "combine", "evaluate_reward", "load_reward", "load_spec", "train_reward_model"]
@@ -47,14 +48,15 @@ def train_reward_model(
     report_to: Sequence[str] = (),
     progress: Progress | None = None,
     prompts: Sequence[Prompt] = (),
+    features: KeptFeatures | None = None,
 ) -> dict[str, Any]:
     """Trains what `spec` describes on `pairs` and measures it on `eval_pairs`.
 
     `output` then holds `reward_model.yaml`, the weights (safetensors) and `metrics.json`. Returned is its content, with
     timings: counts of pairs used and left out, and under `eval` what `evaluate_reward` gives. Called again after an
     interruption it goes on from the last whole checkpoint, with the same result on a CPU. `trainer` replaces keys of
-    the spec's own `trainer` block. `prompts`: those of the pairs, whose columns a function may ask for. Raises
-    `UserError` for anything the user can mend.
+    the spec's own `trainer` block. `prompts`: those of the pairs, whose columns a function may ask for. `features`:
+    those that a head need not compute again. Raises `UserError` for anything the user can mend.
     """
     from rlhf_loop.files import without_times, write_json
     from rlhf_loop.models.distributed import barrier, is_main
@@ -77,14 +79,15 @@ def train_reward_model(
                 spec, pairs, output, policy=policy, seed=seed, report_to=report_to, progress=progress
             )
         else:
-            trained = _module(spec.kind).train(spec, pairs, output, policy=policy, seed=seed)
+            options = {"kept": features} if isinstance(spec, HeadSpec) else {}
+            trained = _module(spec.kind).train(spec, pairs, output, policy=policy, seed=seed, **options)
         metrics.update(trained)
         # Written with the base it was trained on, whatever the recipe's policy is when it is loaded.
         spec = spec.model_copy(update={"base": policy.model if spec.base == "policy" else spec.base})
     if is_main():
         write_spec(spec, output)
     barrier()
-    reward = load_reward(output, id=output.name, policy=policy)
+    reward = load_reward(output, id=output.name, policy=policy, features=features)
     metrics["eval"] = evaluate_reward(reward, eval_pairs, seed=seed, prompts=prompts)
     metrics["seconds"] = round(time.perf_counter() - started, 3)
     if is_main():
@@ -93,16 +96,19 @@ def train_reward_model(
     return metrics
 
 
-def load_reward(folder: Path, *, id: str, policy: Policy) -> Reward:
+def load_reward(folder: Path, *, id: str, policy: Policy, features: KeptFeatures | None = None) -> Reward:
     """The reward model in `folder`: one that `train_reward_model` wrote, or a function of the catalogue.
 
-    `id` is written on its scores; `policy` says which base `base: policy` means, its dtype and system prompt. Raises
-    `UserError` when the folder is no reward model or one that was not trained.
+    `id` is written on its scores; `policy` says which base `base: policy` means, its dtype and system prompt;
+    `features`: those that a head need not compute again. Raises `UserError` when the folder is no reward model or one
+    that was not trained.
     """
     folder = Path(folder)
     spec = load_spec(folder)
     module = _module(spec.kind)
-    options = {} if isinstance(spec, FunctionSpec) else {"policy": policy}
+    options: dict[str, Any] = {} if isinstance(spec, FunctionSpec) else {"policy": policy}
+    if isinstance(spec, HeadSpec):
+        options["kept"] = features
     with loading(folder, "a reward model"):
         reward: Reward = module.load(folder, spec, id=id, **options)
     return reward

@@ -24,12 +24,15 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import logsigmoid
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.files import fingerprint
 from rlhf_loop.models.distributed import is_main, sharded_map
+from rlhf_loop.models.identity import computed_by
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair
 from rlhf_loop.reward_spec import HeadSpec
 from rlhf_loop.rewards.base import Reward
+from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.metrics import log_loss
 from rlhf_loop.rewards.scoring import in_batches
 from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
@@ -41,7 +44,13 @@ SCORING_TOKENS_ACCELERATOR = 65536
 
 
 def train(
-    spec: HeadSpec, pairs: Sequence[PreferencePair], output: Path, *, policy: Policy, seed: int
+    spec: HeadSpec,
+    pairs: Sequence[PreferencePair],
+    output: Path,
+    *,
+    policy: Policy,
+    seed: int,
+    kept: KeptFeatures | None = None,
 ) -> dict[str, Any]:
     """Trains on `pairs` and writes the head to `output`; gives counts, timings and the cross-validation.
 
@@ -51,7 +60,7 @@ def train(
         raise UserError("there are no pairs to train the reward model on")
     texts, indices = texts_of_pairs(pairs)
     started = time.perf_counter()
-    features = _cached_features(Features(spec, policy), texts, output / "cache")  # (N, D)
+    features = _cached_features(Features(spec, policy, kept), texts, output / "cache")  # (N, D)
     seconds = time.perf_counter() - started
     started = time.perf_counter()
     mean, scale = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
@@ -80,11 +89,11 @@ def train(
     }
 
 
-def load(folder: Path, spec: HeadSpec, *, id: str, policy: Policy) -> Reward:
+def load(folder: Path, spec: HeadSpec, *, id: str, policy: Policy, kept: KeptFeatures | None = None) -> Reward:
     """The head that `train` wrote to `folder` on its trunk; raises `UserError` when it holds no weights."""
     if not (folder / WEIGHTS).exists():
         raise UserError(f"{folder} holds no {WEIGHTS}: it says how to train a reward model; train it first")
-    return HeadReward(Features(spec, policy), load_file(folder / WEIGHTS), id=id, name=folder.name)
+    return HeadReward(Features(spec, policy, kept), load_file(folder / WEIGHTS), id=id, name=folder.name)
 
 
 class HeadReward(Reward):
@@ -108,25 +117,51 @@ class HeadReward(Reward):
 
 
 class Features:
-    """Pooled hidden states of a frozen model, which is loaded once."""
+    """Pooled hidden states of a frozen model, which is loaded once; those that `kept` holds are not computed again."""
 
-    def __init__(self, spec: HeadSpec, policy: Policy):
+    def __init__(self, spec: HeadSpec, policy: Policy, kept: KeptFeatures | None = None):
         self.spec = spec
         self.policy = policy
         self.system_prompt = policy.system_prompt
         self.trunk, self.tokenizer, self.layers = load_trunk(spec.base, policy, spec.layers)
         self.turns = Turns(self.tokenizer, self.trunk)
+        self.kept = kept
+        reference = policy.model if spec.base == "policy" else spec.base
+        self.made_of = fingerprint(computed_by(reference, policy), self.layers, sorted(spec.pooling))
 
     def __call__(self, texts: Sequence[Text]) -> torch.Tensor:
         """Features (N, layers x poolings x width) of texts, float32; over-long texts keep their end."""
+        rows, starts = self._rows(texts)
+        if self.kept is None:
+            return self._compute(rows, starts)
+        keys = [self.kept.key(self.made_of, *row) for row in zip(rows, starts, strict=True)]
+        found = [self.kept.find(key) for key in keys]
+        missing = [number for number, one in enumerate(found) if one is None]
+        new = self._compute([rows[number] for number in missing], [starts[number] for number in missing])
+        for number, features in zip(missing, new, strict=True):
+            found[number] = features
+        for text, key, features in zip(texts, keys, found, strict=True):
+            self.kept.add(text, key, features)
+        return torch.stack([one for one in found if one is not None]) if texts else new
+
+    def note(self, texts: Sequence[Text], features: torch.Tensor) -> None:
+        """Hands on features that were computed before."""
+        if self.kept is not None:
+            for text, row, start, values in zip(texts, *self._rows(texts), features, strict=True):
+                self.kept.add(text, self.kept.key(self.made_of, row, start), values)
+
+    def _rows(self, texts: Sequence[Text]) -> tuple[list[list[int]], list[int]]:
+        """The tokens of each text, and where the completion begins in them."""
         encoded = [encode(self.turns, text, self.system_prompt) for text in texts]
         rows = [ids[-self.spec.max_length :] for ids, _ in encoded]
-        # where the completion begins; at least its last token (EOS, or the prompt's end if it is empty) is pooled
+        # at least its last token (EOS, or the prompt's end if it is empty) is pooled
         starts = [
             min(max(0, prompt - (len(ids) - len(row))), len(row) - 1)
             for (ids, prompt), row in zip(encoded, rows, strict=True)
         ]
+        return rows, starts
 
+    def _compute(self, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
         def forward(ids: torch.Tensor, mask: torch.Tensor, numbers: list[int]) -> torch.Tensor:
             states = self.trunk(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
             positions = torch.arange(ids.shape[1], device=ids.device)
@@ -209,7 +244,9 @@ def _cached_features(features: Features, texts: Sequence[Text], folder: Path) ->
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:24]
     path = folder / f"{key}.safetensors"
     if path.exists():
-        return load_file(path)["features"]
+        result = load_file(path)["features"]
+        features.note(texts, result)
+        return result
     by_length = sorted(range(len(texts)), key=lambda number: len(texts[number].completion))
     rows = sharded_map(lambda share: list(features([texts[number] for number in share])), by_length)
     result = torch.empty(len(texts), rows[0].shape[0])

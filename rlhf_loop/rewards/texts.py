@@ -65,6 +65,22 @@ def texts_of_completions(prompts: Sequence[Prompt], completions: Sequence[Comple
     ]
 
 
+def of_completions(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[tuple[str, str, Text]]:
+    """(prompt id, completion id, text) of each completion."""
+    texts = texts_of_completions(prompts, completions)
+    return [(one.prompt_id, one.id, text) for one, text in zip(completions, texts, strict=True)]
+
+
+def of_pairs(pairs: Sequence[PreferencePair]) -> list[tuple[str, str, Text]]:
+    """The same of both sides of each pair."""
+    texts, indices = texts_of_pairs(pairs)
+    return [
+        (pair.prompt_id, id, texts[number])
+        for pair, sides in zip(pairs, indices, strict=True)
+        for id, number in zip((pair.chosen_id, pair.rejected_id), sides, strict=True)
+    ]
+
+
 def encode(turns: Turns, text: Text, system_prompt: str | None = None) -> tuple[list[int], int]:
     """Token ids of a text, and how many of them are the prompt's: what the policy read and wrote (`Turns.tokens`)."""
     tokens = turns.tokens(

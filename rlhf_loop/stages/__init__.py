@@ -33,6 +33,7 @@ def run_stage(arguments_file: Path, progress: Progress | None = None) -> None:
     arguments = StageArguments.read(arguments_file)
     module, function = STAGES[arguments.stage].split(":")
     run = getattr(import_module(module), function)
+    import_module("rlhf_loop.models.loading").fit_threads()  # torch is here only now
     distributed.start()
     with _output(arguments) as folder:
         run(arguments, folder, progress or (lambda done, total, text: None))

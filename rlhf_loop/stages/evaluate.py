@@ -1,7 +1,7 @@
 """Stage 6: the candidate policy on held-out prompts, against the base and the last promoted policy.
 
     held_out.parquet  policy  base's and previous evaluation
-        ->  answers.parquet  prompts.parquet  evaluation.json  measured.json
+        ->  answers.parquet  prompts.parquet  evaluation.json  measured.json  features.parquet
 
 In round 0 the candidate is the base itself: its answers are what later rounds are compared with. What is measured of
 them, and of the last promoted policy's answers, is read from the evaluations that measured it first (`measured.json`:
@@ -11,9 +11,9 @@ numbers under hashes of what they follow from; without them, the same is measure
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,17 @@ from rlhf_loop.annotators import gold_scores
 from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation import Measured, Models, Scorer, evaluate
 from rlhf_loop.files import read_json, write_json
-from rlhf_loop.models.distributed import is_main, world_size
-from rlhf_loop.models.loading import check_model, device, load_policy
-from rlhf_loop.places import content
+from rlhf_loop.models.distributed import is_main
+from rlhf_loop.models.identity import computed_by
+from rlhf_loop.models.loading import check_model, load_policy
 from rlhf_loop.recipe import Recipe, RewardModelJudge, parse
 from rlhf_loop.records import Completion, Prompt, read_records, write_records
+from rlhf_loop.rewards.kept_features import KeptFeatures
+from rlhf_loop.rewards.texts import of_completions
 from rlhf_loop.stages import Progress
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.stages.generate import sample
-from rlhf_loop.stages.reward import load
+from rlhf_loop.stages.reward import kept_before, load
 from rlhf_loop.tracking import evaluation_run
 from rlhf_loop.updates.adapters import lora_config
 
@@ -64,7 +66,9 @@ def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress:
     policy, tokenizer = load_policy(arguments.values["policy"], recipe.policy)
     reference = None if hasattr(policy, "disable_adapter") else _reference(policy, arguments, recipe)
     measured = Measured(_known(inputs))
-    judge, name, simulated = _judge(recipe, inputs.get("judge"), arguments, prompts, measured)
+    features = KeptFeatures(kept_before(arguments))
+    scorer = partial(_reward_scorer, arguments=arguments, held_out=prompts, measured=measured, features=features)
+    judge, name, simulated = _judge(recipe, inputs.get("judge"), scorer)
     result = evaluate(
         prompts,
         answers,
@@ -75,17 +79,18 @@ def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress:
         simulated=simulated,
         settings=recipe.evaluation,
         seed=recipe.seed,
-        proxy=_reward_scorer(inputs["reward"], arguments, prompts, measured) if "reward" in inputs else None,
+        proxy=scorer(inputs["reward"]) if "reward" in inputs else None,
         models=Models(
             policy=policy,
             tokenizer=tokenizer,
             settings=recipe.policy,
             reference=reference,
-            reference_made_of=_computed_by(recipe),
+            reference_made_of=computed_by(recipe.policy.model, recipe.policy),
         ),
         plain_text=plain_text,
         measured=measured,
     )
+    features.write(folder, of_completions(prompts, [*answers, *base]))
     if is_main():
         write_records(folder / "answers.parquet", answers)
         write_records(folder / "prompts.parquet", prompts)
@@ -100,14 +105,6 @@ def _known(inputs: Mapping[str, Path]) -> dict[str, Any]:
     return {key: number for file in files if file.exists() for key, number in read_json(file).items()}
 
 
-def _computed_by(recipe: Recipe) -> list[Any]:
-    """The base by content, and all else that a number computed with it depends on to the last bit."""
-    model = recipe.policy.model
-    settings = recipe.policy.model_dump(mode="json", exclude={"model", "dtype"})
-    versions = [version(name) for name in ("torch", "transformers", "rlhf-loop")]
-    return [content(model) or model, settings, recipe.policy.precision, device().type, world_size(), versions]
-
-
 def _reference(policy: object, arguments: StageArguments, recipe: Recipe) -> object:
     if arguments.values["policy"] == recipe.policy.model:
         return policy
@@ -119,25 +116,31 @@ def _answers(folder: Path) -> list[Completion]:
     return answers
 
 
-def _judge(
-    recipe: Recipe, folder: Path | None, arguments: StageArguments, prompts: Sequence[Prompt], measured: Measured
-) -> tuple[Scorer, str, bool]:
+def _judge(recipe: Recipe, folder: Path | None, scorer: Callable[[Path], Scorer]) -> tuple[Scorer, str, bool]:
     """The judge, its name, and whether it stands for a simulated annotator."""
     judge = recipe.evaluation.judge
     if isinstance(judge, RewardModelJudge):
         assert folder is not None
         return (
-            _reward_scorer(folder, arguments, prompts, measured),
+            scorer(folder),
             f"reward model {judge.model.name}, of feedback kept apart",
             False,
         )
     return lambda prompts, answers: gold_scores(judge.rule, prompts, answers), f"gold rule {judge.rule}", True
 
 
-def _reward_scorer(folder: Path, arguments: StageArguments, held_out: Sequence[Prompt], measured: Measured) -> Scorer:
+def _reward_scorer(
+    folder: Path,
+    *,
+    arguments: StageArguments,
+    held_out: Sequence[Prompt],
+    measured: Measured,
+    features: KeptFeatures | None = None,
+) -> Scorer:
     """The reward model's scores; answers that it scored in an earlier evaluation are not scored again."""
-    reward = load(folder, arguments.recipe)
-    computed_by = _computed_by(parse(arguments.recipe))
+    reward = load(folder, arguments.recipe, features)
+    policy = parse(arguments.recipe).policy
+    made_of = [reward.id, computed_by(policy.model, policy)]
 
     def score(prompts: Sequence[Prompt], answers: Sequence[Completion]) -> list[float | None]:
         def scores() -> list[dict[str, Any]]:
@@ -146,7 +149,7 @@ def _reward_scorer(folder: Path, arguments: StageArguments, held_out: Sequence[P
             return [{"completion_id": answer.id, "score": known.get(answer.id)} for answer in answers]
 
         texts = [asdict(prompt) for prompt in held_out], [asdict(answer) for answer in answers]
-        return [one["score"] for one in measured(["scores", reward.id, computed_by, *texts], scores)]
+        return [one["score"] for one in measured(["scores", *made_of, *texts], scores)]
 
     return score
 

@@ -1,6 +1,6 @@
 """Stage 2: train the reward model (or the judge) on people's pairs, and measure it on prompts it has not seen.
 
-pairs.parquet  prompts.parquet  ->  reward/COMPONENT/  components.json  metrics.json
+pairs.parquet  prompts.parquet  ->  reward/COMPONENT/  components.json  metrics.json  features.parquet
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from rlhf_loop.models.loading import check_model, resolve_model
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
 from rlhf_loop.records import PreferencePair, Prompt, read_records, stable_id
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
+from rlhf_loop.rewards.kept_features import KeptFeatures
+from rlhf_loop.rewards.texts import of_pairs
 from rlhf_loop.stages import Progress
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.updates.adapters import lora_config
@@ -39,6 +41,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     fraction = EVAL_FRACTION if recipe.reward is None else recipe.reward.eval_fraction  # None: only a judge
     train, held_out = split_by_group(pairs, fraction, recipe.seed)
     resolve_model(recipe.policy.model)
+    features = KeptFeatures(kept_before(arguments))
     metrics: dict[str, Any] = {}
     listed: list[dict[str, Any]] = []
     for number, component in enumerate(components):
@@ -55,10 +58,12 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
             report_to=(),
             progress=progress,
             prompts=prompts,
+            features=features,
         )
         held_out_metrics = trained.pop("eval") or {}
         metrics[name] = without_times({**trained, **held_out_metrics})
         listed.append({"name": name, "weight": component.weight})
+    features.write(folder, of_pairs(pairs))
     if is_main():
         id = _id("judge" if role == "judge" else "reward_model", arguments, folder, listed)
         write_json(folder / "components.json", {"id": id, "components": listed})
@@ -73,12 +78,18 @@ def _id(kind: str, arguments: StageArguments, folder: Path, components: list[dic
     return f"{kind}-{arguments.round:03d}-{digest[:8]}"
 
 
-def load(folder: Path, recipe_values: dict[str, Any]) -> Reward:
-    """The reward that this stage made in `folder`: one model, or the weighted sum of several."""
+def kept_before(arguments: StageArguments) -> list[Path]:
+    """The folders of steps that may have kept features of the texts that this one reads."""
+    return [Path(folder) for name, folder in sorted(arguments.inputs.items()) if name.startswith("features")]
+
+
+def load(folder: Path, recipe_values: dict[str, Any], features: KeptFeatures | None = None) -> Reward:
+    """The reward that this stage made in `folder`: one model, or the weighted sum of several; `features`: those that
+    need not be computed again."""
     recipe = parse(recipe_values)
     listed = read_json(folder / "components.json")
     rewards = [
-        (load_reward(folder / c["name"], id=listed["id"], policy=recipe.policy), c["weight"])
+        (load_reward(folder / c["name"], id=listed["id"], policy=recipe.policy, features=features), c["weight"])
         for c in listed["components"]
     ]
     return rewards[0][0] if len(rewards) == 1 and rewards[0][1] == 1.0 else combine(rewards)

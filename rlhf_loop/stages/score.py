@@ -1,6 +1,6 @@
 """Stages 3 and 9: the reward model scores completions.
 
-reward/  completions.parquet  prompts.parquet  ->  scores.parquet
+reward/  completions.parquet  prompts.parquet  ->  scores.parquet  features.parquet
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from pathlib import Path
 
 from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.records import Completion, Prompt, Score, read_records, write_records
+from rlhf_loop.rewards.kept_features import KeptFeatures
+from rlhf_loop.rewards.texts import of_completions
 from rlhf_loop.stages import Progress
 from rlhf_loop.stages.arguments import StageArguments
-from rlhf_loop.stages.reward import load
+from rlhf_loop.stages.reward import kept_before, load
 
 
 def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
@@ -21,7 +23,8 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     work."""
     prompts: list[Prompt] = read_records(Path(arguments.inputs["prompts"]), Prompt)
     completions: list[Completion] = read_records(Path(arguments.inputs["completions"]), Completion)
-    reward = load(Path(arguments.inputs["reward"]), arguments.recipe)
+    features = KeptFeatures([*kept_before(arguments), Path(arguments.inputs["reward"])])
+    reward = load(Path(arguments.inputs["reward"]), arguments.recipe, features)
     by_length = sorted(completions, key=lambda c: (len(c.text), c.id))
     progress(0, len(completions), "")
 
@@ -30,5 +33,6 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
 
     scores = {s.completion_id: replace(s, round=arguments.round) for s in sharded_map(score, by_length)}
     progress(len(completions), len(completions), "")
+    features.write(folder, of_completions(prompts, completions))
     if is_main():
         write_records(folder / "scores.parquet", [scores[c.id] for c in completions if c.id in scores])

@@ -60,7 +60,7 @@ def test_evaluations_are_the_same_as_without_what_earlier_rounds_measured(
     assert len(passes) == 7  # the base's answers and its plain text anew in round 1 and 2
 
     damaged = tmp_path / "anew" / "round_000" / "evaluate" / "measured.json"
-    write_json(damaged, {key: 1.0 for key in read_json(damaged)})
+    write_json(damaged, dict.fromkeys(read_json(damaged), 1.0))
     (tmp_path / "anew" / "round_002" / "manifest.json").unlink()
     (tmp_path / "anew" / "round_002" / "evaluate" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"measured\.json is damaged .*round_000"):

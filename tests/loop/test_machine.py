@@ -59,3 +59,48 @@ def test_a_run_keeps_to_the_precision_that_it_was_begun_in(tmp_path: Path, monke
     assert keep_recipe(auto, RunDir(tmp_path / "another")).policy.dtype == "bfloat16"
     with pytest.raises(RecipeChanged, match=r"policy\.dtype: 'float32' -> 'bfloat16'"):
         check_recipe(Recipe.load(SMOKE, ["policy.dtype=bfloat16"]), run)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/jobs/one\n", {"jobs/cpu.max": "350000 100000\n", "jobs/one/cpu.max": "max 100000\n"}, 3),
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        (
+            "5:memory:/x\n4:cpu,cpuacct:/x\n0::/\n",
+            {"cpu,cpuacct/x/cpu.cfs_quota_us": "400000\n", "cpu,cpuacct/x/cpu.cfs_period_us": "100000\n"},
+            4,
+        ),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_quota_of_a_container_is_that_of_its_group_or_of_one_around_it(
+    groups: str, files: dict[str, str], quota: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cgroup").write_text(groups)
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(text)
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "fs")
+    assert machine.cpu_quota() == quota
+
+
+def test_torch_takes_no_more_threads_than_the_quota_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from rlhf_loop.models import loading
+
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(loading, "cpu_quota", lambda: 2)
+    loading.fit_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    loading.fit_threads()
+    monkeypatch.setattr(loading, "cpu_quota", lambda: None)
+    loading.fit_threads()
+    assert taken == [2]
