@@ -36,8 +36,8 @@ LAYERS = (
         name="ground",
         says="files, locks, processes, errors: all may use it (no lines are drawn)",
         rooms=(
-            "damage", "errors", "files", "locks", "machine", "near", "places", "private", "processes", "progress",
-            "settings", "step_folders",
+            "batches", "damage", "errors", "files", "locks", "machine", "near", "places", "private", "processes",
+            "progress", "settings", "step_folders",
         ),
         may_import=(),
     ),
@@ -46,7 +46,7 @@ LAYERS = (
         says="what flows, and every setting: all may use them (no lines are drawn)",
         rooms=(
             "algorithms", "annotators", "columns", "recipe", "records", "reward_function", "reward_spec",
-            "trainer_fields",
+            "reward_values", "trainer_fields",
         ),
         may_import=("ground",),
     ),

@@ -76,15 +76,19 @@ def test_answers_that_were_judged_are_not_judged_again_and_a_deletion_finds_thei
         judged.extend(answer.text for answer in answers)
         return [Score(completion_id=a.id, reward_model="judge", value=float(len(a.text))) for a in answers if a.text]
 
-    monkeypatch.setattr(stage, "load", lambda folder, recipe: SimpleNamespace(id="judge", score=score))
+    monkeypatch.setattr(stage, "load", lambda folder, recipe, features: SimpleNamespace(id="judge", score=score))
     recipe = SimpleNamespace(policy=Policy(model="tiny-random:0", dtype="float32"))
     monkeypatch.setattr(stage, "parse", lambda values: recipe)
     prompts = [Prompt(id=f"p{i}", group=f"p{i}", messages=({"role": "user", "content": "Why?"},)) for i in range(2)]
     answers = [answer(prompt, text) for prompt, text in zip(prompts, ["So.", ""], strict=True)]
     arguments: Any = SimpleNamespace(recipe={})
+
+    def scorer(measured: Measured) -> Any:
+        return stage._reward_scorer(tmp_path, arguments=arguments, held_out=prompts, measured=measured)
+
     first = Measured()
-    assert stage._reward_scorer(tmp_path, arguments, prompts, first)(prompts, answers) == [3.0, None]
-    again = stage._reward_scorer(tmp_path, arguments, prompts, Measured(first.numbers))
+    assert scorer(first)(prompts, answers) == [3.0, None]
+    again = scorer(Measured(first.numbers))
     assert again(prompts, answers) == [3.0, None]
     assert judged == ["So.", ""]
     again(prompts, [answers[0], answer(prompts[1], "Because.")])
