@@ -85,3 +85,33 @@ def test_the_ppo_of_the_updates_page_runs(tmp_path: Path, tiny_policy: Path) -> 
     code += "\nassert trainer.state.global_step == 16, trainer.state.global_step"
     finished = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def test_files_that_the_pages_name_are_there() -> None:
+    folders = r"(?:rlhf_loop|tests|benchmarks|recipes|reward_models|docs|\.ci|\.github)"
+    missing = [
+        f"{page.name}: {name}"
+        for page in [*PAGES, ROOT / "CONTRIBUTING.md"]
+        for name in re.findall(rf"(?<![\w/])({folders}/[\w./-]*\w)", page.read_text())
+        if not (ROOT / name).exists()
+        and not re.search(r"KIND|reward_models/(short|mine)|updates/chosen|importers/triples|docs/data-export", name)
+    ]
+    papers = (ROOT / "docs" / "papers.md").read_text()
+    missing += [
+        f"papers.md: {name}"
+        for name in re.findall(r"`([\w/]+(?:\.py|/))`", papers)
+        if not (ROOT / "rlhf_loop" / name).exists()
+    ]
+    assert missing == []
+
+
+def test_modules_and_names_that_the_pages_import_are_there() -> None:
+    for page in PAGES:
+        if page.name == "migration.md":
+            continue
+        for module in re.findall(r"\brlhf_loop(?:\.[a-z_0-9]+)+", page.read_text()):
+            parts = module.split(".")
+            place = ROOT.joinpath(*parts)
+            owner = ROOT.joinpath(*parts[:-1])  # of a function of a module
+            there = place.is_dir() or place.with_suffix(".py").exists() or owner.with_suffix(".py").exists()
+            assert there, f"{page.name} names {module}"
