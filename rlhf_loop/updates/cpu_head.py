@@ -7,16 +7,69 @@ pass while they are few, and tokens without a gradient (padding, clipped ratios)
 
 from __future__ import annotations
 
+import functools
+import types
 from typing import Any
 
 import torch
+from peft import PeftModel
+from torch import nn
 from trl.kernels import ChunkedLogProbFunction
+from trl.trainer.utils import FusedCausalLMOutput
 
 _CHUNK = 1 << 24
 """Logits that are computed at a time."""
 
 _KEPT = 1 << 27
 """Logits of a call whose exponentials are kept (float32); those of larger ones are computed again."""
+
+_MORE_THAN_A_PRODUCT = (
+    "final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling",
+)  # fmt: skip
+"""Settings of models whose logits are more than a product with the head."""
+
+
+def add_cpu_head(model: Any, temperature: float = 1.0) -> None:
+    """Where TRL's `add_fused_lm_head` has made `model(..., labels=labels, fused_lm_head=True)` give log-probabilities,
+    they come from `Head`, of the positions that have a label and no others: TRL leaves the others out only where Triton
+    runs. `model`: a causal LM on a CPU, or a PeftModel of one.
+
+    Models with capped or scaled logits, the balance loss of experts, and sharded weights are left to TRL's head.
+    """
+    policy = model.get_base_model() if isinstance(model, PeftModel) else model
+    of_trl = policy.forward
+    settings = policy.config.get_text_config()
+    is_product = all(getattr(settings, name, None) is None for name in _MORE_THAN_A_PRODUCT)
+
+    @functools.wraps(type(policy).forward)  # generate() checks its arguments against this signature
+    def forward(
+        self: Any, *args: Any, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        head = self.get_output_embeddings()
+        if not (
+            fused_lm_head
+            and labels is not None
+            and is_product
+            and not (kwargs.get("output_router_logits") or getattr(settings, "output_router_logits", False))
+            and not kwargs.keys() & {"shift_labels", "num_items_in_batch"}
+            and _is_whole(head.weight)
+        ):
+            return of_trl(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
+        hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]  # (B, L - 1, H)
+        labels = labels[:, 1:]
+        scored = labels != -100
+        values = Head.apply(hidden[scored], head.weight, head.bias, labels[scored], temperature, 0)
+        # Scattered, so that a batch without a label has a gradient too, of zero.
+        log_probs, entropy = (value.new_zeros(scored.shape).masked_scatter(scored, value) for value in values[:2])
+        loss = -log_probs.sum() / scored.sum().clamp(min=1)
+        return FusedCausalLMOutput(loss=loss, log_probs=log_probs, entropy=entropy, label_mask=scored)
+
+    policy.forward = types.MethodType(forward, policy)
+
+
+def _is_whole(weight: nn.Parameter) -> bool:
+    """Whether this process holds all of it: neither FSDP nor ZeRO shares it out."""
+    return type(weight) in (nn.Parameter, torch.Tensor) and not hasattr(weight, "ds_id")
 
 
 class Head:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import trl.trainer.utils
 from peft import PeftModel
 from trl import GRPOTrainer
 
@@ -17,7 +15,7 @@ from rlhf_loop.models.loading import check_adapted, merged_for_sampling
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Generation
 from rlhf_loop.records import stable_id
-from rlhf_loop.updates.cpu_head import Head
+from rlhf_loop.updates.cpu_head import add_cpu_head
 from rlhf_loop.updates.prompt_order import resumable
 
 
@@ -42,6 +40,10 @@ class Rollouts:
         self.eos_token_ids = [*self.eos_token_ids, *sorted(ends - set(self.eos_token_ids))]
         if not self.use_vllm:
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
+        if self.accelerator.device.type == "cpu" and not getattr(self.args, "cast_lm_head_to_fp32", False):
+            add_cpu_head(policy, self.temperature)
+            if self.ref_model is not None:
+                add_cpu_head(self.accelerator.unwrap_model(self.ref_model), self.temperature)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return resumable(super()._get_train_sampler(dataset))  # type: ignore[misc]
@@ -58,10 +60,6 @@ class Rollouts:
         ended = [bool(len(ids)) and int(ids[-1]) in ends for ids in completion_ids_list]
         told = [{"finished": of_ids, **row} for row, of_ids in zip(inputs, ended, strict=True)]
         return super()._calculate_rewards(told, prompts, completions, completion_ids_list)  # type: ignore[misc]
-
-    def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> Any:
-        with _head_for_a_cpu():
-            return super()._get_per_token_logps_and_entropies(*arguments, **named)  # type: ignore[misc]
 
 
 def check_prompts(count: int, arguments: Any) -> None:
@@ -115,18 +113,3 @@ def _sampled(trainer: Any, prompt_ids: Sequence[Sequence[int]]) -> list[list[int
             model, trainer.processing_class, [list(ids) for ids in distinct], keys, samples, settings
         )
     return [completions[prompt][sample] for prompt, sample in rows]
-
-
-@contextmanager
-def _head_for_a_cpu() -> Iterator[None]:
-    """Within it, on a CPU, TRL's fused head uses our kernel, and projects no positions but the completion's.
-
-    By itself it leaves out the prompt's only where Triton runs: on some accelerators each new shape is compiled."""
-    module = trl.trainer.utils
-    before = module._use_triton, module._ChunkedLogProbFunction
-    module._use_triton = lambda device: device.type == "cpu" or before[0](device)
-    module._ChunkedLogProbFunction = Head
-    try:
-        yield
-    finally:
-        module._use_triton, module._ChunkedLogProbFunction = before

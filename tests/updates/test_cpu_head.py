@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from samples import token_task as task
+from transformers import AutoModelForCausalLM
 from trl.kernels import ChunkedLogProbFunction
+from trl.trainer.utils import add_fused_lm_head
 
 from rlhf_loop.updates import cpu_head
-from rlhf_loop.updates.cpu_head import Head
+from rlhf_loop.updates.cpu_head import Head, add_cpu_head
 
 ROWS, WIDTH, VOCABULARY = 13, 8, 50
 
@@ -75,3 +78,44 @@ def test_logits_that_are_capped_are_left_to_trl() -> None:
     ours = Head.apply(*mine, 1.0, 16, 5.0, 1.0, ("log_probs",))
     other = ChunkedLogProbFunction.apply(*theirs, 1.0, 16, 5.0, 1.0, ("log_probs",))
     assert torch.equal(ours[0], other[0])
+
+
+def with_heads() -> Any:
+    model = AutoModelForCausalLM.from_pretrained(task.model_folder())
+    add_fused_lm_head(model, temperature=0.7, outputs=("log_probs", "entropy"))
+    add_cpu_head(model, temperature=0.7)
+    return model
+
+
+IDS = torch.tensor([[3, 5, 7, 9, 11], [4, 6, 8, 10, 12]])
+LABELS = torch.tensor([[-100, -100, 7, 9, 11], [-100, -100, 8, 10, -100]])
+
+
+def test_a_model_scores_what_has_a_label_and_gives_logits_as_before() -> None:
+    model = with_heads()
+    logits = model(input_ids=IDS).logits
+    log_probs = (logits / 0.7).log_softmax(-1)[:, :-1]
+    expected = log_probs.gather(-1, IDS[:, 1:, None])[..., 0]
+    scored = LABELS[:, 1:] != -100
+    output = model(input_ids=IDS, labels=LABELS, fused_lm_head=True)
+    torch.testing.assert_close(output.log_probs, expected * scored)
+    torch.testing.assert_close(output.entropy, -(log_probs.exp() * log_probs).sum(-1) * scored)
+    torch.testing.assert_close(output.loss, -expected[scored].mean())
+
+
+def test_a_batch_without_a_label_has_a_gradient_of_zero() -> None:
+    model = with_heads()
+    model(input_ids=IDS, labels=torch.full_like(IDS, -100), fused_lm_head=True).log_probs.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    assert any(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("setting", cpu_head._MORE_THAN_A_PRODUCT)
+def test_a_model_whose_logits_are_scaled_keeps_trls_head(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(task.model_folder())
+    setattr(model.config, setting, 2.0)
+    add_fused_lm_head(model)
+    expected = model(input_ids=IDS, labels=LABELS, fused_lm_head=True).log_probs
+    add_cpu_head(model)
+    monkeypatch.setattr(Head, "apply", None)
+    assert torch.equal(model(input_ids=IDS, labels=LABELS, fused_lm_head=True).log_probs, expected)

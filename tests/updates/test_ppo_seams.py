@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from samples import token_task as task
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 from transformers.utils import ModelOutput
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import (
     FusedCausalLMOutput,
@@ -30,6 +30,9 @@ from trl.trainer.utils import (
     use_adapter,
 )
 
+from rlhf_loop.updates import PPOConfig, PPOTrainer
+from rlhf_loop.updates import grpo as grpo_update
+from rlhf_loop.updates import rloo as rloo_update
 from rlhf_loop.updates.cpu_head import Head
 from rlhf_loop.updates.ppo.config import _INSTEAD
 from rlhf_loop.updates.ppo.critic import CRITIC, attach_critic
@@ -349,12 +352,18 @@ def test_trl_is_pinned_to_the_release_that_this_was_written_for() -> None:
     assert "trl>=1.16,<1.17" in project["dependencies"], "a newer TRL: run this file with it first, then move the pin"
 
 
-def test_on_a_cpu_the_fused_head_projects_scored_positions_by_our_kernel(tmp_path: Path) -> None:
-    made = task.trainer(tmp_path)
-    batch = task.rollout(made)
+@pytest.mark.parametrize("kind", [PPOTrainer, grpo_update._Trainer, rloo_update._Trainer])
+def test_on_a_cpu_scored_positions_are_projected_by_our_kernel_and_give_what_trls_own_head_does(
+    tmp_path: Path, grpo: Any, kind: Any
+) -> None:
+    batch = task.rollout(grpo)
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    arguments = (made.model, ids, attention, task.LENGTH)
+    config = {grpo_update._Trainer: GRPOConfig, rloo_update._Trainer: RLOOConfig}.get(kind, PPOConfig)
+    made = kind(
+        model=task.model_folder(), reward_funcs=task.share_of_a, processing_class=task.tokenizer(),
+        train_dataset=task.prompts(), args=task.config(tmp_path, config, num_generations=4),
+    )  # fmt: skip
     projected: list[int] = []
     kernel = Head.apply
 
@@ -362,13 +371,25 @@ def test_on_a_cpu_the_fused_head_projects_scored_positions_by_our_kernel(tmp_pat
         projected.append(len(hidden))
         return kernel(hidden, *more)
 
+    def scored(trainer: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        trainer.model.zero_grad()
+        log_probs, entropy, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, attention, task.LENGTH, compute_entropy=True
+        )
+        (log_probs.sum() + 0.3 * entropy.sum()).backward()
+        return log_probs, entropy, {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+    where = "add_cpu_head in rlhf_loop/updates/cpu_head.py"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Head, "apply", counted)
-        ours, our_entropy, _ = made._get_per_token_logps_and_entropies(*arguments, compute_entropy=True)
-        theirs, their_entropy, _ = GRPOTrainer._get_per_token_logps_and_entropies(
-            made, *arguments, compute_entropy=True
-        )
-    where = "rlhf_loop/updates/rollouts.py"
-    assert projected == [int(batch["completion_mask"].sum())], look("TRL's `_use_triton` or its kernel", where)
+        ours, our_entropy, our_gradients = scored(made)
+        assert projected == [int(batch["completion_mask"].sum())], look("the head is asked for in another way", where)
+        theirs, their_entropy, their_gradients = scored(grpo)
+        assert len(projected) == 1, look("TRL's own trainer has our head", where)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     torch.testing.assert_close(our_entropy, their_entropy, atol=1e-5, rtol=0)
+    assert set(their_gradients) <= set(our_gradients)
+    for name, gradient in their_gradients.items():
+        torch.testing.assert_close(
+            our_gradients[name], gradient, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
