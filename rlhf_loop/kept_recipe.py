@@ -54,12 +54,12 @@ def keep_recipe(recipe: Recipe, run: RunDir) -> Recipe:
 def check_recipe(recipe: Recipe, run: RunDir) -> Recipe:
     """The recipe as it is in force in the run. Raises `RecipeChanged` where the run was made with another one."""
     kept = _kept(run)
-    in_force = _with_dtype(recipe, recipe.policy.precision)
+    in_force = _in_force(recipe, {})
     if kept is not None:
-        kept = _with_defaults(kept)
+        # Older runs name no attention, which was transformers' choice.
+        kept = _with_defaults(kept | {"policy": {"attn_implementation": None} | kept["policy"]})
         name = kept.get("name")
-        if recipe.policy.dtype == "auto":
-            in_force = _with_dtype(recipe, kept["policy"].get("dtype", recipe.policy.precision))
+        in_force = _in_force(recipe, kept["policy"])
         if name != recipe.name:
             raise RecipeChanged(
                 f"{run.path} holds a run of recipe `{name}`, not `{recipe.name}`; choose another folder with --run-dir",
@@ -81,8 +81,12 @@ def check_recipe(recipe: Recipe, run: RunDir) -> Recipe:
     return in_force
 
 
-def _with_dtype(recipe: Recipe, dtype: str) -> Recipe:
-    return recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"dtype": dtype})})
+def _in_force(recipe: Recipe, kept: Mapping[str, Any]) -> Recipe:
+    """The recipe with what `auto` is: what the run was begun with, or what this machine is fast in."""
+    policy = recipe.policy
+    now = {"dtype": policy.precision, "attn_implementation": policy.attention}
+    auto = {name: kept.get(name, value) for name, value in now.items() if getattr(policy, name) == "auto"}
+    return recipe.model_copy(update={"policy": policy.model_copy(update=auto)})
 
 
 def _kept(run: RunDir) -> dict[str, Any] | None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+GROUPED = "grouped"
+"""Attention for CPUs (`rlhf_loop/models/attention.py`), as recipes and a model's config name it."""
 
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # of x86-64, and of Arm
 _CPU = Path("/proc/cpuinfo")
@@ -28,6 +30,11 @@ def native_dtype() -> Dtype:
     """bfloat16 on an accelerator and on a CPU that multiplies in it; else float32, where products in bfloat16 take
     several times as long."""
     return "bfloat16" if visible_accelerators() or cpu_flags() & _BFLOAT16_FLAGS else "float32"
+
+
+def native_attention() -> str | None:
+    """Ours on a CPU; elsewhere None, which leaves the choice to transformers."""
+    return None if visible_accelerators() else GROUPED
 
 
 def cpu_flags() -> set[str]:

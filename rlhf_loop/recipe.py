@@ -23,7 +23,7 @@ from rlhf_loop.algorithms import ALGORITHMS, TRAINER_CONFIGS, AlgorithmName, Con
 from rlhf_loop.engines import EngineName
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.privacy.redaction import RedactorName
-from rlhf_loop.machine import Dtype, native_dtype
+from rlhf_loop.machine import Dtype, native_attention, native_dtype
 from rlhf_loop.models.checks import check_files, check_targets
 from rlhf_loop.near import did_you_mean, near, nearest
 from rlhf_loop.places import absolute_model, absolute_path, absolute_store, relocated
@@ -58,13 +58,19 @@ class Policy(Settings):
     model: str
     dtype: Dtype | Literal["auto"] = "auto"  # auto: what this machine is fast in; a run keeps to it
     system_prompt: str | None = None
-    attn_implementation: str | None = None
+    attn_implementation: str | None = "auto"  # auto: `grouped`, ours, on a CPU, else transformers' choice (null)
     trust_remote_code: bool = False
 
     @property
     def precision(self) -> Dtype:
         """The dtype of the weights: `dtype`, or what `auto` is on this machine."""
         return native_dtype() if self.dtype == "auto" else self.dtype
+
+    @property
+    def attention(self) -> str | None:
+        """transformers' name for how attention is computed, None for its own choice: `attn_implementation`, or what
+        `auto` is on this machine."""
+        return native_attention() if self.attn_implementation == "auto" else self.attn_implementation
 
 
 class Prompts(Settings):

@@ -23,6 +23,7 @@ import torch
 from rlhf_loop.damage import loading, reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.machine import cpu_quota
+from rlhf_loop.models.attention import attention_option, with_attention
 from rlhf_loop.models.checks import check_config, check_files, on_output_layer, on_tied_embeddings
 from rlhf_loop.models.distributed import is_main, whole_models
 from rlhf_loop.models.files import give_pad_token, resolve_model
@@ -80,14 +81,13 @@ def load_policy(
     folder = _adapter_folder(reference)
     source = resolve_model(_base_of(folder) if folder else str(reference))
     tokenizer = load_tokenizer(reference, settings)
-    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
-    if settings.attn_implementation is not None:
-        options["attn_implementation"] = settings.attn_implementation
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, **attention_option(settings)}
     dtype = getattr(torch, settings.precision)
     merged = merged and folder is not None
     assert not (merged and trainable), "merged weights are for sampling"
     with quiet(), loading(source), nullcontext() if in_training else whole_models():
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32 if merged else dtype, **options)
+        model = with_attention(model, settings)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
             f"the tokenizer of {reference} has {len(tokenizer)} tokens, and its model has embeddings for "

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from rlhf_loop.damage import loading
+from rlhf_loop.models.attention import attention_option, with_attention
 from rlhf_loop.models.distributed import whole_models
 from rlhf_loop.models.loading import device, load_tokenizer, resolve_model
 from rlhf_loop.models.quiet import quiet
@@ -31,6 +32,7 @@ def load_classifier(base: str, policy: Policy, *, full: bool = False, adapter: P
     dtype = torch.float32 if full else getattr(torch, policy.precision)
     with quiet(reports=False), loading(reference, "a reward model"), whole_models():
         model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, **_options(policy, dtype))
+        model = with_attention(model, policy)
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         # The classifier reads the last token that is not padding, and would look past the end of the answer.
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
@@ -57,6 +59,7 @@ def load_trunk(base: str, policy: Policy, layers: list[float]) -> tuple[Any, Any
     source = resolve_model(reference)
     with quiet(reports=False), loading(reference, "a reward model"), whole_models():
         model = AutoModel.from_pretrained(source, **_options(policy, getattr(torch, policy.precision)))
+        model = with_attention(model, policy)
     depth = int(model.config.get_text_config().num_hidden_layers)
     numbers = [max(1, round(share * depth)) for share in layers]
     stack = getattr(model, "layers", None)
@@ -97,7 +100,4 @@ class _Float32Linear(nn.Linear):  # type: ignore[misc]
 
 
 def _options(policy: Policy, dtype: torch.dtype) -> dict[str, Any]:
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": policy.trust_remote_code}
-    if policy.attn_implementation is not None:
-        options["attn_implementation"] = policy.attn_implementation
-    return options
+    return {"dtype": dtype, "trust_remote_code": policy.trust_remote_code, **attention_option(policy)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rlhf_loop import machine
 from rlhf_loop.kept_recipe import RecipeChanged, check_recipe, keep_recipe
@@ -104,3 +105,35 @@ def test_torch_takes_no_more_threads_than_the_quota_unless_told(monkeypatch: pyt
     monkeypatch.setattr(loading, "cpu_quota", lambda: None)
     loading.fit_threads()
     assert taken == [2]
+
+
+def test_auto_is_attention_of_ours_on_a_cpu_and_transformers_choice_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_machine(tmp_path, monkeypatch, "flags\t\t: avx2")
+    assert Policy(model="m").attention == "grouped"
+    assert Policy(model="m", attn_implementation=None).attention is None
+    assert Policy(model="m", attn_implementation="eager").attention == "eager"
+    a_machine(tmp_path, monkeypatch, "flags\t\t: avx2", "0,1")
+    assert Policy(model="m").attention is None
+
+
+@pytest.mark.parametrize(("written", "kept"), [("eager", "eager"), (None, None), ("nothing", None)])
+def test_a_run_keeps_to_the_attention_that_it_was_begun_with(
+    written: str | None, kept: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_machine(tmp_path, monkeypatch, "flags\t\t: avx2")
+    run, auto = RunDir(tmp_path / "run"), Recipe.load(SMOKE)
+    assert keep_recipe(auto, run).policy.attn_implementation == "grouped"
+    a_machine(tmp_path, monkeypatch, "flags\t\t: avx2", "0")
+    assert check_recipe(auto, run).policy.attn_implementation == "grouped"
+    assert keep_recipe(auto, RunDir(tmp_path / "another")).policy.attn_implementation is None
+
+    values = yaml.safe_load((run.path / "recipe.yaml").read_text())
+    values["policy"] |= {"attn_implementation": written}
+    if written == "nothing":  # of before there was `auto`
+        del values["policy"]["attn_implementation"]
+    (run.path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    assert check_recipe(auto, run).policy.attn_implementation == kept
+    with pytest.raises(RecipeChanged, match=r"policy\.attn_implementation: .* -> 'grouped'"):
+        check_recipe(Recipe.load(SMOKE, ["policy.attn_implementation=grouped"]), run)

@@ -1,0 +1,125 @@
+"""Attention for CPUs: a key/value head is read once for all the query heads that share it.
+
+transformers' own functions repeat keys and values for every query head and pass over the scores once for each of
+scaling, mask, cast and softmax. Here the query heads of a group are rows of one product, scaled in it, and mask and
+softmax go over the scores in one place. It is `eager` attention to rounding, in sampling and in training.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from rlhf_loop.machine import GROUPED
+from rlhf_loop.recipe import Policy
+
+_MOST_KEYS = 1024  # beyond, scores take most of the memory, and torch's blocked attention, which keeps none, is as fast
+
+
+def attention_option(settings: Policy) -> dict[str, str]:
+    """What `from_pretrained` is told: nothing where transformers is to choose, and for `grouped`, which comes after."""
+    name = settings.attention
+    return {} if name is None or name == GROUPED else {"attn_implementation": name}
+
+
+def with_attention(model: Any, settings: Policy) -> Any:
+    """The model that was loaded with `attention_option`, with the attention that the recipe names.
+
+    `grouped` goes where transformers has `sdpa` for the model, which says that its attention is the usual one, or would
+    but for Gemma 2's bounded scores. Others (sinks, layers of their own) keep what they have."""
+    if settings.attention != GROUPED:
+        return model
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(GROUPED, grouped_attention)
+    AttentionMaskInterface.register(GROUPED, eager_mask)
+    bounded = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if getattr(model, "_supports_sdpa", False) or bounded:
+        model.set_attn_implementation(GROUPED)
+    return model
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # (R, heads, L, size)
+    key: torch.Tensor,  # (R, key heads, S, size)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # (R or 1, 1, L, S), added to the scores
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    position_bias: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """softmax(scaling * query @ key^T + mask) @ value, as (R, L, heads, size), in the form of `AttentionInterface`.
+
+    `softcap` bounds the scores as in Gemma 2 (Riviere et al. 2024). Long sequences, and biases of heads, go to `sdpa`.
+    """
+    rows, heads, length, size = query.shape
+    key_heads, seen = key.shape[1], key.shape[2]
+    if softcap is None and (position_bias is not None or (length > 1 and seen > _MOST_KEYS)):
+        return _sdpa(module, query, key, value, attention_mask, dropout, scaling, position_bias, **kwargs)
+    stacked = heads // key_heads * length  # the queries of the heads that share a key head, as rows of one product
+    query = query.reshape(rows * key_heads, stacked, size)
+    key = key.reshape(rows * key_heads, seen, size)
+    value = value.reshape(rows * key_heads, seen, value.shape[-1])
+    scale = size**-0.5 if scaling is None else scaling
+    scores = torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scale)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    shape = (rows, key_heads, heads // key_heads, length, seen)
+    weights = cast(torch.Tensor, _MaskedSoftmax.apply(scores, _fitting(attention_mask, scores.dtype), shape))
+    if dropout:
+        weights = torch.nn.functional.dropout(weights, dropout, training=module.training)
+    answer = torch.bmm(weights, value)  # (R * key heads, stacked, size)
+    return answer.view(rows, heads, length, -1).transpose(1, 2).contiguous(), None
+
+
+class _MaskedSoftmax(torch.autograd.Function):  # type: ignore[misc]
+    """softmax(scores + mask) that keeps nothing but itself for the gradient; the scores are written over."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: torch.Tensor, mask: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
+        """scores: (R * key heads, stacked, S), which is `shape` = (R, key heads, group, L, S)."""
+        if mask is not None:
+            scores.view(shape).add_(mask[:, :, None])
+        weights = torch.softmax(scores, -1)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (weights,) = ctx.saved_tensors
+        return torch._softmax_backward_data(gradient, weights, -1, weights.dtype), None, None
+
+
+def _fitting(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """A mask for scores of `dtype`: under autocast float32.min is no bfloat16, and rows of -inf have no softmax."""
+    if mask is None or mask.dtype == dtype:
+        return mask
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+    return mask.clamp(min=torch.finfo(dtype).min).to(dtype)
+
+
+def _sdpa(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    position_bias: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    kwargs["is_causal"] = False  # the mask says all
+    answer, _ = sdpa_attention_forward(
+        module, query, key, value, mask, dropout, scaling, position_bias=position_bias, **kwargs
+    )
+    return answer, None
