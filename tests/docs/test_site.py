@@ -87,3 +87,4 @@ def test_the_site_builds_without_a_warning_and_its_links_lead_somewhere(tmp_path
                 assert unquote(place) in read[led_to].places, f"{page.relative_to(site)} leads to {target}"
     found = json.loads((site / "search.json").read_text())
     assert "PPOTrainer" in json.dumps(found)
+    assert "all of them, each round" in (site / "api" / "recipe.html").read_text(), "settings with their comments"
