@@ -87,6 +87,13 @@ def test_the_ppo_of_the_updates_page_runs(tmp_path: Path, tiny_policy: Path) -> 
     assert finished.returncode == 0, finished.stderr[-3000:]
 
 
+def test_pictures_of_the_readme_are_there_and_small() -> None:
+    pictures = re.findall(r'(?:src|srcset)="([^"]+)"|!\[[^]]*\]\(([^)]+)\)', (ROOT / "README.md").read_text())
+    assert len(pictures) == 5
+    for picture in pictures:
+        assert 0 < (ROOT / "".join(picture)).stat().st_size < 200_000
+
+
 def test_files_that_the_pages_name_are_there() -> None:
     folders = r"(?:rlhf_loop|tests|benchmarks|recipes|reward_models|docs|\.ci|\.github)"
     missing = [
