@@ -31,7 +31,8 @@ from rlhf_loop.server.pages.annotation import prepare
 from rlhf_loop.server.service import Service
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
-WIDTH = 1280
+WIDTH, HEIGHT = 1120, 900  # of the window; two fit beside each other
+PIXELS = 1280  # of a picture's width
 MOST_BYTES = 200_000
 CRITIQUE = "One short sentence with the answer first."
 
@@ -47,12 +48,10 @@ def main() -> None:
     with annotation_page(run) as address, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for scheme in ("light", "dark"):
-            context = browser.new_context(color_scheme=scheme, reduced_motion="reduce")
-            page = context.new_page()
-            page.set_viewport_size({"width": WIDTH, "height": 990})
+            options: Any = {"viewport": {"width": WIDTH, "height": HEIGHT}, "device_scale_factor": PIXELS / WIDTH}
+            page = browser.new_context(color_scheme=scheme, reduced_motion="reduce", **options).new_page()
             page.goto((run / "report.html").as_uri())
             keep(page.screenshot(), f"report-{scheme}")
-            page.set_viewport_size({"width": WIDTH, "height": 810})
             page.goto(f"{address}/annotate")
             page.wait_for_selector("#card:not([hidden])")
             page.keyboard.press("2")
