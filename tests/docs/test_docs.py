@@ -122,3 +122,26 @@ def test_modules_and_names_that_the_pages_import_are_there() -> None:
             owner = ROOT.joinpath(*parts[:-1])  # of a function of a module
             there = place.is_dir() or place.with_suffix(".py").exists() or owner.with_suffix(".py").exists()
             assert there, f"{page.name} names {module}"
+
+
+def test_modules_that_moved_are_where_the_page_says() -> None:
+    text = (ROOT / "docs" / "migration.md").read_text()
+    rows = [row.strip("| ").split(" | ") for row in text[text.index("| was | is |") :].splitlines()[2:] if " | " in row]
+    assert len(rows) > 10
+    for was, now in rows:
+        old, there = named(was), named(now)
+        if now.startswith("the same in"):
+            there = [f"{there[0]}.{name.rpartition('.')[2]}" for name in old]
+        for name in there:
+            place = ROOT / name.replace(".", "/")
+            assert place.with_suffix(".py").exists(), f"migration.md names {name}"
+        gone = [name for name in old if (ROOT / name.replace(".", "/")).with_suffix(".py").exists()]
+        assert gone == [], "migration.md says that these moved"
+
+
+def named(cell: str) -> list[str]:
+    """Modules of a cell, in which `.name` lies beside the one before it."""
+    found: list[str] = []
+    for name in re.findall(r"`([\w.]+)`", cell):
+        found.append(found[-1].rpartition(".")[0] + name if name.startswith(".") else name)
+    return found
