@@ -44,7 +44,7 @@ def gradients(made: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def metrics(made: Any, mode: str = "train") -> dict[str, float]:
     """What was added up in the losses so far."""
-    return {name: (total / count).item() for name, (total, count) in made._sums[mode].items()}
+    return {name: (total / count).item() for name, (total, count) in made.step_metrics.sums(mode).items()}
 
 
 def log_of(made: Any) -> list[dict[str, float]]:

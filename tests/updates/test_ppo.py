@@ -528,7 +528,7 @@ def test_tokens_that_something_else_wrote_are_read_but_not_trained(tmp_path: Pat
     expected = torch.stack([first, second, zero, zero, last, zero], 1)
     torch.testing.assert_close(batch["advantages"], expected)
     loss_of(made, batch)
-    assert made._sums["train"]["val/ratio"][1] == 16 * 3
+    assert made.step_metrics.sums("train")["val/ratio"][1] == 16 * 3
 
 
 def test_several_completions_of_a_prompt(tmp_path: Path) -> None:

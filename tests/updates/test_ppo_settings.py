@@ -230,7 +230,7 @@ def test_gradients_of_policy_and_critic_are_clipped_apart(tmp_path: Path, own: f
     assert after[False] == pytest.approx(0.5, rel=1e-4)
     assert after[True] == pytest.approx(expected, rel=1e-4)
     assert float(logged) == pytest.approx(before[False], rel=1e-5)
-    got = {name: (total / count).item() for name, (total, count) in made._sums["train"].items()}
+    got = {name: (total / count).item() for name, (total, count) in made.step_metrics.sums("train").items()}
     assert got["policy/grad_norm"] == pytest.approx(before[False], rel=1e-5)
     assert got["val/grad_norm"] == pytest.approx(before[True], rel=1e-5)
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.distributed import whole_models
+from rlhf_loop.updates.rollouts import check_prompts
 
 logger = logging.getLogger(__name__)
 
 _ROLLOUTS_WITHOUT_SIGNAL = 3
+_PROMPTS_CHECKED_AT_START = 10_000
 
 _FORMER_ARGUMENTS = {
     "ref_model": "nothing: the reference is the model that `model` was loaded from, or the policy without its adapter",
@@ -114,6 +117,16 @@ def loaded_reward_model(function: Any) -> Any:
             "a sequence classifier with one output, or a function"
         )
     return model
+
+
+def check_start(dataset: Any, args: Any, tokenize: Callable[[list[Any]], Any] | None) -> None:
+    """Checks what is known of the prompts at the start: their number, and by `tokenize` the first ones' lengths."""
+    if not isinstance(dataset, Dataset):
+        return
+    check_prompts(len(dataset), args)
+    if tokenize is not None and "prompt" in dataset.column_names:
+        for first in range(0, min(len(dataset), _PROMPTS_CHECKED_AT_START), 1000):
+            tokenize(list(dataset[first : first + 1000]["prompt"]))
 
 
 def check_lengths(

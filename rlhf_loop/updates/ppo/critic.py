@@ -151,6 +151,12 @@ def without_critic_adapter(model: Any) -> Iterator[None]:
             model.peft_config[CRITIC] = config
 
 
+def hide_critic_from_vllm(engine: Any) -> None:
+    """Lets TRL's `VLLMGeneration` send vLLM the policy's weights alone."""
+    named = engine._iter_named_params
+    engine._iter_named_params = lambda: (item for item in named() if not is_critic(item[0]))
+
+
 def load_critic(model: Any, tensors: dict[str, torch.Tensor]) -> set[str]:
     """Puts saved weights, whole ones by their names, into the critic of `model`, sharded or not.
 

@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import torch
 
+from rlhf_loop.updates.ppo.advantages import Sum
+
 _BY_TOKEN = (
     "completion_ids",
     "completion_mask",
@@ -44,3 +46,10 @@ def trimmed(batches: list[dict[str, Any]], *, prompts: bool) -> list[dict[str, A
                 cut[name] = batch[name][:, :completion]
         result.append(cut)
     return result
+
+
+def counted(batches: list[dict[str, Any]], accumulated: int, total: Sum) -> list[dict[str, Any]]:
+    """Micro-batches, each with the number of tokens (all ranks) in the minibatch of `accumulated` that it is in."""
+    counts = total(torch.stack([loss_mask(batch).sum() for batch in batches]).float())
+    windows = counts.view(-1, accumulated).sum(1).repeat_interleave(accumulated)
+    return [{**batch, "minibatch_tokens": tokens} for batch, tokens in zip(batches, windows, strict=True)]
