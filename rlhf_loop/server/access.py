@@ -1,8 +1,12 @@
 """Who may do what: tokens by role, in a header for programs and in a cookie for pages.
 
 A program sends `Authorization: Bearer TOKEN`. A page has a cookie that names the token's id and the time, signed with
-a key that the store does not hold: it ends after `SESSION_SECONDS`, and at once when the token is revoked. Whatever
-changes something and comes from a page must carry `X-CSRF-Token: csrf_token(request)`.
+a key that the store does not hold: it ends after `SESSION_SECONDS`, and at once when the token is revoked.
+
+Whatever a browser sends to change something must come from a page of ours. Browsers say where it comes from, and pages
+cannot change what they say: `Sec-Fetch-Site` over TLS and on this machine, `Origin` everywhere. What says neither is no
+browser of today, and is refused. So the cookie may be `SameSite=Lax`: whoever follows a link to a page here stays
+logged in, and no address that a link can lead to changes anything.
 
 Whoever guesses at tokens is stopped by address, before the store is asked. What is known to be right, a cookie with
 its signature or a token that was right before, is no guess and is not counted.
@@ -15,8 +19,6 @@ which nginx speaks to what is behind it and no browser or client of today does.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 import re
 import time
@@ -27,6 +29,7 @@ from urllib.parse import SplitResult, urlsplit
 from fastapi import APIRouter, Form, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
+from itsdangerous import BadData
 
 from rlhf_loop.server import tokens
 from rlhf_loop.server.service import Service
@@ -35,7 +38,6 @@ from rlhf_loop.server.tokens import Role
 router = APIRouter(include_in_schema=False)
 
 COOKIE = "rlhf_loop_session"
-CSRF_HEADER = "X-CSRF-Token"
 SESSION_SECONDS = 12 * 3600
 TOKEN_SECONDS = 1.0
 """How long a program's token is believed before it is looked up again: it works so much longer when it is revoked."""
@@ -71,7 +73,7 @@ OPEN = Caller(token_id="open", name="you", role="admin")
 def require(*roles: Role) -> Callable[[Request], Awaitable[Caller]]:
     """A dependency that gives the caller, or answers 401 (unknown) or 403 (another role). An admin may do everything.
 
-    Answers 403 too for what a page sends without its CSRF token, and 429 when the caller sends too much.
+    Answers 403 too for what a page of another site sends, and 429 when the caller sends too much.
     """
 
     async def caller(request: Request) -> Caller:
@@ -89,7 +91,7 @@ def identify(request: Request) -> Caller:
     """Whoever sent the request, whatever the role; 401 where that is not known."""
     service: Service = request.app.state.service
     if is_open(service):
-        _check_same_site(request)
+        _check_here(request)
         found, by_page = OPEN, _from_browser(request)
     else:
         secret = _bearer(request)
@@ -108,9 +110,7 @@ def identify(request: Request) -> Caller:
         found = Caller(token_id=token.id, name=token.name, role=token.role)
     request.state.caller = found
     if by_page and request.method not in _SAFE:
-        _check_same_site(request)
-        if not hmac.compare_digest(request.headers.get(CSRF_HEADER, "").encode(), csrf_token(request).encode()):
-            raise HTTPException(403, f"the page is out of date ({CSRF_HEADER} does not match); load it again")
+        _check_own_page(request)
     service.limits.check(found.token_id, found.role)
     return found
 
@@ -147,33 +147,26 @@ def is_open(service: Service) -> bool:
     return service.open_access
 
 
-def csrf_token(request: Request) -> str:
-    """What a page sends back as `X-CSRF-Token` with whatever changes something; for templates."""
-    service: Service = request.app.state.service
-    session = "open" if service.open_access else request.cookies.get(COOKIE, "")
-    return _signed(service, "csrf", session)
-
-
 @router.post("/login")
 def login(
     request: Request, token: str = Form("", max_length=200), next: str = Form("/", max_length=500)
 ) -> RedirectResponse:
     """Takes a token from the login page and gives a cookie in exchange; then on to `next`, a path of this service."""
     service: Service = request.app.state.service
-    _check_same_site(request)
+    _check_here(request)
+    _check_own_page(request)
     _check_guesses(request)
     found = tokens.find(service.store, token.strip())
     if found is None:
         service.limits.check(_guesser(request), "unknown")
         return RedirectResponse("/login?failed=1", 303)
     answer = RedirectResponse(_local_path(next), 303)
-    value = f"{found.id}.{int(time.time())}"
     answer.set_cookie(
         COOKIE,
-        f"{value}.{_signed(service, 'session', value)}",
+        service.sessions.sign(found.id).decode(),
         max_age=SESSION_SECONDS,
         httponly=True,
-        samesite="strict",
+        samesite="lax",
         secure=request.url.scheme == "https" or request.headers.get("Origin", "").startswith("https:"),
     )
     return answer
@@ -181,7 +174,8 @@ def login(
 
 @router.post("/logout")
 def logout(request: Request) -> Response:
-    """Ends a page's session. Needs nothing: who calls it only ends their own."""
+    """Ends a page's session."""
+    _check_own_page(request)
     answer = RedirectResponse("/login", 303)
     answer.delete_cookie(COOKIE)
     return answer
@@ -216,19 +210,11 @@ def _check_guesses(request: Request) -> None:
 
 def _of_session(request: Request, service: Service) -> tokens.Token | None:
     """The token of a page's cookie, where its signature and its age are right and the token still stands."""
-    parts = request.cookies.get(COOKIE, "").split(".")
-    if len(parts) != 3 or not parts[1].isascii() or not parts[1].isdigit():
-        return None
-    id, since, signature = parts
-    if not hmac.compare_digest(signature.encode(), _signed(service, "session", f"{id}.{since}").encode()):
-        return None
-    if not 0 <= time.time() - int(since) + 1 <= SESSION_SECONDS:
+    try:
+        id = service.sessions.unsign(request.cookies.get(COOKIE, ""), max_age=SESSION_SECONDS).decode()
+    except (BadData, UnicodeError):
         return None
     return tokens.by_id(service.store, id)
-
-
-def _signed(service: Service, what: str, text: str) -> str:
-    return hmac.new(service.session_key, f"{what}:{text}".encode(), hashlib.sha256).hexdigest()
 
 
 def _from_browser(request: Request) -> bool:
@@ -236,26 +222,43 @@ def _from_browser(request: Request) -> bool:
     return any(name in request.headers for name in ("Origin", "Sec-Fetch-Site", "Cookie"))
 
 
-def _check_same_site(request: Request) -> None:
-    """403 for what a page of another site sends, and, where access is open, for another name of this machine.
+def _check_here(request: Request) -> None:
+    """Where access is open, 403 for what does not come from this machine by one of its own names, or from another site.
 
     A name that somebody else's DNS made point here (DNS rebinding) would have the browser take their page for ours.
     """
     service: Service = request.app.state.service
+    if not service.open_access:
+        return
     host = request.headers.get("Host", "")
-    if service.open_access and _parts(f"//{host}").hostname not in LOOPBACK:
+    if _parts(f"//{host}").hostname not in LOOPBACK:
         raise HTTPException(
             403, f"without tokens only {', '.join(LOOPBACK)} may be called, not {host[:100]!r}; use one of these names"
         )
-    if service.open_access and _by_proxy(request):
+    if _by_proxy(request):
         raise HTTPException(
             403, "a proxy passes this on, perhaps from another machine, and no token was made: make one first with "
             "`rlhf-loop token create`"
         )  # fmt: skip
-    origin = request.headers.get("Origin")
-    if origin is not None and _parts(origin).netloc != host:
+    _check_origin(request)
+
+
+def _check_own_page(request: Request) -> None:
+    """403 for what changes something and was not sent by a page of this service, as far as the browser says."""
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is None and "Origin" not in request.headers:
+        raise HTTPException(
+            403, "the browser does not say which page sent this (Sec-Fetch-Site, Origin): use a newer one; a program "
+            "sends `Authorization: Bearer TOKEN`"
+        )  # fmt: skip
+    _check_origin(request)
+    if site not in (None, "same-origin", "none"):  # none: the person did it, not a page
         raise HTTPException(403, "a page of another site sent this")
-    if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none") and request.method not in _SAFE:
+
+
+def _check_origin(request: Request) -> None:
+    origin = request.headers.get("Origin")
+    if origin is not None and _parts(origin).netloc != request.headers.get("Host", ""):
         raise HTTPException(403, "a page of another site sent this")
 
 

@@ -82,7 +82,7 @@ def create_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(service.user_key, "")  # makes the keys now, not within a request
-        await asyncio.to_thread(lambda: service.session_key)
+        await asyncio.to_thread(lambda: service.sessions)
         if service.policies is not None:
             service.policies.begin()
         tidying = asyncio.create_task(_tidy(service))

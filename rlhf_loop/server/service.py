@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from itsdangerous import TimestampSigner
 
 from rlhf_loop.feedback.privacy.deletion import user_key
 from rlhf_loop.feedback.privacy.redaction import Redactor, make_redactor
@@ -81,9 +84,10 @@ class Service:
         return make_redactor(self.annotation.redact)
 
     @cached_property
-    def session_key(self) -> bytes:
-        """What cookies and CSRF tokens are signed with; the same after a restart (see `tokens.session_key`)."""
-        return tokens.session_key(self.store)
+    def sessions(self) -> TimestampSigner:
+        """What signs the cookies of pages, with their time; the same after a restart (see `tokens.session_key`)."""
+        key = tokens.session_key(self.store)
+        return TimestampSigner(key, salt="session", key_derivation="hmac", digest_method=hashlib.sha256)
 
     def user_key(self, user: str) -> str:
         """The pseudonym of an application's user. Not to be called within a transaction: it may need one of its own."""

@@ -243,6 +243,37 @@ def test_nobody_sees_what_somebody_else_typed_in_the_same_browser(sitting: Any, 
         one.page.wait_for_selector("#token")
 
 
+def test_a_link_in_a_mail_leads_to_the_cards_and_a_form_of_another_site_to_nothing(
+    browser: Any, address: str, store: Store, service: Service
+) -> None:
+    fill_queue(store, 1)
+    service.open_access = False
+    _, secret = tokens.create(store, "annotator", "ann")
+    context = browser.new_context()
+    context.route(
+        "http://localhost:9/*",  # another site than 127.0.0.1
+        lambda route: route.fulfill(
+            content_type="text/html",
+            body=f'<a href="{address}/annotate">judge</a><form method="post" action="{address}/logout"><button>go',
+        ),
+    )
+    page = context.new_page()
+    page.goto(address + "/annotate")
+    page.fill("#token", secret)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#card:not([hidden])")
+    page.goto("http://localhost:9/mail")
+    page.click("a")
+    page.wait_for_selector("#card:not([hidden])")
+    page.goto("http://localhost:9/mail")
+    with page.expect_response(f"{address}/logout") as refused:
+        page.click("button")
+    assert refused.value.status == 403
+    page.goto(address + "/annotate")
+    page.wait_for_selector("#card:not([hidden])")
+    context.close()
+
+
 def test_a_double_click_on_save_stores_one_answer(sitting: Any, store: Store) -> None:
     fill_queue(store, 2)
     page = sitting().open()

@@ -21,13 +21,16 @@ import sqlalchemy as sa
 import uvicorn
 from fastapi import APIRouter, Depends, Request
 from fastapi.testclient import TestClient
+from itsdangerous import TimestampSigner
+from samples.annotation import fill_queue
 from samples.server import HERE, client, file_store, service, token, with_chat
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Completion
 from rlhf_loop.server import access, tokens
-from rlhf_loop.server.access import COOKIE, Caller, csrf_token, require
+from rlhf_loop.server.access import COOKIE, Caller, require
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.limits import Limits
 from rlhf_loop.server.logs import JsonLines
@@ -40,14 +43,18 @@ def served(tmp_path: Path) -> Service:
     return service(file_store(tmp_path), open_access=False)
 
 
+OWN = {"Origin": HERE}
+"""What a browser says of whatever a page of the service sends."""
+
+
 def with_page(service: Service) -> TestClient:
-    """The service, with a page that shows its CSRF token and takes something."""
+    """The service, with a page that takes something."""
     app = create_app(service)
     page = APIRouter()
 
     @page.get("/page")
-    def show(request: Request, caller: Caller = Depends(require("annotator"))) -> dict[str, str]:
-        return {"who": caller.name, "csrf": csrf_token(request)}
+    def show(caller: Caller = Depends(require("annotator"))) -> dict[str, str]:
+        return {"who": caller.name}
 
     @page.post("/page")
     def take(caller: Caller = Depends(require("annotator"))) -> dict[str, str]:
@@ -123,56 +130,126 @@ def test_bad_names_and_roles_and_second_tokens_of_one_name_are_refused(served: S
 # -- pages -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_page_logs_in_with_a_token_and_sends_its_csrf_token_with_every_change(served: Service) -> None:
+def test_a_page_logs_in_with_a_token_and_changes_something(served: Service) -> None:
     secret = token(served.store, "annotator", "ann")
     with with_page(served) as http:
         assert http.get("/page", headers={"Accept": "text/html"}).headers["Location"] == "/login?next=/page"
-        came = http.post("/login", data={"token": secret, "next": "/page"})
+        came = http.post("/login", data={"token": secret, "next": "/page"}, headers=OWN)
         assert (came.status_code, came.headers["Location"]) == (303, "/page")
         cookie = came.headers["Set-Cookie"].lower()
         assert "httponly" in cookie
-        assert "samesite=strict" in cookie
+        assert "samesite=lax" in cookie
         assert secret not in cookie
-        page = http.get("/page").json()
-        assert page["who"] == "ann"
-        assert http.post("/page").status_code == 403
-        assert http.post("/page", headers={"X-CSRF-Token": "0" * 64}).status_code == 403
-        assert http.post("/page", headers={"X-CSRF-Token": page["csrf"]}).json() == {"who": "ann"}
-        foreign = {"X-CSRF-Token": page["csrf"], "Origin": "http://evil.example"}
-        assert http.post("/page", headers=foreign).status_code == 403
-        http.post("/logout")
+        assert http.get("/page").json() == {"who": "ann"}
+        assert http.post("/page", headers=OWN).json() == {"who": "ann"}
+        assert http.post("/page", headers={"Sec-Fetch-Site": "same-origin"}).json() == {"who": "ann"}
+        http.post("/logout", headers=OWN)
         assert http.get("/page").status_code == 401
+
+
+WAYS_IN = {
+    "a form of another site": {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"},
+    "a form of another site over plain http, where browsers do not say Sec-Fetch-Site": {
+        "Origin": "http://evil.example"
+    },
+    "a form in a sandbox, or of a page that hides where it is": {"Origin": "null"},
+    "fetch with no-cors, which takes the cookie but cannot set headers": {
+        "Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors",
+        "Content-Type": "text/plain",
+    },
+    "a page of a subdomain, or of another port, which SameSite takes for the same site": {
+        "Origin": "http://forum.localhost", "Sec-Fetch-Site": "same-site",
+    },
+    "the same, of a browser that says no Origin": {"Sec-Fetch-Site": "same-site"},
+    "another port of this machine": {"Origin": "http://localhost:9999"},
+    "an address whose beginning is ours": {"Origin": "http://localhost.evil.example"},
+    "an old browser that says nothing at all": {},
+    "an old browser that says only the page it comes from": {"Referer": "http://localhost/page"},
+    "a page that claims a token that is none": {"Origin": "http://evil.example", "X-CSRF-Token": "0" * 64},
+}  # fmt: skip
+"""What browsers say of requests that no page of ours sends, and that carry the cookie all the same."""
+
+
+@pytest.mark.parametrize("headers", WAYS_IN.values(), ids=WAYS_IN.keys())
+def test_a_page_of_another_site_changes_nothing(served: Service, headers: dict[str, str]) -> None:
+    secret = token(served.store, "annotator", "ann")
+    with with_page(served) as http:
+        assert http.post("/login", data={"token": secret}, headers=OWN).status_code == 303
+        assert http.get("/page").status_code == 200
+        refused = http.post("/page", headers=headers)
+        assert (refused.status_code, "Set-Cookie" in refused.headers) == (403, False)
+        assert http.post("/logout", headers=headers).status_code == 403
+        assert http.get("/page").status_code == 200, "still logged in"
+
+
+@pytest.mark.parametrize("headers", WAYS_IN.values(), ids=WAYS_IN.keys())
+def test_a_page_of_another_site_logs_nobody_in_as_somebody_else(served: Service, headers: dict[str, str]) -> None:
+    theirs = token(served.store, "annotator", "mallory")
+    with with_page(served) as http:
+        answer = http.post("/login", data={"token": theirs}, headers=headers)
+        assert (answer.status_code, "Set-Cookie" in answer.headers) == (403, False)
+
+
+def test_what_is_refused_without_a_page_is_taken_with_a_token_in_the_header(served: Service) -> None:
+    """No browser sends an Authorization header that another site's page has not got the token for."""
+    secret = token(served.store, "annotator", "ann")
+    with with_page(served) as http:
+        for headers in ({}, {"Origin": "http://evil.example"}):
+            assert http.post("/page", headers={**bearer(secret), **headers}).json() == {"who": "ann"}
+
+
+def test_nothing_that_a_link_can_lead_to_changes_anything(served: Service) -> None:
+    """The cookie goes with links from other sites."""
+    fill_queue(served.store)
+    secret = token(served.store, "admin")
+
+    def cells() -> list[Any]:
+        with served.store.database.read() as connection:
+            return [connection.execute(sa.select(table)).all() for table in tables.metadata.sorted_tables]
+
+    linked = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Accept": "text/html"}
+    with client(served) as http:
+        http.post("/login", data={"token": secret}, headers=OWN)
+        before = cells()
+        for path in ("/", "/annotate", "/trace?id=ann", "/login", "/metrics", "/openapi.json", "/v1/models"):
+            assert http.get(path, headers=linked).status_code == 200, path
+        assert cells() == before
+        for path in ("/logout", *(f"/annotate/api/{what}" for what in ("next", "submit", "undo", "release", "more"))):
+            assert http.get(path, headers=linked).status_code in (404, 405), path
+        assert http.get("/annotate").status_code == 200
+    assert cells() == before
 
 
 def test_a_session_ends_with_its_token_and_cannot_be_made_up_or_used_by_another(served: Service) -> None:
     made, secret = tokens.create(served.store, "annotator", "ann")
     other, _ = tokens.create(served.store, "admin", "boss")
     with with_page(served) as http:
-        http.post("/login", data={"token": secret})
+        http.post("/login", data={"token": secret}, headers=OWN)
         cookie = http.cookies[COOKIE]
-        csrf = http.get("/page").json()["csrf"]
         id, since, signature = cookie.split(".")
         for forged in (
             f"{other.id}.{since}.{signature}",
-            f"{id}.{int(since) + 9}.{signature}",
+            f"{id}.{since}9.{signature}",
             f"{id}.{since}.",
             f"{id}.{since}.\xfc",
+            f"{id}.{since}",
             "..",
             id,
             f"{id}.٣.{signature}",
+            TimestampSigner("", salt="session").sign(other.id).decode(),
         ):
             http.cookies.clear()
             assert http.get("/page", headers={"Cookie": f"{COOKIE}={forged}".encode()}).status_code == 401
         tokens.revoke(served.store, made.id)
         http.cookies.clear()
-        stolen = {"Cookie": f"{COOKIE}={cookie}", "X-CSRF-Token": csrf}
+        stolen = {"Cookie": f"{COOKIE}={cookie}", **OWN}
         assert http.post("/page", headers=stolen).status_code == 401
 
 
 def test_an_old_session_ends(served: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = token(served.store, "annotator", "ann")
     with with_page(served) as http:
-        http.post("/login", data={"token": secret})
+        http.post("/login", data={"token": secret}, headers=OWN)
         assert http.get("/page").status_code == 200
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now + 13 * 3600)
@@ -185,13 +262,13 @@ def test_an_old_session_ends(served: Service, monkeypatch: pytest.MonkeyPatch) -
 def test_a_login_leads_to_no_other_site(served: Service, next: str) -> None:
     secret = token(served.store, "annotator", "ann")
     with with_page(served) as http:
-        assert http.post("/login", data={"token": secret, "next": next}).headers["Location"] == "/"
+        assert http.post("/login", data={"token": secret, "next": next}, headers=OWN).headers["Location"] == "/"
 
 
 def test_a_wrong_login_says_so_and_too_many_are_stopped(served: Service) -> None:
     token(served.store, "annotator", "ann")
     with with_page(served) as http:
-        codes = [http.post("/login", data={"token": f"rlhf-{n}"}).status_code for n in range(40)]
+        codes = [http.post("/login", data={"token": f"rlhf-{n}"}, headers=OWN).status_code for n in range(40)]
     assert codes[0] == 303
     assert codes[-1] == 429
 
@@ -203,13 +280,13 @@ def test_guesses_are_stopped_before_they_are_looked_up(served: Service, monkeypa
     monkeypatch.setattr(tokens, "find", lambda store, secret: looked_up.append(secret) or find(store, secret))
     monkeypatch.setattr(access, "TOKEN_SECONDS", 0.0)
     with with_page(served) as http:
-        http.post("/login", data={"token": secret})
+        http.post("/login", data={"token": secret}, headers=OWN)
         assert http.get("/v1/models", headers=bearer(secret)).status_code == 200
         codes = [http.get("/v1/models", headers=bearer(f"rlhf-{n}")).status_code for n in range(40)]
         assert {401, 429} == set(codes)
         looked_up.clear()
         assert http.get("/v1/models", headers=bearer("rlhf-guess")).status_code == 429
-        assert http.post("/login", data={"token": "rlhf-guess"}).status_code == 429
+        assert http.post("/login", data={"token": "rlhf-guess"}, headers=OWN).status_code == 429
         assert http.get("/v1/models", headers=bearer(later)).status_code == 429  # it may be a guess
         assert looked_up == []
         assert http.get("/v1/models", headers=bearer(secret)).status_code == 200  # it was right before
@@ -317,12 +394,12 @@ def test_without_tokens_pages_of_other_sites_and_rebound_names_are_refused(tmp_p
             {"Origin": "null"},
             {"Origin": "http://localhost:9999"},
             {"Sec-Fetch-Site": "cross-site"},
-            {"Sec-Fetch-Site": "same-origin"},  # of our own page, but without its CSRF token
+            {"Sec-Fetch-Site": "same-site"},
+            {"Cookie": "theme=dark"},  # a browser that does not say which page it is
         ):
             assert http.post("/page", headers=headers).status_code == 403, headers
         assert http.get("/page", headers={"Host": "evil.example"}).status_code == 403
-        csrf = http.get("/page").json()["csrf"]
-        own = {"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost", "X-CSRF-Token": csrf}
+        own = {"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost"}
         assert http.post("/page", headers=own).status_code == 200
 
 
@@ -389,7 +466,7 @@ def test_without_tokens_http_1_0_is_a_proxy(tmp_path: Path) -> None:
     [
         ({"Host": "["}, 403),
         ({"Origin": "http://["}, 403),
-        ({"Origin": HERE, "X-CSRF-Token": b"\xe9"}, 403),
+        ({"Origin": b"\xe9"}, 403),
         ({"Authorization": b"Bearer \xff"}, 200),
     ],
 )
@@ -403,7 +480,7 @@ def test_headers_that_make_no_sense_are_refused_and_no_mistake_of_ours(
 def test_a_login_that_should_lead_to_no_address_leads_to_the_front_page(served: Service) -> None:
     secret = token(served.store, "admin")
     with client(served, raise_server_exceptions=False) as http:
-        answer = http.post("/login", data={"token": secret, "next": "//["}, follow_redirects=False)
+        answer = http.post("/login", data={"token": secret, "next": "//["}, headers=OWN, follow_redirects=False)
         assert (answer.status_code, answer.headers["location"]) == (303, "/")
         lost = http.get("/", headers={"Host": "[", "Accept": "text/html", "Cookie": ""}, follow_redirects=False)
         assert lost.headers["location"] == "/login?next=/"

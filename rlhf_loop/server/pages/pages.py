@@ -10,7 +10,7 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from rlhf_loop.server.access import Caller, csrf_token
+from rlhf_loop.server.access import Caller
 from rlhf_loop.server.service import Service
 
 router = APIRouter(include_in_schema=False)
@@ -28,11 +28,10 @@ _VERSIONS = {name: hashlib.sha256(content).hexdigest()[:12] for name, (content, 
 def page(
     request: Request, template: str, caller: Caller | None = None, status: int = 200, **values: Any
 ) -> HTMLResponse:
-    """A page, never kept by a cache: it holds the caller's CSRF token. Every text in it is escaped."""
+    """A page, never kept by a cache. Every text in it is escaped."""
     service: Service = request.app.state.service
     text = _environment.get_template(template).render(
         caller=caller,
-        csrf=csrf_token(request) if caller is not None else "",
         run=service.recipe.name if service.recipe is not None else "",
         open_access=service.open_access,
         status=status,
