@@ -33,6 +33,9 @@ Split = Literal["train", "dev", "test", "judge", "untrained"]
 only. judge: kept apart to train an independent judge. untrained: a conversation with more in it than text, such as
 calls of tools, which nothing learns from."""
 
+HELD_OUT: tuple[Split, ...] = ("dev", "test", "judge")
+"""Splits that no policy learns from."""
+
 
 class Message(TypedDict):
     """One turn of a conversation, as in TRL's conversational data sets."""

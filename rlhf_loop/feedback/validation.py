@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
-from rlhf_loop.feedback.quality.agreement import verdict
-from rlhf_loop.feedback.store.table_rows import AnyFeedback, about, pair_key
+import numpy as np
+
+from rlhf_loop.feedback.circles import in_circles
+from rlhf_loop.feedback.store.table_rows import AnyFeedback, about, pair_key, verdict
 from rlhf_loop.recipe import Validation
-from rlhf_loop.records import Completion, Critique, Edit, Implicit, Preference, Prompt, Rating, Skip, Split, Thumb
-
-N = TypeVar("N", bound=Hashable)
+from rlhf_loop.records import HELD_OUT, Completion, Critique, Edit, Implicit, Preference, Prompt, Rating, Skip, Thumb
 
 CHECKS = {
     "unknown": "name a prompt or completion that is not there",
@@ -38,7 +38,6 @@ that nothing is trained on are counted, not quarantined."""
 
 LEAK_WORDS = 8  # answers shorter than this may well be the same by chance
 EXAMPLES = 3
-HELD_OUT: tuple[Split, ...] = ("dev", "test", "judge")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -322,20 +321,13 @@ class _Checks:
 
     def cycles(self) -> None:
         """Counts the preferences inside a circle: both completions in one strongly connected part of their prompt."""
-        beats: dict[str, list[str]] = defaultdict(list)
         decided = [record for record in self.remaining if isinstance(record, Preference)]
-        for _ in range(3):  # an answer that never loses, or never wins, is on no circle: most go, and the rest is quick
-            winners = {verdict(record) for record in decided}
-            losers = {record.b_id if record.winner == "a" else record.a_id for record in decided}
-            both = winners & losers
-            decided = [record for record in decided if record.a_id in both and record.b_id in both]
-        for record in decided:
-            winner = verdict(record)
-            beats[winner].append(record.b_id if winner == record.a_id else record.a_id)
-        part = strong_parts(beats)
-        for record in decided:
-            if part[record.a_id] == part[record.b_id]:
-                self._count("cycle", f"{record.id}: on prompt {record.prompt_id}")
+        number: dict[str, int] = {}
+        sides = [[number.setdefault(id, len(number)) for id in (r.a_id, r.b_id)] for r in decided]
+        victories = [(b, a) if r.winner == "b" else (a, b) for r, (a, b) in zip(decided, sides, strict=True)]
+        winner, loser = np.array(victories, dtype=np.int64).reshape(-1, 2).T
+        for place in np.flatnonzero(in_circles(winner, loser)):
+            self._count("cycle", f"{decided[place].id}: on prompt {decided[place].prompt_id}")
 
     def report(self) -> ValidationReport:
         """What came of it."""
@@ -415,38 +407,3 @@ def _prompt_text(prompt: Prompt) -> str:
 
 def _normal(text: str) -> str:
     return " ".join(text.lower().split())
-
-
-def strong_parts(edges: Mapping[N, Iterable[N]]) -> dict[N, int]:
-    """Node -> number of its strongly connected component (Tarjan 1972, without recursion)."""
-    index: dict[N, int] = {}
-    low: dict[N, int] = {}
-    part: dict[N, int] = {}
-    stack: list[N] = []
-    for root in edges:
-        if root in index:
-            continue
-        index[root] = low[root] = len(index)
-        stack.append(root)
-        work = [(root, iter(edges[root]))]
-        while work:
-            node, targets = work[-1]
-            for target in targets:
-                if target not in index:
-                    index[target] = low[target] = len(index)
-                    stack.append(target)
-                    work.append((target, iter(edges.get(target, ()))))
-                    break
-                if target not in part:
-                    low[node] = min(low[node], index[target])
-            else:
-                work.pop()
-                if work:
-                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
-                if low[node] == index[node]:
-                    while True:
-                        member = stack.pop()
-                        part[member] = index[node]
-                        if member == node:
-                            break
-    return part

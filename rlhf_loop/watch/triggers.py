@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from rlhf_loop.algorithms import ALGORITHMS, Consumes
 from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.quality.agreement import agreement
+from rlhf_loop.feedback.quality.measures import agreement
+from rlhf_loop.feedback.quality.votes import votes_of
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.database import chunks
 from rlhf_loop.feedback.store.store import Store
@@ -221,7 +222,7 @@ def _counts(record: AnyFeedback, recipe: Recipe) -> bool:
 
 
 def _disagreement(preferences: Sequence[Preference], wanted: float) -> list[str]:
-    found = agreement(preferences)
+    found = agreement(votes_of(preferences))
     if found.alpha is None:
         return [
             f"agreement of the new preferences cannot be measured, {wanted:g} is asked for: have pairs judged twice "

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
-from samples.feedback import completion, fill, preference, prompt
+from samples.feedback import completion, fill, preference, prompt, value_counts
 
-from rlhf_loop.feedback.quality.agreement import agreement, krippendorff_alpha, position_bias, share
+from rlhf_loop.feedback.quality.coefficients import krippendorff_alpha
+from rlhf_loop.feedback.quality.measures import agreement, shown_first_wins
+from rlhf_loop.feedback.quality.significance import share
 from rlhf_loop.feedback.quality.stats import lines, stats
+from rlhf_loop.feedback.quality.votes import votes_of
 from rlhf_loop.feedback.store.store import Store
 
 
@@ -14,21 +18,21 @@ def test_alpha_of_the_published_example() -> None:
     """Krippendorff (2011), section C: four observers, twelve units, nominal: 0.743."""
     observers = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
     units = [[row[i] for row in observers if row[i] != "."] for i in range(12)]
-    assert krippendorff_alpha(units) == pytest.approx(0.743, abs=5e-4)
+    assert krippendorff_alpha(value_counts(units)) == pytest.approx(0.743, abs=5e-4)
 
 
 def test_alpha_of_two_observers_by_hand() -> None:
     """Three agreements and one disagreement over a, a, b, b/a: D_o = 2/8, D_e = 2*5*3/(8*7)."""
-    assert krippendorff_alpha(["aa", "aa", "bb", "ab"]) == pytest.approx(1 - (2 / 8) / (30 / 56))
-    assert krippendorff_alpha(["ab", "ab"]) == pytest.approx(1 - 1 / (8 / 12))
-    assert krippendorff_alpha(["aa", "a"]) is None
+    assert krippendorff_alpha(value_counts(["aa", "aa", "bb", "ab"])) == pytest.approx(1 - (2 / 8) / (30 / 56))
+    assert krippendorff_alpha(value_counts(["ab", "ab"])) == pytest.approx(1 - 1 / (8 / 12))
+    assert np.isnan(krippendorff_alpha(value_counts(["aa", "a"])))
 
 
 def test_agreement_does_not_depend_on_how_the_pair_was_shown() -> None:
     same = [preference("1", "a", "b", "a", who="x"), preference("2", "b", "a", "b", who="y")]
     other = [preference("3", "c", "d", "a", who="x"), preference("4", "c", "d", "b", who="y")]
     alone = [preference("5", "e", "f", who="x")]
-    found = agreement(same + other + alone)
+    found = agreement(votes_of(same + other + alone))
     assert (found.pairs, found.comparisons, found.agreed) == (2, 2, 0.5)
 
 
@@ -68,7 +72,7 @@ def test_position_bias_counts_decided_preferences_with_a_known_order() -> None:
         preference("4", winner="tie", shown_order="ab"),
         preference("5", winner="a"),
     ]
-    found = position_bias(feedback)
+    found = shown_first_wins(votes_of(feedback)).share()
     assert (found.n, found.share) == (3, pytest.approx(2 / 3))
 
 

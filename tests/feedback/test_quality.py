@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,17 @@ import pytest
 from samples.cli import rlhf_loop
 from samples.feedback import completion, fill, preference, prompt
 
+from rlhf_loop.feedback.circles import in_circles
 from rlhf_loop.feedback.intake.import_file import import_file
 from rlhf_loop.feedback.quality import bias, calibration, near_duplicates
-from rlhf_loop.feedback.quality.agreement import agreement
+from rlhf_loop.feedback.quality.activity import ActivityReader
 from rlhf_loop.feedback.quality.annotators import annotator_rows
 from rlhf_loop.feedback.quality.check import check
 from rlhf_loop.feedback.quality.consensus import consensus, consensus_preferences
-from rlhf_loop.feedback.quality.contradictions import contradictions, in_circles
+from rlhf_loop.feedback.quality.contradictions import contradictions
 from rlhf_loop.feedback.quality.dawid_skene import reliability
 from rlhf_loop.feedback.quality.drift import drift
+from rlhf_loop.feedback.quality.measures import agreement, agreement_with_others, longer_wins, shown_first_wins
 from rlhf_loop.feedback.quality.stats import stats
 from rlhf_loop.feedback.quality.summary import annotator_lines, lines
 from rlhf_loop.feedback.quality.votes import BOTH_BAD, FIRST, SECOND, TIE, Votes, read_votes, votes_of, words_of
@@ -105,7 +108,55 @@ def test_only_the_last_verdict_of_an_annotator_on_a_pair_agrees_with_others() ->
     said = [
         preference(f"f{n}", "x", "y", w, who) for n, (w, who) in enumerate([("a", "ann"), ("b", "ann"), ("b", "bob")])
     ]
-    assert agreement(said).agreed == 1.0
+    assert agreement(votes_of(said)).agreed == 1.0
+
+
+@pytest.mark.parametrize("judges", [4, 120])
+def test_everybody_is_compared_with_everybody_else_on_a_pair(judges: int) -> None:
+    """However many judge it: only the coefficients, whose tables grow with the square, look at some of them."""
+    draw = random.Random(judges)
+    said = [
+        (f"x{n}", f"y{n}", draw.choice(["a", "a", "b", "tie"]), f"person {k}") for n in range(3) for k in range(judges)
+    ]
+    said += [("y0", "x0", "b", "person 0")]  # said again, the other way around: this one counts
+    found = votes(*said)
+    last = {(a if a < b else b, who): (winner if a < b else "ab"["ab".index(winner) - 1]) for a, b, winner, who in said}
+    agreed, compared = agreement_with_others(found)
+    for a, name in enumerate(found.annotators):
+        others = [(unit, who) for unit, who in last if who != name and (unit, name) in last]
+        assert compared[a] == len(others)
+        assert agreed[a] == sum(last[unit, who] == last[unit, name] for unit, who in others)
+    assert agreement(found).comparisons == compared.sum() // 2
+
+
+def test_all_that_tell_of_a_store_say_the_same_of_it() -> None:
+    """`feedback stats`, `feedback check` and the dashboard, where some tells two answers of one text apart."""
+    asked, answers, said = crowd(20)
+    again = [completion(f"{id}-again", "The same.", "p0") for id in ("one", "two")]
+    same = [
+        preference(f"same-{n}", "one-again", "two-again", "a", who, prompt_id="p0", shown_order="ab", lead_time=9.0)
+        for n, who in enumerate(["good-0", "good-1"] * 20)
+    ]
+    with store_of([*said, *same], [*answers, *again], asked) as store:
+        checked, counted, shown = check(store, duplicates=False), stats(store), ActivityReader(store).read()
+    told_apart = votes_of(said)
+    expected = asdict(agreement(told_apart))
+    assert counted["agreement"] == asdict(shown.agreement) == expected
+    alpha = checked["agreement"]["krippendorff_alpha"]
+    assert (alpha["value"], alpha["low"], alpha["high"], alpha["n"]) == (
+        *(expected[name] for name in ("alpha", "alpha_low", "alpha_high")), expected["pairs"],
+    )  # fmt: skip
+    assert counted["first_shown_wins"] == asdict(shown.first_shown_wins)
+    assert checked["position"] == {**counted["first_shown_wins"], "p": shown.first_shown_wins.p}
+    assert checked["position"]["n"] == sum(p.winner in ("a", "b") for p in said), "not those of one text"
+    assert checked["length"] == {**counted["longer_wins"], "p": checked["length"]["p"]}
+    rows = {row["annotator"]: row for row in checked["annotators"]}
+    assert {row.name for row in shown.annotators} == rows.keys()
+    for row in shown.annotators:
+        one = rows[row.name]
+        assert asdict(row.first_shown_wins) == one["first_shown_wins"]
+        assert row.agreed == (round(one["agreement"]["share"] * one["agreement"]["n"]), one["agreement"]["n"])
+        assert row.seconds == one["median_seconds"] == 3.0
 
 
 def test_coin_flips_have_no_alpha_whatever_the_ids_are() -> None:
@@ -115,7 +166,7 @@ def test_coin_flips_have_no_alpha_whatever_the_ids_are() -> None:
         for n in range(1000)
         for who in ("ann", "bob")
     ]
-    found = agreement(said)
+    found = agreement(votes_of(said))
     assert abs(found.alpha) < 0.08
     assert found.alpha_low < 0 < found.alpha_high
 
@@ -185,15 +236,15 @@ def test_position_and_length_biases_are_found_with_their_tests() -> None:
         said.append(preference(f"f{n}", f"x{n}", f"y{n}", winner, "ann", shown_order=order, prompt_id=f"p{n}"))
     found = votes_of(said)
     words = np.array([answers[id] for id in found.completions])
-    place, length = bias.position_bias(found), bias.length_bias(found, words)
-    assert place["p"] < 1e-9
-    assert 0.6 < place["low"] < place["share"] < place["high"] < 0.75
-    assert length["p"] < 1e-6
+    place, length = shown_first_wins(found).share(), longer_wins(found, words).share()
+    assert place.p < 1e-9
+    assert 0.6 < place.low < place.share < place.high < 0.75
+    assert length.p < 1e-6
     effects = bias.regression(found, words)["effects"]
     assert effects["shown_first"]["low"] < np.exp(0.8) < effects["shown_first"]["high"]
     assert effects["twice_as_long"]["low"] > 1
-    undecided = bias.position_bias(votes(("x", "y", "tie", "ann")))
-    assert (undecided["n"], undecided["share"], undecided["p"]) == (0, None, None)
+    undecided = shown_first_wins(votes(("x", "y", "tie", "ann"))).share()
+    assert (undecided.n, undecided.share, undecided.p) == (0, None, None)
     assert bias.regression(votes(("x", "y", "a", "ann")), np.array([3, 4])) is None
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import scipy.stats
 import statsmodels.api as sm
+from samples.feedback import value_counts
 from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.inter_rater import fleiss_kappa as statsmodels_fleiss
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.quality import coefficients, significance
-from rlhf_loop.feedback.quality.agreement import krippendorff_alpha as alpha_of_units
 from rlhf_loop.feedback.quality.davidson import davidson
 from rlhf_loop.feedback.quality.dawid_skene import dawid_skene
 from rlhf_loop.feedback.quality.votes import SWAPPED
@@ -47,7 +47,7 @@ def test_alpha_of_many_is_nearly_fleiss_and_exactly_that_of_its_definition() -> 
     observed = sum(sum(x != y for x in unit for y in unit) / (len(unit) - 1) for unit in units) / n
     expected = sum(totals[i] * totals[j] for i in range(4) for j in range(4) if i != j) / (n * (n - 1))
     assert coefficients.krippendorff_alpha(counts) == pytest.approx(1 - observed / expected)
-    assert alpha_of_units(units) == pytest.approx(1 - observed / expected)
+    assert coefficients.krippendorff_alpha(value_counts(units)) == pytest.approx(1 - observed / expected)
     assert coefficients.krippendorff_alpha(counts) == pytest.approx(coefficients.fleiss_kappa(counts), abs=2e-3)
 
 
@@ -97,20 +97,25 @@ def test_the_sign_test_is_the_exact_binomial_one(k: int, n: int) -> None:
     assert significance.sign_test(k, n) == pytest.approx(scipy.stats.binomtest(k, n).pvalue, rel=1e-9)
 
 
-def test_intervals_of_many_shares_are_those_of_statsmodels() -> None:
-    from statsmodels.stats.proportion import proportion_confint
+def test_intervals_of_many_shares_are_the_exact_ones() -> None:
+    k, n = np.array([0, 3, 10, 250, 1, 60_000]), np.array([5, 10, 10, 1000, 1, 100_000])
+    low, high = significance.exact_interval(k, n)
+    for row in range(len(k)):
+        expected = scipy.stats.binomtest(int(k[row]), int(n[row])).proportion_ci(method="exact")
+        assert (low[row], high[row]) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        one = significance.share(int(k[row]), int(n[row]))
+        assert (one.low, one.high, one.p) == (low[row], high[row], significance.sign_test(int(k[row]), int(n[row])))
+    assert significance.exact_interval(np.array([0]), np.array([0])) == (0.0, 1.0)
+    expected_counts = significance.exact_interval(np.array([2.5, 4 + 1e-12]), np.array([4, 4]))
+    assert 0.19 < expected_counts[0][0] < 0.39  # between those of 2 and 3 of 4
+    assert expected_counts[1][1] == 1.0
 
-    k, n = np.array([0, 3, 10, 250]), np.array([5, 10, 10, 1000])
-    low, high = significance.wilson(k, n)
-    expected = proportion_confint(k, n, method="wilson")
-    assert low == pytest.approx(expected[0], abs=1e-12)
-    assert high == pytest.approx(expected[1], abs=1e-12)
-    assert significance.wilson(np.array([0]), np.array([0])) == (0.0, 1.0)
 
-
-def test_the_tail_of_kolmogorovs_distribution() -> None:
-    for x in (0.1, 0.3, 0.5, 1.0, 1.36, 2.0):
-        assert significance.kolmogorov_tail(x) == pytest.approx(scipy.stats.kstwobign.sf(x), abs=1e-9)
+def test_the_p_value_of_a_change_is_that_of_kolmogorovs_distribution() -> None:
+    values = np.repeat([0.0, 1.0, 0.0, 1.0, 1.0], [30, 20, 10, 15, 25])
+    z = (values - values.mean()) / values.std()
+    statistic = np.abs(np.cumsum(z)[:-1]).max() / math.sqrt(len(values))
+    assert significance.change(values).p == pytest.approx(scipy.stats.kstwobign.sf(statistic), abs=1e-12)
 
 
 def test_a_change_is_found_where_it_is_and_seldom_where_there_is_none() -> None:

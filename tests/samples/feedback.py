@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
@@ -50,6 +51,13 @@ def preference(
 ) -> Preference:
     given = {"prompt_id": "p", **values}
     return Preference(id=id, a_id=a, b_id=b, winner=winner, annotator=Annotator(id=who), **given)
+
+
+def value_counts(units: Iterable[Sequence[Hashable]]) -> np.ndarray:
+    """(U, K) how often each unit was given each value, from the values that it was given."""
+    units = [list(unit) for unit in units]
+    values = sorted({value for unit in units for value in unit}, key=str)
+    return np.array([[unit.count(value) for value in values] for unit in units])
 
 
 def every_kind_of_feedback() -> list[AnyFeedback]:

@@ -17,7 +17,8 @@ from rlhf_loop.feedback.asking.judging import Judgement, next_card, shown_order,
 from rlhf_loop.feedback.privacy.deletion import delete_user, user_key
 from rlhf_loop.feedback.provenance.conversation_records import trace
 from rlhf_loop.feedback.quality.activity import DAY, HOUR, ActivityReader
-from rlhf_loop.feedback.quality.agreement import agreement, position_bias
+from rlhf_loop.feedback.quality.measures import agreement, shown_first_wins
+from rlhf_loop.feedback.quality.votes import votes_of
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Annotator, Artifact, Preference, Retraction, Skip, Thumb
 from rlhf_loop.report import write_report
@@ -73,9 +74,9 @@ def test_figures_are_those_of_the_whole_store_however_often_they_were_read(store
         assert found.kinds == {"preference": len(preferences), "skip": 1, "thumb": 1}
         assert found.corrected == 2
         assert sum(row.total for row in found.annotators) == 103
-        assert found.agreement == agreement(preferences)
+        assert found.agreement == agreement(votes_of(preferences))
         assert found.agreement.comparisons > 20
-        assert found.first_shown_wins == position_bias(preferences)
+        assert found.first_shown_wins == shown_first_wins(votes_of(preferences)).share()
         given = [record.created_at for record in store.feedback(effective=False) if record.kind != "retraction"]
         assert sum(n for _, n in found.days) == sum(at >= found.days[0][0] for at in given)
         for start, n in [*found.hours, *found.days]:

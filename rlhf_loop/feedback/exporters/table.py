@@ -66,10 +66,10 @@ def write_table(store: Store, folder: Path, left_out: Counter[str]) -> int:
 
 def card(store: Store, contents: Contents, left_out: Counter[str]) -> str:
     """The data card: Markdown under the front matter that a hub reads."""
-    from rlhf_loop.feedback.quality.agreement import agreement_of
+    from rlhf_loop.feedback.quality.measures import agreement
     from rlhf_loop.feedback.quality.votes import read_votes
 
-    agreed = agreement_of(read_votes(store))
+    agreed = agreement(read_votes(store))
     size = next((name for bound, name in _SIZES if contents.rows < bound), "n>1M")
     lines = [
         "---", "task_categories:", "- text-generation", "tags:", "- preference", "- human-feedback", "size_categories:",

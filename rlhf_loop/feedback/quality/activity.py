@@ -7,20 +7,21 @@ not grow. `rlhf-loop feedback check` measures all of them.
 from __future__ import annotations
 
 import json
-import statistics
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
 
-from rlhf_loop.feedback.quality.agreement import Agreement, Share, agreement, share, verdict
+from rlhf_loop.feedback.quality import calibration, measures
+from rlhf_loop.feedback.quality.measures import Agreement
+from rlhf_loop.feedback.quality.significance import Share, share
+from rlhf_loop.feedback.quality.votes import identical_pairs, votes_of
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.feedback.store.table_rows import pair_key
 from rlhf_loop.records import Feedback, Preference, from_dict
 
 SAMPLE = 5000
@@ -64,7 +65,7 @@ class Activity:
     days: list[tuple[float, int]]  # the last 14, in UTC
     annotators: list[AnnotatorRow]
     more_annotators: int  # that are not listed
-    sample: int  # preferences that the rest is measured on
+    sample: int  # preferences that the rest is measured on; none compares two answers of one text
     agreement: Agreement | None = None
     first_shown_wins: Share | None = None
     verdicts: dict[str, int] = field(default_factory=dict)
@@ -100,8 +101,9 @@ class ActivityReader:
                 more_annotators=max(0, len(listed) - MOST_ANNOTATORS),
                 sample=len(self._sample),
             )
-            _measure(found, list(self._sample.values()))
-            _calibration(connection, found.annotators)
+            sample = list(self._sample.values())
+        _measure(found, sample)
+        _calibration(self.store, found.annotators)
         return found
 
     def _forget(self) -> None:
@@ -133,12 +135,15 @@ class ActivityReader:
                 row.kinds[kind] = row.kinds.get(kind, 0) + count
                 row.last = max(row.last, last)
         preferences = connection.execute(
-            sa.select(column.id, column.body)
+            sa.select(column.number, column.body)
             .where(column.kind == "preference", fresh)
             .order_by(column.number.desc())
             .limit(SAMPLE)
         ).all()
-        self._sample.update({row.id: from_dict(Feedback, json.loads(row.body)) for row in reversed(preferences)})
+        oldest = preferences[-1].number if preferences else newest
+        same = identical_pairs(connection, column.number >= oldest, column.number <= newest)
+        said = [from_dict(Feedback, json.loads(row.body)) for row in reversed(preferences)]
+        self._sample.update({one.id: one for one in said if frozenset((one.a_id, one.b_id)) not in same})
         self._take_corrected_out(connection, fresh)
         for id in list(self._sample)[:-SAMPLE]:
             del self._sample[id]
@@ -182,69 +187,30 @@ def _queue(connection: sa.Connection, now: float) -> dict[str, Any]:
 
 def _measure(found: Activity, sample: Sequence[Preference]) -> None:
     """Agreement, position and pace, of all and of each annotator."""
-    by_pair: dict[str, dict[str, str]] = defaultdict(dict)
-    shown: Counter[str] = Counter()
-    first_won: Counter[str] = Counter()
-    seconds: dict[str, list[float]] = defaultdict(list)
-    verdicts: Counter[str] = Counter()
-    for preference in sample:
-        who = preference.annotator.id
-        verdicts[preference.winner] += 1
-        by_pair[pair_key(preference.a_id, preference.b_id)][who] = verdict(preference)
-        if preference.shown_order is not None and preference.winner in ("a", "b"):
-            shown[who] += 1
-            first_won[who] += preference.winner == preference.shown_order[0]
-        if preference.lead_time is not None:
-            seconds[who].append(preference.lead_time)
-    found.agreement = agreement(sample)
-    found.first_shown_wins = share(first_won.total(), shown.total()) if shown else None
-    found.verdicts = dict(verdicts.most_common())
-    agreed, compared = _agreements(by_pair)
+    votes = votes_of(sample)
+    first = measures.shown_first_wins(votes)
+    first_won, shown = first.by_annotator(votes)
+    agreed, compared = measures.agreement_with_others(votes)
+    seconds = measures.median_seconds(votes)
+    found.agreement = measures.agreement(votes)
+    found.first_shown_wins = first.share() if first.told.any() else None
+    found.verdicts = dict(Counter(preference.winner for preference in sample).most_common())
+    number = {name: place for place, name in enumerate(votes.annotators)}
     for annotator in found.annotators:
-        name = annotator.name
-        annotator.first_shown_wins = share(first_won[name], shown[name]) if shown[name] else None
-        annotator.agreed = (agreed[name], compared[name]) if compared[name] else None
-        annotator.seconds = statistics.median(seconds[name]) if seconds[name] else None
+        a = number.get(annotator.name)
+        if a is not None:
+            annotator.first_shown_wins = share(int(first_won[a]), int(shown[a])) if shown[a] else None
+            annotator.agreed = (int(agreed[a]), int(compared[a])) if compared[a] else None
+            annotator.seconds = seconds[a]
 
 
-def _agreements(by_pair: Mapping[str, Mapping[str, str]]) -> tuple[Counter[str], Counter[str]]:
-    """Annotator -> comparisons with another one about the same pair: those in which both said the same, and all."""
-    agreed: Counter[str] = Counter()
-    compared: Counter[str] = Counter()
-    for said in by_pair.values():
-        if len(said) > 1:
-            counts = Counter(said.values())
-            for who, verdict in said.items():
-                compared[who] += len(said) - 1
-                agreed[who] += counts[verdict] - 1
-    return agreed, compared
-
-
-def _calibration(connection: sa.Connection, annotators: Iterable[AnnotatorRow]) -> None:
+def _calibration(store: Store, annotators: Iterable[AnnotatorRow]) -> None:
     """How many cards with known answers each got right."""
-    question, column = tables.questions.c, tables.feedback.c
-    later = tables.feedback.alias()
-    corrected = sa.select(later.c.number).where(later.c.supersedes == column.id)
-    known = sa.select(question.pair, question.body).where(
-        question.answered, question.priority < 0, question.overlap == 0
-    )
-    right_answers = {}
-    for pair, text in connection.execute(known):
-        body = json.loads(text)
-        right_answers[pair] = _winner_id(body, body["known"])
-    if not right_answers:
+    known = calibration.known_answers(store)
+    if not known:
         return
-    wanted = {annotator.name: annotator for annotator in annotators}
-    given = sa.select(column.annotator, column.pair, column.body).where(
-        column.kind == "preference", column.pair.in_(sa.select(known.subquery().c.pair)), sa.not_(corrected.exists())
-    )
-    for name, pair, text in connection.execute(given):
-        if name in wanted:
-            body = json.loads(text)
-            right, total = wanted[name].calibration or (0, 0)
-            hit = _winner_id(body, body["winner"]) == right_answers[pair]
-            wanted[name].calibration = (right + hit, total + 1)
-
-
-def _winner_id(pair: Mapping[str, Any], winner: str) -> str:
-    return {"a": str(pair["a_id"]), "b": str(pair["b_id"])}.get(winner, winner)
+    votes = calibration.votes_on_items(store)
+    right, total = calibration.answers(votes, known).by_annotator(votes)
+    given = {name: (int(right[a]), int(total[a])) for a, name in enumerate(votes.annotators)}
+    for annotator in annotators:
+        annotator.calibration = given.get(annotator.name)

@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_loop.feedback.quality.bias import longer_wins, shown_first_wins
 from rlhf_loop.feedback.quality.calibration import Answers
 from rlhf_loop.feedback.quality.coefficients import cohen_kappa, comparisons, symmetric
 from rlhf_loop.feedback.quality.contradictions import repeated
 from rlhf_loop.feedback.quality.dawid_skene import DawidSkene
-from rlhf_loop.feedback.quality.significance import sign_test, wilson
+from rlhf_loop.feedback.quality.measures import (
+    agreement_with_others,
+    longer_wins,
+    median_seconds,
+    shown_first_wins,
+)
+from rlhf_loop.feedback.quality.significance import exact_interval, sign_test
 from rlhf_loop.feedback.quality.votes import BOTH_BAD, TIE, Votes
 
 Ints = NDArray[np.int64]
@@ -23,7 +28,7 @@ SLIGHT = 0.2  # kappa below it is "slight" agreement (Landis and Koch 1977)
 def annotator_rows(votes: Votes, people: DawidSkene, words: Ints, calibration: Answers) -> list[dict[str, Any]]:
     """The annotators, those with most verdicts first.
 
-    Shares are `{share, low, high, n}` with Wilson's 95% interval; `share` is None for n = 0. `accuracy` is the
+    Shares are `{share, low, high, n}` with its exact 95% interval; `share` is None for n = 0. `accuracy` is the
     probability that their verdict is the true one (Dawid and Skene), its interval that of the share of their verdicts
     expected to be true, taking the consensus as known; n counts verdicts on pairs that others judged too. `weight` is
     what their votes count in a consensus. `kappa` is Cohen's, against everybody else. `flags` says in words what is
@@ -37,19 +42,17 @@ def annotator_rows(votes: Votes, people: DawidSkene, words: Ints, calibration: A
     everything = np.ones(len(votes), dtype=bool)
     total = per(everything)
     undecided = per(np.isin(votes.verdict, (TIE, BOTH_BAD)))
-    first_won, known = shown_first_wins(votes)
-    first, first_n = per(known & first_won), per(known)
-    long_won, unlike = longer_wins(votes, words)
-    longer, longer_n = per(unlike & long_won), per(unlike)
-    kappa, agreed, agreed_n = _against_others(votes.last_of_each(), count)
+    first, first_n = shown_first_wins(votes).by_annotator(votes)
+    longer, longer_n = longer_wins(votes, words).by_annotator(votes)
+    agreed, agreed_n = agreement_with_others(votes)
+    kappa = _kappa(votes.last_of_each(), count)
     judged_by = np.bincount(votes.last_of_each().unit, minlength=votes.units)
     shared = judged_by[votes.unit] > 1
     true, true_n = per(shared, people.posterior[votes.unit, votes.verdict]), per(shared)
     own, again = repeated(votes)
     contradicted, repeats = np.bincount(own[:, 1], minlength=count), np.bincount(again[:, 1], minlength=count)
-    passed = np.bincount(votes.annotator[calibration.row[calibration.passed]], minlength=count)
-    items = np.bincount(votes.annotator[calibration.row], minlength=count)
-    seconds = _medians(votes, count)
+    passed, items = calibration.by_annotator(votes)
+    seconds = median_seconds(votes)
     columns = {
         "undecided": (undecided, total),
         "agreement": (agreed, agreed_n),
@@ -59,7 +62,7 @@ def annotator_rows(votes: Votes, people: DawidSkene, words: Ints, calibration: A
         "contradicts_self": (contradicted, repeats),
         "calibration_passed": (passed, items),
     }
-    bounds = {name: wilson(k, n) for name, (k, n) in columns.items()}
+    bounds = {name: exact_interval(k, n) for name, (k, n) in columns.items()}
     order = np.argsort(-total, kind="stable")
     chance = CONFIDENCE / max(1, count)
     crowd = agreed.sum() / max(1, agreed_n.sum())
@@ -123,25 +126,10 @@ def annotator_pairs(votes: Votes, most: int) -> list[tuple[int, int, NDArray[np.
     return found
 
 
-def _against_others(last: Votes, count: int) -> tuple[list[float | None], Ints, Ints]:
-    """Cohen's kappa of each annotator against all others together, comparisons that agree, and comparisons."""
+def _kappa(last: Votes, count: int) -> list[float | None]:
+    """Cohen's kappa of each annotator against all others together."""
     one, other = comparisons(last)
     rows, columns = np.concatenate([one, other]), np.concatenate([other, one])
     key = last.annotator[rows] * 16 + last.verdict[rows] * 4 + last.verdict[columns]
     tables = np.bincount(key, minlength=16 * count).reshape(count, 4, 4)
-    kappa = np.atleast_1d(cohen_kappa(symmetric(tables)))
-    agreed = np.trace(tables, axis1=1, axis2=2)
-    return [float(k) if np.isfinite(k) else None for k in kappa], agreed, tables.sum((1, 2))
-
-
-def _medians(votes: Votes, count: int) -> list[float | None]:
-    """The median seconds of each annotator for a verdict; None where they are not known."""
-    rows = np.flatnonzero(np.isfinite(votes.lead_time))
-    order = rows[np.lexsort((votes.lead_time[rows], votes.annotator[rows]))]
-    sizes = np.bincount(votes.annotator[rows], minlength=count)
-    starts = np.cumsum(sizes) - sizes
-    medians: list[float | None] = []
-    for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
-        middle = votes.lead_time[order[start + (size - 1) // 2 : start + size // 2 + 1]]
-        medians.append(float(middle.mean()) if size else None)
-    return medians
+    return [float(k) if np.isfinite(k) else None for k in np.atleast_1d(cohen_kappa(symmetric(tables)))]

@@ -1,4 +1,4 @@
-"""Whether verdicts go with what should not matter: the place an answer was shown in, and how long it is."""
+"""Position and length at once: whether verdicts go with what should not matter."""
 
 from __future__ import annotations
 
@@ -7,37 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_loop.feedback.quality.agreement import share
-from rlhf_loop.feedback.quality.significance import Z, logistic_regression, normal_p, sign_test
+from rlhf_loop.feedback.quality.significance import Z, logistic_regression, normal_p
 from rlhf_loop.feedback.quality.votes import FIRST, Votes
 
 Ints = NDArray[np.int64]
-
-
-def shown_first_wins(votes: Votes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(N,), (N,): whether the side shown first won, and where that is known: decided votes with a known order."""
-    return votes.verdict == votes.shown, votes.decided & (votes.shown >= 0)
-
-
-def longer_wins(votes: Votes, words: Ints) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(N,), (N,): whether the side with more words won, and where one has more and the vote is decided."""
-    difference = (words[votes.first] - words[votes.second])[votes.unit]
-    return (difference > 0) == (votes.verdict == FIRST), votes.decided & (difference != 0)
-
-
-def position_bias(votes: Votes) -> dict[str, Any]:
-    """How often the side shown first wins: share, exact interval, n, and the p-value of the sign test against 1/2.
-
-    It is a bias if the order was drawn at random; otherwise the better answers may have been shown first.
-    """
-    won, known = shown_first_wins(votes)
-    return _share(int((won & known).sum()), int(known.sum()))
-
-
-def length_bias(votes: Votes, words: Ints) -> dict[str, Any]:
-    """How often the longer side wins: share, exact interval, n, p of the sign test. Longer may well be better."""
-    won, known = longer_wins(votes, words)
-    return _share(int((won & known).sum()), int(known.sum()))
 
 
 def regression(votes: Votes, words: Ints) -> dict[str, Any] | None:
@@ -71,8 +44,3 @@ def regression(votes: Votes, words: Ints) -> dict[str, Any] | None:
         for name, b, se in zip(used, *fitted, strict=True)
     }
     return {"n": len(decided), "prompts": len(np.unique(prompts)), "effects": effects}
-
-
-def _share(k: int, n: int) -> dict[str, Any]:
-    found = share(k, n)
-    return {"share": found.share, "low": found.low, "high": found.high, "n": n, "p": sign_test(k, n)}

@@ -10,7 +10,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from rlhf_loop.feedback.quality.votes import BOTH_BAD, FIRST, SECOND, TIE, Votes
+from rlhf_loop.feedback.quality.votes import BOTH_BAD, FIRST, SECOND, TIE, Votes, read_votes
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import holds
@@ -23,6 +23,19 @@ class Answers:
     row: NDArray[np.int64]  # (M,) the vote
     passed: NDArray[np.bool_]  # (M,)
     items: int  # how many pairs have a known answer
+
+    def by_annotator(self, votes: Votes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(A,), (A,): how many answers of each annotator were right, and all of them."""
+        count = len(votes.annotators)
+        right = np.bincount(votes.annotator[self.row[self.passed]], minlength=count)
+        return right, np.bincount(votes.annotator[self.row], minlength=count)
+
+
+def votes_on_items(store: Store) -> Votes:
+    """The votes on pairs with a known answer alone."""
+    question = tables.questions.c
+    items = sa.select(question.pair).where(question.answered, question.priority < 0, question.overlap == 0)
+    return read_votes(store, tables.feedback.c.pair.in_(items))
 
 
 def known_answers(store: Store) -> dict[tuple[str, str], int]:

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_loop.feedback.quality import bias, calibration, coefficients, near_duplicates
-from rlhf_loop.feedback.quality.agreement import agreement_of, share
+from rlhf_loop.feedback.quality import bias, calibration, coefficients, measures, near_duplicates
 from rlhf_loop.feedback.quality.annotators import annotator_pairs, annotator_rows
 from rlhf_loop.feedback.quality.consensus import Consensus, consensus
 from rlhf_loop.feedback.quality.contradictions import contradictions
 from rlhf_loop.feedback.quality.dawid_skene import reliability
 from rlhf_loop.feedback.quality.drift import drift
-from rlhf_loop.feedback.quality.votes import BOTH_BAD, TIE, Votes, read_votes, stored_texts, words_of
+from rlhf_loop.feedback.quality.significance import Share, share
+from rlhf_loop.feedback.quality.votes import BOTH_BAD, TIE, Votes, judged_texts, read_votes, words_of
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.feedback.validation import HELD_OUT
-from rlhf_loop.records import Prompt
+from rlhf_loop.records import HELD_OUT, Prompt
 
 COHEN_PAIRS = 10
 EXAMPLES = 5
@@ -36,7 +35,7 @@ def check(store: Store, *, duplicates: bool = True) -> dict[str, Any]:
     answered = calibration.answers(votes, calibration.known_answers(store))
     last = votes.last_of_each()
     people = reliability(last)
-    agreed = agreement_of(votes)
+    agreed = measures.agreement(votes)
     counts = coefficients.verdict_counts(votes)
     return {
         "preferences": len(votes),
@@ -47,7 +46,12 @@ def check(store: Store, *, duplicates: bool = True) -> dict[str, Any]:
             "pairs": agreed.pairs,
             "comparisons": agreed.comparisons,
             "agreed": agreed.agreed,
-            "krippendorff_alpha": asdict(coefficients.bootstrap(coefficients.krippendorff_alpha, counts)),
+            "krippendorff_alpha": {
+                "value": agreed.alpha,
+                "low": agreed.alpha_low,
+                "high": agreed.alpha_high,
+                "n": agreed.pairs,
+            },
             "fleiss_kappa": asdict(coefficients.bootstrap(coefficients.fleiss_kappa, counts)),
             "cohen_kappa": [
                 {
@@ -58,8 +62,8 @@ def check(store: Store, *, duplicates: bool = True) -> dict[str, Any]:
             ],
         },
         "consensus": _consensus(votes, consensus(votes, people), len(people.objective), people.converged),
-        "position": bias.position_bias(votes),
-        "length": bias.length_bias(votes, words),
+        "position": _with_p(measures.shown_first_wins(votes).share()),
+        "length": _with_p(measures.longer_wins(votes, words).share()),
         "position_and_length": bias.regression(votes, words),
         "contradictions": contradictions(votes),
         "calibration": {
@@ -70,6 +74,10 @@ def check(store: Store, *, duplicates: bool = True) -> dict[str, Any]:
         "annotators": annotator_rows(votes, people, words, answered),
         "near_duplicates": _near_duplicates(store, votes) if duplicates else None,
     }
+
+
+def _with_p(found: Share) -> dict[str, Any]:
+    return {**asdict(found), "p": found.p}
 
 
 def _verdicts(votes: Votes) -> dict[str, int]:
@@ -109,7 +117,7 @@ def _near_duplicates(store: Store, votes: Votes) -> dict[str, Any]:
     places: list[int] = []
 
     def judged() -> Iterable[str]:
-        for id, text in stored_texts(store):
+        for id, text in judged_texts(store):
             if id in rows_of:
                 places.append(rows_of[id])
                 yield text

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_loop.feedback.quality.agreement import share
+from rlhf_loop.feedback.circles import in_circles
+from rlhf_loop.feedback.quality.significance import share
 from rlhf_loop.feedback.quality.votes import FIRST, SECOND, Votes
-from rlhf_loop.feedback.validation import strong_parts
 
 Ints = NDArray[np.int64]
 EXAMPLES = 3
@@ -64,30 +64,6 @@ def majority(votes: Votes, decided: Ints) -> tuple[Ints, Ints, Ints]:
     first_won = decided[units, 0] > decided[units, 1]
     first, second = votes.first[units], votes.second[units]
     return np.where(first_won, first, second), np.where(first_won, second, first), units
-
-
-def in_circles(winner: Ints, loser: Ints) -> NDArray[np.bool_]:
-    """(E,) whether each victory is on a circle of victories.
-
-    Answers that nobody beats, or that beat nobody, are on none: they are taken away until none is left, which for
-    most feedback leaves little for the search for strongly connected parts.
-    """
-    left = np.arange(len(winner))
-    nodes = int(max(winner.max(initial=-1), loser.max(initial=-1))) + 1
-    while len(left):
-        wins, losses = np.bincount(winner[left], minlength=nodes), np.bincount(loser[left], minlength=nodes)
-        kept = left[(losses[winner[left]] > 0) & (wins[loser[left]] > 0)]
-        if len(kept) == len(left):
-            break
-        left = kept
-    victories = list(zip(winner[left].tolist(), loser[left].tolist(), strict=True))
-    beats: dict[int, list[int]] = {}
-    for better, worse in victories:
-        beats.setdefault(better, []).append(worse)
-    part = strong_parts(beats)
-    found = np.zeros(len(winner), dtype=bool)
-    found[left] = [part[better] == part[worse] for better, worse in victories]
-    return found
 
 
 def _pair(votes: Votes, unit: int) -> str:

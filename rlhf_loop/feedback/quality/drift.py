@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_loop.feedback.quality.agreement import share
-from rlhf_loop.feedback.quality.bias import shown_first_wins
 from rlhf_loop.feedback.quality.calibration import Answers
 from rlhf_loop.feedback.quality.coefficients import verdict_counts
-from rlhf_loop.feedback.quality.significance import change
+from rlhf_loop.feedback.quality.measures import shown_first_wins
+from rlhf_loop.feedback.quality.significance import change, share
 from rlhf_loop.feedback.quality.votes import Votes
 
 WINDOWS = 8
@@ -26,10 +25,10 @@ def drift(votes: Votes, calibration: Answers) -> dict[str, Any]:
     `significance.change` finds in the whole series, `at` being a time; None with too few values. A series that has
     none is left out.
     """
-    won, known = shown_first_wins(votes)
+    first = shown_first_wins(votes)
     series = {
         "agreement": _agreement(votes),
-        "first_shown_wins": (votes.time[known], won[known].astype(np.float64)),
+        "first_shown_wins": (votes.time[first.told], first.so[first.told].astype(np.float64)),
         "calibration": (votes.time[calibration.row], calibration.passed.astype(np.float64)),
     }
     return {name: _of_series(time, values) for name, (time, values) in series.items() if len(values)}

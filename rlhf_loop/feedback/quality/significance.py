@@ -14,6 +14,21 @@ Z = 1.959963984540054  # of a 95% interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """A share of `n` cases with its exact interval; `share` is None when there are no cases."""
+
+    share: float | None
+    low: float
+    high: float
+    n: int
+
+    @property
+    def p(self) -> float | None:
+        """How probable a share so far from a half is by chance (`sign_test`)."""
+        return None if self.share is None else sign_test(round(self.share * self.n), self.n)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
     """Whether the mean of a series changed: `at` is the row after which it most likely did."""
 
@@ -24,6 +39,27 @@ class Change:
     n: int
 
 
+def share(k: int, n: int) -> Share:
+    """k of n with its exact 95% interval."""
+    low, high = exact_interval(np.array([k]), np.array([n]))
+    return Share(share=k / n if n else None, low=float(low[0]), high=float(high[0]), n=n)
+
+
+def exact_interval(k: NDArray[Any], n: NDArray[Any]) -> tuple[Floats, Floats]:
+    """The exact binomial 95% intervals of many shares k / n (Clopper and Pearson 1934); 0 to 1 where n is 0.
+
+    `k` need not be whole numbers: expected counts are taken, too.
+    """
+    from scipy.special import betaincinv  # quantiles of the beta distribution; a tenth of a second to import
+
+    k, n = np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64)
+    k = np.clip(k, 0, n)  # sums of floating point numbers may be beyond
+    some, some_not = np.maximum(k, 1e-300), np.maximum(n - k, 1e-300)  # where it is 0, the bound is known
+    low = np.where(k > 0, betaincinv(some, n - k + 1, 0.025), 0.0)
+    high = np.where(k < n, betaincinv(k + 1, some_not, 0.975), 1.0)
+    return low, high
+
+
 def sign_test(k: int, n: int) -> float | None:
     """Two-sided exact binomial p-value of k successes in n, for a chance of one half; None for n = 0."""
     if not n:
@@ -32,16 +68,6 @@ def sign_test(k: int, n: int) -> float | None:
 
     most = max(k, n - k)
     return min(1.0, 2 * float(betainc(most, n - most + 1, 0.5)))
-
-
-def wilson(k: NDArray[Any], n: NDArray[Any]) -> tuple[Floats, Floats]:
-    """95% intervals of many shares k / n at once (Wilson 1927); 0 to 1 where n is 0."""
-    k, n = np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64)
-    safe = np.maximum(n, 1)
-    share = k / safe
-    centre = (share + Z**2 / (2 * safe)) / (1 + Z**2 / safe)
-    half = Z * np.sqrt(share * (1 - share) / safe + Z**2 / (4 * safe**2)) / (1 + Z**2 / safe)
-    return np.where(n > 0, np.clip(centre - half, 0, 1), 0.0), np.where(n > 0, np.clip(centre + half, 0, 1), 1.0)
 
 
 def normal_p(z: float) -> float:
@@ -65,15 +91,9 @@ def change(values: NDArray[Any]) -> Change | None:
     at = int(np.argmax(np.abs(excursion[:-1])))
     statistic = abs(excursion[at]) / (values.std() * math.sqrt(n))
     before, after = values[: at + 1].mean(), values[at + 1 :].mean()
-    return Change(p=kolmogorov_tail(statistic), at=at, before=float(before), after=float(after), n=n)
+    from scipy.special import kolmogorov
 
-
-def kolmogorov_tail(x: float) -> float:
-    """P(K > x) of Kolmogorov's distribution: 2 sum over j >= 1 of (-1)^(j-1) exp(-2 j^2 x^2)."""
-    if x < 0.2:
-        return 1.0  # to twelve digits
-    series = math.fsum((1 if j % 2 else -1) * math.exp(-2 * (j * x) ** 2) for j in range(1, 60))
-    return min(1.0, max(0.0, 2 * series))
+    return Change(p=float(kolmogorov(statistic)), at=at, before=float(before), after=float(after), n=n)
 
 
 def logistic_regression(x: NDArray[Any], y: NDArray[Any], clusters: NDArray[np.int64]) -> tuple[Floats, Floats] | None:

@@ -1,33 +1,33 @@
-"""What the store holds, in figures: for `rlhf-loop feedback stats` and the report."""
+"""What the store holds, in figures: for `rlhf-loop feedback stats`."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 
-from rlhf_loop.feedback.quality.agreement import Share, agreement, per_annotator, position_bias, share
-from rlhf_loop.feedback.quality.votes import identical_pairs
+from rlhf_loop.feedback.quality import measures
+from rlhf_loop.feedback.quality.votes import read_votes, words_of
 from rlhf_loop.feedback.store import tables
-from rlhf_loop.feedback.store.database import chunks
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.feedback.store.table_rows import AnyFeedback
 from rlhf_loop.records import Preference
 
 
 def stats(store: Store) -> dict[str, Any]:
     """Counts by kind, annotator, round and split; ties; agreement; how far position and length sway the verdicts.
 
-    Plain JSON types. Only feedback that no correction supersedes is counted.
+    Plain JSON types. Only feedback that no correction supersedes is counted; measures leave out pairs of one
+    text, as `check` does.
     """
     feedback = store.feedback()
     counts = store.counts()
     preferences = [record for record in feedback if isinstance(record, Preference)]
     splits = {prompt.id: prompt.split for prompt in store.prompts()}
-    same = identical_pairs(store)
-    told_apart = [record for record in preferences if frozenset((record.a_id, record.b_id)) not in same]
+    votes = read_votes(store)
     return {
         "counts": counts,
         "prompts_by_split": _count(splits.values()),
@@ -35,13 +35,13 @@ def stats(store: Store) -> dict[str, Any]:
         "feedback_by_kind": _count(record.kind for record in feedback),
         "feedback_by_round": _count(record.round for record in feedback),
         "feedback_by_split": _count(splits[record.prompt_id] for record in feedback),
-        "feedback_by_annotator": per_annotator(feedback),
+        "feedback_by_annotator": _per_annotator(feedback),
         "superseded": counts["feedback"] - len(feedback),
         "verdicts": _count(preference.winner for preference in preferences),
         "with_critique": sum(bool(record.comment) for record in feedback),
-        "agreement": asdict(agreement(told_apart)),
-        "first_shown_wins": asdict(position_bias(preferences)),
-        "longer_wins": asdict(_longer_wins(store, preferences)),
+        "agreement": asdict(measures.agreement(votes)),
+        "first_shown_wins": asdict(measures.shown_first_wins(votes).share()),
+        "longer_wins": asdict(measures.longer_wins(votes, words_of(store, votes)).share()),
     }
 
 
@@ -97,21 +97,12 @@ def _completions_by_round(store: Store) -> dict[str, int]:
         return {str(round): count for round, count in sorted(rows.tuples())}
 
 
-def _longer_wins(store: Store, preferences: Iterable[Preference]) -> Share:
-    """How often the answer with more words wins, where one has more."""
-    decided = [preference for preference in preferences if preference.winner in ("a", "b")]
-    column, words = tables.completions.c, dict[str, int]()
-    with store.database.read() as connection:
-        for chunk in chunks(id for preference in decided for id in (preference.a_id, preference.b_id)):
-            rows = connection.execute(sa.select(column.id, column.text).where(column.id.in_(chunk)))
-            words |= {id: len(text.split()) for id, text in rows}
-    wins = n = 0
-    for preference in decided:
-        difference = words[preference.a_id] - words[preference.b_id]
-        if difference:
-            n += 1
-            wins += (difference > 0) == (preference.winner == "a")
-    return share(wins, n)
+def _per_annotator(feedback: Iterable[AnyFeedback]) -> dict[str, dict[str, int]]:
+    """Annotator -> kind of feedback -> how many."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in feedback:
+        counts[record.annotator.id][record.kind] += 1
+    return {annotator: dict(kinds) for annotator, kinds in sorted(counts.items())}
 
 
 def _count(values: Iterable[Any]) -> dict[str, int]:

@@ -104,19 +104,21 @@ def votes_of(preferences: Iterable[Preference]) -> Votes:
     )
 
 
-def read_votes(store: Store) -> Votes:
+def read_votes(store: Store, *where: sa.ColumnElement[bool]) -> Votes:
     """The preferences of a store that no correction supersedes, but for those that compare an answer with itself.
 
-    Such a pair says nothing, whatever was said of it: validation quarantines it, and no measure counts it.
+    Such a pair says nothing, whatever was said of it: validation quarantines it, and no measure counts it. `where`:
+    only those rows of `feedback` for which all of it holds.
     """
-    pairs = identical_pairs(store)
-    return _columns(row for row in _stored(store) if frozenset((row.a_id, row.b_id)) not in pairs)
+    with store.database.read() as connection:
+        pairs = identical_pairs(connection, *where)
+    return _columns(row for row in _stored(store, *where) if frozenset((row.a_id, row.b_id)) not in pairs)
 
 
-def identical_pairs(store: Store) -> set[frozenset[str]]:
+def identical_pairs(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> set[frozenset[str]]:
     """The judged pairs whose two answers are the same text, but for spaces; an answer beside itself is one of one id.
 
-    Only answers that were judged are read.
+    Only answers that were judged are read; `where` as for `read_votes`.
     """
     column = tables.feedback.c
     one, other = tables.completions.alias("one"), tables.completions.alias("other")
@@ -124,11 +126,10 @@ def identical_pairs(store: Store) -> set[frozenset[str]]:
         sa.select(column.a_id, column.b_id, one.c.text.label("a_text"), other.c.text.label("b_text"))
         .join_from(tables.feedback, one, one.c.id == column.a_id)
         .join(other, other.c.id == column.b_id)
-        .where(column.kind == "preference", _without_spaces(one.c.text) == _without_spaces(other.c.text))
+        .where(column.kind == "preference", *where, _without_spaces(one.c.text) == _without_spaces(other.c.text))
     )
-    with store.database.read() as connection:
-        rows = connection.execution_options(yield_per=ROWS).execute(query)
-        return {frozenset((row.a_id, row.b_id)) for row in rows if plain_text(row.a_text) == plain_text(row.b_text)}
+    rows = connection.execution_options(yield_per=ROWS).execute(query)
+    return {frozenset((row.a_id, row.b_id)) for row in rows if plain_text(row.a_text) == plain_text(row.b_text)}
 
 
 def _without_spaces(text: Any) -> Any:
@@ -146,30 +147,33 @@ def words_of(store: Store, votes: Votes) -> Ints:
     """(C,) words of each completion that was judged."""
     number = {id: place for place, id in enumerate(votes.completions)}
     words = np.zeros(len(number), dtype=np.int64)
-    for id, text in stored_texts(store):
+    for id, text in judged_texts(store):
         place = number.get(id)
         if place is not None:
             words[place] = len(text.split())
     return words
 
 
-def stored_texts(store: Store) -> Iterator[tuple[str, str]]:
-    """Id and text of every completion, a few at a time."""
-    column = tables.completions.c
-    query = sa.select(column.id, column.text, column.body).order_by(column.number)
+def judged_texts(store: Store) -> Iterator[tuple[str, str]]:
+    """Id and text of every completion that a preference is about, a few at a time."""
+    column, said = tables.completions.c, tables.feedback.c
+    judged = [sa.select(side).where(said.kind == "preference") for side in (said.a_id, said.b_id)]
+    query = (
+        sa.select(column.id, column.text, column.body).where(column.id.in_(sa.union(*judged))).order_by(column.number)
+    )
     with store.database.read() as connection:
         for row in connection.execution_options(yield_per=ROWS).execute(query):
             # a text that the database cannot hold stands in the record itself
             yield row.id, loads(row.body).get("text", row.text) if '"text"' in row.body else row.text
 
 
-def _stored(store: Store) -> Iterator[Row]:
+def _stored(store: Store, *where: sa.ColumnElement[bool]) -> Iterator[Row]:
     column = tables.feedback.c
     later = tables.feedback.alias("later")
     corrected = sa.select(later.c.number).where(later.c.supersedes == column.id).exists()
     query = (
         sa.select(column.id, column.prompt_id, column.a_id, column.b_id, column.created_at, column.body)
-        .where(column.kind == "preference", sa.not_(corrected))
+        .where(column.kind == "preference", sa.not_(corrected), *where)
         .order_by(column.number)
     )
     with store.database.read() as connection:

@@ -131,6 +131,12 @@ def pair_key(a_id: str, b_id: str) -> str:
     return f"{a_id}|{b_id}" if a_id <= b_id else f"{b_id}|{a_id}"
 
 
+def verdict(preference: Preference) -> str:
+    """The verdict however the pair was shown: the winner's id, `tie` or `both_bad`."""
+    winner = preference.winner
+    return preference.a_id if winner == "a" else preference.b_id if winner == "b" else winner
+
+
 def storable(text: str) -> str:
     """Text that both databases take: PostgreSQL has no NUL, and neither has halves of surrogate pairs."""
     if text.isascii() and "\0" not in text:
