@@ -35,7 +35,7 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ADAPTER_OF_A_MADE_MODEL = """
 ```python
 from peft import PeftModel
-from rlhf_loop.model_files import resolve_model  # pip install rlhf-loop
+from rlhf_loop.models.files import resolve_model  # pip install rlhf-loop
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base = AutoModelForCausalLM.from_pretrained(resolve_model("{base}"), dtype="auto")

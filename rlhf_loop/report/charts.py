@@ -1,12 +1,17 @@
-"""The report's charts: SVG whose colours are the page's, so that one drawing serves light and dark."""
+"""Charts for the report and the dashboard: SVG whose colours are the page's, so that one drawing serves light and dark.
+
+Nothing in them is a style: the dashboard's content security policy forbids those within a page.
+"""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -15,9 +20,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-
-SHARED = Path(__file__).parent / "shared"
-"""Templates that all pages with these charts include: their styles, and a chart with its legend."""
 
 MANY_POINTS = 60
 """With more points than these a line's markers are drawn small."""
@@ -98,7 +100,7 @@ def over_rounds(
     series = [line for line in series if line.points]
     if not series:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with _styled():
         figure, axes = _figure(4.6, 2.6)
         if level is not None:
             axes.axhline(level, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
@@ -122,12 +124,31 @@ def over_rounds(
     return Chart(title=title, note=note, svg=svg, legend=[(line.label, line.colour) for line in series])
 
 
+def over_time(title: str, counts: Sequence[tuple[str, int]], *, every: int) -> Chart:
+    """Bars of `(when, how many)`; each `every`th is named, counted from the last."""
+    with _styled():
+        figure, axes = _figure(4.6, 2.0)
+        bars = axes.bar(range(len(counts)), [count for _, count in counts], width=0.76, color=COLOURS["blue"])
+        for place, bar in enumerate(bars):
+            bar.set_gid(f"bar{place}")
+        named = [place for place in range(len(counts)) if (len(counts) - 1 - place) % every == 0]
+        axes.set_xticks(named, [counts[place][0] for place in named])
+        axes.set_xlim(-0.6, len(counts) - 0.4)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4, min_n_ticks=1))
+        axes.set_ylim(0, max(1, *(count for _, count in counts)) * 1.05)
+        most = max(count for _, count in counts)
+        said = f"{sum(count for _, count in counts):,} in all, at most {most:,}"
+        tips = {f"bar{place}": f"{when}: {count:,}" for place, (when, count) in enumerate(counts)}
+        svg = _svg(figure, f"{title}. {said}", tips)
+    return Chart(title=title, note="", svg=svg, legend=[])
+
+
 def reliability(title: str, bins: Sequence[Mapping[str, Any]], *, note: str = "") -> Chart | None:
     """How often the reward model was right against how sure it was; None without bins."""
     bins = [b for b in bins if b.get("n", 1)]
     if not bins:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with _styled():
         figure, axes = _figure(4.6, 2.6)
         axes.plot([0.5, 1], [0.5, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
         largest = max(float(b.get("n", 1)) for b in bins)
@@ -151,7 +172,7 @@ def intervals(
     """A point with its interval for each row `(name, value, low, high)`, the first on top; None without rows."""
     if not rows:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with _styled():
         figure, axes = _figure(6.2, 0.75 + 0.2 * len(rows))
         for place, (_, value, low, high) in enumerate(rows):
             axes.plot([low, high], [place, place], color=COLOURS["blue"], linewidth=1.4, solid_capstyle="butt")
@@ -171,7 +192,7 @@ def timings(title: str, rounds: Mapping[int, Mapping[str, float]], groups: Mappi
     rounds = {number: parts for number, parts in rounds.items() if sum(parts.values()) > 0}
     if not rounds:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with _styled():
         figure, axes = _figure(6.2, 0.75 + 0.36 * len(rounds))
         left = dict.fromkeys(rounds, 0.0)
         for name, colour in groups.items():
@@ -273,21 +294,45 @@ def _breathe(axes: Axes, level: float | None) -> None:
     axes.set_ylim(low if low == level == 0 else low - room, high + room)
 
 
-_drawn = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", re.DOTALL)
+@contextmanager
+def _styled() -> Iterator[None]:
+    """matplotlib with our style, for one thread at a time: its settings are the process's."""
+    with _drawing, matplotlib.rc_context(_STYLE):
+        yield
 
 
-def _svg(figure: Figure, description: str) -> Markup:
-    """The drawing as inline SVG: the page's colours and font, ids of its own, a description for screen readers."""
+_drawing = threading.Lock()
+_around = re.compile(
+    r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL
+)
+_style_attribute = re.compile(r'style="([^"]*)"')
+
+
+def _svg(figure: Figure, description: str, tips: Mapping[str, str] = MappingProxyType({})) -> Markup:
+    """The drawing as inline SVG: the page's colours and font, ids of its own, a description for screen readers.
+
+    `tips`: what is shown beside the pointer on a part of it, by the part's `gid`.
+    """
     buffer = io.StringIO()
     # not savefig, which draws everything twice
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
-    text = _drawn.sub("", buffer.getvalue()).strip()
+    text = _around.sub("", buffer.getvalue()).strip()
+    text = _style_attribute.sub(_attributes, text)
     for name, stand_in in COLOURS.items():
         text = re.sub(re.escape(stand_in), f"var(--{name})", text, flags=re.IGNORECASE)
+    for part, tip in tips.items():
+        text = text.replace(f'<g id="{part}">', f'<g id="{part}">{Markup("<title>{}</title>").format(tip)}', 1)
     prefix = re.sub(r"\W+", "-", description.partition(".")[0].lower())
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg role="img" viewBox="\1">', text, count=1)
-    start = text.index(">") + 1
-    return Markup(text[:start]) + Markup("<title>{}</title>").format(description) + Markup(text[start:])
+    start = r'<svg role="img" viewBox="\1" stroke-linejoin="round" stroke-linecap="butt">'
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', start, text, count=1)
+    end = text.index(">") + 1
+    return Markup(text[:end]) + Markup("<title>{}</title>").format(description) + Markup(text[end:])
+
+
+def _attributes(style: re.Match[str]) -> str:
+    """`style="fill: none; stroke-width: 2"` as attributes of the same names; without the font, which is the page's."""
+    declared = (declaration.partition(":") for declaration in style[1].split(";"))
+    return " ".join(f'{name.strip()}="{value.strip()}"' for name, _, value in declared if name.strip() != "font-family")

@@ -16,6 +16,9 @@ from rlhf_loop.records import Completion, Prompt, read_records
 from rlhf_loop.run_dir import STEPS, RunDir
 from rlhf_loop.step_folders import read_manifest
 
+SHARED = Path(__file__).parent / "shared"
+"""Templates of all pages with charts: a chart with its legend, and the style of pages that stand alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
@@ -54,6 +57,42 @@ class Round:
     def decision(self) -> dict[str, Any]:
         """What the gate decided and why."""
         return self.json("gate", "decision.json")
+
+    @property
+    def outcome(self) -> str | None:
+        """What became of its policy: "promoted", or "kept" where the last one stays; None before the gate."""
+        promoted = self.decision.get("promoted")
+        return None if promoted is None else "promoted" if promoted else "kept"
+
+    @property
+    def win_rate_vs_base(self) -> dict[str, Any] | None:
+        """`{mean, low, high, n, ...}`; None before an evaluation, and of round 0: the base against itself is even."""
+        return self._measured("win_rate_vs_base")
+
+    @property
+    def win_rate_vs_previous(self) -> dict[str, Any] | None:
+        """The same against the policy that was promoted before."""
+        return self._measured("win_rate_vs_previous")
+
+    @property
+    def kl(self) -> float | None:
+        """Nats a completion between its policy and the base."""
+        return (self._measured("kl") or {}).get("per_completion")
+
+    @property
+    def training_rows(self) -> dict[str, int]:
+        """Where the rows came from that its update learned from."""
+        return self.json("assemble", "summary.json").get("by_origin") or {}
+
+    @property
+    def train_loss(self) -> float | None:
+        """The mean loss of its update."""
+        return self.json("update", "metrics.json").get("train_loss")
+
+    @property
+    def last_step(self) -> str | None:
+        """The last step that is complete, of a round that is not."""
+        return None if self.complete else next(reversed(self.steps), None)
 
     @cached_property
     def steps(self) -> dict[str, dict[str, Any]]:
@@ -125,6 +164,10 @@ class Round:
     @property
     def _checked(self) -> dict[str, Any]:
         return self.json("snapshot", "validation.json")
+
+    def _measured(self, name: str) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self.evaluation.get(name) if self.number else None
+        return found
 
     def _figure(self, name: str, measure: Callable[[], Any]) -> Any:
         figures = self.manifest.get("figures") or {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader, Undefined
 from rlhf_loop.feedback.validation import CHECKS
 from rlhf_loop.records import Completion, Prompt
 from rlhf_loop.report import charts
-from rlhf_loop.report.charts import Chart, Series
-from rlhf_loop.report.data import Round, read_recipe, read_rounds
+from rlhf_loop.report.data import SHARED, Round, read_recipe, read_rounds
+from rlhf_loop.report.round_charts import MOST_TIMED, progress_charts, reward_charts, timings_chart
 from rlhf_loop.run_dir import RunDir
 
 SAMPLE_PROMPTS = 6
@@ -21,26 +21,13 @@ SAMPLE_PROMPTS = 6
 MOST_ANSWERS = 6
 """How many rounds are shown side by side: the base, and the last ones."""
 
-MOST_TIMED = 40
-"""How many rounds the timings chart shows: the last ones."""
-
-STEP_GROUPS = {
-    "reward model": (("judge", "reward"), "violet"),
-    "score": (("score", "rescore"), "pink"),
-    "update": (("update",), "blue"),
-    "evaluate": (("evaluate", "evaluate_warm_start"), "orange"),
-    "generate": (("generate",), "green"),
-    "the rest": (("snapshot", "assemble", "gate", "ask"), "grey"),
-}
-"""What the timings chart adds together."""
-
 
 def render(run: RunDir) -> str:
     """The report as HTML text."""
     recipe, recipe_text = read_recipe(run)
     rounds = read_rounds(run)
     environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, charts.SHARED]),
+        loader=FileSystemLoader([Path(__file__).parent, SHARED]),
         autoescape=True,  # prompts, answers and comments come from models and people
         undefined=ChainableUndefined,  # what was not measured is not there, and shows as a dash
         trim_blocks=True,
@@ -58,7 +45,7 @@ def render(run: RunDir) -> str:
         charts=progress_charts(rounds),
         reward_charts=reward_charts(rounds),
         reward_models=reward_rows(rounds),
-        rounds=[round_row(r) for r in rounds],
+        rounds=rounds,
         samples=sample_answers(rounds),
         answered_prompts=len(_latest(rounds, lambda r: r.prompts) or []),
         feedback=[feedback_row(r) for r in rounds if _was_asked(r)],
@@ -101,128 +88,6 @@ def headline(rounds: Sequence[Round]) -> dict[str, Any]:
     }
 
 
-def progress_charts(rounds: Sequence[Round]) -> list[Chart]:
-    """What changed over the rounds."""
-    tried = [r for r in rounds if r.number]
-    not_promoted = frozenset(r.number for r in tried if r.decision and not r.decision.get("promoted"))
-
-    def line(label: str, colour: str, value: Callable[[Round], Any], of: Iterable[Round] = tried) -> Series:
-        points = []
-        for r in of:
-            measured = value(r)
-            if isinstance(measured, dict):
-                points.append((r.number, measured["mean"], measured.get("low"), measured.get("high")))
-            elif measured is not None:
-                points.append((r.number, float(measured), None, None))
-        return Series(label=label, colour=colour, points=points, open=not_promoted)
-
-    def of(*keys: str) -> Callable[[Round], Any]:
-        return lambda r: _dig(r.evaluation, *keys)
-
-    made = [
-        charts.over_rounds(
-            "Win-rate",
-            [
-                line("against the base policy", "blue", of("win_rate_vs_base")),
-                line("against the last promoted policy", "orange", of("win_rate_vs_previous")),
-            ],
-            note="Share of held-out answers that the judge prefers; ties count half. Above the dashed line is better.",
-            level=0.5,
-            limits=(0, 1.03),
-        ),
-        charts.over_rounds(
-            "Proxy against gold",
-            [
-                line("according to the reward model (proxy)", "violet", of("proxy", "win_rate_vs_base")),
-                line("according to the judge", "blue", of("win_rate_vs_base")),
-            ]
-            if any(_dig(r.evaluation, "proxy", "win_rate_vs_base") for r in tried)
-            else [],
-            note="Win-rate against the base on the same answers. A proxy that runs ahead of the judge is being gamed.",
-            level=0.5,
-            limits=(0, 1.03),
-        ),
-        charts.over_rounds(
-            "Judge's score",
-            [line("held-out answers", "blue", of("judge", "candidate"), rounds)],
-            note="Mean score of the evaluated policy's held-out answers.",
-        ),
-        charts.over_rounds(
-            "Reward model's score",
-            [
-                line("waiting candidates", "grey", lambda r: r.mean_score("score")),
-                line("fresh candidates", "violet", lambda r: r.mean_score("rescore")),
-            ],
-            note="Mean reward (proxy) of candidates before and after the update, by the same reward model. It is "
-            "trained anew each round, so compare within a round.",
-        ),
-        charts.over_rounds(
-            "KL to the base policy",
-            [line("nats a completion", "blue", of("kl", "per_completion"))],
-            note="How far the policy has moved, over the whole vocabulary at each position of its answers.",
-            level=0.0,
-        ),
-        charts.over_rounds(
-            "Length",
-            [line("words an answer", "blue", of("length", "words"), rounds)],
-            note="A policy can win by writing more; the length-matched win-rate in the table leaves that out.",
-        ),
-        charts.over_rounds(
-            "Diversity",
-            [
-                line("distinct-2 (higher: more varied)", "green", of("diversity", "distinct_2"), rounds),
-                line("self-BLEU (higher: more alike)", "orange", of("diversity", "self_bleu"), rounds),
-            ],
-            note="Variety of the held-out answers.",
-            limits=(0, 1.03),
-        ),
-        charts.over_rounds(
-            "Perplexity, over the base's",
-            [
-                line("of its answers, under the base", "blue", of("perplexity", "ratio")),
-                line("on plain text, under the policy", "green", of("plain_text_perplexity", "ratio")),
-            ],
-            note="Coherence and general ability: 1 is as good as the base policy, higher is worse.",
-            level=1.0,
-        ),
-    ]
-    return [chart for chart in made if chart]
-
-
-def reward_charts(rounds: Sequence[Round]) -> list[Chart]:
-    """How good the reward model is: accuracy over rounds, calibration of the last one."""
-    names = list(dict.fromkeys(name for r in rounds for name in r.json("reward", "metrics.json")))
-    colours = ("violet", "orange", "green", "pink")
-    lines = []
-    for place, name in enumerate(names):
-        measured = [(r.number, r.json("reward", "metrics.json").get(name) or {}) for r in rounds]
-        points = [
-            (n, m["accuracy"]["mean"], m["accuracy"].get("low"), m["accuracy"].get("high"))
-            for n, m in measured
-            if (m.get("accuracy") or {}).get("mean") is not None
-        ]
-        lines.append(Series(label=name, colour=colours[place % len(colours)], points=points))
-    made = [
-        charts.over_rounds(
-            "Held-out accuracy",
-            lines,
-            note="Share of held-out pairs that the reward model orders as the annotators did. 0.5 is chance.",
-            level=0.5,
-            limits=(0.4, 1.02),
-        )
-    ]
-    for name in names:
-        measures = (r.json("reward", "metrics.json").get(name) for r in reversed(rounds))
-        last: dict[str, Any] = next(filter(None, measures), {})
-        title = "Calibration" if len(names) == 1 else f"Calibration: {name}"
-        made.append(
-            charts.reliability(
-                title, last.get("calibration") or [], note="How often it is right, against how sure it is; last round."
-            )
-        )
-    return [chart for chart in made if chart]
-
-
 def reward_rows(rounds: Sequence[Round]) -> list[dict[str, Any]]:
     """One row a reward model and round, the judge among them."""
     return [
@@ -238,20 +103,6 @@ def algorithm_words(name: str) -> str:
     """An update's name as people write it."""
     words = {"rejection_sampling": "rejection sampling", "none": "feedback without training"}
     return words.get(name, name.upper())
-
-
-def round_row(r: Round) -> dict[str, Any]:
-    """A round's numbers, decision and checks."""
-    return {
-        "number": r.number,
-        "complete": r.complete,
-        "evaluation": r.evaluation,
-        "decision": r.decision,
-        "training_rows": r.json("assemble", "summary.json").get("by_origin") or {},
-        "train_loss": r.json("update", "metrics.json").get("train_loss"),
-        "candidates": r.candidates,
-        "seconds": r.manifest.get("seconds") or sum(r.timings.values()),
-    }
 
 
 def sample_answers(rounds: Sequence[Round]) -> list[dict[str, Any]]:
@@ -334,15 +185,6 @@ def validation(rounds: Sequence[Round]) -> dict[str, Any]:
     }
 
 
-def timings_chart(rounds: Sequence[Round]) -> Chart | None:
-    """Seconds of each of the last rounds, by what they were spent on."""
-    spent = {
-        r.number: {name: sum(r.timings.get(step, 0.0) for step in steps) for name, (steps, _) in STEP_GROUPS.items()}
-        for r in rounds[-MOST_TIMED:]
-    }
-    return charts.timings("Time", spent, {name: colour for name, (_, colour) in STEP_GROUPS.items()})
-
-
 def lineage_row(r: Round) -> dict[str, Any]:
     """The policy of a round and the hashes of what its steps were made from."""
     return {
@@ -399,12 +241,6 @@ def _table(title: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _words(key: str) -> str:
     return key.replace("_", " ")
-
-
-def _dig(values: Mapping[str, Any], *keys: str) -> Any:
-    for key in keys:
-        values = (values or {}).get(key)  # type: ignore[assignment]
-    return values
 
 
 def _latest(rounds: Sequence[Round], read: Callable[[Round], Any]) -> Any:

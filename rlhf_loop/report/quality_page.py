@@ -13,6 +13,7 @@ from rlhf_loop.feedback.validation import CHECKS
 from rlhf_loop.files import write_text
 from rlhf_loop.report import charts
 from rlhf_loop.report.charts import Chart, Series
+from rlhf_loop.report.data import SHARED
 from rlhf_loop.report.page import number, percent
 
 ANNOTATORS = 200  # rows of the table; the JSON has all
@@ -32,7 +33,7 @@ def write_page(path: Path, name: str, validation: Mapping[str, Any], quality: Ma
 def render(name: str, validation: Mapping[str, Any], quality: Mapping[str, Any]) -> str:
     """The page as HTML text."""
     environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, charts.SHARED]),
+        loader=FileSystemLoader([Path(__file__).parent, SHARED]),
         autoescape=True,  # names, ids and texts come from people
         trim_blocks=True,
         lstrip_blocks=True,

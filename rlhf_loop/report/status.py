@@ -34,7 +34,7 @@ def status(run: RunDir) -> dict[str, Any]:
     return {
         "name": recipe.get("name", run.name),
         "recipe": str(run.path / "recipe.yaml"),
-        "rounds": [_round(r) for r in rounds],
+        "rounds": [_row(r) for r in rounds],
         "waiting_for_labels": waiting,
         "next": following,
     }
@@ -73,14 +73,13 @@ def shown_rate(rate: Mapping[str, Any] | None) -> str:
     return f"{rate['mean']:.2f}{interval} n={rate['n']}"
 
 
-def _round(round: Round) -> dict[str, Any]:
-    rate = round.evaluation.get("win_rate_vs_base") if round.number else None  # the base against itself says nothing
-    promoted = round.decision.get("promoted")
+def _row(round: Round) -> dict[str, Any]:
+    rate = round.win_rate_vs_base
     return {
         "round": round.number,
         "complete": round.complete,
         "win_rate_vs_base": {key: rate[key] for key in ("mean", "low", "high", "n")} if rate else None,
-        "decision": None if promoted is None else "promoted" if promoted else "kept",
+        "decision": round.outcome,
         "timings": round.timings,
     }
 

@@ -6,7 +6,9 @@ import asyncio
 import ipaddress
 import os
 import socket
+import threading
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import uvicorn
@@ -73,6 +75,8 @@ def start(
             set_up_chat(service, upstream)
         else:
             service.chat_off = "this service was started with --no-chat"
+        # what draws the dashboard, which takes a while
+        threading.Thread(target=import_module, args=["rlhf_loop.report.charts"], daemon=True).start()
         listener = _listen(host, port)
         to_stderr()
         print("\n".join([*prepare(service), *greeting(service, host, port)]), flush=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import Annotated, Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import RedirectResponse, Response
@@ -20,8 +22,10 @@ from rlhf_loop.report.data import Round, read_rounds
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.server.access import Caller, require
 from rlhf_loop.server.pages import pages
-from rlhf_loop.server.pages.drawing import Point, counts_over_time, shares_over_rounds
 from rlhf_loop.server.service import Service
+
+if TYPE_CHECKING:
+    from rlhf_loop.report.charts import Chart
 
 router = APIRouter(include_in_schema=False)
 router.include_router(pages.router)
@@ -68,36 +72,55 @@ class Dashboard:
         self._lock = threading.Lock()
         self._read_at = -math.inf
         self._figures: dict[str, Any] = {}
+        self._charts: dict[str, tuple[Any, Chart | None]] = {}
 
     def figures(self) -> dict[str, Any]:
         """The values of the page's template."""
         with self._lock:
             if time.monotonic() - self._read_at > KEPT_SECONDS:
-                self._figures = _figures(self.service)
+                self._figures = self._read()
                 self._read_at = time.monotonic()
             return self._figures
 
+    def _read(self) -> dict[str, Any]:
+        service = self.service
+        activity = service.activity.read()
+        rounds, problem = _rounds(service)
+        promoted = service.store.promotions()
+        return {
+            "rounds": rounds,
+            "problem": problem,
+            "next_round": service.round + 1 if rounds else None,
+            "simulated": service.recipe is not None and service.recipe.feedback.annotator is not None,
+            "promoted": promoted[-1] if promoted else None,
+            "promotions": list(reversed(promoted))[:8],
+            "activity": activity,
+            "recent": any(count for _, count in [*activity.hours, *activity.days]),
+            "total": sum(activity.kinds.values()),
+            "biased": _is_biased(activity),
+            "when": _when,
+            "now": time.time(),
+            **self._drawn(rounds, activity),
+        }
 
-def _figures(service: Service) -> dict[str, Any]:
-    activity = service.activity.read()
-    rounds, problem = _rounds(service)
-    promoted = service.store.promotions()
-    return {
-        "rounds": [_round_row(round) for round in rounds],
-        "problem": problem,
-        "win_rates": _win_rates(rounds),
-        "next_round": service.round + 1 if rounds else None,
-        "simulated": service.recipe is not None and service.recipe.feedback.annotator is not None,
-        "promoted": promoted[-1] if promoted else None,
-        "promotions": list(reversed(promoted))[:8],
-        "activity": activity,
-        "hours": counts_over_time("Pieces of feedback an hour", [(_hour(at), n) for at, n in activity.hours], 6),
-        "days": counts_over_time("Pieces of feedback a day", [(_day(at), n) for at, n in activity.days], 3),
-        "total": sum(activity.kinds.values()),
-        "biased": _is_biased(activity),
-        "when": _when,
-        "now": time.time(),
-    }
+    def _drawn(self, rounds: list[Round], activity: Activity) -> dict[str, Chart | None]:
+        """The charts; each is drawn when what it shows has changed."""
+        # matplotlib takes most of a second to import; `serve` begins it in a thread
+        from rlhf_loop.report import charts
+        from rlhf_loop.report.round_charts import win_rate_chart, win_rates
+
+        hours, days = [(_hour(at), n) for at, n in activity.hours], [(_day(at), n) for at, n in activity.days]
+
+        def chart(name: str, draw: Callable[[Any], Chart | None], content: Any) -> Chart | None:
+            if self._charts.get(name, (None, None))[0] != content:
+                self._charts[name] = (content, draw(content))
+            return self._charts[name][1]
+
+        return {
+            "win_rates": chart("win_rates", win_rate_chart, win_rates(rounds)),
+            "hours": chart("hours", partial(charts.over_time, "Pieces of feedback an hour", every=6), hours),
+            "days": chart("days", partial(charts.over_time, "Pieces of feedback a day", every=3), days),
+        }
 
 
 def _rounds(service: Service) -> tuple[list[Round], str]:
@@ -106,59 +129,11 @@ def _rounds(service: Service) -> tuple[list[Round], str]:
         return [], ""
     try:
         rounds = read_rounds(RunDir(service.run_dir))
-        for round in rounds:
-            _round_row(round)  # reads its files
+        for round in rounds:  # a damaged file is told here, not within the template
+            _ = round.evaluation, round.decision, round.pairs, round.last_step
     except UserError as error:
         return [], str(error)
     return rounds, ""
-
-
-def _round_row(round: Round) -> dict[str, Any]:
-    evaluation = round.evaluation if round.number else {}  # the base against itself says nothing
-    promoted = round.decision.get("promoted")
-    asked = round.json("ask", "summary.json")
-    checked = round.json("snapshot", "validation.json")
-    pairs = checked.get("pairs")
-    return {
-        "number": round.number,
-        "complete": round.complete,
-        "running": None if round.complete else next(reversed(round.steps), None),
-        "base": evaluation.get("win_rate_vs_base"),
-        "previous": evaluation.get("win_rate_vs_previous"),
-        "kl": (evaluation.get("kl") or {}).get("per_completion"),
-        "decision": None if promoted is None else "promoted" if promoted else "kept",
-        "reason": round.decision.get("reason", ""),
-        "pairs": pairs.get("train") if isinstance(pairs, dict) else None,
-        "asked": asked.get("questions"),
-        "seconds": round.manifest.get("seconds"),
-    }
-
-
-def _win_rates(rounds: list[Round]) -> Any:
-    def points(name: str) -> list[Point]:
-        found = []
-        for round in rounds:
-            rate = round.evaluation.get(name) if round.number else None
-            if rate and rate.get("mean") is not None:
-                hollow = bool(round.decision) and not round.decision.get("promoted")
-                found.append(
-                    Point(
-                        round=round.number,
-                        value=rate["mean"],
-                        low=rate.get("low"),
-                        high=rate.get("high"),
-                        hollow=hollow,
-                    )
-                )
-        return found
-
-    return shares_over_rounds(
-        "Win-rate on held-out prompts",
-        [
-            ("against the base policy", "blue", points("win_rate_vs_base")),
-            ("against the last promoted policy", "orange", points("win_rate_vs_previous")),
-        ],
-    )
 
 
 def _is_biased(activity: Activity) -> bool:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from rlhf_loop.report.data import SHARED
 from rlhf_loop.server.access import Caller
 from rlhf_loop.server.service import Service
 
@@ -54,7 +55,7 @@ def _address(name: str) -> str:
 
 
 _environment = Environment(
-    loader=FileSystemLoader(_HERE / "templates"),
+    loader=FileSystemLoader([_HERE / "templates", SHARED]),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
