@@ -37,7 +37,7 @@ LAYERS = (
         says="files, locks, processes, errors: all may use it (no lines are drawn)",
         rooms=(
             "batches", "damage", "errors", "files", "locks", "machine", "near", "places", "private", "processes",
-            "progress", "settings", "step_folders",
+            "progress", "resampling", "settings", "step_folders",
         ),
         may_import=(),
     ),

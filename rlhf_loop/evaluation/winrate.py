@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rlhf_loop.resampling import percentile_interval, resampled_ratios
+
 PSEUDO_GROUPS = 2
 """Wins and losses, each, that are added before resampling (Agresti and Coull 1998: "add two of each")."""
 
@@ -97,10 +99,4 @@ def _interval(
     made_up = sizes.mean()
     totals = np.concatenate([totals, np.repeat([made_up, 0.0], PSEUDO_GROUPS)])
     sizes = np.concatenate([sizes, np.repeat(made_up, 2 * PSEUDO_GROUPS)])
-    generator = np.random.default_rng(seed)
-    # (bootstrap, G): how often each group is drawn
-    drawn = generator.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=bootstrap)
-    means = (drawn @ totals) / (drawn @ sizes)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    return percentile_interval(resampled_ratios(totals, sizes, seed=seed, resamples=bootstrap), confidence)

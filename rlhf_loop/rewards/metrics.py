@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlhf_loop.resampling import percentile_interval, resampled_ratios
+
 Floats = NDArray[np.float64]
 
 
@@ -33,20 +35,12 @@ def preference_metrics(
     won = (margins > 0) + 0.5 * (margins == 0)
     difference = np.asarray(chosen_words, dtype=np.float64) - np.asarray(rejected_words, dtype=np.float64)
     clusters = _cluster_numbers(groups)
-
-    def accuracy(rows: NDArray[np.int64]) -> float | None:
-        return float(won[rows].mean()) if len(rows) else None
-
-    def balanced(rows: NDArray[np.int64]) -> float | None:
-        return length_balanced_accuracy(won[rows], difference[rows])
-
+    settings: dict[str, Any] = {"seed": seed, "bootstrap": bootstrap, "confidence": confidence}
     words = np.concatenate([np.asarray(chosen_words), np.asarray(rejected_words)])
     ece, bins = expected_calibration_error(margins)
     return {
-        "accuracy": cluster_bootstrap(accuracy, clusters, seed=seed, bootstrap=bootstrap, confidence=confidence),
-        "length_balanced_accuracy": cluster_bootstrap(
-            balanced, clusters, seed=seed, bootstrap=bootstrap, confidence=confidence
-        ),
+        "accuracy": cluster_bootstrap([won], clusters, **settings),
+        "length_balanced_accuracy": cluster_bootstrap(_by_length(won, difference), clusters, **settings),
         "longer_wins": float(np.mean((difference > 0) + 0.5 * (difference == 0))) if len(margins) else None,
         "ece": ece,
         "calibration": bins,
@@ -61,11 +55,13 @@ def length_balanced_accuracy(won: ArrayLike, difference: ArrayLike) -> float | N
     `won`: 1, 0 or 0.5 (a tie) for each pair; `difference`: words of the preferred side less words of the other.
     Preferring the longer side always gives 0.5. Pairs of equal length are left out; None when either kind is missing.
     """
-    won, difference = np.asarray(won, dtype=np.float64), np.asarray(difference, dtype=np.float64)
-    longer, shorter = won[difference > 0], won[difference < 0]
-    if not len(longer) or not len(shorter):
-        return None
-    return float((longer.mean() + shorter.mean()) / 2)
+    parts = _by_length(np.asarray(won, dtype=np.float64), np.asarray(difference, dtype=np.float64))
+    return _mean_of_means(parts)
+
+
+def _by_length(won: Floats, difference: Floats) -> list[Floats]:
+    """The pairs whose preferred side is longer, and those whose is shorter; NaN elsewhere."""
+    return [np.where(of, won, np.nan) for of in (difference > 0, difference < 0)]
 
 
 def expected_calibration_error(margins: ArrayLike, bins: int = 10) -> tuple[float | None, list[dict[str, float]]]:
@@ -91,35 +87,47 @@ def expected_calibration_error(margins: ArrayLike, bins: int = 10) -> tuple[floa
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
     """Spearman's rank correlation, ties given their mean rank; None when either side is constant."""
-    first, second = _ranks(np.asarray(x, dtype=np.float64)), _ranks(np.asarray(y, dtype=np.float64))
-    if len(first) < 2 or first.std() == 0 or second.std() == 0:
+    from scipy.stats import spearmanr
+
+    first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
-    return float(np.corrcoef(first, second)[0, 1])
+    return float(spearmanr(first, second).statistic)
 
 
 def cluster_bootstrap(
-    statistic: Any, clusters: NDArray[np.int64], *, seed: int = 0, bootstrap: int = 2000, confidence: float = 0.95
+    parts: Sequence[Floats],
+    clusters: NDArray[np.int64],
+    *,
+    seed: int = 0,
+    bootstrap: int = 2000,
+    confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """`statistic(row numbers)` with a percentile interval from resampling whole clusters.
+    """The mean of the means of several parts (N,), with a percentile interval from resampling whole clusters.
 
-    Pairs of one prompt share texts and are not independent, so clusters are drawn, not pairs (Field and Welsh 2007).
-    With fewer than two clusters `low` and `high` are None: nothing is known of other prompts.
+    A part has NaN where a row is not in it; without any row it has no mean, and nothing has. With fewer than two
+    clusters `low` and `high` are None: nothing is known of other prompts.
     """
-    rows = [np.flatnonzero(clusters == number) for number in range(int(clusters.max(initial=-1)) + 1)]
-    result = {"mean": statistic(np.arange(len(clusters))), "low": None, "high": None, "n": len(clusters)}
-    result["groups"] = len(rows)
-    if len(rows) < 2 or result["mean"] is None:
+    groups = int(clusters.max(initial=-1)) + 1
+    result = {"mean": _mean_of_means(parts), "low": None, "high": None, "n": len(clusters), "groups": groups}
+    if groups < 2 or result["mean"] is None:
         return result
-    draw = np.random.default_rng(seed)
-    values = [
-        statistic(np.concatenate([rows[number] for number in draw.integers(len(rows), size=len(rows))]))
-        for _ in range(bootstrap)
-    ]
-    values = [value for value in values if value is not None]
-    if values:
-        tail = (1 - confidence) / 2
-        result["low"], result["high"] = (float(v) for v in np.quantile(values, [tail, 1 - tail]))
+    drawn = []
+    for part in parts:
+        rows = ~np.isnan(part)
+        totals = np.bincount(clusters[rows], part[rows], minlength=groups)
+        sizes = np.bincount(clusters[rows], minlength=groups)
+        drawn.append(resampled_ratios(totals, sizes, seed=seed, resamples=bootstrap))
+    values = np.mean(drawn, axis=0)
+    values = values[~np.isnan(values)]
+    if len(values):
+        result["low"], result["high"] = percentile_interval(values, confidence)
     return result
+
+
+def _mean_of_means(parts: Sequence[Floats]) -> float | None:
+    inside = [part[~np.isnan(part)] for part in parts]
+    return float(np.mean([part.mean() for part in inside])) if all(len(part) for part in inside) else None
 
 
 def log_loss(margins: ArrayLike) -> float:
@@ -131,11 +139,3 @@ def log_loss(margins: ArrayLike) -> float:
 def _cluster_numbers(groups: Sequence[str]) -> NDArray[np.int64]:
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     return np.array([numbers[group] for group in groups], dtype=np.int64)
-
-
-def _ranks(values: Floats) -> Floats:
-    """Ranks from 0, equal values sharing their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean_rank: Floats = last - (counts + 1) / 2
-    return mean_rank[inverse]

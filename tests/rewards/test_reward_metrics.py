@@ -72,8 +72,8 @@ def test_spearman_is_one_for_any_rising_curve_and_shares_ranks_of_ties():
 def test_interval_covers_the_truth_and_widens_when_pairs_of_a_group_agree():
     draw = np.random.default_rng(1)
     won = np.repeat(draw.random(40) < 0.7, 25).astype(float)  # 40 groups, each all right or all wrong
-    apart = cluster_bootstrap(lambda rows: float(won[rows].mean()), np.arange(1000))
-    together = cluster_bootstrap(lambda rows: float(won[rows].mean()), np.repeat(np.arange(40), 25))
+    apart = cluster_bootstrap([won], np.arange(1000))
+    together = cluster_bootstrap([won], np.repeat(np.arange(40), 25))
     assert apart["mean"] == together["mean"]
     # the standard error of 40 groups is sqrt(25) times that of 1000 independent pairs
     ratio = (together["high"] - together["low"]) / (apart["high"] - apart["low"])
@@ -82,8 +82,25 @@ def test_interval_covers_the_truth_and_widens_when_pairs_of_a_group_agree():
 
 
 def test_one_group_has_no_interval():
-    result = cluster_bootstrap(lambda rows: float(len(rows)), np.zeros(5, dtype=np.int64))
+    result = cluster_bootstrap([np.full(5, 5.0)], np.zeros(5, dtype=np.int64))
     assert (result["mean"], result["low"], result["high"], result["groups"]) == (5.0, None, None, 1)
+
+
+def test_the_interval_of_balanced_accuracy_is_that_of_resampling_rows_of_groups():
+    draw = np.random.default_rng(2)
+    won, difference = (draw.random(300) < 0.6).astype(float), draw.integers(-9, 10, 300).astype(float)
+    groups = draw.integers(0, 60, 300)
+    metrics = preference_metrics(won, 1 - won, [str(g) for g in groups], 50 + difference, np.full(300, 50.0))
+    rows = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    slow = []
+    for _ in range(4000):
+        drawn = np.concatenate([rows[g] for g in draw.integers(0, len(rows), len(rows))])
+        longer, shorter = (won[drawn][side] for side in (difference[drawn] > 0, difference[drawn] < 0))
+        slow.append((longer.mean() + shorter.mean()) / 2)
+    found = metrics["length_balanced_accuracy"]
+    assert [found["low"], found["high"]] == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=0.01)
+    assert found["mean"] == length_balanced_accuracy(won, difference)
+    assert (found["n"], found["groups"]) == (300, len(rows))
 
 
 def test_ties_count_half_and_lengths_are_reported():
