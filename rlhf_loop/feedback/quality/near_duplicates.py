@@ -124,13 +124,10 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def _joined(pairs: NDArray[np.int64], n: int) -> Ints:
     """(n,) the smallest row that each row is joined to by `pairs`."""
-    number = np.arange(n)
-    while len(pairs):
-        before = number.copy()
-        least = np.minimum(number[pairs[:, 0]], number[pairs[:, 1]])
-        np.minimum.at(number, pairs[:, 0], least)
-        np.minimum.at(number, pairs[:, 1], least)
-        number = number[number]
-        if np.array_equal(before, number):
-            break
-    return number
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    joins = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    _, part = connected_components(joins, directed=False)
+    _, smallest = np.unique(part, return_index=True)
+    return np.asarray(smallest[part], dtype=np.int64)
