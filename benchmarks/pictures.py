@@ -31,9 +31,11 @@ from rlhf_loop.server.pages.annotation import prepare
 from rlhf_loop.server.service import Service
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
-WIDTH, HEIGHT = 1120, 900  # of the window; two fit beside each other
+WIDTH, HEIGHT = 1120, 960  # of the window; two fit beside each other
 PIXELS = 1280  # of a picture's width
 MOST_BYTES = 200_000
+ANSWERS = ".answer .text.markdown"
+FEWEST_WORDS = 8
 CRITIQUE = "One short sentence with the answer first."
 
 
@@ -53,13 +55,28 @@ def main() -> None:
             page.goto((run / "report.html").as_uri())
             keep(page.screenshot(), f"report-{scheme}")
             page.goto(f"{address}/annotate")
-            page.wait_for_selector("#card:not([hidden])")
-            page.keyboard.press("2")
-            page.keyboard.press("b")  # the critique of answer B
-            page.keyboard.type(CRITIQUE)
+            judge(page)
             page.wait_for_timeout(500)  # colours change slowly
             keep(page.screenshot(), f"annotate-{scheme}")
         browser.close()
+
+
+def judge(page: Any) -> None:
+    """Prefers the shorter answer of the first card whose answers are sentences, and says why the other is worse."""
+    while True:
+        page.wait_for_selector("#card:not([hidden])")
+        words = [len(text.split()) for text in page.locator(ANSWERS).all_inner_texts()]
+        if min(words) >= FEWEST_WORDS:
+            break
+        before = page.inner_text("#conversation")
+        page.click("#skip")
+        page.wait_for_function("before => document.querySelector('#conversation').innerText !== before", arg=before)
+    page.reload()  # without what the page says of a skip
+    page.wait_for_selector("#card:not([hidden])")
+    shorter = words.index(min(words))
+    page.keyboard.press("24"[shorter])
+    page.keyboard.press("ba"[shorter])  # the critique of the other one
+    page.keyboard.type(CRITIQUE)
 
 
 @contextlib.contextmanager
