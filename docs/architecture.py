@@ -45,7 +45,7 @@ LAYERS = (
         name="words",
         says="what flows, and every setting: all may use them (no lines are drawn)",
         rooms=(
-            "algorithms", "annotators", "columns", "recipe", "records", "reward_function", "reward_spec",
+            "algorithms", "annotators", "columns", "engines", "recipe", "records", "reward_function", "reward_spec",
             "reward_values", "trainer_fields",
         ),
         may_import=("ground",),
