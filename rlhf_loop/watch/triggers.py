@@ -17,7 +17,7 @@ from rlhf_loop.algorithms import ALGORITHMS, Consumes
 from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.quality.measures import agreement
-from rlhf_loop.feedback.quality.votes import votes_of
+from rlhf_loop.feedback.quality.votes import plain_text, votes_of
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.database import chunks
 from rlhf_loop.feedback.store.store import Store
@@ -39,7 +39,7 @@ class News:
     count: int  # valid pieces that something in the round trains on
     oldest: float | None  # seconds since the epoch; None when there are none
     per_tag: dict[str, int]  # valid pieces by the tags of their prompts
-    preferences: list[Preference]  # the new ones, with those that others outvoted
+    preferences: list[Preference]  # the new ones, with those that others outvoted; none is on two answers of one text
     missing_pairs: int  # how many more pairs the round needs (`feedback.validation.min_pairs`)
     refused: dict[str, int] = field(default_factory=dict)  # new pieces that are not valid, by kind
     useless: int = 0  # new pieces that nothing in the round trains on, though nothing is wrong with them
@@ -104,7 +104,13 @@ def news(store: Store, recipe: Recipe, run: RunDir) -> News:
         count=len(usable),
         oldest=min((record.created_at for record in usable), default=None),
         per_tag=dict(tags),
-        preferences=[r for r in feedback if isinstance(r, Preference) and r.id in there.fresh],
+        preferences=[
+            record
+            for record in feedback
+            if isinstance(record, Preference)
+            and record.id in there.fresh
+            and plain_text(completions[record.a_id].text) != plain_text(completions[record.b_id].text)
+        ],
         missing_pairs=(report.needed or 0) if needs_pairs else 0,
         refused=dict(refused),
         useless=len(fresh) - len(usable),

@@ -70,6 +70,17 @@ def test_each_topic_has_its_own_minimum() -> None:
     assert why(found(count=20, per_tag={"maths": 5, "law": 1}), min_new=10, min_per_tag={"maths": 5, "law": 1}) == []
 
 
+def test_verdicts_on_two_answers_of_one_text_are_no_agreement(tmp_path: Path) -> None:
+    """As `feedback check` has it."""
+    made, run = Recipe.load(recipe(tmp_path)), RunDir(tmp_path / "run")
+    with Store.open(":memory:") as store:
+        fill(store, run, last=1)
+        store.add_completions([completion("x", "The  same."), completion("y", "The same.\n")])
+        given = [preference(f"{a}{who}", a, b, who=who, round=1) for a, b in ("ac", "xy") for who in ("ann", "bob")]
+        store.add_feedback(given)
+        assert [p.id for p in news(store, made, run).preferences] == ["aann", "abob"]
+
+
 def test_a_round_that_would_lack_pairs_is_not_started() -> None:
     assert why(found(count=20, missing_pairs=3), min_new=10) == [
         "3 more pairs are needed (feedback.validation.min_pairs)"
