@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlhf_loop.feedback.quality import measures
-from rlhf_loop.feedback.quality.votes import read_votes, words_of
+from rlhf_loop.feedback.quality.votes import identical_pairs, votes_of, words_of
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import AnyFeedback
@@ -27,7 +27,9 @@ def stats(store: Store) -> dict[str, Any]:
     counts = store.counts()
     preferences = [record for record in feedback if isinstance(record, Preference)]
     splits = {prompt.id: prompt.split for prompt in store.prompts()}
-    votes = read_votes(store)
+    with store.database.read() as connection:
+        same = identical_pairs(connection)
+    votes = votes_of(record for record in preferences if frozenset((record.a_id, record.b_id)) not in same)
     return {
         "counts": counts,
         "prompts_by_split": _count(splits.values()),
