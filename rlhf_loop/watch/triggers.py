@@ -19,6 +19,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.quality.measures import agreement
 from rlhf_loop.feedback.quality.votes import plain_text, votes_of
 from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.conditions import in_force
 from rlhf_loop.feedback.store.database import chunks
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import AnyFeedback, about
@@ -64,17 +65,15 @@ def arrivals(store: Store, run: RunDir) -> Arrivals:
     """
     complete = run.complete_rounds()
     last = complete[-1] if complete else 0
-    column, later = tables.feedback.c, tables.feedback.alias("later")
-    corrected = sa.select(later.c.number).where(later.c.supersedes == column.id)
+    column = tables.feedback.c
     bad = sa.and_(column.kind == "preference", column.body.contains("both_bad"))
     kind = sa.case((bad, "both_bad"), else_=column.kind).label("kind")
-    standing = sa.and_(column.kind != "retraction", sa.not_(corrected.exists()))
     with store.database.read() as connection:
         mark = _looked_at(connection, run, last)
         # A snapshot takes no feedback of its own round, even if it is there.
         unseen = sa.or_(column.number > mark, column.round == last)
         rows = connection.execute(
-            sa.select(column.id, column.created_at, kind).where(column.round <= last, unseen, standing)
+            sa.select(column.id, column.created_at, kind).where(column.round <= last, unseen, in_force())
         ).all()
     oldest = min((row.created_at for row in rows), default=None)
     kinds = Counter(row.kind for row in rows)

@@ -26,6 +26,7 @@ from rlhf_loop.feedback.quality.measures import agreement, agreement_with_others
 from rlhf_loop.feedback.quality.stats import stats
 from rlhf_loop.feedback.quality.summary import annotator_lines, lines
 from rlhf_loop.feedback.quality.votes import BOTH_BAD, FIRST, SECOND, TIE, Votes, read_votes, votes_of, words_of
+from rlhf_loop.feedback.store.conditions import CALIBRATION_PRIORITY
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.validation import validate
 from rlhf_loop.recipe import Validation
@@ -305,10 +306,11 @@ def test_calibration_items_are_compared_however_they_were_shown() -> None:
         store.add_prompts([prompt()])
         store.add_completions([completion(id) for id in "abc"])
         about = {"prompt_id": "p", "round": 0}
+        card = {**about, "priority": CALIBRATION_PRIORITY, "overlap": 0}
         store.add_questions(
             [
-                Question(id="q1", a_id="b", b_id="a", known="a", reason='it says "known": "b"', **about),
-                Question(id="q2", a_id="a", b_id="c", known="tie", **about),
+                Question(id="q1", a_id="b", b_id="a", known="a", reason='it says "known": "b"', **card),
+                Question(id="q2", a_id="a", b_id="c", known="tie", **card),
                 Question(id="q3", a_id="b", b_id="c", **about),
             ]
         )
@@ -393,7 +395,8 @@ def test_everything_of_a_store_as_figures_text_and_page() -> None:
     asked, answers, said = crowd()
     asked[1] = prompt("p1", asked[0].messages[0]["content"], split="test")
     with store_of(said, answers, asked) as store:
-        store.add_questions([Question(id="q", prompt_id="p0", a_id="p0-0", b_id="p0-1", round=0, known="a")])
+        card = {"prompt_id": "p0", "round": 0, "priority": CALIBRATION_PRIORITY, "overlap": 0}
+        store.add_questions([Question(id="q", a_id="p0-0", b_id="p0-1", known="a", **card)])
         found = check(store)
     assert found == json.loads(json.dumps(found))
     assert (found["preferences"], found["pairs"]) == (720, 180)

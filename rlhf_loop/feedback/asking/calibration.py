@@ -17,12 +17,10 @@ import sqlalchemy as sa
 
 from rlhf_loop.feedback.intake.read_whole import read
 from rlhf_loop.feedback.store import question_queue, tables
+from rlhf_loop.feedback.store.conditions import CALIBRATION_PRIORITY, is_calibration
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import pair_key
 from rlhf_loop.records import Preference, Prompt, Question, from_dict, stable_id
-
-PRIORITY = -1.0
-"""Of calibration questions: below all others, and how the queue's index finds them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +67,7 @@ def add_calibration(store: Store, path: Path, evaluated_split: Literal["test", "
             a_id=preference.a_id,
             b_id=preference.b_id,
             round=0,
-            priority=PRIORITY,
+            priority=CALIBRATION_PRIORITY,
             reason="calibration",
             overlap=0,
             known=preference.winner,
@@ -104,9 +102,7 @@ def claim_calibration(connection: sa.Connection, who: str, seconds: float) -> Qu
     question, said = tables.questions.c, tables.feedback.c
     judged = sa.select(said.pair).where(said.annotator == who, said.pair.is_not(None))
     rows: Sequence[str] = connection.scalars(
-        sa.select(question.body).where(
-            question.answered, question.priority == PRIORITY, question.overlap == 0, question.pair.not_in(judged)
-        )
+        sa.select(question.body).where(is_calibration(), question.pair.not_in(judged))
     ).all()
     waiting: list[Question] = [from_dict(Question, json.loads(body)) for body in rows]
     if not waiting:

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.asking.calibration import claim_calibration, is_calibration_turn
 from rlhf_loop.feedback.store import question_queue, tables
+from rlhf_loop.feedback.store.conditions import in_force
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import AnyFeedback, pair_key, records_of
 from rlhf_loop.records import (
@@ -189,7 +190,7 @@ def progress(store: Store, who: str, since: float) -> Progress:
         return Progress(
             today=_said(connection, who, since),
             total=_said(connection, who),
-            open=connection.scalar(sa.select(sa.func.count()).where(sa.not_(tables.questions.c.answered))) or 0,
+            open=store.open_questions(),
         )
 
 
@@ -326,10 +327,8 @@ def _said(connection: sa.Connection, who: str, since: float | None = None) -> in
 
 
 def _verdicts() -> list[sa.ColumnElement[bool]]:
-    """Conditions on feedback: it is a preference or a skip, and stands."""
-    later = tables.feedback.alias()
-    corrected = sa.select(later.c.number).where(later.c.supersedes == tables.feedback.c.id)
-    return [tables.feedback.c.kind.in_(("preference", "skip")), sa.not_(corrected.exists())]
+    """Conditions on feedback: it is a preference or a skip, and in force."""
+    return [tables.feedback.c.kind.in_(("preference", "skip")), in_force()]
 
 
 def _lease(connection: sa.Connection, who: str, question_id: str) -> tuple[float, float] | None:

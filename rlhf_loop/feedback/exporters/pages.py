@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.conditions import in_force
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import AnyFeedback, about, records_of
 from rlhf_loop.records import Completion, Feedback, Prompt, Score
@@ -36,17 +37,13 @@ def pages(store: Store, table: sa.Table, *where: sa.ColumnElement[bool]) -> Iter
 
 
 def effective_feedback(store: Store, left_out: Counter[str]) -> Iterator[list[AnyFeedback]]:
-    """Feedback that no later record supersedes; how many others there are is counted in `left_out`."""
-    column = tables.feedback.c
-    later = tables.feedback.alias("later")
-    corrected = sa.select(later.c.number).where(later.c.supersedes == column.id)
-    condition = sa.and_(sa.not_(corrected.exists()), column.kind != "retraction")
+    """Feedback that is in force; how many others there are is counted in `left_out`."""
     with store.database.read() as connection:
         count = sa.select(sa.func.count()).select_from(tables.feedback)
-        superseded = (connection.scalar(count) or 0) - (connection.scalar(count.where(condition)) or 0)
+        superseded = (connection.scalar(count) or 0) - (connection.scalar(count.where(in_force())) or 0)
     if superseded:
         left_out["superseded left out (a correction stands in for each)"] += superseded
-    yield from pages(store, tables.feedback, condition)
+    yield from pages(store, tables.feedback, in_force())
 
 
 def texts_of(store: Store, feedback: list[AnyFeedback]) -> tuple[dict[str, Prompt], dict[str, Completion]]:

@@ -21,6 +21,7 @@ from rlhf_loop.feedback.quality.measures import Agreement
 from rlhf_loop.feedback.quality.significance import Share, share
 from rlhf_loop.feedback.quality.votes import identical_pairs, votes_of
 from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.conditions import is_calibration
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Feedback, Preference, from_dict
 
@@ -171,7 +172,7 @@ class ActivityReader:
 
 def _queue(connection: sa.Connection, now: float) -> dict[str, Any]:
     question, lease = tables.questions.c, tables.leases.c
-    counted = sa.select(question.answered, sa.func.count()).where(question.overlap > 0).group_by(question.answered)
+    counted = sa.select(question.answered, sa.func.count()).where(sa.not_(is_calibration())).group_by(question.answered)
     answered: dict[bool, int] = dict(connection.execute(counted).tuples().all())
     held = connection.execute(
         sa.select(lease.annotator, sa.func.count()).where(lease.until > now).group_by(lease.annotator)

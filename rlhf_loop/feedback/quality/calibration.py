@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from rlhf_loop.feedback.quality.votes import BOTH_BAD, FIRST, SECOND, TIE, Votes, read_votes
 from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.conditions import is_calibration
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.feedback.store.table_rows import holds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +33,7 @@ class Answers:
 
 def votes_on_items(store: Store) -> Votes:
     """The votes on pairs with a known answer alone."""
-    question = tables.questions.c
-    items = sa.select(question.pair).where(question.answered, question.priority < 0, question.overlap == 0)
+    items = sa.select(tables.questions.c.pair).where(is_calibration())
     return read_votes(store, tables.feedback.c.pair.in_(items))
 
 
@@ -42,9 +41,7 @@ def known_answers(store: Store) -> dict[tuple[str, str], int]:
     """Pair of completion ids, in alphabetical order -> the verdict it should get."""
     column = tables.questions.c
     with store.database.read() as connection:
-        bodies = connection.scalars(
-            sa.select(column.body).where(holds(column.body, "known", '"')).order_by(column.number)
-        ).all()
+        bodies = connection.scalars(sa.select(column.body).where(is_calibration()).order_by(column.number)).all()
     found = {}
     for text in bodies:
         body: Mapping[str, str] = json.loads(text)

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.conditions import in_force
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Preference, loads
 
@@ -169,11 +170,9 @@ def judged_texts(store: Store) -> Iterator[tuple[str, str]]:
 
 def _stored(store: Store, *where: sa.ColumnElement[bool]) -> Iterator[Row]:
     column = tables.feedback.c
-    later = tables.feedback.alias("later")
-    corrected = sa.select(later.c.number).where(later.c.supersedes == column.id).exists()
     query = (
         sa.select(column.id, column.prompt_id, column.a_id, column.b_id, column.created_at, column.body)
-        .where(column.kind == "preference", sa.not_(corrected), *where)
+        .where(column.kind == "preference", in_force(), *where)
         .order_by(column.number)
     )
     with store.database.read() as connection:

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.conditions import in_force, is_open
 from rlhf_loop.feedback.store.database import chunks
 from rlhf_loop.records import Question, from_dict
 
@@ -27,7 +28,7 @@ def claim(connection: sa.Connection, who: str, n: int, seconds: float) -> list[Q
     question = tables.questions.c
     taken = (
         sa.select(question.id, question.body)
-        .where(sa.not_(question.answered), *_free_for(who, now))
+        .where(is_open(), *_free_for(who, now))
         .order_by(question.priority.desc(), question.number)
         .limit(n)
         .with_for_update(skip_locked=True)  # left out on SQLite, where the transaction holds the write lock
@@ -93,7 +94,7 @@ def settle(connection: sa.Connection, pairs: Iterable[str]) -> None:
             ),
             _plain(tables.feedback.c.annotator) == lease.annotator,
             _plain(tables.feedback.c.kind).in_(("preference", "skip")),
-            *_effective(tables.feedback),
+            in_force(),
         )
         connection.execute(tables.leases.delete().where(lease.question_id.in_(ids), spoken.exists()))
 
@@ -108,7 +109,7 @@ def _free_for(who: str, now: float) -> list[sa.ColumnElement[bool]]:
         said.c.pair == question.pair,
         _plain(said.c.annotator) == who,
         _plain(said.c.kind).in_(("preference", "skip")),
-        *_effective(said),
+        in_force(said),
     )
     mine = sa.select(sa.literal(1)).where(live, lease.annotator == who)
     return [
@@ -123,7 +124,7 @@ def _judges(pair: sa.ColumnElement[str]) -> Any:
     judged = tables.feedback.alias("judged")
     return (
         sa.select(sa.func.count(sa.distinct(judged.c.annotator)))
-        .where(judged.c.pair == pair, _plain(judged.c.kind) == "preference", *_effective(judged))
+        .where(judged.c.pair == pair, _plain(judged.c.kind) == "preference", in_force(judged))
         .scalar_subquery()
     )
 
@@ -132,8 +133,3 @@ def _plain(column: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
     """The column without its index: SQLite, which counts nothing by itself, would take that of the kind, which finds
     nearly all feedback, before that of the pair."""
     return sa.func.coalesce(column, "")
-
-
-def _effective(feedback: Any) -> list[sa.ColumnElement[bool]]:
-    later = tables.feedback.alias()
-    return [sa.not_(sa.select(later.c.number).where(later.c.supersedes == feedback.c.id).exists())]

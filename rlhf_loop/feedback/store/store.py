@@ -30,6 +30,7 @@ from rlhf_loop.feedback.files.row import Refused
 from rlhf_loop.feedback.files.rows import line_of
 from rlhf_loop.feedback.provenance.lineage import lineage
 from rlhf_loop.feedback.store import question_queue, tables, trained_on
+from rlhf_loop.feedback.store.conditions import in_force, is_open
 from rlhf_loop.feedback.store.database import CHUNK, Database, chunks
 from rlhf_loop.feedback.store.keys import signing_key
 from rlhf_loop.feedback.store.table_rows import (
@@ -374,9 +375,7 @@ class Store:
         if up_to_round is not None:
             where.append(column.round <= up_to_round)
         if effective:
-            later = tables.feedback.alias("later")
-            correction = sa.select(later.c.number).where(later.c.supersedes == column.id)
-            where += [sa.not_(correction.exists()), column.kind != "retraction"]
+            where.append(in_force())
         with self.database.read() as connection:
             return _read(connection, tables.feedback, Feedback, ids, *where)
 
@@ -433,7 +432,7 @@ class Store:
     ) -> list[Question]:
         """Questions, the most worthwhile first; `claimed_by`: those on which somebody holds a lease now."""
         column = tables.questions.c
-        where = [] if status is None else [column.answered if status == "answered" else sa.not_(column.answered)]
+        where = [] if status is None else [is_open() if status == "open" else column.answered]
         if claimed_by is not None:
             lease = tables.leases.c
             live = sa.and_(lease.annotator == claimed_by, lease.until > time.time())
@@ -447,8 +446,7 @@ class Store:
     def open_questions(self) -> int:
         """How many questions nobody, or not yet enough people, have answered."""
         with self.database.read() as connection:
-            is_open = sa.not_(tables.questions.c.answered)
-            return connection.scalar(sa.select(sa.func.count()).select_from(tables.questions).where(is_open)) or 0
+            return connection.scalar(sa.select(sa.func.count()).select_from(tables.questions).where(is_open())) or 0
 
     def quarantined(self) -> list[Refused]:
         """Rows that were refused, in the order in which they were met."""

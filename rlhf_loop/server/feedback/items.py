@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.conditions import in_force
 from rlhf_loop.feedback.store.table_rows import AnyFeedback, pair_key
 from rlhf_loop.records import (
     Annotator,
@@ -212,11 +213,10 @@ def _earlier(connection: sa.Connection, who: str, kind: Any, values: dict[str, A
 
 def _said_of(column: sa.ColumnElement[Any]) -> sa.Select[Any]:
     """The last thing that a person said in one way of what `column` names, where nothing superseded it."""
-    feedback, later = tables.feedback.c, tables.feedback.alias("later")
-    superseded = sa.select(later.c.number).where(later.c.supersedes == feedback.id).exists()
+    feedback = tables.feedback.c
     same = (column == sa.bindparam("about"), feedback.kind == sa.bindparam("kind"))
     by = feedback.annotator == sa.bindparam("who")
-    return sa.select(feedback.id).where(*same, by, sa.not_(superseded)).order_by(feedback.number.desc()).limit(1)
+    return sa.select(feedback.id).where(*same, by, in_force()).order_by(feedback.number.desc()).limit(1)
 
 
 # Made once: making a statement takes longer than running it.
