@@ -355,7 +355,7 @@ def looked_back(history: History, n: int) -> dict[str, Any]:
         for name, look in {
             "watch, a look": lambda: arrivals(store, history.run),
             "watch, what arrived": lambda: news(store, history.recipe, history.run),
-            "the promoted policy": store.promoted_policy,
+            "the promoted policy": store.promoted_id,
         }.items():
             begun = time.process_time()
             look()

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from rlhf_loop.damage import check_step, remedy
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.provenance.lineage import lineage
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import commit_folder, explain_os_error, failed_write, read_json, write_json, write_text
 from rlhf_loop.kept_recipe import read_kept
@@ -91,7 +92,7 @@ def export(
     loop = open_loop(run)
     with Store.open(loop.store_url) as store:
         policy = _find(loop, store, policy_id or loop.promoted_id(store) or BASE)
-        lineage = store.lineage(policy.id)
+        came_from = lineage(store, policy.id)
     source = loop.weights(policy)
     if form == "adapter" and not (Path(source) / "adapter_config.json").exists():
         raise UserError(f"policy {policy.id} is not an adapter; use --form merged")
@@ -112,7 +113,7 @@ def export(
             settings = loop.recipe.policy
             merge_policy(source, partial, settings.model_copy(update={"dtype": dtype or settings.precision}))
         write_text(partial / "README.md", model_card(loop.recipe, policy, _evaluation(loop, policy), form, output.name))
-        write_json(partial / "lineage.json", _without_places(lineage, loop.run_dir.path))
+        write_json(partial / "lineage.json", _without_places(came_from, loop.run_dir.path))
         if output.exists():
             output.rmdir()
         commit_folder(partial, output)

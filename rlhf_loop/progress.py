@@ -41,7 +41,7 @@ class RunProgress:
         self.say(f"\n{title}{_HEAD}{policy}")
 
     @contextmanager
-    def step(self, name: str, detail: str = "") -> Iterator[Report]:
+    def step(self, name: str) -> Iterator[Report]:
         """A step that is being made; the report it gives moves the bar."""
         started = time.monotonic()
         if not self.live:
@@ -56,7 +56,7 @@ class RunProgress:
             TextColumn("{task.fields[text]}"),
         )
         with Progress(*columns, console=self.console, transient=True) as bars:
-            task = bars.add_task(name, total=None, text=detail)
+            task = bars.add_task(name, total=None, text="")
 
             def report(done: int, total: int, text: str) -> None:
                 bars.update(task, completed=done, total=total or None, text=text)

@@ -71,7 +71,7 @@ class Service:
     @cached_property
     def writer(self) -> Writer:
         """What writes feedback for all requests."""
-        return Writer(self.store.database)
+        return Writer(self.store)
 
     @cached_property
     def activity(self) -> ActivityReader:

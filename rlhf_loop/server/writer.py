@@ -11,24 +11,22 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
-
-from rlhf_loop.feedback.store.database import Database
+from rlhf_loop.feedback.store.adding import Transaction
+from rlhf_loop.feedback.store.store import Store
 
 MOST_AT_ONCE = 64
 """Pieces of work in one transaction."""
 
-Work = Callable[[sa.Connection], Any]
+Work = Callable[[Transaction], Any]
 
 _Piece = tuple[Work, Future[Any]]
 
 
 class Writer:
-    """Writes to a database from a thread of its own, which begins with the first piece of work."""
+    """Writes to a store from a thread of its own, which begins with the first piece of work."""
 
-    def __init__(self, database: Database):
-        self._database = database
+    def __init__(self, store: Store):
+        self._store = store
         self._waiting: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -74,9 +72,9 @@ class Writer:
             done: list[tuple[Future[Any], Any, Exception | None]] = []
             current: _Piece | None = None
             try:
-                with self._database.write() as connection:
+                with self._store.transaction() as transaction:
                     for current in pieces:
-                        done.append((current[1], *_within(connection, current[0])))
+                        done.append((current[1], *transaction.attempt(current[0])))
                     current = None
             except Exception as error:  # nothing was committed
                 failed = pieces if current is None else [current]
@@ -87,17 +85,3 @@ class Writer:
                 else:
                     future.set_exception(failure)
             pieces = pieces[:0] if current is None else [piece for piece in pieces if piece is not current]
-
-
-def _within(connection: sa.Connection, work: Work) -> tuple[Any, Exception | None]:
-    """What a piece of work gives, or its error, which undoes it alone. Raises where it is the database that fails."""
-    savepoint = connection.begin_nested()
-    try:
-        result = work(connection)
-    except Exception as error:
-        if isinstance(error, DBAPIError) and not isinstance(error, (IntegrityError, DataError)):
-            raise
-        savepoint.rollback()
-        return None, error
-    savepoint.commit()
-    return result, None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples.annotation import fill_queue
+from samples.annotation import fill_queue, held
 
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Completion, Critique, Edit, Preference, Prompt, Question
@@ -344,10 +344,10 @@ def test_leaving_the_page_gives_the_card_back(sitting: Any, store: Store, servic
     (question,) = fill_queue(store, 1)
     one = sitting()
     one.open()
-    assert store.questions(claimed_by="you") == [question]
+    assert held(store, "you") == [question]
     one.open("/")
     one.page.wait_for_timeout(300)
-    assert store.questions(claimed_by="you") == []
+    assert held(store, "you") == []
 
 
 def test_an_admin_adds_cards_when_there_is_nothing_to_judge(sitting: Any, store: Store) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples.annotation import fill_queue
+from samples.annotation import fill_queue, held
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.asking.calibration import add_calibration, is_calibration_turn
@@ -44,7 +44,7 @@ def test_two_pages_that_one_person_opens_at_once_show_the_same_card(store: Store
 
         with ThreadPoolExecutor(pages) as pool:
             found = list(pool.map(open_page, [f"person {person}"] * pages))
-        assert [question.id for question in store.questions(claimed_by=f"person {person}")] == found[:1]
+        assert [question.id for question in held(store, f"person {person}")] == found[:1]
         assert len(set(found)) == 1
 
 

@@ -20,7 +20,7 @@ from rlhf_loop.feedback.files import row, rows
 from rlhf_loop.feedback.files.json_elements import Elements
 from rlhf_loop.feedback.intake import batches
 from rlhf_loop.feedback.intake.import_file import column_map, import_and_split, import_file
-from rlhf_loop.feedback.intake.prompts import assign_splits
+from rlhf_loop.feedback.intake.prompts import split_groups
 from rlhf_loop.feedback.intake.read_whole import FORMATS, ImportResult, read
 from rlhf_loop.feedback.intake.summary import ImportSummary
 from rlhf_loop.feedback.store import tables
@@ -138,8 +138,9 @@ def test_prompts_are_split_by_their_groups_as_assigned(store: Store, tmp_path: P
     rows = [{**PAIR, "prompt": f"Why {i}?", "group": f"topic {i % 10}", "id": str(i)} for i in range(40)]
     path = write(tmp_path / "f.jsonl", [*rows[:30], "broken"])
     import_and_split(store, path, "auto", "none", seed=3, test_fraction=0.2, judge_fraction=0.3)
-    expected = assign_splits(read(path).prompts, 3, 0.2, 0.3)
-    assert {p.id: p.split for p in store.prompts()} == {p.id: p.split for p in expected}
+    prompts = read(path).prompts
+    split_of = split_groups({p.group for p in prompts}, 3, 0.2, 0.3)
+    assert {p.id: p.split for p in store.prompts()} == {p.id: split_of[p.group] for p in prompts}
     write(path, [*rows, "broken"])  # there is more now: what was in a split stays there
     before = {p.id: p.split for p in store.prompts()}
     assert counts(import_and_split(store, path, "auto", "none", 3, 0.5, 0.3)) == (10, 30, 0, 1)

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from samples.annotation import claim, held
 from samples.feedback import completion, preference, prompt
 from typer.testing import CliRunner
 
@@ -30,6 +31,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.privacy import deletion
 from rlhf_loop.feedback.privacy.deletion import DeletionReport, remember, user_key
 from rlhf_loop.feedback.privacy.deletion_files import is_redacted
+from rlhf_loop.feedback.provenance.lineage import lineage
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.database import Database
 from rlhf_loop.feedback.store.store import Store
@@ -93,7 +95,7 @@ def talk(store: Store) -> str:
             )
         ]
     )
-    store.claim_questions("bob")
+    claim(store, "bob")
     store.quarantine([("feedback.jsonl", 3, "no answer", json.dumps({"prompt": SECRET}))])
     store.quarantine_feedback([(feedback[0], "the same as another", 1)])
     store.add_artifact(Artifact(id="base", kind="policy", path="base", round=0))
@@ -103,12 +105,12 @@ def talk(store: Store) -> str:
     store.add_artifact(Artifact(id="policy-1", kind="policy", parent="base", trained_on=("feedback-others",), **made))
     store.add_artifact(Artifact(id="policy-2", kind="policy", parent="base", round=2, path="y"))
     store.promote("policy-1")
-    with store.database.write() as connection:
-        remember(connection, key, "prompt", ["private-prompt"])
-        remember(connection, key, "completion", ["private-answer-1", "private-answer-2"])
-        remember(connection, key, "feedback", ["feedback-thumb", "feedback-edit", "feedback-elsewhere"])
-        remember(connection, key, "feedback", ["feedback-thumb"])  # again: nothing happens
-        connection.execute(
+    with store.transaction() as transaction:
+        remember(transaction, key, "prompt", ["private-prompt"])
+        remember(transaction, key, "completion", ["private-answer-1", "private-answer-2"])
+        remember(transaction, key, "feedback", ["feedback-thumb", "feedback-edit", "feedback-elsewhere"])
+        remember(transaction, key, "feedback", ["feedback-thumb"])  # again: nothing happens
+        transaction.connection.execute(
             tables.answered_requests.insert().values(
                 token_id="t",
                 key="k",
@@ -197,9 +199,9 @@ def test_copies_that_moving_rows_about_left_in_pages_are_overwritten_too(tmp_pat
         users = {n: user_key(store, str(n)) for n in range(0, 400, 8)}
         for start in range(8):  # one after another, so that each page holds many people's
             store.add_prompts([prompt(f"p{n}", texts[n]) for n in range(start, 400, 8)])
-        with store.database.write() as connection:
+        with store.transaction() as transaction:
             for n, key in users.items():
-                remember(connection, key, "prompt", [f"p{m}" for m in range(n, n + 8)])
+                remember(transaction, key, "prompt", [f"p{m}" for m in range(n, n + 8)])
         for n in list(users)[::2]:
             delete_user(store, str(n), [])
             gone = [texts[m][:30] for m in range(n, n + 8)]
@@ -251,7 +253,7 @@ def test_models_that_learned_from_it_are_listed(store: Store) -> None:
         ("policy-1", "through rm", True),
     ]
     assert "reward_model rm of round 1 learned from it directly" in "\n".join(report.lines())
-    assert store.lineage("rm")["made_by"]["feedback"] == ["feedback-elsewhere"]  # the id stays, the text is gone
+    assert lineage(store, "rm")["made_by"]["feedback"] == ["feedback-elsewhere"]  # the id stays, the text is gone
 
 
 def test_what_was_deleted_is_not_taken_again(store: Store) -> None:
@@ -298,8 +300,8 @@ def test_an_import_of_what_was_deleted_keeps_nothing_of_it(store: Store, tmp_pat
 def test_a_prompt_that_another_user_shares_stays(store: Store) -> None:
     talk(store)
     other = user_key(store, "bob")
-    with store.database.write() as connection:
-        remember(connection, other, "prompt", ["private-prompt"])
+    with store.transaction() as transaction:
+        remember(transaction, other, "prompt", ["private-prompt"])
     delete_user(store, "ann@example.org", [])
     assert [p.id for p in store.prompts()] == ["other-prompt", "private-prompt"]
     delete_user(store, "bob", [])
@@ -325,7 +327,7 @@ def test_what_only_they_had_judged_is_open_again(store: Store) -> None:
     store.add_questions(
         [Question(id="question-2", prompt_id="other-prompt", a_id="other-answer-1", b_id="other-answer-2", round=0)]
     )
-    assert store.questions(status="open") == store.questions(claimed_by="nobody") + store.questions(status="open")
+    assert store.questions(status="open") == held(store, "nobody") + store.questions(status="open")
     assert "question-2" not in {q.id for q in store.questions(status="open")}
     delete_user(store, "ann@example.org", [])
     assert "question-2" in {q.id for q in store.questions(status="open")}
@@ -640,10 +642,9 @@ def test_a_real_run_goes_on_after_a_deletion_and_remakes_nothing(tmp_path: Path,
         key = user_key(store, "ann@example.org")
         asked = Prompt(id="private-prompt-1", messages=({"role": "user", "content": SECRET},), group="g", source="chat")
         store.add_prompts([asked])
-        policy = store.promoted_policy()
-        assert policy is not None
+        policy_id = store.promoted_id()
         answers = [
-            Completion(id=f"private-answer-{n}", prompt_id=asked.id, text=f"{REPLY} {n}", policy=policy.id, round=1)
+            Completion(id=f"private-answer-{n}", prompt_id=asked.id, text=f"{REPLY} {n}", policy=policy_id, round=1)
             for n in (1, 2)
         ]
         store.add_completions(answers)
@@ -656,10 +657,10 @@ def test_a_real_run_goes_on_after_a_deletion_and_remakes_nothing(tmp_path: Path,
                 Edit(id="private-edit", completion_id=answers[0].id, edited_completion=EDITED, **judged),
             ]
         )  # fmt: skip
-        with store.database.write() as connection:
-            remember(connection, key, "prompt", [asked.id])
-            remember(connection, key, "completion", [answer.id for answer in answers])
-            remember(connection, key, "feedback", ["private-preference", "private-edit"])
+        with store.transaction() as transaction:
+            remember(transaction, key, "prompt", [asked.id])
+            remember(transaction, key, "completion", [answer.id for answer in answers])
+            remember(transaction, key, "feedback", ["private-preference", "private-edit"])
     loop.run(rounds=2)
     assert SECRET.encode() in files(run)
     with Store.open(loop.store_url) as store:

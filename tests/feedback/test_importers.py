@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from samples.feedback import contents, fill
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.exporters.export import export
 from rlhf_loop.feedback.intake.import_file import import_file
-from rlhf_loop.feedback.intake.prompts import assign_splits, read_prompts
+from rlhf_loop.feedback.intake.prompts import read_prompts, split_groups
 from rlhf_loop.feedback.intake.read_whole import read
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Critique, Preference, Prompt, Question, Skip, Thumb
@@ -438,32 +439,26 @@ def test_a_wrong_prompt_is_an_error_with_its_line(tmp_path: Path, row: object, m
         read_prompts(path)
 
 
-def prompts_in_groups(groups: int, each: int = 2) -> list[Prompt]:
-    return [
-        Prompt(id=f"{g}-{i}", group=f"g{g}", messages=({"role": "user", "content": "x"},))
-        for g in range(groups)
-        for i in range(each)
-    ]
+def groups(n: int) -> list[str]:
+    return [f"g{i}" for i in range(n)]
 
 
-def test_splits_keep_groups_together_and_meet_the_fractions() -> None:
-    prompts = assign_splits(prompts_in_groups(20), seed=1, test_fraction=0.2, judge_fraction=0.3)
-    groups = {split: {p.group for p in prompts if p.split == split} for split in ("train", "test", "judge")}
-    assert {split: len(names) for split, names in groups.items()} == {"train": 10, "test": 4, "judge": 6}
-    assert len(set.union(*groups.values())) == 20
-    assert prompts == assign_splits(prompts_in_groups(20), seed=1, test_fraction=0.2, judge_fraction=0.3)
-    assert prompts != assign_splits(prompts_in_groups(20), seed=2, test_fraction=0.2, judge_fraction=0.3)
+def test_splits_of_groups_meet_the_fractions() -> None:
+    split_of = split_groups(groups(20), seed=1, test_fraction=0.2, judge_fraction=0.3)
+    assert set(split_of) == set(groups(20))
+    assert Counter(split_of.values()) == {"train": 10, "test": 4, "judge": 6}
+    assert split_of == split_groups(reversed(groups(20)), seed=1, test_fraction=0.2, judge_fraction=0.3)
+    assert split_of != split_groups(groups(20), seed=2, test_fraction=0.2, judge_fraction=0.3)
 
 
 def test_each_wanted_split_gets_a_group_and_train_keeps_one() -> None:
-    prompts = assign_splits(prompts_in_groups(3), seed=0, test_fraction=0.01, judge_fraction=0.9)
-    assert sorted({p.group: p.split for p in prompts}.values()) == ["judge", "test", "train"]
-    assert {p.split for p in assign_splits(prompts_in_groups(2), 0, 0.0)} == {"train"}
-    assert {p.split for p in assign_splits(prompts_in_groups(2), 0, 0.2, split="judge")} == {"judge"}
+    split_of = split_groups(groups(3), seed=0, test_fraction=0.01, judge_fraction=0.9)
+    assert sorted(split_of.values()) == ["judge", "test", "train"]
+    assert set(split_groups(groups(2), 0, 0.0).values()) == {"train"}
     with pytest.raises(UserError, match=r"2 groups .* at least 3"):
-        assign_splits(prompts_in_groups(2), 0, 0.2, 0.2)
+        split_groups(groups(2), 0, 0.2, 0.2)
     with pytest.raises(UserError, match="nothing to train on"):
-        assign_splits(prompts_in_groups(9), 0, 0.5, 0.5)
+        split_groups(groups(9), 0, 0.5, 0.5)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the real feedback is not at {DATA.name} beside the checkout")
@@ -473,12 +468,9 @@ def test_real_debates_are_imported_whole() -> None:
     preferences = [f for f in result.feedback if isinstance(f, Preference)]
     assert len(preferences) == 7162
     assert all(f.strength is None or 0 <= f.strength <= 1 for f in preferences)
-    splits = assign_splits(result.prompts, seed=0, test_fraction=0.2, judge_fraction=0.3)
-    assert {split: sum(p.split == split for p in splits) for split in ("train", "test", "judge")} == {
-        "train": 10,
-        "test": 4,
-        "judge": 6,
-    }
+    split_of = split_groups({p.group for p in result.prompts}, seed=0, test_fraction=0.2, judge_fraction=0.3)
+    splits = [split_of[p.group] for p in result.prompts]
+    assert Counter(splits) == {"train": 10, "test": 4, "judge": 6}
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the real feedback is not at {DATA.name} beside the checkout")

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 
+from samples.annotation import claim, release
 from samples.feedback import completion, preference, prompt
 
 from rlhf_loop.feedback.store import question_queue
@@ -28,7 +29,7 @@ def verdict(id: str, who: str, number: int = 0, **values: object) -> Preference:
 
 
 def claimed(store: Store, who: str, n: int = 10) -> list[str]:
-    return [question.id for question in store.claim_questions(who, n)]
+    return [question.id for question in claim(store, who, n)]
 
 
 def test_as_many_people_get_a_question_as_it_asks_for(store: Store) -> None:
@@ -37,7 +38,7 @@ def test_as_many_people_get_a_question_as_it_asks_for(store: Store) -> None:
     store.add_feedback([verdict("f1", "ann")])
     assert [q.id for q in store.questions(status="open")] == ["q0"]
     assert claimed(store, "cid") == []  # bob still holds the other slot
-    store.release_questions("bob")
+    release(store, "bob")
     assert claimed(store, "ann") == []  # has spoken
     assert claimed(store, "cid") == ["q0"]
     store.add_feedback([verdict("f2", "cid")])
@@ -66,7 +67,7 @@ def test_a_correction_counts_as_one_verdict(store: Store) -> None:
 
 def test_a_skip_that_is_taken_back_is_offered_again(store: Store) -> None:
     ask(store, 1, overlap=1)
-    store.claim_questions("ann")
+    claim(store, "ann")
     skip = Skip(id="s", prompt_id="p", a_id="a", b_id="b0", annotator=Annotator(id="ann"))
     store.add_feedback([skip])
     assert claimed(store, "ann") == []
@@ -76,7 +77,7 @@ def test_a_skip_that_is_taken_back_is_offered_again(store: Store) -> None:
 
 def test_a_lease_that_is_extended_outlives_its_time(store: Store) -> None:
     ask(store, 1, overlap=1)
-    store.claim_questions("ann", seconds=1.5)
+    claim(store, "ann", seconds=1.5)
     with store.database.write() as connection:
         assert question_queue.extend(connection, "ann", "q0", 60.0)
     time.sleep(1.6)
@@ -89,7 +90,7 @@ def test_a_lease_that_is_extended_outlives_its_time(store: Store) -> None:
 
 def test_a_lease_that_has_ended_cannot_be_extended(store: Store) -> None:
     ask(store, 1, overlap=1)
-    store.claim_questions("ann", seconds=0.0)
+    claim(store, "ann", seconds=0.0)
     time.sleep(0.01)
     with store.database.write() as connection:
         assert not question_queue.extend(connection, "ann", "q0", 60.0)
@@ -113,11 +114,11 @@ def _sitting(store_url: str, who: str, seed: int) -> None:
     with Store.open(store_url) as store:
         idle = 0
         while idle < 20:
-            questions = store.claim_questions(who, chance.randint(1, 3))
+            questions = claim(store, who, chance.randint(1, 3))
             idle = 0 if questions else idle + 1
             for question in questions:
                 if chance.random() < 0.2:
-                    store.release_questions(who)
+                    release(store, who)
                     break
                 store.add_feedback([verdict(f"{who}-{question.id}", who, int(question.id[1:]))])
             if not questions:

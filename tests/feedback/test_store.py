@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from samples.annotation import claim, held, release
 from samples.feedback import (
+    at_revision,
     completion,
     contents,
     every_kind_of_feedback,
@@ -27,9 +29,11 @@ from samples.feedback import (
 )
 
 from rlhf_loop.errors import StoreUnavailable, UserError
-from rlhf_loop.feedback.store import database
+from rlhf_loop.feedback.provenance.lineage import lineage
+from rlhf_loop.feedback.store import database, tables
 from rlhf_loop.feedback.store.database import network_file_system, parse_url
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.feedback.store.table_rows import as_columns, prompt_row
 from rlhf_loop.feedback.store.tables import SCHEMA, VERSION_TABLE, metadata
 from rlhf_loop.records import Annotator, Artifact, Question, Score, Skip
 
@@ -147,12 +151,10 @@ def test_corrections_supersede_and_the_history_stays(store: Store) -> None:
     assert store.feedback(effective=False) == history
 
 
-def test_feedback_is_filtered_by_kind_time_round_and_prompt(store: Store) -> None:
+def test_feedback_is_filtered_by_kind_and_prompt(store: Store) -> None:
     fill(store)
     ids = [f.id for f in store.feedback(kinds=["thumb", "rating"])]
     assert ids == ["f3", "f4"]
-    assert [f.id for f in store.feedback(since=1e9)] == ["f2"]
-    assert "f1" not in [f.id for f in store.feedback(up_to_round=0, effective=False)]
     assert store.feedback(prompt_id="q") == []
 
 
@@ -162,7 +164,6 @@ def test_completions_are_filtered(store: Store) -> None:
     assert [c.id for c in store.completions(prompt_id="q")] == ["d"]
     assert [c.id for c in store.completions(round=1)] == ["e"]
     assert [c.id for c in store.completions(policy="policy-1")] == ["e"]
-    assert [c.id for c in store.completions(unscored_by="rm")] == ["c", "d", "e"]
     assert [c.id for c in store.completions(ids=["e", "a", "nowhere"])] == ["a", "e"]
     assert store.completions(ids=[]) == []
 
@@ -178,11 +179,9 @@ def test_scores_may_differ_by_rounding_only(store: Store) -> None:
 
 
 def test_one_policy_is_promoted_at_a_time_and_the_history_is_kept(store: Store) -> None:
-    assert store.promoted_policy() is None
+    assert store.promoted_id() is None
     fill(store)
-    policy = store.promoted_policy()
-    assert policy
-    assert policy.id == "policy-1"
+    assert store.promoted_id() == "policy-1"
     assert [a.id for a in store.artifacts() if a.promoted] == ["policy-1"]
     assert store.promote("base") is True
     assert [id for id, _ in store.promotions()] == ["base", "policy-1", "base"]
@@ -200,23 +199,16 @@ def test_an_artifact_may_move_and_be_measured_again(store: Store) -> None:
     assert (moved.path, moved.metrics, moved.trained_on) == ("elsewhere", {"accuracy": 0.8}, ("f9", "f2"))
 
 
-def test_summaries_of_rounds_are_kept_by_run(store: Store) -> None:
-    store.save_round("run", 1, {"win_rate": 0.5})
-    store.save_round("run", 1, {"win_rate": 0.6})
-    store.save_round("other", 1, {})
-    assert store.rounds("run") == {1: {"win_rate": 0.6}}
-
-
 def test_a_claimed_question_is_not_given_again_until_its_lease_ends(store: Store) -> None:
     with_questions(store, 3)
-    assert [q.id for q in store.claim_questions("ann", 2)] == ["q2", "q1"]
-    assert [q.id for q in store.claim_questions("ann", 2)] == ["q0"]
-    assert store.claim_questions("bob", 2) == []
-    assert [q.id for q in store.questions(claimed_by="ann")] == ["q2", "q1", "q0"]
-    assert store.release_questions("ann") == 3
-    assert [q.id for q in store.claim_questions("bob", 1, seconds=0.0)] == ["q2"]
+    assert [q.id for q in claim(store, "ann", 2)] == ["q2", "q1"]
+    assert [q.id for q in claim(store, "ann", 2)] == ["q0"]
+    assert claim(store, "bob", 2) == []
+    assert [q.id for q in held(store, "ann")] == ["q2", "q1", "q0"]
+    assert release(store, "ann") == 3
+    assert [q.id for q in claim(store, "bob", 1, seconds=0.0)] == ["q2"]
     time.sleep(0.01)
-    assert [q.id for q in store.claim_questions("ann", 1)] == ["q2"]
+    assert [q.id for q in claim(store, "ann", 1)] == ["q2"]
 
 
 def test_a_preference_answers_the_question_about_its_pair_however_it_was_shown(store: Store) -> None:
@@ -237,10 +229,10 @@ def test_a_question_about_a_pair_that_is_judged_already_is_answered(store: Store
 
 def test_a_skipped_question_goes_to_somebody_else(store: Store) -> None:
     with_questions(store, 1)
-    store.claim_questions("ann")
+    claim(store, "ann")
     store.add_feedback([Skip(id="s", prompt_id="p", a_id="a", b_id="b0", annotator=Annotator(id="ann"))])
-    assert store.claim_questions("ann") == []
-    assert [q.id for q in store.claim_questions("bob")] == ["q0"]
+    assert claim(store, "ann") == []
+    assert [q.id for q in claim(store, "bob")] == ["q0"]
 
 
 def test_refused_rows_are_kept_once(store: Store) -> None:
@@ -280,43 +272,30 @@ def test_generations_can_be_searched_by_text_prompt_and_score(store: Store) -> N
 def test_lineage_leads_from_a_completion_to_what_was_trained_on_it(store: Store) -> None:
     fill(store)
     store.add_completions([completion("e", policy="policy-1", round=1)])
-    of_b = store.lineage("b")
+    of_b = lineage(store, "b")
     assert of_b["went_into"]["artifacts"] == ["rm", "policy-1"]
     assert of_b["went_into"]["feedback"] == ["f1", "f2", "f4", "f5", "f7", "f9"]
     assert of_b["went_into"]["scores"] == [{"reward_model": "rm", "value": -2.0, "round": 1}]
     assert of_b["went_into"]["revisions"] == ["c"]
-    assert store.lineage("c")["made_by"]["revises"] == "b"
-    of_e = store.lineage("e")["made_by"]
+    assert lineage(store, "c")["made_by"]["revises"] == "b"
+    of_e = lineage(store, "e")["made_by"]
     assert (of_e["policy"], of_e["parents"], of_e["prompt"]) == ("policy-1", ["base"], "p")
 
 
 def test_lineage_leads_from_an_artifact_back_to_its_feedback(store: Store) -> None:
     fill(store)
-    of_policy = store.lineage("policy-1")
+    of_policy = lineage(store, "policy-1")
     assert of_policy["made_by"] == {"round": 1, "parents": ["base"], "feedback": ["f9", "f2"]}
-    assert store.lineage("base")["went_into"]["artifacts"] == ["policy-1"]
-    of_feedback = store.lineage("f9")
+    assert lineage(store, "base")["went_into"]["artifacts"] == ["policy-1"]
+    of_feedback = lineage(store, "f9")
     assert of_feedback["made_by"]["corrects"] == "f1"
     assert of_feedback["went_into"]["artifacts"] == ["rm", "policy-1"]
-    assert store.lineage("f1")["went_into"] == {"corrected_by": ["f9"], "artifacts": []}
-    of_score = store.lineage("a:rm")
+    assert lineage(store, "f1")["went_into"] == {"corrected_by": ["f9"], "artifacts": []}
+    of_score = lineage(store, "a:rm")
     assert of_score["made_by"]["reward_model_feedback"] == ["f9", "f2"]
     assert of_score["went_into"] == {"policies_of_its_round": ["policy-1"]}
     with pytest.raises(UserError, match="nothing-like-it is not the id"):
-        store.lineage("nothing-like-it")
-
-
-def test_a_prompt_leaves_train_only_before_anything_was_trained_on_it(store: Store) -> None:
-    store.add_prompts([prompt(), prompt("q")])
-    assert store.set_splits([prompt(), prompt("q", split="test")]) == 1
-    assert [p.id for p in store.prompts(split="test")] == ["q"]
-    store.add_completions([completion("a"), completion("b")])
-    store.add_feedback([preference("f")])
-    store.add_artifact(Artifact(id="rm", kind="reward_model", path="", round=1, trained_on=("f",)))
-    with pytest.raises(UserError, match="p cannot move from train to test"):
-        store.set_splits([prompt(split="test")])
-    with pytest.raises(UserError, match="nowhere"):
-        store.set_splits([prompt("nowhere")])
+        lineage(store, "nothing-like-it")
 
 
 def test_threads_share_a_store(store: Store) -> None:
@@ -372,7 +351,7 @@ def test_two_writing_processes_lose_nothing(store_url: str) -> None:
 def _claim_all(url: str) -> list[str]:
     with Store.open(url) as store:
         ids = []
-        while questions := store.claim_questions("the same name", 3):
+        while questions := claim(store, "the same name", 3):
             ids += [question.id for question in questions]
         return ids
 
@@ -396,6 +375,18 @@ def test_the_migrations_make_the_tables_that_the_code_uses(store_url: str) -> No
     config = Config()
     config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
     assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA
+
+
+def test_a_store_that_kept_summaries_of_rounds_is_brought_up_to_date(store_url: str) -> None:
+    with at_revision(store_url, "0005") as connection:
+        connection.exec_driver_sql("INSERT INTO rounds (run, round, body) VALUES ('run', 1, '{}')")
+        row = prompt_row(prompt())
+        connection.execute(tables.prompts.insert(), [as_columns("prompts", row)])
+    with Store.open(store_url) as store:
+        with store.database.read() as connection:
+            assert "rounds" not in sa.inspect(connection).get_table_names()
+        assert store.prompts() == [prompt()]
+        assert store.add_completions([completion("a")]) == 1
 
 
 def test_a_store_from_the_future_is_refused_and_left_alone(store_url: str) -> None:
@@ -551,7 +542,7 @@ def test_many_completions_are_quick(store_url: str, n: int) -> None:
         ids = [c.id for c in completions[::2]]
         store.add_scores([Score(completion_id=id, reward_model="rm", value=float(i)) for i, id in enumerate(ids)])
         assert len(store.completions(ids=ids)) == n // 2
-        assert len(store.completions(unscored_by="rm")) == n // 2
+        assert len(store.scores(completion_ids=ids[:100])) == 100
         assert store.search_completions(text=f"{n - 1} ")[0][0].id == f"c{n - 1}"
         assert time.process_time() - started < n / 1000  # a thousand a second: ten times slower than measured
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from samples.feedback import completion, preference, prompt
+from samples.feedback import at_revision, completion, preference, prompt
 
 from rlhf_loop.feedback.provenance.conversation_records import trace
-from rlhf_loop.feedback.store import database, tables
-from rlhf_loop.feedback.store.database import parse_url
+from rlhf_loop.feedback.provenance.lineage import lineage
+from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Artifact
 
@@ -64,8 +59,8 @@ def check(store: Store, made: Models, ids: list[str]) -> None:
     assert all(len(model.trained_on) == len(set(model.trained_on)) for model in store.artifacts())
     for id in (ids[0], ids[9], ids[-1]):
         taught = [model for model, learned in made.items() if id in learned]
-        assert store.lineage(id)["went_into"]["artifacts"] == taught
-        assert store.lineage(f"a{id[1:]}")["went_into"]["artifacts"] == taught
+        assert lineage(store, id)["went_into"]["artifacts"] == taught
+        assert lineage(store, f"a{id[1:]}")["went_into"]["artifacts"] == taught
         found = trace(store, id, 99)
         assert found is not None
         assert [use.id for use in found.uses] == taught
@@ -74,7 +69,7 @@ def check(store: Store, made: Models, ids: list[str]) -> None:
     assert of_all is not None
     assert {use.id: use.pieces for use in of_all.uses} == {model: len(ids) for model, ids in made.items() if ids}
     for model, learned in made.items():
-        assert set(store.lineage(model)["made_by"]["feedback"]) == learned
+        assert set(lineage(store, model)["made_by"]["feedback"]) == learned
         found = trace(store, model, 99)
         assert found is not None
         assert (found.total, found.uses[0].pieces) == (len(learned), len(learned))
@@ -123,7 +118,7 @@ def test_a_store_that_listed_all_feedback_of_each_model_is_brought_up_to_date(na
     )
     ids = [f"f{i:03d}" for i in range(48)]
     made: Models = {}
-    with _at_revision(store_url, "0003") as connection:
+    with at_revision(store_url, "0003") as connection:
         for id, kind, learned in histories(ids)[name]:
             body = f'{{"id": "{id}", "kind": "{kind}", "path": "x", "round": 1, "parent": null, "metrics": {{}}}}'
             columns = {"id": id, "kind": kind, "round": 1, "body": body}
@@ -141,16 +136,3 @@ def test_a_store_that_listed_all_feedback_of_each_model_is_brought_up_to_date(na
         last = Artifact(id="last", kind="reward_model", path="x", round=2, trained_on=tuple(ids[:40]))
         assert store.add_artifact(last) == 1
         check(store, {**made, "last": learned}, ids)
-
-
-@contextmanager
-def _at_revision(url: str, revision: str) -> Iterator[sa.Connection]:
-    """A connection to a new store as that revision of its schema made it."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
-    engine = sa.create_engine(parse_url(url))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-        yield connection
-    engine.dispose()

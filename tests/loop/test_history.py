@@ -18,6 +18,7 @@ from samples.faults import write_anew
 from samples.feedback import completion, preference, prompt
 
 from rlhf_loop import launch, loop
+from rlhf_loop.feedback.provenance.lineage import lineage
 from rlhf_loop.feedback.quality.stats import stats
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
@@ -156,7 +157,7 @@ def test_a_score_as_earlier_versions_wrote_it_reads_as_one_of_now(store: Store) 
     assert store.add_scores([old, new]) == 1
     assert store.scores() == [old, new]
     assert [score for _, score in store.search_completions()] == [old, new]
-    assert [store.lineage(f"{id}:rm")["record"] for id in "ab"] == [to_dict(old), to_dict(new)]
+    assert [lineage(store, f"{id}:rm")["record"] for id in "ab"] == [to_dict(old), to_dict(new)]
 
 
 def test_an_answer_as_earlier_versions_wrote_it_reads_as_one_of_now(store: Store) -> None:
@@ -173,7 +174,7 @@ def test_an_answer_as_earlier_versions_wrote_it_reads_as_one_of_now(store: Store
         connection.execute(tables.completions.insert().values(row))
     assert store.add_completions([old, new]) == 1
     assert store.completions(ids=["old", "new"]) == [old, new]
-    assert [store.lineage(id)["record"] for id in ("old", "new")] == [to_dict(old), to_dict(new)]
+    assert [lineage(store, id)["record"] for id in ("old", "new")] == [to_dict(old), to_dict(new)]
     with store.database.read() as connection:
         bodies = connection.scalars(sa.select(tables.completions.c.body).order_by(tables.completions.c.number)).all()
     assert len(bodies[2]) < 0.6 * len(bodies[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rlhf_loop.feedback.store import question_queue
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Completion, Message, Prompt, Question
 
@@ -30,3 +31,21 @@ def fill_queue(store: Store, n: int = 3, overlap: int = 1, text: str = "") -> li
     store.add_completions(answers)
     store.add_questions(questions)
     return questions
+
+
+def claim(store: Store, who: str, n: int = 1, seconds: float = 600.0) -> list[Question]:
+    """Up to `n` open questions, leased to somebody."""
+    with store.database.write(exclusive=False) as connection:
+        return question_queue.claim(connection, who, n, seconds)
+
+
+def held(store: Store, who: str) -> list[Question]:
+    """What somebody holds a lease on."""
+    with store.database.read() as connection:
+        return [question for question, _ in question_queue.held(connection, who)]
+
+
+def release(store: Store, who: str) -> int:
+    """Ends all leases of somebody; gives how many there were."""
+    with store.database.write() as connection:
+        return question_queue.release(connection, who)

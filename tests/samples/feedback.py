@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 
+from rlhf_loop.feedback.store import database
 from rlhf_loop.feedback.store.database import parse_url
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import AnyFeedback
@@ -124,3 +129,16 @@ def postgres_schema() -> Iterator[str]:
     with server.connect() as connection:
         connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
     server.dispose()
+
+
+@contextmanager
+def at_revision(url: str, revision: str) -> Iterator[sa.Connection]:
+    """A connection to a new store as that revision of its schema made it."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    engine = sa.create_engine(parse_url(url))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        yield connection
+    engine.dispose()

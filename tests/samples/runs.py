@@ -28,5 +28,5 @@ def store_content(run: Path) -> dict[str, list]:
             "feedback": [to_dict(f) for f in store.feedback()],
             "scores": [to_dict(s) for s in store.scores()],
             "policies": [(a.id, a.parent, a.trained_on) for a in store.artifacts(kind="policy")],
-            "promoted": [to_dict(store.promoted_policy())["id"]],
+            "promoted": [store.promoted_id()],
         }

@@ -57,18 +57,23 @@ class Parrot:
         self.alive = False
 
 
+def promoted_policy(store: Store) -> Artifact | None:
+    """The policy that was promoted last."""
+    return next((policy for policy in store.artifacts(kind="policy") if policy.promoted), None)
+
+
 def with_chat(service: Service, **parrot: Any) -> list[Parrot]:
     """Gives the service parrots for policies; the list holds those that were started."""
     made: list[Parrot] = []
 
     async def promoted() -> Artifact | None:
-        return await asyncio.to_thread(service.store.promoted_policy)
+        return await asyncio.to_thread(promoted_policy, service.store)
 
     def make(policy: Artifact) -> Parrot:
         made.append(Parrot(policy.id, **parrot))
         return made[-1]
 
-    if service.store.promoted_policy() is None:
+    if service.store.promoted_id() is None:
         service.store.add_artifact(Artifact(id="base", kind="policy", path="base", round=0))
         service.store.promote("base")
     service.policies = Policies(promoted, make, poll_seconds=0.05, wait_seconds=5)

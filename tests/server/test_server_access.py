@@ -27,6 +27,7 @@ from samples.server import HERE, client, file_store, service, token, with_chat
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Completion
 from rlhf_loop.server import access, tokens
@@ -587,11 +588,11 @@ def test_errors_of_the_store_are_logged_without_texts(
     cause = sqlite3.OperationalError("disk I/O error")
     cause.sqlite_errorname = "SQLITE_IOERR_WRITE"
 
-    def fails(connection: Any, completions: list[Completion]) -> int:
+    def fails(transaction: Transaction, completions: list[Completion]) -> int:
         values = {"text": completions[0].text}
         raise sa.exc.OperationalError("INSERT INTO completions ...", values, cause, hide_parameters=True)
 
-    monkeypatch.setattr(served.store, "add_completions_within", fails)
+    monkeypatch.setattr(Transaction, "add_completions", fails)
     logging.getLogger("rlhf_loop.server").propagate = True
     with caplog.at_level(logging.INFO, "rlhf_loop.server"), client(served) as http:
         answer = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "my secret"}]})

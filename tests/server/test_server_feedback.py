@@ -19,6 +19,7 @@ from samples.server import client, service, token, with_chat
 
 from rlhf_loop.errors import StoreUnavailable
 from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import write_json
 from rlhf_loop.server.feedback.api import forget_old_answers
@@ -331,8 +332,8 @@ def test_a_user_is_not_deleted_while_the_run_is_in_use(http: TestClient, served:
 
 def test_work_that_fails_is_undone_alone_and_the_rest_is_written(served: Service) -> None:
     def write(name: str, fail: bool = False) -> Any:
-        def work(connection: sa.Connection) -> str:
-            connection.execute(tables.settings.insert().values(name=name, value="x"))
+        def work(transaction: Transaction) -> str:
+            transaction.connection.execute(tables.settings.insert().values(name=name, value="x"))
             if fail:
                 raise ValueError(name)
             return name

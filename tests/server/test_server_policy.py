@@ -13,7 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
-from samples.server import client, file_store, service
+from samples.server import client, file_store, promoted_policy, service
 
 from rlhf_loop.records import Artifact, Message
 from rlhf_loop.server.chat.policy_process import Ask, OwnProcess, Policies, PolicyLost, PolicyRefused, Said, Started
@@ -136,7 +136,7 @@ def test_a_promotion_under_load_and_a_crash_drop_no_answer(tiny_policy: Path, tm
     store.promote("base")
 
     async def promoted() -> Artifact | None:
-        return await asyncio.to_thread(store.promoted_policy)
+        return await asyncio.to_thread(promoted_policy, store)
 
     def make(policy: Artifact) -> OwnProcess:
         made.append(own(tiny_policy, policy.id))

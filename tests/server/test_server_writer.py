@@ -13,22 +13,23 @@ from samples.server import file_store
 
 from rlhf_loop.errors import StoreUnavailable
 from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.server.writer import Writer
 
 
-def keep(name: str, characters: int = 1) -> Callable[[sa.Connection], str]:
-    def work(connection: sa.Connection) -> str:
-        connection.execute(tables.settings.insert().values(name=name, value="x" * characters))
+def keep(name: str, characters: int = 1) -> Callable[[Transaction], str]:
+    def work(transaction: Transaction) -> str:
+        transaction.connection.execute(tables.settings.insert().values(name=name, value="x" * characters))
         return name
 
     return work
 
 
-def at_once(store: Store, pieces: list[Callable[[sa.Connection], Any]]) -> list[Any]:
+def at_once(store: Store, pieces: list[Callable[[Transaction], Any]]) -> list[Any]:
     """What becomes of pieces of work that go into one transaction."""
-    writer, ready = Writer(store.database), threading.Event()
-    first = writer.submit(lambda connection: ready.wait(10))  # the others wait meanwhile
+    writer, ready = Writer(store), threading.Event()
+    first = writer.submit(lambda transaction: ready.wait(10))  # the others wait meanwhile
     futures = [writer.submit(piece) for piece in pieces]
     ready.set()
     assert first.result(10)
@@ -51,7 +52,7 @@ def test_when_the_disk_is_full_only_what_was_stored_counts_as_stored(tmp_path: P
     def limit(connection: Any, *_: object) -> None:
         connection.execute(f"PRAGMA max_page_count = {most}")
 
-    one, two, much, three = at_once(store, [keep("1"), keep("2"), keep("much", 200_000), keep("3")])
+    one, two, much, three = at_once(store, [keep("1"), keep("2"), keep("much", 400_000), keep("3")])
     assert (one, two, three) == ("1", "2", "3")
     assert isinstance(much, StoreUnavailable)
     assert "the disk is full" in str(much)
@@ -61,8 +62,8 @@ def test_when_the_disk_is_full_only_what_was_stored_counts_as_stored(tmp_path: P
 def test_an_error_of_one_piece_undoes_that_piece_alone(tmp_path: Path) -> None:
     store = file_store(tmp_path)
 
-    def wrong(connection: sa.Connection) -> None:
-        keep("half")(connection)
+    def wrong(transaction: Transaction) -> None:
+        keep("half")(transaction)
         raise ValueError("wrong")
 
     one, error, two = at_once(store, [keep("1"), wrong, keep("2")])
@@ -72,7 +73,7 @@ def test_an_error_of_one_piece_undoes_that_piece_alone(tmp_path: Path) -> None:
 
 def test_when_the_store_is_locked_nothing_counts_as_stored(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "feedback.db", busy_seconds=0.2)
-    writer, other = Writer(store.database), sa.create_engine(f"sqlite:///{tmp_path / 'feedback.db'}")
+    writer, other = Writer(store), sa.create_engine(f"sqlite:///{tmp_path / 'feedback.db'}")
     with other.connect() as holding:
         holding.exec_driver_sql("BEGIN IMMEDIATE")
         futures = [writer.submit(keep(name)) for name in "123"]
@@ -86,8 +87,8 @@ def test_when_the_store_is_locked_nothing_counts_as_stored(tmp_path: Path) -> No
 
 def test_work_that_nobody_waits_for_any_more_is_left_out_and_the_rest_is_done(tmp_path: Path) -> None:
     store = file_store(tmp_path)
-    writer, ready = Writer(store.database), threading.Event()
-    writer.submit(lambda connection: ready.wait(10))
+    writer, ready = Writer(store), threading.Event()
+    writer.submit(lambda transaction: ready.wait(10))
     given_up, other = writer.submit(keep("given up")), writer.submit(keep("other"))
     assert given_up.cancel()
     ready.set()

@@ -154,7 +154,7 @@ def test_without_an_update_the_policy_stays_and_candidates_scores_and_feedback_g
         assert not files.step(2, step).exists()
     with Store.open(made / "feedback.db") as store:
         assert [policy.id for policy in store.artifacts(kind="policy")] == ["base"]
-        assert store.promoted_policy().id == "base"
+        assert store.promoted_id() == "base"
         assert {score.round for score in store.scores()} == {1, 2}
         assert {feedback.round for feedback in store.feedback()} == {0, 1, 2}
     assert [row["decision"] for row in status(files)["rounds"]] == [None, None, None]

@@ -82,10 +82,11 @@ def add_calibration(store: Store, path: Path, evaluated_split: Literal["test", "
     known = {prompt.id for prompt in store.prompts(ids=[prompt.id for prompt in wanted])}
     questions = [question for _, question in kept.values()]
     of_cards = {id for question in questions for id in (question.a_id, question.b_id)}
-    with store.database.write() as connection:
-        store.add_prompts_within(connection, [prompt for prompt in wanted if prompt.id not in known])
-        store.add_completions_within(connection, [completions[id] for id in of_cards])
-    return Calibration(questions=len(questions), new=store.add_questions(questions), left_out=left_out)
+    with store.transaction() as transaction:
+        transaction.add_prompts([prompt for prompt in wanted if prompt.id not in known])
+        transaction.add_completions([completions[id] for id in of_cards])
+        new = transaction.add_questions(questions)
+    return Calibration(questions=len(questions), new=new, left_out=left_out)
 
 
 def is_calibration_turn(who: str, done: int, share: float) -> bool:

@@ -142,7 +142,8 @@ def submit(store: Store, who: str, judgement: Judgement, round: int) -> Kept:
     question that is not there, and for spans outside the answers.
     """
     verdict_id = stable_id(SOURCE, who, judgement.submission)
-    with store.database.write() as connection:
+    with store.transaction() as transaction:
+        connection = transaction.connection
         there = _feedback(connection, tables.feedback.c.id.in_([verdict_id, *_further_ids(verdict_id)]))
         if there:
             return Kept(feedback_ids=tuple(record.id for record in there))
@@ -158,7 +159,7 @@ def submit(store: Store, who: str, judgement: Judgement, round: int) -> Kept:
             records[0] = replace(records[0], supersedes=earlier.id)
             parts = _feedback(connection, tables.feedback.c.id.in_(_further_ids(earlier.id)))
             records += [_retraction(part, records[0].round) for part in parts]
-        store.add_feedback_within(connection, records)
+        transaction.add_feedback(records)
     in_time = lease is not None and lease[1] > time.time()
     extra = bool(full) and not in_time and question.overlap > 0
     ids = tuple(record.id for record in records if not isinstance(record, Retraction))
@@ -170,7 +171,8 @@ def undo(store: Store, who: str, seconds: float, round: int) -> Question | None:
 
     None when there is nothing to take back. A model that was trained on it stays as it is; later rounds leave it out.
     """
-    with store.database.write() as connection:
+    with store.transaction() as transaction:
+        connection = transaction.connection
         last = _last(connection, who)
         question = _question(connection, str(last.external_id)) if last is not None else None
         if last is None or question is None:
@@ -180,7 +182,7 @@ def undo(store: Store, who: str, seconds: float, round: int) -> Question | None:
         lease = {"question_id": question.id, "annotator": who, "since": now, "until": now + seconds}
         connection.execute(tables.leases.insert().values(lease))
         parts = _feedback(connection, tables.feedback.c.id.in_(_further_ids(last.id)))
-        store.add_feedback_within(connection, [_retraction(record, round) for record in [last, *parts]])
+        transaction.add_feedback([_retraction(record, round) for record in [last, *parts]])
         return question
 
 

@@ -30,7 +30,6 @@ def records(store: Store, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
             if not isinstance(record, Preference):
                 left_out[f"{record.kind} left out (no pair)"] += 1
     for pairs in _pairs(store):
-        wanted = set(pairs)
         column = tables.feedback.c
         with store.database.read() as connection:
             query = sa.select(column.id).where(column.pair.in_(pairs), column.kind == "preference")
@@ -41,7 +40,7 @@ def records(store: Store, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
             by_pair.setdefault(pair_key(preference.a_id, preference.b_id), []).append(preference)
         prompts, completions = texts_of(store, list(found))
         for pair in pairs:
-            if pair in by_pair and pair in wanted:
+            if pair in by_pair:
                 yield _record(by_pair[pair], prompts, completions)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,8 +33,6 @@ class Contents:
     winners: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
     annotators: Counter[Annotator] = field(default_factory=Counter)
-    earliest: float = math.inf
-    latest: float = -math.inf
     hash: Any = field(default_factory=hashlib.sha256)
 
 

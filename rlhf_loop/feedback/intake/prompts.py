@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +45,6 @@ def read_prompts(path: str | Path, split: Split = "train") -> list[Prompt]:
     if not prompts:
         raise UserError(f'{path} holds no prompts; give one a line, such as {{"id": "1", "prompt": "..."}}')
     return list(prompts.values())
-
-
-def assign_splits(
-    prompts: Sequence[Prompt],
-    seed: int,
-    test_fraction: float,
-    judge_fraction: float = 0.0,
-    *,
-    split: Split | None = None,
-) -> list[Prompt]:
-    """The prompts, in order, each in the split of its group (`split_groups`).
-
-    `split`: all of them in this one, whatever the fractions.
-    """
-    if split is not None:
-        return [replace(prompt, split=split) for prompt in prompts]
-    split_of = split_groups({prompt.group for prompt in prompts}, seed, test_fraction, judge_fraction)
-    return [replace(prompt, split=split_of[prompt.group]) for prompt in prompts]
 
 
 def split_groups(

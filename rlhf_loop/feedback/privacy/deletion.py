@@ -23,6 +23,7 @@ import sqlalchemy as sa
 
 from rlhf_loop.feedback.privacy.deletion_files import Gone, redact_run, trained_in
 from rlhf_loop.feedback.store import question_queue, tables
+from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.database import chunks
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.trained_on import models_of
@@ -38,12 +39,12 @@ def user_key(store: Store, user: str) -> str:
     return "user-" + hmac.new(store.pseudonym_key, name, hashlib.sha256).hexdigest()[:24]
 
 
-def remember(connection: sa.Connection, user: str, kind: str, ids: Iterable[str]) -> None:
+def remember(transaction: Transaction, user: str, kind: str, ids: Iterable[str]) -> None:
     """Notes that these records (`kind`: prompt, completion, feedback) are of the user with this pseudonym.
 
-    In a writing transaction of the caller's, so that no record is ever there without it.
+    In the transaction that adds them, so that no record is ever there without it.
     """
-    column = tables.user_records.c
+    column, connection = tables.user_records.c, transaction.connection
     wanted = list(dict.fromkeys(ids))
     mine = [column.user == user, column.kind == kind]
     known = {id for chunk in chunks(wanted) for id in _column(connection, column.record_id, chunk, *mine)}

@@ -13,12 +13,13 @@ import sqlalchemy as sa
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import record_of
 from rlhf_loop.feedback.store.trained_on import feedback_of, models_of
 from rlhf_loop.records import Completion, Score, to_dict
 
 
-def lineage(connection: sa.Connection, id: str) -> dict[str, Any]:
+def lineage(store: Store, id: str) -> dict[str, Any]:
     """The lineage of a completion, a score (`COMPLETION:REWARD_MODEL`), a piece of feedback or an artifact.
 
     - completion: `made_by` policy, its parents, round, the completion it revises and the critique; `went_into` scores,
@@ -27,11 +28,14 @@ def lineage(connection: sa.Connection, id: str) -> dict[str, Any]:
       round (which scores made which pair is in that round's training data).
     - feedback: `made_by` annotator, round, source, completions, what it corrects; `went_into` corrections, artifacts.
     - artifact: `made_by` parents, round, feedback; `went_into` children, completions it wrote, scores it gave.
+
+    Raises `UserError` for an unknown id.
     """
-    for find in (_artifact, _completion, _feedback, _score):
-        found = find(connection, id)
-        if found is not None:
-            return found
+    with store.database.read() as connection:
+        for find in (_artifact, _completion, _feedback, _score):
+            found = find(connection, id)
+            if found is not None:
+                return found
     raise UserError(f"{id} is not the id of a completion, a score, a piece of feedback or an artifact in this store")
 
 

@@ -20,9 +20,13 @@ from rlhf_loop.records import Question, from_dict
 
 
 def claim(connection: sa.Connection, who: str, n: int, seconds: float) -> list[Question]:
-    """Leases up to `n` open questions to `who`, the most worthwhile first; see `Store.claim_questions`.
+    """Leases up to `n` open questions to `who`, the most worthwhile first.
 
-    The connection's transaction must be a writing one (on PostgreSQL it locks the questions' rows).
+    A question goes to at most `overlap` people. None gets it twice, nor one that they have skipped, until `seconds`
+    have passed or the lease was released.
+
+    The connection's transaction must be a writing one, and need keep no others from writing (`exclusive=False`): on
+    PostgreSQL it locks the questions' rows.
     """
     now = time.time()
     question = tables.questions.c

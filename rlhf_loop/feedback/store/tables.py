@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
-SCHEMA = "0005"
+SCHEMA = "0006"
 """The newest migration."""
 
 VERSION_TABLE = "rlhf_loop_version"
@@ -117,16 +117,6 @@ promotions = Table(
     _number(),
     Column("artifact_id", String, ForeignKey("artifacts.id"), nullable=False),
     Column("promoted_at", Float, nullable=False),
-)
-
-rounds = Table(
-    "rounds",
-    metadata,
-    _number(),
-    Column("run", String, nullable=False),
-    Column("round", Integer, nullable=False),
-    Column("body", Text, nullable=False),
-    Index("rounds_key", "run", "round", unique=True),
 )
 
 questions = Table(

@@ -77,11 +77,11 @@ def save_answer(
 ) -> None:
     """Stores an answer of all its choices, in one transaction."""
     store, sampling = service.store, service.redact_all(sampling)
-    with store.database.write() as connection:
-        while store.deleted_within(connection, "prompt", [prompt.id]):  # the user was deleted, and asks the same again
+    with store.transaction() as transaction:
+        while transaction.deleted("prompt", [prompt.id]):  # the user was deleted, and asks the same again
             prompt = replace(prompt, id=stable_id(SOURCE, prompt.id))
-        if not store.prompts_within(connection, [prompt.id]):
-            store.add_prompts_within(connection, [prompt])
+        if not transaction.prompts(ids=[prompt.id]):
+            transaction.add_prompts([prompt])
         texts = [service.redact(choice.text) for choice in choices]
         completions = [
             Completion(
@@ -99,10 +99,10 @@ def save_answer(
             )
             for number, (choice, text) in enumerate(zip(choices, texts, strict=True))
         ]
-        store.add_completions_within(connection, completions)
+        transaction.add_completions(completions)
         if key is not None:
-            remember(connection, key, "prompt", [prompt.id])
-            remember(connection, key, "completion", [c.id for c in completions])
+            remember(transaction, key, "prompt", [prompt.id])
+            remember(transaction, key, "completion", [c.id for c in completions])
     service.metrics.saved(completions)
 
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.privacy import deletion
 from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.report import write_report
 from rlhf_loop.server.access import Caller, require
@@ -120,10 +121,10 @@ async def feedback(item: Item, sent: FromApp) -> Response:
     user = service.user_key(item.user) if item.user is not None else None
     round = await run_in_threadpool(lambda: service.round)
 
-    def store(connection: sa.Connection) -> dict[str, Any]:
-        said = records_of(service, connection, item, user, round)
+    def store(transaction: Transaction) -> dict[str, Any]:
+        said = records_of(service, transaction, item, user, round)
         if not dry_run:
-            store_said(service, connection, [said])
+            store_said(transaction, [said])
         return {"response_id": item.response_id, "records": said.summary(dry_run), "dry_run": dry_run}
 
     return await _once(sent, item.model_dump(mode="json"), store)
@@ -136,7 +137,7 @@ async def bulk(body: Bulk, sent: FromApp) -> Response:
     checked = await run_in_threadpool(lambda: [_checked(service, values) for values in body.items])
     round = await run_in_threadpool(lambda: service.round)
 
-    def store(connection: sa.Connection) -> dict[str, Any]:
+    def store(transaction: Transaction) -> dict[str, Any]:
         results: list[dict[str, Any]] = []
         waiting: list[What] = []
         named: set[str] = set()  # by the items that wait
@@ -147,9 +148,9 @@ async def bulk(body: Bulk, sent: FromApp) -> Response:
             try:
                 about = {item.response_id, item.preference.other_id if item.preference else item.response_id}
                 if named & about:  # what the one before said must be there, to be superseded
-                    store_said(service, connection, waiting)
+                    store_said(transaction, waiting)
                     waiting, named = [], set()
-                said = records_of(service, connection, item, user, round)
+                said = records_of(service, transaction, item, user, round)
                 results.append({"index": index, "status": 200, "records": said.summary(dry_run)})
                 if not dry_run:
                     waiting.append(said)
@@ -157,7 +158,7 @@ async def bulk(body: Bulk, sent: FromApp) -> Response:
             except Refused as error:
                 results.append({"index": index, "status": error.status, "error": service.redact_all(error.body())})
         if waiting:
-            store_said(service, connection, waiting)
+            store_said(transaction, waiting)
         accepted = sum(result["status"] == 200 for result in results)
         counts = {"accepted": accepted, "refused": len(results) - accepted}
         return {**counts, "results": results, "dry_run": dry_run}
@@ -224,7 +225,7 @@ def _storable_key(service: Service, key: str) -> str:
     return key if service.redact(key) == key else f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
-async def _once(sent: Sent, body: dict[str, Any], store: Callable[[sa.Connection], dict[str, Any]]) -> Response:
+async def _once(sent: Sent, body: dict[str, Any], store: Callable[[Transaction], dict[str, Any]]) -> Response:
     """Runs `store` in a transaction; with a key, at most once, and gives a repetition the first answer."""
     service, key, dry_run = sent.service, sent.key, sent.dry_run
     try:
@@ -234,19 +235,19 @@ async def _once(sent: Sent, body: dict[str, Any], store: Callable[[sa.Connection
     hash = hashlib.sha256(text.encode()).hexdigest()
     place = {"token_id": sent.caller.token_id, "key": None if key is None else _storable_key(service, key)}
 
-    def work(connection: sa.Connection) -> tuple[Any, str, list[str]]:
-        earlier = connection.execute(_ANSWERED, place).first() if key is not None else None
-        answer = store(connection) if earlier is None else {}
+    def work(transaction: Transaction) -> tuple[Any, str, list[str]]:
+        earlier = transaction.connection.execute(_ANSWERED, place).first() if key is not None else None
+        answer = store(transaction) if earlier is None else {}
         text = json.dumps(answer, ensure_ascii=False)
         if earlier is None and key is not None and not dry_run:
             row = {**place, "request_hash": hash, "status": 200, "body": text, "answered_at": time.time()}
-            connection.execute(_NOTE_ANSWER, row)
+            transaction.connection.execute(_NOTE_ANSWER, row)
         stored = answer.get("results", [answer])
         return earlier, text, [record["kind"] for one in stored for record in one.get("records", ())]
 
     def look() -> tuple[Any, str, list[str]]:
-        with service.store.database.read() as connection:
-            return work(connection)
+        with service.store.dry_run() as transaction:
+            return work(transaction)
 
     try:
         waiting = run_in_threadpool(look) if dry_run else asyncio.wrap_future(service.writer.submit(work))

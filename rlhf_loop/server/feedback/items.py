@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.conditions import in_force
 from rlhf_loop.feedback.store.table_rows import AnyFeedback, pair_key
 from rlhf_loop.records import (
@@ -115,11 +116,12 @@ class What:
         return [{"id": None if dry_run else record.id, "kind": record.kind} for record in self.records]
 
 
-def records_of(service: Service, connection: sa.Connection, item: Item, user: str | None, round: int) -> What:
+def records_of(service: Service, transaction: Transaction, item: Item, user: str | None, round: int) -> What:
     """The feedback that an item is, in this round (`service.round`), by the user with this key (None: who asked).
 
     Raises `Refused` where an answer is not there, or two answer different prompts.
     """
+    connection = transaction.connection
     answer = _answer(connection, item.response_id, item.choice, "response_id")
     user = user or connection.scalar(_WHOSE, {"id": answer.id})
     who = user or f"anonymous-{stable_id(answer.prompt_id)[:12]}"
@@ -170,10 +172,10 @@ def records_of(service: Service, connection: sa.Connection, item: Item, user: st
     return What(records=records, user=user)
 
 
-def store_said(service: Service, connection: sa.Connection, said: Sequence[What]) -> None:
-    """Stores feedback, and whose it is, in a writing transaction of the caller's."""
+def store_said(transaction: Transaction, said: Sequence[What]) -> None:
+    """Stores feedback, and whose it is."""
     records = [record for what in said for record in what.records]
-    service.store.add_new_feedback_within(connection, records)
+    transaction.add_new_feedback(records)
     theirs = [
         {"user": what.user, "kind": "feedback", "record_id": record.id}
         for what in said
@@ -181,7 +183,7 @@ def store_said(service: Service, connection: sa.Connection, said: Sequence[What]
         for record in what.records
     ]
     if theirs:
-        connection.execute(_REMEMBER, theirs)
+        transaction.connection.execute(_REMEMBER, theirs)
 
 
 def _answer(connection: sa.Connection, response_id: str, choice: int, param: str) -> Any:
