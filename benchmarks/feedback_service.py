@@ -364,7 +364,7 @@ def fresh_store(folder: Path, url: str | None) -> str:
         return f"sqlite:///{folder / 'feedback.db'}"
     import sqlalchemy as sa
 
-    from rlhf_loop.feedback.store.database import parse_url
+    from rlhf_loop.feedback.store.location import parse_url
 
     name = f"bench_{os.getpid()}_{time.time_ns()}"
     server = sa.create_engine(parse_url(url), isolation_level="AUTOCOMMIT")

@@ -31,7 +31,7 @@ from samples.feedback import (
 from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.provenance.lineage import lineage
 from rlhf_loop.feedback.store import database, tables
-from rlhf_loop.feedback.store.database import network_file_system, parse_url
+from rlhf_loop.feedback.store.location import network_file_system, parse_url
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import as_columns, prompt_row
 from rlhf_loop.feedback.store.tables import SCHEMA, VERSION_TABLE, metadata

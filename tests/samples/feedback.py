@@ -15,7 +15,7 @@ from alembic import command
 from alembic.config import Config
 
 from rlhf_loop.feedback.store import database
-from rlhf_loop.feedback.store.database import parse_url
+from rlhf_loop.feedback.store.location import parse_url
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import AnyFeedback
 from rlhf_loop.records import (

@@ -30,6 +30,7 @@ from rlhf_loop.feedback.store.database import Database
 from rlhf_loop.feedback.store.keys import signing_key
 from rlhf_loop.feedback.store.reading import Reading
 from rlhf_loop.feedback.store.table_rows import AnyFeedback
+from rlhf_loop.feedback.store.upgrade import upgrade
 from rlhf_loop.records import Artifact, Completion, Prompt, Question, Score
 
 
@@ -48,7 +49,14 @@ class Store(Reading):
         Raises `UserError` for whatever keeps it from being opened: no permission, a damaged file, a lock that stays,
         a missing driver, a server that cannot be reached, a schema newer than this code.
         """
-        return cls(Database(url, busy_seconds, create))
+        database = Database(url, busy_seconds, create)
+        try:
+            upgrade(database)
+        except BaseException:
+            database.close()
+            raise
+        database.tighten()
+        return cls(database)
 
     def close(self) -> None:
         """Closes the connections."""

@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that `feedback/store/database.py` opened, inside its transaction."""
+"""Runs the migrations on the connection that `feedback/store/upgrade.py` opened, inside its transaction."""
 
 from __future__ import annotations
 
