@@ -32,9 +32,9 @@ from typing import Any
 import httpx
 from machine import describe
 
+from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Completion, Prompt, Question
-from rlhf_loop.server import tokens
 
 HERE = Path(__file__)
 TEXT = "The tide follows the moon because its pull is stronger on the side that faces it. " * 4

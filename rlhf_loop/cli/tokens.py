@@ -24,8 +24,8 @@ def token_create(
     """Make a token. It is shown this once, and kept as a hash."""
     import sys
 
+    from rlhf_loop.feedback.store import tokens
     from rlhf_loop.feedback.store.store import Store
-    from rlhf_loop.server import tokens
 
     url = store_url(store)
     file = sqlite_file(url)
@@ -40,8 +40,8 @@ def token_create(
 @app.command("list")
 def token_list(store: StoreOption, as_json: AsJson = False) -> None:
     """The tokens there are and were; never the tokens themselves."""
+    from rlhf_loop.feedback.store import tokens
     from rlhf_loop.feedback.store.store import Store
-    from rlhf_loop.server import tokens
 
     with Store.open(store_url(store), create=False) as opened:
         rows = tokens.listed(opened)
@@ -58,8 +58,8 @@ def token_list(store: StoreOption, as_json: AsJson = False) -> None:
 @app.command("revoke")
 def token_revoke(id: Annotated[str, typer.Argument(help="Id of a token, from the list.")], store: StoreOption) -> None:
     """Make a token worthless, at once."""
+    from rlhf_loop.feedback.store import tokens
     from rlhf_loop.feedback.store.store import Store
-    from rlhf_loop.server import tokens
 
     with Store.open(store_url(store), create=False) as opened:
         token = tokens.revoke(opened, id)

@@ -31,9 +31,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 from itsdangerous import BadData
 
-from rlhf_loop.server import tokens
+from rlhf_loop.feedback.store import tokens
+from rlhf_loop.feedback.store.tokens import Role
 from rlhf_loop.server.service import Service
-from rlhf_loop.server.tokens import Role
 
 router = APIRouter(include_in_schema=False)
 

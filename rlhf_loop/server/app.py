@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
-import sqlalchemy as sa
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
@@ -19,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from rlhf_loop import __version__
 from rlhf_loop.errors import StoreUnavailable, UserError
+from rlhf_loop.feedback.store.answered_requests import forget_old_answers
 from rlhf_loop.server import access
 from rlhf_loop.server.chat import api as chat_api
 from rlhf_loop.server.chat import responses_api
@@ -136,7 +136,7 @@ async def _tidy(service: Service) -> None:
     """Every hour: what is kept for retries is forgotten when it is old."""
     while True:
         with suppress(StoreUnavailable):  # then an hour later
-            await asyncio.to_thread(feedback_api.forget_old_answers, service.store, time.time())
+            await asyncio.to_thread(forget_old_answers, service.store, time.time())
         await asyncio.sleep(3600)
 
 
@@ -165,11 +165,7 @@ def _add_own_routes(app: FastAPI, service: Service) -> None:
     @app.get("/healthz/ready", include_in_schema=False)
     def ready() -> JSONResponse:
         """Whether it can do its work: 503 while the store or the policy cannot."""
-        try:
-            with service.store.database.read() as connection:
-                store = connection.scalar(sa.select(1)) == 1
-        except UserError:
-            store = False
+        store = service.store.is_usable()
         api = "off" if service.policies is None else "ready" if service.policies.ready else "starting"
         good = store and api != "starting"
         return JSONResponse({"ready": good, "store": store, "chat": api}, 200 if good else 503)

@@ -15,10 +15,10 @@ import uvicorn
 
 from rlhf_loop import private
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.policies import open_loop
 from rlhf_loop.records import Artifact
-from rlhf_loop.server import tokens
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.chat.policy_process import Engine, OwnProcess, Policies
 from rlhf_loop.server.chat.upstream import BACK_OFF, KEY_VARIABLE, Upstream

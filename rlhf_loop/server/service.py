@@ -15,12 +15,12 @@ from rlhf_loop.feedback.privacy.deletion import user_key
 from rlhf_loop.feedback.privacy.redaction import Redactor, make_redactor
 from rlhf_loop.feedback.quality.activity import ActivityReader
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.feedback.store.tokens import Token
 from rlhf_loop.recipe import Annotation, Generation, Recipe
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.server import tokens
 from rlhf_loop.server.limits import Limits
 from rlhf_loop.server.metrics import Metrics
-from rlhf_loop.server.tokens import Token
+from rlhf_loop.server.session_key import session_key
 from rlhf_loop.server.writer import Writer
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class Service:
 
     @cached_property
     def sessions(self) -> TimestampSigner:
-        """What signs the cookies of pages, with their time; the same after a restart (see `tokens.session_key`)."""
-        key = tokens.session_key(self.store)
+        """What signs the cookies of pages, with their time; the same after a restart (see `session_key.py`)."""
+        key = session_key(self.store)
         return TimestampSigner(key, salt="session", key_derivation="hmac", digest_method=hashlib.sha256)
 
     def user_key(self, user: str) -> str:

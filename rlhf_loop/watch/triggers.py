@@ -11,16 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow.parquet as pq
-import sqlalchemy as sa
 
 from rlhf_loop.algorithms import ALGORITHMS, Consumes
 from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.arrivals import Arrivals, arrivals_after, newest_number
 from rlhf_loop.feedback.quality.measures import agreement
 from rlhf_loop.feedback.quality.votes import plain_text, votes_of
-from rlhf_loop.feedback.store import tables
-from rlhf_loop.feedback.store.conditions import in_force
-from rlhf_loop.feedback.store.database import chunks
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import AnyFeedback, about
 from rlhf_loop.feedback.validation import validate
@@ -48,16 +45,6 @@ class News:
     starved: dict[str, Consumes] = field(default_factory=dict)  # those that would have nothing to train on
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Arrivals:
-    """What has arrived since the last snapshot, valid or not: quick to count."""
-
-    next_round: int
-    fresh: set[str]  # ids that it had not looked at
-    oldest: float | None  # when the first of the fresh ones was made, in seconds since the epoch
-    kinds: Counter[str] = field(default_factory=Counter)  # of the fresh ones; `both_bad` may be such a preference
-
-
 def arrivals(store: Store, run: RunDir) -> Arrivals:
     """The feedback for the next round that the snapshot of the last complete round had not looked at.
 
@@ -65,19 +52,8 @@ def arrivals(store: Store, run: RunDir) -> Arrivals:
     """
     complete = run.complete_rounds()
     last = complete[-1] if complete else 0
-    column = tables.feedback.c
-    bad = sa.and_(column.kind == "preference", column.body.contains("both_bad"))
-    kind = sa.case((bad, "both_bad"), else_=column.kind).label("kind")
-    with store.database.read() as connection:
-        mark = _looked_at(connection, run, last)
-        # A snapshot takes no feedback of its own round, even if it is there.
-        unseen = sa.or_(column.number > mark, column.round == last)
-        rows = connection.execute(
-            sa.select(column.id, column.created_at, kind).where(column.round <= last, unseen, in_force())
-        ).all()
-    oldest = min((row.created_at for row in rows), default=None)
-    kinds = Counter(row.kind for row in rows)
-    return Arrivals(next_round=last + 1, fresh={row.id for row in rows}, oldest=oldest, kinds=kinds)
+    with store.database.read():  # one state of the store
+        return arrivals_after(store, _looked_at(store, run, last), last)
 
 
 def news(store: Store, recipe: Recipe, run: RunDir) -> News:
@@ -184,20 +160,18 @@ def _taken(run: RunDir, last: int) -> set[str]:
     return set(table.column("id").to_pylist())
 
 
-def _looked_at(connection: sa.Connection, run: RunDir, last: int) -> int:
+def _looked_at(store: Store, run: RunDir, last: int) -> int:
     """The number of the newest piece of feedback that the snapshot of round `last` looked at."""
-    folder, column = run.step(last, "snapshot"), tables.feedback.c
+    folder = run.step(last, "snapshot")
     if last == 0 or read_manifest(folder) is None:
         return 0
     state = folder / "state.json"
     newest = read_json(state).get("newest_feedback") if state.exists() else None
-    if newest is not None:
-        number = connection.scalar(sa.select(column.number).where(column.id == newest))
-        if number is not None:  # or it was deleted
-            return int(number)
-    known = _taken(run, last) | {entry["id"] for entry in read_json(folder / "validation.json")["quarantined"]}
-    newest_known = sa.select(sa.func.max(column.number))
-    return max((connection.scalar(newest_known.where(column.id.in_(ids))) or 0 for ids in chunks(known)), default=0)
+    number = None if newest is None else newest_number(store, [newest])
+    if number is None:  # it was deleted
+        known = _taken(run, last) | {entry["id"] for entry in read_json(folder / "validation.json")["quarantined"]}
+        number = newest_number(store, known)
+    return number or 0
 
 
 def _times(settings: Watch, now: float, last_end: float | None) -> list[str]:

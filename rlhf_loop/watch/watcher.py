@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import sqlalchemy as sa
-
 from rlhf_loop import private, processes
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.arrivals import state_of
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import explain_os_error, read_json
 from rlhf_loop.kept_recipe import check_recipe
@@ -150,12 +148,7 @@ class Watcher:
 
     def _news(self, store: Store) -> News:
         """What is new; validated again only when something was written to the store or a round was completed."""
-        with store.database.read() as connection:
-            state = [
-                tuple(connection.execute(sa.select(sa.func.max(t.c.number), sa.func.count()).select_from(t)).one())
-                for t in (tables.feedback, tables.prompts, tables.tombstones)
-            ]
-        key = (state, self.run.complete_rounds())
+        key = (state_of(store), self.run.complete_rounds())
         if self._looked_at is None or self._looked_at[0] != key:
             self._looked_at = (key, news(store, self.recipe, self.run))
         return self._looked_at[1]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from samples.annotation import fill_queue, held
 
+from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Completion, Critique, Edit, Preference, Prompt, Question
-from rlhf_loop.server import tokens
 from rlhf_loop.server.service import Service
 
 pytestmark = pytest.mark.browser

@@ -19,12 +19,12 @@ from samples.server import client, service, token
 
 from rlhf_loop import private
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store import tables, tokens
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import write_json
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.server import tokens
 from rlhf_loop.server.access import COOKIE
+from rlhf_loop.server.session_key import KEY_VARIABLE, session_key
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
 
@@ -40,7 +40,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[None]:
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's folder for secrets, of this test."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.delenv(tokens.KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
     return tmp_path / "state" / "rlhf-loop"
 
 
@@ -54,7 +54,7 @@ def test_what_is_made_is_its_owners_alone_under_any_umask(tmp_path: Path, state:
     with run.locked(), Store.open(run.path / "feedback.db") as store:
         write_json(run.path / "recipe.yaml", {"store": "postgresql://ann:secret@db/x"})
         tokens.create(store, "admin", "boss")
-        tokens.session_key(store)
+        session_key(store)
         with store.database.read() as connection:
             connection.scalar(sa.select(1))
             made = [run.path, *run.path.iterdir(), state, state / "session_key"]
@@ -116,27 +116,27 @@ def test_a_key_that_lay_in_an_old_store_is_gone_and_opens_nothing(store: Store) 
     with store.database.write() as connection:
         connection.execute(tables.settings.insert().values(name="session_key", value=old))
     with pytest.warns(UserWarning, match="it is replaced"):
-        key = tokens.session_key(store)
+        key = session_key(store)
     assert key != bytes.fromhex(old)
     assert old not in cells(store)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert tokens.session_key(store) == key  # the same after a restart
+        assert session_key(store) == key  # the same after a restart
 
 
 def test_the_key_is_one_for_each_store_and_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store.open(tmp_path / "a.db") as a, Store.open(tmp_path / "b.db") as b:
-        first, other = tokens.session_key(a), tokens.session_key(b)
+        first, other = session_key(a), session_key(b)
         assert first != other
         monkeypatch.chdir(tmp_path)
         with Store.open("a.db") as again:
-            assert tokens.session_key(again) == first
-        monkeypatch.setenv(tokens.KEY_VARIABLE, "0123456789abcdef" * 2)
-        assert len({tokens.session_key(a), tokens.session_key(b), first, other}) == 4
-        assert tokens.session_key(a) == tokens.session_key(a)
-        monkeypatch.setenv(tokens.KEY_VARIABLE, "short")
+            assert session_key(again) == first
+        monkeypatch.setenv(KEY_VARIABLE, "0123456789abcdef" * 2)
+        assert len({session_key(a), session_key(b), first, other}) == 4
+        assert session_key(a) == session_key(a)
+        monkeypatch.setenv(KEY_VARIABLE, "short")
         with pytest.raises(UserError, match="openssl rand"):
-            tokens.session_key(a)
+            session_key(a)
 
 
 @pytest.mark.parametrize("damage", ["readable", "cut", "bytes", "link"])
@@ -177,5 +177,5 @@ def test_where_no_secret_can_be_kept_sessions_last_as_long_as_the_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "state").write_text("no folder")
-    with Store.open(tmp_path / "a.db") as store, pytest.warns(UserWarning, match=tokens.KEY_VARIABLE):
-        assert len(tokens.session_key(store)) == 32
+    with Store.open(tmp_path / "a.db") as store, pytest.warns(UserWarning, match=KEY_VARIABLE):
+        assert len(session_key(store)) == 32

@@ -13,9 +13,9 @@ from typing import Any
 import uvicorn
 from fastapi.testclient import TestClient
 
+from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Artifact
-from rlhf_loop.server import tokens
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.chat.policy_process import Ask, Event, Policies, PolicyLost, PolicyRefused, Said, Started
 from rlhf_loop.server.service import Service

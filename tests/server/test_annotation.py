@@ -12,10 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 from samples.annotation import fill_queue
 
+from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Critique, Edit, Preference
-from rlhf_loop.server import tokens
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.pages.annotation import prepare
 from rlhf_loop.server.service import Service

@@ -207,7 +207,7 @@ def test_a_damaged_round_leaves_the_rest_of_the_dashboard(store: Store, tmp_path
 
 
 def test_only_an_admin_sees_the_dashboard(store: Store) -> None:
-    from rlhf_loop.server import tokens
+    from rlhf_loop.feedback.store import tokens
 
     service = Service(store=store)
     _, secret = tokens.create(store, "annotator", "ann")

@@ -26,11 +26,11 @@ from samples.annotation import fill_queue
 from samples.server import HERE, client, file_store, service, token, with_chat
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.store import tables
+from rlhf_loop.feedback.store import tables, tokens
 from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Completion
-from rlhf_loop.server import access, tokens
+from rlhf_loop.server import access
 from rlhf_loop.server.access import COOKIE, Caller, require
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.limits import Limits

@@ -20,9 +20,9 @@ from samples.server import client, service, token, with_chat
 from rlhf_loop.errors import StoreUnavailable
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.adding import Transaction
+from rlhf_loop.feedback.store.answered_requests import forget_old_answers
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import write_json
-from rlhf_loop.server.feedback.api import forget_old_answers
 from rlhf_loop.server.service import Service
 
 HI = [{"role": "user", "content": "red green"}]

@@ -25,3 +25,14 @@ def signing_key(database: Database, name: str) -> bytes:
                 kept = secrets.token_hex(32)
                 connection.execute(tables.settings.insert().values(name=name, value=kept))
     return bytes.fromhex(kept)
+
+
+def forget_key(database: Database, name: str) -> bool:
+    """Deletes the key of this name; False where there is none."""
+    column = tables.settings.c
+    with database.read() as connection:
+        there = connection.scalar(sa.select(column.name).where(column.name == name)) is not None
+    if there:
+        with database.write() as connection:
+            connection.execute(tables.settings.delete().where(column.name == name))
+    return there

@@ -10,28 +10,23 @@ import asyncio
 import hashlib
 import json
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlhf_loop.errors import StoreUnavailable, UserError
+from rlhf_loop.feedback.asking.answers import ItemRecords, keep
 from rlhf_loop.feedback.privacy import deletion
-from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.adding import Transaction
-from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.feedback.store.answered_requests import AnsweredRequest, find_answered, note_answered
 from rlhf_loop.report import write_report
 from rlhf_loop.server.access import Caller, require
-from rlhf_loop.server.feedback.items import Item, Refused, What, records_of, store_said
+from rlhf_loop.server.feedback.items import Item, Refused, records_of
 from rlhf_loop.server.service import Service
-
-KEY_DAYS = 7
-"""How long a retry with the same idempotency key gets the first answer."""
 
 router = APIRouter(prefix="/v1", tags=["feedback"])
 
@@ -45,7 +40,7 @@ DryRun = Annotated[bool, Query(description="only check: store nothing")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sent:
+class Submission:
     """A request with feedback: whose it is, its idempotency key, and whether it only asks for a check."""
 
     request: Request
@@ -60,16 +55,16 @@ class Sent:
         return service
 
 
-async def _sent(
+async def _submission(
     request: Request,
     caller: Annotated[Caller, Depends(require("app"))],
     idempotency_key: IdempotencyKey = None,
     dry_run: DryRun = False,
-) -> Sent:
-    return Sent(request=request, caller=caller, key=idempotency_key, dry_run=dry_run)
+) -> Submission:
+    return Submission(request=request, caller=caller, key=idempotency_key, dry_run=dry_run)
 
 
-FromApp = Annotated[Sent, Depends(_sent)]
+FromApp = Annotated[Submission, Depends(_submission)]
 
 
 class Record(BaseModel):
@@ -115,31 +110,31 @@ class BulkAnswer(BaseModel):
 
 
 @router.post("/feedback", response_model=Answer)
-async def feedback(item: Item, sent: FromApp) -> Response:
+async def feedback(item: Item, submission: FromApp) -> Response:
     """Stores what a user says of an answer. 404: an answer it names is not there; 422: what is wrong, and where."""
-    service, dry_run = sent.service, sent.dry_run
+    service, dry_run = submission.service, submission.dry_run
     user = service.user_key(item.user) if item.user is not None else None
-    round = await run_in_threadpool(lambda: service.round)
+    last_round = await run_in_threadpool(lambda: service.round)
 
     def store(transaction: Transaction) -> dict[str, Any]:
-        said = records_of(service, transaction, item, user, round)
+        said = records_of(service, transaction, item, user, last_round)
         if not dry_run:
-            store_said(transaction, [said])
+            keep(transaction, [said])
         return {"response_id": item.response_id, "records": said.summary(dry_run), "dry_run": dry_run}
 
-    return await _once(sent, item.model_dump(mode="json"), store)
+    return await _once(submission, item.model_dump(mode="json"), store)
 
 
 @router.post("/feedback/bulk", response_model=BulkAnswer)
-async def bulk(body: Bulk, sent: FromApp) -> Response:
+async def bulk(body: Bulk, submission: FromApp) -> Response:
     """Stores up to 1000 items, those that are right; the answer says of each what became of it."""
-    service, dry_run = sent.service, sent.dry_run
+    service, dry_run = submission.service, submission.dry_run
     checked = await run_in_threadpool(lambda: [_checked(service, values) for values in body.items])
-    round = await run_in_threadpool(lambda: service.round)
+    last_round = await run_in_threadpool(lambda: service.round)
 
     def store(transaction: Transaction) -> dict[str, Any]:
         results: list[dict[str, Any]] = []
-        waiting: list[What] = []
+        waiting: list[ItemRecords] = []
         named: set[str] = set()  # by the items that wait
         for index, (item, user, wrong) in enumerate(checked):
             if item is None:
@@ -148,9 +143,9 @@ async def bulk(body: Bulk, sent: FromApp) -> Response:
             try:
                 about = {item.response_id, item.preference.other_id if item.preference else item.response_id}
                 if named & about:  # what the one before said must be there, to be superseded
-                    store_said(transaction, waiting)
+                    keep(transaction, waiting)
                     waiting, named = [], set()
-                said = records_of(service, transaction, item, user, round)
+                said = records_of(service, transaction, item, user, last_round)
                 results.append({"index": index, "status": 200, "records": said.summary(dry_run)})
                 if not dry_run:
                     waiting.append(said)
@@ -158,12 +153,12 @@ async def bulk(body: Bulk, sent: FromApp) -> Response:
             except Refused as error:
                 results.append({"index": index, "status": error.status, "error": service.redact_all(error.body())})
         if waiting:
-            store_said(transaction, waiting)
+            keep(transaction, waiting)
         accepted = sum(result["status"] == 200 for result in results)
         counts = {"accepted": accepted, "refused": len(results) - accepted}
         return {**counts, "results": results, "dry_run": dry_run}
 
-    return await _once(sent, {"items": body.items}, store)
+    return await _once(submission, {"items": body.items}, store)
 
 
 @router.delete("/users/{user:path}", response_model=None, dependencies=[Depends(require("admin"))])
@@ -205,47 +200,37 @@ def field_error(error: Any) -> dict[str, Any]:
 
 _FIELD = re.compile(r"\w+|idempotency-key")
 
-_ANSWERED = sa.select(tables.answered_requests).where(
-    tables.answered_requests.c.token_id == sa.bindparam("token_id"),
-    tables.answered_requests.c.key == sa.bindparam("key"),
-)
-_NOTE_ANSWER = tables.answered_requests.insert()
-
-
-def forget_old_answers(store: Store, now: float) -> int:
-    """Forgets the answers to idempotency keys that are older than `KEY_DAYS`; gives how many there were."""
-    column = tables.answered_requests.c
-    with store.database.write() as connection:
-        old = column.answered_at < now - KEY_DAYS * 86400
-        return connection.execute(tables.answered_requests.delete().where(old)).rowcount
-
 
 def _storable_key(service: Service, key: str) -> str:
     """An application's key as it is kept: a hash of one that holds what is not stored, such as a mail address."""
     return key if service.redact(key) == key else f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
-async def _once(sent: Sent, body: dict[str, Any], store: Callable[[Transaction], dict[str, Any]]) -> Response:
+async def _once(
+    submission: Submission, body: dict[str, Any], store: Callable[[Transaction], dict[str, Any]]
+) -> Response:
     """Runs `store` in a transaction; with a key, at most once, and gives a repetition the first answer."""
-    service, key, dry_run = sent.service, sent.key, sent.dry_run
+    service, key, dry_run = submission.service, submission.key, submission.dry_run
     try:
-        text = json.dumps([sent.request.scope["path"], dry_run, body], sort_keys=True)
+        text = json.dumps([submission.request.scope["path"], dry_run, body], sort_keys=True)
     except RecursionError:
         raise HTTPException(422, "the body is nested too deep; nothing that is understood is") from None
-    hash = hashlib.sha256(text.encode()).hexdigest()
-    place = {"token_id": sent.caller.token_id, "key": None if key is None else _storable_key(service, key)}
+    request_hash = hashlib.sha256(text.encode()).hexdigest()
+    token_id, kept_key = submission.caller.token_id, None if key is None else _storable_key(service, key)
 
-    def work(transaction: Transaction) -> tuple[Any, str, list[str]]:
-        earlier = transaction.connection.execute(_ANSWERED, place).first() if key is not None else None
+    def work(transaction: Transaction) -> tuple[AnsweredRequest | None, str, list[str]]:
+        earlier = None if kept_key is None else find_answered(transaction, token_id, kept_key)
         answer = store(transaction) if earlier is None else {}
         text = json.dumps(answer, ensure_ascii=False)
-        if earlier is None and key is not None and not dry_run:
-            row = {**place, "request_hash": hash, "status": 200, "body": text, "answered_at": time.time()}
-            transaction.connection.execute(_NOTE_ANSWER, row)
+        if earlier is None and kept_key is not None and not dry_run:
+            answered = AnsweredRequest(
+                token_id=token_id, key=kept_key, request_hash=request_hash, status=200, body=text
+            )
+            note_answered(transaction, answered)
         stored = answer.get("results", [answer])
         return earlier, text, [record["kind"] for one in stored for record in one.get("records", ())]
 
-    def look() -> tuple[Any, str, list[str]]:
+    def look() -> tuple[AnsweredRequest | None, str, list[str]]:
         with service.store.dry_run() as transaction:
             return work(transaction)
 
@@ -257,7 +242,7 @@ async def _once(sent: Sent, body: dict[str, Any], store: Callable[[Transaction],
     if earlier is None:
         service.metrics.said(() if dry_run else kinds)
         return Response(text, media_type="application/json")
-    if earlier.request_hash != hash:
+    if earlier.request_hash != request_hash:
         raise HTTPException(
             409,
             {
