@@ -17,7 +17,7 @@ from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Artifact
 from rlhf_loop.server.app import create_app
-from rlhf_loop.server.chat.policy_process import Ask, Event, Policies, PolicyLost, PolicyRefused, Said, Started
+from rlhf_loop.server.chat.policy_process import Ask, Delta, Event, Policies, PolicyLost, PolicyRefused, Started
 from rlhf_loop.server.service import Service
 
 HERE = "http://localhost"
@@ -48,10 +48,10 @@ class Parrot:
                 raise PolicyLost("the parrot died")
             await asyncio.sleep(self.seconds)
             for choice in range(ask.n):
-                yield Said(choice=choice, text=f"{word} ")
+                yield Delta(choice=choice, text=f"{word} ")
         for choice in range(ask.n):
-            yield Said(choice=choice, text=f"says {self.policy_id} {choice}")
-            yield Said(choice=choice, finish="stop", tokens=len(words) + 3)
+            yield Delta(choice=choice, text=f"says {self.policy_id} {choice}")
+            yield Delta(choice=choice, finish="stop", tokens=len(words) + 3)
 
     async def close(self) -> None:
         self.alive = False

@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from samples.server import client, file_store, promoted_policy, service
 
 from rlhf_loop.records import Artifact, Message
-from rlhf_loop.server.chat.policy_process import Ask, OwnProcess, Policies, PolicyLost, PolicyRefused, Said, Started
+from rlhf_loop.server.chat.policy_process import Ask, Delta, OwnProcess, Policies, PolicyLost, PolicyRefused, Started
 from rlhf_loop.server.chat.upstream import Upstream
 
 HI = (Message(role="user", content="Name a colour."),)
@@ -33,7 +33,7 @@ def ask(**values: object) -> Ask:
 async def texts(engine: OwnProcess | Upstream, wanted: Ask) -> list[str]:
     said = [""] * wanted.n
     async for event in engine.stream(wanted):
-        if isinstance(event, Said):
+        if isinstance(event, Delta):
             said[event.choice] += event.text
     return said
 
@@ -84,7 +84,7 @@ def test_streams_end_at_stop_texts_and_lengths_and_refusals_are_told(tiny_policy
             events = [event async for event in engine.stream(ask(max_tokens=3))]
             assert isinstance(events[0], Started)
             assert events[0].prompt_tokens > 3
-            assert isinstance(events[-1], Said)
+            assert isinstance(events[-1], Delta)
             assert (events[-1].finish, events[-1].tokens, len(events[-1].token_ids or ())) == ("length", 3, 3)
             with pytest.raises(PolicyRefused, match="no room"):
                 await texts(engine, ask(messages=(Message(role="user", content="word " * 5000),)))
@@ -269,7 +269,7 @@ def test_another_server_answers_as_the_policy_only_where_it_serves_it(models: li
         await engine.close()
         assert isinstance(events[0], Started)
         assert events[0].policy_id == policy
-        said = "".join(event.text for event in events if isinstance(event, Said) and event.choice == 1)
+        said = "".join(event.text for event in events if isinstance(event, Delta) and event.choice == 1)
         assert said == f"hello {policy.removeprefix('upstream:')}"
 
     asyncio.run(run())

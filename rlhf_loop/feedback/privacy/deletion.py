@@ -21,7 +21,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from rlhf_loop.feedback.privacy.deletion_files import Gone, redact_run, trained_in
+from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run, trained_in
 from rlhf_loop.feedback.store import question_queue, tables
 from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.database import chunks
@@ -105,13 +105,13 @@ def delete_user(
         for folder in run_dirs:
             locks.enter_context(RunDir(folder).locked())
         with store.database.read() as connection:
-            gone = _collect(connection, key, user)
+            deletion = _collect(connection, key, user)
         # The files first: after an interruption the store still knows what is to go.
-        runs = {str(folder): redact_run(RunDir(folder), gone, key) for folder in run_dirs}
+        runs = {str(folder): redact_run(RunDir(folder), deletion, key) for folder in run_dirs}
         with store.database.write() as connection:
-            gone = _collect(connection, key, user)  # with what was said in the meantime
-            models = _models(connection, gone, trained_in(run_dirs, key))
-            deleted = _delete(connection, gone, key)
+            deletion = _collect(connection, key, user)  # with what was said in the meantime
+            models = _models(connection, deletion, trained_in(run_dirs, key))
+            deleted = _delete(connection, deletion, key)
         left = store.database.overwrite_deleted()
         for folder in run_dirs:
             # The report shows answers; an interrupted deletion may have left it as it was.
@@ -120,7 +120,7 @@ def delete_user(
     return DeletionReport(user=key, deleted=deleted, runs=runs, models=models, left=left)
 
 
-def _collect(connection: sa.Connection, key: str, user: str) -> Gone:
+def _collect(connection: sa.Connection, key: str, user: str) -> Deletion:
     """All ids that go, with those of earlier deletions of this user, and the texts of those that are still there."""
     column = tables.user_records.c
     other = tables.user_records.alias()
@@ -151,36 +151,40 @@ def _collect(connection: sa.Connection, key: str, user: str) -> Gone:
         comments |= {text for text in (body.get("comment"), body.get("edited_completion"), *spans) if text}
     for chunk in chunks(completions):
         texts |= {text for text in _column(connection, answer.text, chunk, key=answer.id) if text}
-    return Gone(
+    return Deletion(
         prompts=prompts, completions=completions, feedback=feedback, texts=texts | comments, comments=comments,
         annotators={key, user},
     )  # fmt: skip
 
 
-def _delete(connection: sa.Connection, gone: Gone, key: str) -> dict[str, int]:
+def _delete(connection: sa.Connection, deletion: Deletion, key: str) -> dict[str, int]:
     """Deletes the rows, those that point to others first, and leaves tombstones."""
     counts: Counter[str] = Counter(dict.fromkeys(("prompt", "completion", "feedback", "score", "question"), 0))
     asked, said = tables.questions.c, tables.feedback.c
-    pairs = {pair for chunk in chunks(gone.feedback) for pair in _column(connection, said.pair, chunk, key=said.id)}
+    pairs = {pair for chunk in chunks(deletion.feedback) for pair in _column(connection, said.pair, chunk, key=said.id)}
     questions = set()
     for column, ids in (
-        (asked.prompt_id, gone.prompts),
-        (asked.a_id, gone.completions),
-        (asked.b_id, gone.completions),
+        (asked.prompt_id, deletion.prompts),
+        (asked.a_id, deletion.completions),
+        (asked.b_id, deletion.completions),
     ):
         questions |= _ids_where(connection, asked.id, column, ids)
     _delete_where(connection, tables.leases.c.question_id, questions)
     counts["question"] = _delete_where(connection, asked.id, questions)
-    counts["score"] = _delete_where(connection, tables.scores.c.completion_id, gone.completions)
-    counts["feedback"] = _delete_where(connection, said.id, gone.feedback)
-    counts["completion"] = _delete_where(connection, tables.completions.c.id, gone.completions)
-    counts["prompt"] = _delete_where(connection, tables.prompts.c.id, gone.prompts)
-    _forget_critiques(connection, gone)
-    counts["quarantine"] = _delete_quarantined(connection, gone)
-    _blank_answers(connection, gone)
+    counts["score"] = _delete_where(connection, tables.scores.c.completion_id, deletion.completions)
+    counts["feedback"] = _delete_where(connection, said.id, deletion.feedback)
+    counts["completion"] = _delete_where(connection, tables.completions.c.id, deletion.completions)
+    counts["prompt"] = _delete_where(connection, tables.prompts.c.id, deletion.prompts)
+    _forget_critiques(connection, deletion)
+    counts["quarantine"] = _delete_quarantined(connection, deletion)
+    _blank_answers(connection, deletion)
     connection.execute(tables.user_records.delete().where(tables.user_records.c.user == key))
     now, stone = time.time(), tables.tombstones.c
-    for kind, ids in (("prompt", gone.prompts), ("completion", gone.completions), ("feedback", gone.feedback)):
+    for kind, ids in (
+        ("prompt", deletion.prompts),
+        ("completion", deletion.completions),
+        ("feedback", deletion.feedback),
+    ):
         for chunk in chunks(ids):
             owned = tables.user_records.c
             connection.execute(tables.user_records.delete().where(owned.kind == kind, owned.record_id.in_(chunk)))
@@ -192,40 +196,40 @@ def _delete(connection: sa.Connection, gone: Gone, key: str) -> dict[str, int]:
     return dict(counts)
 
 
-def _forget_critiques(connection: sa.Connection, gone: Gone) -> None:
+def _forget_critiques(connection: sa.Connection, deletion: Deletion) -> None:
     """A revision that stays carries the critique it answers to: not when that critique goes."""
     answer = tables.completions.c
     for id, body in connection.execute(sa.select(answer.id, answer.body).where(answer.parent.is_not(None))).all():
         values = json.loads(body)
-        if gone.is_critique(values.get("critique")):
+        if deletion.is_critique(values.get("critique")):
             emptied = json.dumps({**values, "critique": None}, ensure_ascii=False)
             connection.execute(tables.completions.update().where(answer.id == id).values(body=emptied))
 
 
-def _delete_quarantined(connection: sa.Connection, gone: Gone) -> int:
+def _delete_quarantined(connection: sa.Connection, deletion: Deletion) -> int:
     """Refused rows that name what goes, or repeat its text."""
     column = tables.quarantine.c
     rows = connection.execute(sa.select(column.number, column.raw, column.reason)).all()
-    hold = [row.number for row in rows if gone.named_in(row.raw) or gone.repeated_in(f"{row.raw} {row.reason}")]
+    hold = [row.number for row in rows if deletion.named_in(row.raw) or deletion.repeated_in(f"{row.raw} {row.reason}")]
     return _delete_where(connection, column.number, hold)
 
 
-def _blank_answers(connection: sa.Connection, gone: Gone) -> None:
+def _blank_answers(connection: sa.Connection, deletion: Deletion) -> None:
     """Answers kept for repeated requests stay, so that a repetition stores nothing, but without the texts."""
     column = tables.answered_requests.c
     for row in connection.execute(sa.select(column.token_id, column.key, column.body)).all():
-        if gone.repeated_in(row.body):
+        if deletion.repeated_in(row.body):
             this = sa.and_(column.token_id == row.token_id, column.key == row.key)
             connection.execute(tables.answered_requests.update().where(this).values(body="{}"))
 
 
-def _models(connection: sa.Connection, gone: Gone, trained: Sequence[tuple[int, Path]]) -> list[dict[str, Any]]:
+def _models(connection: sa.Connection, deletion: Deletion, trained: Sequence[tuple[int, Path]]) -> list[dict[str, Any]]:
     """Every artifact that learned from what goes: by its feedback, its training rows, its reward model, its parent.
 
     `trained`: the rounds whose training rows held it.
     """
     stored = tables.artifacts
-    learned = {id: "directly" for chunk in chunks(gone.feedback) for id in models_of(connection, chunk)}
+    learned = {id: "directly" for chunk in chunks(deletion.feedback) for id in models_of(connection, chunk)}
     rows = connection.execute(sa.select(stored).order_by(stored.c.number)).all()
     promoted = connection.scalar(
         sa.select(tables.promotions.c.artifact_id).order_by(tables.promotions.c.number.desc()).limit(1)

@@ -42,7 +42,7 @@ _QUOTED = 16  # characters: shorter texts are everybody's
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gone:
+class Deletion:
     """What is to leave: ids by kind, and texts."""
 
     prompts: set[str]
@@ -75,7 +75,7 @@ class Gone:
         return word in self.feedback or word in self.completions or word in self.prompts
 
 
-def redact_run(run: RunDir, gone: Gone, key: str) -> dict[str, int]:
+def redact_run(run: RunDir, deletion: Deletion, key: str) -> dict[str, int]:
     """Takes them out of all files of a run that the caller holds the lock of; gives rows or entries taken out by file.
 
     What an interrupted step left (`.partial`) goes whole where its round held any of it: the step begins anew. `key`,
@@ -92,14 +92,14 @@ def redact_run(run: RunDir, gone: Gone, key: str) -> dict[str, int]:
         for file in folder.rglob("*.partial"):
             if file.is_file():  # half a file, of something that was killed: nobody reads it
                 file.unlink()
-        found = {path: count for path in sorted(folder.rglob("*")) if (count := _redact(path, gone, write=False))}
+        found = {path: count for path in sorted(folder.rglob("*")) if (count := _redact(path, deletion, write=False))}
         if found:  # before the files, for these tell that it must go
             for left in [*folder.glob("*.partial"), *folder.glob("*.old")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         there = [path for path in found if path.exists()]
         _note(folder, there, key)
         for path in there:
-            _redact(path, gone, write=True)
+            _redact(path, deletion, write=True)
         changed.update({str(path.relative_to(run.path)): count for path, count in found.items()})
         _mark(folder)
     return changed
@@ -177,7 +177,7 @@ def _mark(round_folder: Path) -> None:
         write_json(whole, {**read_json(whole), "state": REDACTED})
 
 
-def _redact(path: Path, gone: Gone, write: bool) -> int:
+def _redact(path: Path, deletion: Deletion, write: bool) -> int:
     """How many rows or entries of a file go or change; `write`: and writes it anew without them.
 
     Half a table of an unfinished step counts as one row, since nobody can tell. Raises `UserError` for any other that
@@ -185,22 +185,22 @@ def _redact(path: Path, gone: Gone, write: bool) -> int:
     """
     if path.suffix == ".parquet" and path.is_file():
         try:
-            return _redact_table(path, gone, write)
+            return _redact_table(path, deletion, write)
         except pa.ArrowInvalid as error:
             if any(part.endswith((".partial", ".old")) for part in path.parts):
                 return 1
             raise damaged(path, f"{error}, so what is in it cannot be deleted by user") from None
     ours = path.name == "manifest.json" or path.name.endswith(".arguments.json")  # no texts in them
-    return _redact_json(path, gone, write) if path.suffix == ".json" and not ours and path.is_file() else 0
+    return _redact_json(path, deletion, write) if path.suffix == ".json" and not ours and path.is_file() else 0
 
 
-def _redact_table(path: Path, gone: Gone, write: bool) -> int:
+def _redact_table(path: Path, deletion: Deletion, write: bool) -> int:
     """Of a Parquet file."""
     table = pq.read_table(path)
     nested = set(json.loads((table.schema.metadata or {}).get(b"nested", b"[]")))
     kept, count = [], 0
     for row in table.to_pylist():
-        new = _redacted_row(row, nested, gone) if _KNOWN & row.keys() else _without_texts(row, gone)
+        new = _redacted_row(row, nested, deletion) if _KNOWN & row.keys() else _without_texts(row, deletion)
         count += new != row
         if new is not None:
             kept.append(new)
@@ -211,46 +211,46 @@ def _redact_table(path: Path, gone: Gone, write: bool) -> int:
     return count
 
 
-def _redacted_row(row: dict[str, Any], nested: set[str], gone: Gone) -> dict[str, Any] | None:
+def _redacted_row(row: dict[str, Any], nested: set[str], deletion: Deletion) -> dict[str, Any] | None:
     """The row without what goes, or None when it goes."""
-    if any(row.get(name) in gone.prompts for name in _PROMPT_IDS):
+    if any(row.get(name) in deletion.prompts for name in _PROMPT_IDS):
         return None
-    if any(row.get(name) in gone.completions for name in _COMPLETION_IDS) or row.get("id") in gone.feedback:
+    if any(row.get(name) in deletion.completions for name in _COMPLETION_IDS) or row.get("id") in deletion.feedback:
         return None
     new = dict(row)
     if isinstance(row.get("feedback_ids"), str) and "feedback_ids" in nested:
         before: list[str] = json.loads(row["feedback_ids"])
-        after = [id for id in before if id not in gone.feedback]
+        after = [id for id in before if id not in deletion.feedback]
         if before and not after:
             return None
         if after != before:
             new["feedback_ids"] = json.dumps(after, ensure_ascii=False)
             if isinstance(row.get("critiques"), str):
-                left = [text for text in json.loads(row["critiques"]) if text not in gone.comments]
+                left = [text for text in json.loads(row["critiques"]) if text not in deletion.comments]
                 new["critiques"] = json.dumps(left, ensure_ascii=False)
-    if gone.is_critique(row.get("critique")):
+    if deletion.is_critique(row.get("critique")):
         new["critique"] = None
     return new
 
 
-def _without_texts(row: dict[str, Any], gone: Gone) -> dict[str, Any] | None:
+def _without_texts(row: dict[str, Any], deletion: Deletion) -> dict[str, Any] | None:
     """Of a file that is not ours, such as a trainer's log of completions: None where the row repeats a text."""
     cells = [cell if isinstance(cell, str) else json.dumps(cell, default=str) for cell in row.values()]
-    return None if gone.repeated_in("\n".join(cells)) else row
+    return None if deletion.repeated_in("\n".join(cells)) else row
 
 
-def _redact_json(path: Path, gone: Gone, write: bool) -> int:
+def _redact_json(path: Path, deletion: Deletion, write: bool) -> int:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return 0  # not ours to judge: the step that reads it says so
-    new, count = _redacted_value(value, gone)
+    new, count = _redacted_value(value, deletion)
     if count and write:
         write_json(path, new)
     return count
 
 
-def _redacted_value(value: Any, gone: Gone) -> tuple[Any, int]:
+def _redacted_value(value: Any, deletion: Deletion) -> tuple[Any, int]:
     """A JSON value without entries about what goes, and how many went.
 
     Refusals of validation keep their id, and lose the reason, which may quote; the counts stay.
@@ -258,12 +258,12 @@ def _redacted_value(value: Any, gone: Gone) -> tuple[Any, int]:
     if isinstance(value, list):
         parts, count = [], 0
         for part in value:
-            names = isinstance(part, dict) and any(gone.named_in(v) for v in part.values() if isinstance(v, str))
-            quotes = isinstance(part, str) and gone.named_in(part)
+            names = isinstance(part, dict) and any(deletion.named_in(v) for v in part.values() if isinstance(v, str))
+            quotes = isinstance(part, str) and deletion.named_in(part)
             if names and "reason" in part and part["reason"] != "deleted":
                 parts.append({**part, "reason": "deleted"})
             elif not names and not quotes:
-                new, inner = _redacted_value(part, gone)
+                new, inner = _redacted_value(part, deletion)
                 parts.append(new)
                 count += inner
                 continue
@@ -276,10 +276,10 @@ def _redacted_value(value: Any, gone: Gone) -> tuple[Any, int]:
         kept, count = {}, 0
         for name, part in value.items():
             if name == "per_annotator" and isinstance(part, dict):
-                kept[name] = {who: numbers for who, numbers in part.items() if who not in gone.annotators}
+                kept[name] = {who: numbers for who, numbers in part.items() if who not in deletion.annotators}
                 count += kept[name] != part
                 continue
-            kept[name], inner = _redacted_value(part, gone)
+            kept[name], inner = _redacted_value(part, deletion)
             count += inner
         return kept, count
     return value, 0

@@ -18,7 +18,7 @@ from rlhf_loop.errors import StoreUnavailable
 from rlhf_loop.records import Message, event_id
 from rlhf_loop.server.chat.answers import Choice, prompt_of, save_answer, usage
 from rlhf_loop.server.chat.drafts import Draft
-from rlhf_loop.server.chat.policy_process import Ask, Noted, Policies, PolicyLost, PolicyRefused, Said, Started
+from rlhf_loop.server.chat.policy_process import Ask, Delta, Noted, Policies, PolicyLost, PolicyRefused, Started
 from rlhf_loop.server.chat.request import PROMOTED, UNREAD, ChatRequest
 from rlhf_loop.server.chat.upstream import Upstream
 from rlhf_loop.server.service import Service
@@ -40,7 +40,7 @@ class Answer:
         self.usage: dict[str, Any] | None = None  # None: another server did not say
         self.fields: dict[str, Any] = {}  # what another server says of the whole answer
         self.failure: Exception | None = None
-        self.events: asyncio.Queue[Said | Started | Noted | Exception | None] = asyncio.Queue()  # None: all is stored
+        self.events: asyncio.Queue[Delta | Started | Noted | Exception | None] = asyncio.Queue()  # None: all is stored
         self._passed_on: dict[str, Any] = {}  # fields that another server was asked with
         self._n = body.n or 1
         self._drafts = [Draft() for _ in range(self._n)]

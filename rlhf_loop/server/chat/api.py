@@ -13,7 +13,7 @@ from rlhf_loop.server.access import require
 from rlhf_loop.server.chat.answering import Answer, begin, failure_of, unknown_model
 from rlhf_loop.server.chat.answers import response
 from rlhf_loop.server.chat.drafts import delta_of, fields_of
-from rlhf_loop.server.chat.policy_process import Said
+from rlhf_loop.server.chat.policy_process import Delta
 from rlhf_loop.server.chat.request import PROMOTED, ChatRequest
 
 OPENAI_S = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
@@ -74,7 +74,7 @@ async def _stream(answer: Answer) -> AsyncIterator[str]:
         if isinstance(event, Exception):
             yield _event({"error": failure_of(event)})
             return
-        if isinstance(event, Said):
+        if isinstance(event, Delta):
             raw = event.raw or {"delta": {"content": event.text}}
             delta = {name: value for name, value in delta_of(raw).items() if name != "role" and value not in (None, "")}
             fields = fields_of(raw)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_loop.server.chat.answers import Choice
-from rlhf_loop.server.chat.policy_process import Said
+from rlhf_loop.server.chat.policy_process import Delta
 from rlhf_loop.server.chat.request import text_of
 
 _ONCE = ("id", "name", "role", "type")  # come whole, and perhaps again; all other texts go on
@@ -18,7 +18,7 @@ class Draft:
     def __init__(self) -> None:
         self.message: dict[str, Any] = {}
         self.fields: dict[str, Any] = {"logprobs": None}  # of the choice, beside its message
-        self.end: Said | None = None
+        self.end: Delta | None = None
         self._reason: str | None = None
 
     @property
@@ -26,15 +26,15 @@ class Draft:
         """Whether it says anything yet."""
         return any(value for name, value in self.message.items() if name != "role")
 
-    def add(self, said: Said) -> None:
+    def add(self, delta: Delta) -> None:
         """A bit more of it."""
-        if said.raw is None:
-            add_delta(self.message, {"role": "assistant", "content": said.text})
+        if delta.raw is None:
+            add_delta(self.message, {"role": "assistant", "content": delta.text})
         else:
-            add_delta(self.message, delta_of(said.raw))
-            add_delta(self.fields, fields_of(said.raw))
-        if said.finish is not None:
-            self.end, self._reason = said, (said.raw or {}).get("finish_reason") or said.finish
+            add_delta(self.message, delta_of(delta.raw))
+            add_delta(self.fields, fields_of(delta.raw))
+        if delta.finish is not None:
+            self.end, self._reason = delta, (delta.raw or {}).get("finish_reason") or delta.finish
 
     def choice(self, tokens: int | None = None) -> Choice:
         """The choice, when it is whole; `tokens`: how many it has, where that is known better."""

@@ -75,7 +75,7 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Said:
+class Delta:
     """A bit of an answer, or its end."""
 
     choice: int
@@ -101,7 +101,7 @@ class Noted:
     fields: dict[str, Any]
 
 
-Event = Said | Started | Noted
+Event = Delta | Started | Noted
 
 
 class Engine(Protocol):
@@ -187,14 +187,14 @@ class OwnProcess:
                 elif "finish" in message:
                     left -= 1
                     ids = message["token_ids"]
-                    yield Said(
+                    yield Delta(
                         choice=message["choice"],
                         finish=message["finish"],
                         tokens=message["tokens"],
                         token_ids=None if ids is None else tuple(ids),
                     )
                 else:
-                    yield Said(choice=message["choice"], text=message["text"])
+                    yield Delta(choice=message["choice"], text=message["text"])
         finally:
             del self._inboxes[id]
             if left and self.alive:

@@ -18,7 +18,7 @@ from rlhf_loop.server.access import require
 from rlhf_loop.server.chat.answering import Answer, begin, failure_of
 from rlhf_loop.server.chat.api import AS_EVENTS
 from rlhf_loop.server.chat.drafts import delta_of
-from rlhf_loop.server.chat.policy_process import Said
+from rlhf_loop.server.chat.policy_process import Delta
 from rlhf_loop.server.chat.request import (
     PROMOTED,
     UNREAD,
@@ -155,7 +155,7 @@ async def _stream(answer: Answer, body: ResponseRequest) -> AsyncIterator[str]:
             failure = failure_of(said)
             yield event("error", **failure, error=failure)
             return
-        if isinstance(said, Said) and (text := _said(said)):
+        if isinstance(said, Delta) and (text := _text_of(said)):
             yield event("response.output_text.delta", **place, delta=text, logprobs=[])
     whole = _whole(answer, body)
     item = whole["output"][0]
@@ -165,8 +165,8 @@ async def _stream(answer: Answer, body: ResponseRequest) -> AsyncIterator[str]:
     yield event(f"response.{whole['status']}", response=whole)
 
 
-def _said(said: Said) -> str:
-    text = said.text if said.raw is None else delta_of(said.raw).get("content")
+def _text_of(delta: Delta) -> str:
+    text = delta.text if delta.raw is None else delta_of(delta.raw).get("content")
     return text if isinstance(text, str) else ""
 
 

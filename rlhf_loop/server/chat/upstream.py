@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import httpx_sse
 
-from rlhf_loop.server.chat.policy_process import Ask, Event, Noted, PolicyLost, PolicyRefused, Said, Started
+from rlhf_loop.server.chat.policy_process import Ask, Delta, Event, Noted, PolicyLost, PolicyRefused, Started
 
 KEY_VARIABLE = "RLHF_LOOP_UPSTREAM_KEY"
 """The environment variable with the key that the other server wants, if it does."""
@@ -75,7 +75,7 @@ class Upstream:
                     if values is None:
                         for number in (n for n in range(ask.n) if tokens[n] and not ended[n]):
                             ended[number] = True  # not every server says why
-                            yield Said(choice=number, finish="stop", tokens=tokens[number])
+                            yield Delta(choice=number, finish="stop", tokens=tokens[number])
                         break
                     if values.get("error"):
                         raise _failed(self.url, values["error"])
@@ -87,7 +87,7 @@ class Upstream:
                         tokens[number] += bool(text)  # servers send a token at a time, more or less
                         reason = choice.get("finish_reason")
                         ended[number] = ended[number] or bool(reason)
-                        yield Said(
+                        yield Delta(
                             choice=number,
                             text=text if isinstance(text, str) else "",
                             finish=None if not reason else "stop" if reason in WHOLE else "length",
