@@ -69,7 +69,7 @@ class Deletion:
     def _quotable(self) -> set[str]:
         """The texts that are long enough, as they are and as they stand in JSON."""
         long = {text for text in self.texts if len(text) >= _QUOTED}
-        return long | {json.dumps(text, ensure_ascii=ascii)[1:-1] for text in long for ascii in (False, True)}
+        return long | {json.dumps(text, ensure_ascii=escaped)[1:-1] for text in long for escaped in (False, True)}
 
     def _is_id(self, word: str) -> bool:
         return word in self.feedback or word in self.completions or word in self.prompts

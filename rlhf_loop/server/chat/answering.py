@@ -166,7 +166,7 @@ def unknown_model(model: str, current: str) -> dict[str, Any]:
 def failure_of(error: Exception) -> dict[str, Any]:
     """What went wrong with an answer, in the words of OpenAI's API; `code` is the status."""
     if isinstance(error, PolicyRefused):
-        return {"message": str(error), "type": error.type, "param": error.param, "code": error.status}
+        return {"message": str(error), "type": error.error_type, "param": error.param, "code": error.status}
     if isinstance(error, PolicyLost):
         return {"message": f"{error}; try again", "type": "error", "param": None, "code": 503}
     if isinstance(error, StoreUnavailable):

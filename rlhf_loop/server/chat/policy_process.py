@@ -49,11 +49,11 @@ class PolicyRefused(Exception):
         message: str,
         status: int = 400,
         param: str | None = None,
-        type: str = "invalid_request_error",
+        error_type: str = "invalid_request_error",
         retry_after: str | None = None,
     ):
         super().__init__(message)
-        self.status, self.param, self.type, self.retry_after = status, param, type, retry_after
+        self.status, self.param, self.error_type, self.retry_after = status, param, error_type, retry_after
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -177,23 +177,25 @@ def _refusal(url: str, answer: httpx.Response, body: bytes) -> PolicyLost | Poli
     except ValueError:
         values = {"message": body.decode(errors="replace")}
     error = values.get("error", values) if isinstance(values, dict) else values
-    message, type, param = _words(error)
+    message, error_type, param = _words(error)
     status = answer.status_code
     if status == 429:
         after = answer.headers.get("Retry-After")
-        return PolicyRefused(f"{url} has too much to do: {message}", 429, type="rate_limit_error", retry_after=after)
+        return PolicyRefused(
+            f"{url} has too much to do: {message}", 429, error_type="rate_limit_error", retry_after=after
+        )
     if status in (400, 404, 413, 415, 422):
-        return PolicyRefused(f"{url} refuses: {message}", 400 if status == 404 else status, param, type)
+        return PolicyRefused(f"{url} refuses: {message}", 400 if status == 404 else status, param, error_type)
     remedy = f"; set {KEY_VARIABLE} to its key" if status in (401, 403) else ""
     return PolicyLost(f"{url} answers {status}: {message}{remedy}")
 
 
 def _failed(url: str, error: Any) -> PolicyLost | PolicyRefused:
     """What ended an answer that was begun."""
-    message, type, param = _words(error)
+    message, error_type, param = _words(error)
     code = error.get("code") if isinstance(error, dict) else None
     if code in (400, 413, 422, "400", "413", "422"):
-        return PolicyRefused(f"{url} refuses: {message}", int(code), param, type)
+        return PolicyRefused(f"{url} refuses: {message}", int(code), param, error_type)
     return PolicyLost(f"{url} broke off: {message}")
 
 
@@ -202,9 +204,9 @@ def _words(error: Any) -> tuple[str, str, str | None]:
     if not isinstance(error, dict):
         return str(error)[:300], "invalid_request_error", None
     message = error.get("message") or error.get("detail") or error
-    type, param = error.get("type"), error.get("param")
+    error_type, param = error.get("type"), error.get("param")
     return (
         (message if isinstance(message, str) else json.dumps(message))[:300],
-        type if isinstance(type, str) else "invalid_request_error",
+        error_type if isinstance(error_type, str) else "invalid_request_error",
         param if isinstance(param, str) else None,
     )
