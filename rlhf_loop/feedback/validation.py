@@ -237,14 +237,14 @@ class _Checks:
             for prompt in self.prompts.values()
             if prompt.split == "train" and (split := held_prompts.get(_normal(_prompt_text(prompt)))) is not None
         }
-        normal = {id: _normal(self._text(id)) for id in self._mentioned()}
+        normal = {id: _normal(self._text(id)) for id in self._mentioned()} if held_answers else {}
 
         def reason(record: AnyFeedback) -> str | None:
             if self.prompts[record.prompt_id].split != "train":
                 return None
             if record.prompt_id in leaked:
                 return f"its prompt also stands in the split {leaked[record.prompt_id]}"
-            for id in about(record):
+            for id in about(record) if held_answers else ():
                 if normal[id] in held_answers and len(normal[id].split()) >= LEAK_WORDS:
                     return f"completion {id} also stands in the split {held_answers[normal[id]]}"
             return None
