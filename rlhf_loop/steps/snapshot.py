@@ -9,18 +9,18 @@ the meantime.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.collector import collector_paused
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.feedback.store.table_rows import AnyFeedback, about
 from rlhf_loop.feedback.validation import ValidationReport, validate
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import PreferencePair, Prompt, write_records
+from rlhf_loop.records import Completion, PreferencePair, Prompt, write_records
 from rlhf_loop.rows.pairing import pairs_from_feedback
 from rlhf_loop.rows.training_rows import demonstrations, labels_from_feedback
 
@@ -39,60 +39,39 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path, promoted: s
     prompts = {prompt.id: prompt for prompt in store.prompts()}
     held_out = held_out_prompts(list(prompts.values()), recipe)
     if not held_out:
-        wanted = recipe.evaluation.split
-        raise UserError(
-            f"there are no held-out prompts to evaluate on: none of the {len(prompts)} prompts is of the split "
-            f"`{wanted}` (evaluation.split). Give a file of them in `prompts.{wanted}`, raise `prompts.test_fraction` "
-            "where prompts come from imported feedback, or import feedback on more groups of prompts"
-        )
-    feedback = [record for record in store.feedback() if record.round < max(round, 1)]
-    about = {c for record in feedback for c in _completion_ids(record)}
-    ids = about if len(about) < MANY * store.completion_count() else None
-    completions = {c.id: c for c in store.completions(ids=ids) if c.id in about} if about else {}
+        raise _nothing_held_out(len(prompts), recipe.evaluation.split)
+    feedback, completions = _said_before(store, max(round, 1))
     report = validate(feedback, completions, prompts, recipe.feedback.validation)
     store.quarantine_feedback([(record, reason, round) for record, reason in report.quarantined])
     preferences = [record for record in report.usable if record.kind == "preference"]
-    pairs, dropped = pairs_from_feedback(preferences, completions, prompts, round)
-    by_split: dict[str, list[PreferencePair]] = {"train": [], "judge": []}
-    unused: Counter[str] = Counter()
-    for pair in pairs:
-        split = prompts[pair.prompt_id].split
-        if split in by_split:
-            by_split[split].append(pair)
-        else:
-            unused[split] += 1
-    needed = recipe.feedback.validation.min_pairs - len(by_split["train"])
-    from_pairs = recipe.reward is not None or ALGORITHMS[recipe.update.algorithm].consumes == "pairs"
-    if round and from_pairs and needed > 0:
-        raise UserError(
-            f"round {round}: {len(by_split['train'])} usable pairs are too few for a meaningful update; {needed} more "
-            f"are needed (feedback.validation.min_pairs). Of {len(feedback)} pieces of feedback "
-            f"{len(report.quarantined)} were set aside: `rlhf-loop feedback check` says why. Set `feedback.annotator` "
-            "or `feedback.imports` in the recipe, or answer the open questions (`rlhf-loop feedback export --format "
-            "questions`); where neither the update nor the reward model learns from pairs, set min_pairs to 0"
-        )
+    pairs, no_pair = pairs_from_feedback(preferences, completions, prompts, round)
+    by_split = _by_split(pairs, prompts)
+    train, judge = by_split.pop("train"), by_split.pop("judge")
+    if round and _learns_from_pairs(recipe):
+        _refuse_too_few(len(train), recipe, round, report)
     training = {prompt.id: prompt for prompt in prompts.values() if prompt.split == "train"}
     sound = [record for record in [*report.usable, *report.set_aside] if record.prompt_id in training]
     settings = recipe.feedback
-    labels, unlabelled = labels_from_feedback(
+    labels, no_label = labels_from_feedback(
         sound, completions, training, settings.validation.contradictions, settings.implicit
     )
     write_records(folder / "feedback.parquet", report.usable)
-    write_records(folder / "pairs.parquet", by_split["train"])
+    write_records(folder / "pairs.parquet", train)
     write_records(folder / "labels.parquet", labels)
     write_records(folder / "demonstrations.parquet", demonstrations(sound, completions, training))
-    write_records(folder / "judge_pairs.parquet", by_split["judge"])
+    write_records(folder / "judge_pairs.parquet", judge)
     write_records(folder / "judge_prompts.parquet", _of_split(list(prompts.values()), "judge"))
     write_records(folder / "prompts.parquet", _of_split(list(prompts.values()), "train"))
     write_records(folder / "held_out.parquet", held_out)
+    unused = {split: len(of_split) for split, of_split in by_split.items()}
     write_json(
         folder / "validation.json",
         {
             **report.to_dict(),
-            "pairs": {"train": len(by_split["train"]), "judge": len(by_split["judge"]), **unused},
-            "no_pair": dict(dropped),
+            "pairs": {"train": len(train), "judge": len(judge), **unused},
+            "no_pair": dict(no_pair),
             "labels": {"up": sum(row.label for row in labels), "down": sum(not row.label for row in labels)},
-            "no_label": dict(unlabelled),
+            "no_label": dict(no_label),
         },
     )
     newest = feedback[-1].id if feedback else None
@@ -109,6 +88,43 @@ def _of_split(prompts: Sequence[Prompt], split: str) -> list[Prompt]:
     return sorted((p for p in prompts if p.split == split), key=lambda p: (p.source, p.id))
 
 
-def _completion_ids(record: object) -> list[str]:
-    names = ("completion_id", "a_id", "b_id")
-    return [value for name in names if (value := getattr(record, name, None)) is not None]
+def _nothing_held_out(prompts: int, wanted: str) -> UserError:
+    return UserError(
+        f"there are no held-out prompts to evaluate on: none of the {prompts} prompts is of the split "
+        f"`{wanted}` (evaluation.split). Give a file of them in `prompts.{wanted}`, raise `prompts.test_fraction` "
+        "where prompts come from imported feedback, or import feedback on more groups of prompts"
+    )
+
+
+def _said_before(store: Store, round: int) -> tuple[list[AnyFeedback], dict[str, Completion]]:
+    """The feedback of the rounds before this one, and the answers that it is about."""
+    feedback = [record for record in store.feedback() if record.round < round]
+    named = {id for record in feedback for id in about(record)}
+    if not named:
+        return feedback, {}
+    ids = named if len(named) < MANY * store.completion_count() else None
+    return feedback, {c.id: c for c in store.completions(ids=ids) if c.id in named}
+
+
+def _by_split(pairs: Sequence[PreferencePair], prompts: Mapping[str, Prompt]) -> dict[str, list[PreferencePair]]:
+    """The pairs by the split of their prompt; those of train and judge, which something is trained on, come first."""
+    by_split: dict[str, list[PreferencePair]] = {"train": [], "judge": []}
+    for pair in pairs:
+        by_split.setdefault(prompts[pair.prompt_id].split, []).append(pair)
+    return by_split
+
+
+def _learns_from_pairs(recipe: Recipe) -> bool:
+    return recipe.reward is not None or ALGORITHMS[recipe.update.algorithm].consumes == "pairs"
+
+
+def _refuse_too_few(pairs: int, recipe: Recipe, round: int, report: ValidationReport) -> None:
+    missing = recipe.feedback.validation.min_pairs - pairs
+    if missing > 0:
+        raise UserError(
+            f"round {round}: {pairs} usable pairs are too few for a meaningful update; {missing} more "
+            f"are needed (feedback.validation.min_pairs). Of {report.total} pieces of feedback "
+            f"{len(report.quarantined)} were set aside: `rlhf-loop feedback check` says why. Set `feedback.annotator` "
+            "or `feedback.imports` in the recipe, or answer the open questions (`rlhf-loop feedback export --format "
+            "questions`); where neither the update nor the reward model learns from pairs, set min_pairs to 0"
+        )
