@@ -126,7 +126,8 @@ def test_modules_and_names_that_the_pages_import_are_there() -> None:
 
 def test_modules_that_moved_are_where_the_page_says() -> None:
     text = (ROOT / "docs" / "migration.md").read_text()
-    rows = [row.strip("| ").split(" | ") for row in text[text.index("| was | is |") :].splitlines()[2:] if " | " in row]
+    table = text[text.index("| was | is |") :].partition("\n\n")[0]
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
     assert len(rows) > 10
     for was, now in rows:
         old, there = named(was), named(now)
@@ -142,6 +143,6 @@ def test_modules_that_moved_are_where_the_page_says() -> None:
 def named(cell: str) -> list[str]:
     """Modules of a cell, in which `.name` lies beside the one before it."""
     found: list[str] = []
-    for name in re.findall(r"`([\w.]+)`", cell):
+    for name in re.findall(r"`((?:rlhf_loop)?\.[\w.]+)`", cell):
         found.append(found[-1].rpartition(".")[0] + name if name.startswith(".") else name)
     return found
