@@ -146,7 +146,7 @@ def test_an_export_is_of_one_state_of_the_store(
             return made(*arguments)
 
         monkeypatch.setattr(pages, "records_of", deleting)
-        monkeypatch.setattr("rlhf_loop.feedback.store.store.records_of", deleting)
+        monkeypatch.setattr("rlhf_loop.feedback.store.queries.records_of", deleting)
         assert export(store, tmp_path / "during" / names.get(format, "x.jsonl"), format) == whole
         assert seen
         assert other.counts()["completions"] == 0
