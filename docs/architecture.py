@@ -104,6 +104,7 @@ EXCEPTIONS = {
     ("launch.ranks", "stages"): "the way in which all ranks run a stage",
     ("launch.ranks", "models"): "who this rank is",
     ("cli", "stages"): "`rlhf-loop stage`",
+    ("updates.rollouts", "generation"): "an online trainer, used by hand too, samples as candidates are written",
     ("policies", "models"): "`rlhf-loop policy export` merges weights and writes a card",
 }
 """A module and the room that it may import beside its layer's, and why."""
