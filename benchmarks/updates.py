@@ -7,6 +7,7 @@
   over training at equal samples. The two sides run in turn; `updates_upstream.py` says what is equal.
 - `memory`: where PPO's critic is placed, in copies of the model, predicted and measured (`updates_memory.py`).
 - `compare`: gold reward against KL, all updates from one start at equal samples (`updates_compare.py`).
+- `pairs`: the quickstart's DPO and KTO against TRL's own classes, in one process in turn (`updates_pairs.py`).
 - `gpu`: step time, memory and share of the peak speed at 0.5B and 1.5B (`updates_gpu.py`). It has never run.
 
 Every measurement is a process of its own. `--work` keeps models, the environment and what was measured, so that an
@@ -29,7 +30,7 @@ from typing import Any
 from machine import describe
 
 HERE = Path(__file__).parent
-PARTS = ("upstream", "memory", "compare", "gpu")
+PARTS = ("upstream", "memory", "compare", "pairs", "gpu")
 KLS = (0.5, 1.0, 2.0)
 """Nats a completion at which the updates are compared."""
 
@@ -54,6 +55,8 @@ def main() -> None:
                 result = memory(work)
             elif part == "compare":
                 result = compare(work, arguments.algorithms)
+            elif part == "pairs":
+                result = measured(work, sys.executable, "updates_pairs.py", "--folder", work / "pairs")
             else:
                 from updates_gpu import gpu
 

@@ -23,16 +23,19 @@ _CHUNK = 1 << 24
 _KEPT = 1 << 27
 """Logits of a call whose exponentials are kept (float32); those of larger ones are computed again."""
 
+_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+"""What `Head.apply` gives, by TRL's names."""
+
 _MORE_THAN_A_PRODUCT = (
     "final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling",
 )  # fmt: skip
 """Settings of models whose logits are more than a product with the head."""
 
 
-def add_cpu_head(model: Any, temperature: float = 1.0) -> None:
+def add_cpu_head(model: Any, temperature: float = 1.0, outputs: tuple[str, ...] = ("log_probs", "entropy")) -> None:
     """Where TRL's `add_fused_lm_head` has made `model(..., labels=labels, fused_lm_head=True)` give log-probabilities,
     they come from `Head`, of the positions that have a label and no others: TRL leaves the others out only where Triton
-    runs. `model`: a causal LM on a CPU, or a PeftModel of one.
+    runs. `model`: a causal LM on a CPU, or a PeftModel of one. `outputs`, and labels shifted already: as there.
 
     Models with capped or scaled logits, the balance loss of experts, and sharded weights are left to TRL's head.
     """
@@ -43,26 +46,41 @@ def add_cpu_head(model: Any, temperature: float = 1.0) -> None:
 
     @functools.wraps(type(policy).forward)  # generate() checks its arguments against this signature
     def forward(
-        self: Any, *args: Any, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **kwargs: Any
+        self: Any,
+        *args: Any,
+        fused_lm_head: bool = False,
+        labels: torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
         head = self.get_output_embeddings()
         if not (
             fused_lm_head
-            and labels is not None
+            and (labels is not None or shift_labels is not None)
             and is_product
             and not (kwargs.get("output_router_logits") or getattr(settings, "output_router_logits", False))
-            and not kwargs.keys() & {"shift_labels", "num_items_in_batch"}
+            and "num_items_in_batch" not in kwargs
             and _is_whole(head.weight)
         ):
+            if shift_labels is not None:
+                kwargs["shift_labels"] = shift_labels
             return of_trl(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
-        hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]  # (B, L - 1, H)
-        labels = labels[:, 1:]
-        scored = labels != -100
-        values = Head.apply(hidden[scored], head.weight, head.bias, labels[scored], temperature, 0)
+        hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state  # (B, L, H)
+        if shift_labels is None:
+            assert labels is not None
+            hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
+        scored = shift_labels != -100
+        values = Head.apply(
+            hidden[scored], head.weight, head.bias, shift_labels[scored], temperature, 0, outputs=outputs
+        )
         # Scattered, so that a batch without a label has a gradient too, of zero.
-        log_probs, entropy = (value.new_zeros(scored.shape).masked_scatter(scored, value) for value in values[:2])
-        loss = -log_probs.sum() / scored.sum().clamp(min=1)
-        return FusedCausalLMOutput(loss=loss, log_probs=log_probs, entropy=entropy, label_mask=scored)
+        placed = {
+            name: value.new_zeros(scored.shape).masked_scatter(scored, value)
+            for name, value in zip(_OUTPUTS, values, strict=True)
+            if value is not None
+        }
+        loss = -placed["log_probs"].sum() / scored.sum().clamp(min=1)
+        return FusedCausalLMOutput(loss=loss, label_mask=scored, **placed)
 
     policy.forward = types.MethodType(forward, policy)
 
@@ -88,14 +106,17 @@ class Head:
         outputs: tuple[str, ...] = ("log_probs", "entropy"),
     ) -> Any:
         """Log-probabilities of `targets` and entropies, (N,) each, of softmax(hidden @ weight.T * scale / temperature)
-        with `hidden` (N, H) and `weight` (V, H), then three Nones. What is not for a CPU, or asks for more, is TRL's.
+        with `hidden` (N, H) and `weight` (V, H), then None, and where `outputs` asks for them, without gradients, the
+        mean logits and whether a target is the likeliest token. What is not for a CPU, or asks for more, is TRL's.
         """
-        if hidden.device.type != "cpu" or softcap is not None or set(outputs) - {"log_probs", "entropy"}:
+        if hidden.device.type != "cpu" or softcap is not None or "log_sum_sq_probs" in outputs:
             return ChunkedLogProbFunction.apply(
                 hidden, weight, bias, targets, temperature, chunk_size, softcap, logit_scale, outputs
             )
-        log_probs, entropy = _LogProbs.apply(hidden, weight, bias, targets, logit_scale / temperature)
-        return log_probs, entropy, None, None, None
+        scale = logit_scale / temperature
+        log_probs, entropy, is_top1 = _LogProbs.apply(hidden, weight, bias, targets, scale)
+        mean_logits = _mean_logits(hidden, weight, bias, scale) if "mean_logits" in outputs else None
+        return log_probs, entropy, None, mean_logits, is_top1 if "is_top1" in outputs else None
 
 
 class _LogProbs(torch.autograd.Function):  # type: ignore[misc]
@@ -107,17 +128,19 @@ class _LogProbs(torch.autograd.Function):  # type: ignore[misc]
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         scale: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ctx.set_materialize_grads(False)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
         keep = any(ctx.needs_input_grad) and len(hidden) * len(weight) <= _KEPT
         log_probs = torch.empty(len(hidden))
         entropy, total = torch.empty_like(log_probs), torch.empty_like(log_probs)
+        is_top1 = torch.empty(len(hidden), dtype=torch.bool)
         ctx.exponentials = []
         with torch.autocast("cpu", enabled=False):
             for rows in _chunks(len(hidden), len(weight)):
                 z = _shifted_logits(hidden[rows], weight, bias, scale, dtype)  # (C, V)
                 chosen = z.gather(1, targets[rows, None])[:, 0]
+                is_top1[rows] = chosen == 0  # of equally likely tokens each; TRL looks which comes first
                 e = z.exp()
                 total[rows] = e.sum(1)
                 log_total = total[rows].log()
@@ -126,10 +149,11 @@ class _LogProbs(torch.autograd.Function):  # type: ignore[misc]
                 ctx.exponentials.append(e if keep else None)
         ctx.save_for_backward(hidden, weight, bias, targets, total, entropy)
         ctx.scale, ctx.dtype = scale, dtype
-        return log_probs, entropy
+        ctx.mark_non_differentiable(is_top1)
+        return log_probs, entropy, is_top1
 
     @staticmethod
-    def backward(ctx: Any, of_log_probs: torch.Tensor | None, of_entropy: torch.Tensor | None) -> Any:
+    def backward(ctx: Any, of_log_probs: torch.Tensor | None, of_entropy: torch.Tensor | None, _: None) -> Any:
         hidden, weight, bias, targets, total, entropy = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if for_hidden else None
@@ -182,6 +206,12 @@ def _gradient_of_logits(
         grad = torch.xlogy(p, p).add_(p * entropy[:, None]).mul_(-of_entropy[rows].float()[:, None])
         grad.sub_(p.mul_(of_chosen[:, None]))
     return grad.scatter_add_(1, targets[:, None], of_chosen[:, None])
+
+
+def _mean_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scale: float) -> torch.Tensor:
+    """Over the vocabulary, (N,), without the logits: of a mean of products it is the product with the mean."""
+    mean = hidden.detach().float() @ weight.detach().mean(0, dtype=torch.float32)
+    return (mean if bias is None else mean + bias.detach().float().mean()) * scale
 
 
 def _shifted_logits(

@@ -21,6 +21,7 @@ from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import LabelledCompletion
 from rlhf_loop.updates.adapters import build_trainer
+from rlhf_loop.updates.log_probs import LogProbs
 from rlhf_loop.updates.train_and_save import Training, as_asked, that_fit, train_and_save
 
 
@@ -78,8 +79,10 @@ def _trainer(
     return trainer, tokenizer, counts
 
 
-class _Tokenised(KTOTrainer):  # type: ignore[misc]
+class _Tokenised(LogProbs, KTOTrainer):  # type: ignore[misc]
     """Takes token ids, where TRL would apply the chat template to texts."""
+
+    reference_columns = ("ref_logps", "ref_KL_logps")
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
         def mismatch(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -20,6 +20,7 @@ from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Demonstration
 from rlhf_loop.updates.adapters import adapter_folder, load_base, lora_config, put_adapter, refuse_adapter
+from rlhf_loop.updates.cpu_head import add_cpu_head
 from rlhf_loop.updates.train_and_save import Training, as_asked, none_fit, train_and_save
 
 
@@ -57,6 +58,8 @@ def _trainer(
     dataset = Dataset.from_list([_row(row, policy, turns) for row in rows])
     turns.say_unfit(len(rows))
     trainer = _Counting(model, arguments, train_dataset=dataset, processing_class=tokenizer, peft_config=config)
+    if trainer.accelerator.device.type == "cpu":
+        add_cpu_head(trainer.model, outputs=("log_probs", "entropy", "is_top1"))
     if adapter is not None:
         put_adapter(trainer.model, adapter)
     counts = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,3 +124,19 @@ def train(
         seed=1,
         **{**given, **more},
     )
+
+
+LOSSES = {
+    "exo_pair": {"label_smoothing": 1e-3},
+    "robust": {"label_smoothing": 0.1},
+    "sft": {},
+}
+"""Losses of DPO that need a setting of their own."""
+
+
+def losses() -> list[str]:
+    """Names of the losses in the installed TRL, as the documentation of its config lists them."""
+    from trl import DPOConfig
+
+    listed = re.search(r"Possible values are: (`'sigmoid'`.*?)\. If multiple", inspect.getdoc(DPOConfig), re.DOTALL)
+    return re.findall(r"`'(\w+)'`", listed.group(1))

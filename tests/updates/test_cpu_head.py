@@ -103,6 +103,20 @@ def test_a_model_scores_what_has_a_label_and_gives_logits_as_before() -> None:
     torch.testing.assert_close(output.loss, -expected[scored].mean())
 
 
+def test_labels_may_be_shifted_already_and_metrics_are_trls() -> None:
+    names = ("log_probs", "entropy", "mean_logits", "is_top1")
+    model = AutoModelForCausalLM.from_pretrained(task.model_folder())
+    add_fused_lm_head(model, temperature=0.7, outputs=names)
+    shifted = torch.tensor([[-100, 7, 9, 11, 3], [-100, 8, 10, -100, -100]])
+    shifted[0, 1] = model(input_ids=IDS).logits[0, 1].argmax()
+    expected = model(input_ids=IDS, shift_labels=shifted, fused_lm_head=True)
+    add_cpu_head(model, temperature=0.7, outputs=names)
+    output = model(input_ids=IDS, shift_labels=shifted, fused_lm_head=True)
+    for name in names:
+        torch.testing.assert_close(output[name], expected[name], msg=name)
+    assert output.is_top1[0, 1]
+
+
 def test_a_batch_without_a_label_has_a_gradient_of_zero() -> None:
     model = with_heads()
     model(input_ids=IDS, labels=torch.full_like(IDS, -100), fused_lm_head=True).log_probs.sum().backward()

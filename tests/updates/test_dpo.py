@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
 from samples import updates as samples
-from samples.updates import PAIRS, pair, policy
+from samples.updates import LOSSES, PAIRS, losses, pair, policy
 from trl import DPOConfig, DPOTrainer
 
 from rlhf_loop.errors import UserError
@@ -122,19 +121,6 @@ def test_prompts_are_trained_with_the_system_prompt_that_they_were_answered_with
     )
     trainer, tokenizer, _ = dpo._trainer([pair(0)], training, training.arguments(DPOConfig))
     assert "Be brief." in tokenizer.decode(trainer.train_dataset[0]["prompt_ids"])
-
-
-LOSSES = {
-    "exo_pair": {"label_smoothing": 1e-3},
-    "robust": {"label_smoothing": 0.1},
-    "sft": {},
-}
-
-
-def losses() -> list[str]:
-    """Names of the losses in the installed TRL, as the documentation of its config lists them."""
-    listed = re.search(r"Possible values are: (`'sigmoid'`.*?)\. If multiple", inspect.getdoc(DPOConfig), re.DOTALL)
-    return re.findall(r"`'(\w+)'`", listed.group(1))
 
 
 def test_the_losses_are_found() -> None:
