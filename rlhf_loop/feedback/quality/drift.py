@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rlhf_loop.feedback.quality.calibration import Answers
 from rlhf_loop.feedback.quality.coefficients import verdict_counts
 from rlhf_loop.feedback.quality.measures import shown_first_wins
-from rlhf_loop.feedback.quality.significance import change, share
+from rlhf_loop.feedback.quality.significance import Z, change, share
 from rlhf_loop.feedback.quality.votes import Votes
 
 WINDOWS = 8
@@ -45,7 +45,7 @@ def _of_series(time: NDArray[np.float64], values: NDArray[np.float64]) -> dict[s
             found = share(round(mean * n), n)
             low, high = found.low, found.high
         else:
-            half = 1.96 * float(values[rows].std(ddof=1)) / np.sqrt(n) if n > 1 else 1.0
+            half = Z * float(values[rows].std(ddof=1)) / np.sqrt(n) if n > 1 else 1.0
             low, high = max(0.0, mean - half), min(1.0, mean + half)
         window = {"start": float(time[rows[0]]), "end": float(time[rows[-1]])}
         windows.append({**window, "share": mean, "low": low, "high": high, "n": n})
