@@ -44,7 +44,7 @@ def keep_recipe(recipe: Recipe, run: RunDir) -> Recipe:
     found = {path: content(path) for path in paths_in(recipe.model_dump(mode="json"))}
     now = {
         "places": [*(place for place in known["places"] if place != here), here],
-        "contents": {path: hash for path, hash in found.items() if hash is not None},
+        "contents": {path: kept for path, kept in found.items() if kept is not None},
     }
     if now != known:
         write_json(run.path / PLACES, now)

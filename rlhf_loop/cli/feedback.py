@@ -23,7 +23,9 @@ app = typer.Typer(help="Bring feedback in and out, check it, count it.", no_args
 def feedback_import(
     path: Annotated[str, typer.Argument(help="A file, a folder of a data set, or hf:OWNER/NAME[:SPLIT].")],
     store: StoreOption,
-    format: Annotated[str, typer.Option(help="A format's name, or auto (docs/feedback_formats.md).")] = "auto",
+    format_name: Annotated[
+        str, typer.Option("--format", help="A format's name, or auto (docs/feedback_formats.md).")
+    ] = "auto",
     columns: Annotated[
         list[str] | None,
         typer.Option("--map", help="Columns under other names: prompt=question,chosen=a.b[0].", metavar="NAME=COLUMN"),
@@ -57,7 +59,7 @@ def feedback_import(
     kind, named, by_question = redactor_name(redact), column_map(columns or []), scale_map(scales or [])
     with Store.open(store_url(store)) as opened:
         summary = import_file(
-            opened, path, format, annotator=annotator, columns=named, redact=kind, scales=by_question, texts=texts,
+            opened, path, format_name, annotator=annotator, columns=named, redact=kind, scales=by_question, texts=texts,
             progress=progress,
         )  # fmt: skip
     if sys.stderr.isatty():
@@ -71,7 +73,9 @@ def feedback_import(
 def feedback_export(
     path: Annotated[Path, typer.Argument(help="File to write (parquet: the folder).")],
     store: StoreOption,
-    format: Annotated[str, typer.Option(help="native, trl, trl-unpaired, questions, argilla or parquet.")] = "native",
+    format_name: Annotated[
+        str, typer.Option("--format", help="native, trl, trl-unpaired, questions, argilla or parquet.")
+    ] = "native",
     as_json: AsJson = False,
 ) -> None:
     """Write feedback to a file that other tools read."""
@@ -79,7 +83,7 @@ def feedback_export(
     from rlhf_loop.feedback.store.store import Store
 
     with Store.open(store_url(store), create=False) as opened:
-        summary = export(opened, path, format)
+        summary = export(opened, path, format_name)
     print(json.dumps(summary) if as_json else f"{path}: " + ", ".join(f"{v} {k}" for k, v in summary.items()))
 
 

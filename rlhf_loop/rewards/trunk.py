@@ -93,10 +93,10 @@ class _Float32Linear(nn.Linear):  # type: ignore[misc]
             if layer.bias is not None:
                 self.bias.copy_(layer.bias)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(input.device.type, enabled=False):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
-            return linear(input.float(), self.weight.float(), bias)
+            return linear(features.float(), self.weight.float(), bias)
 
 
 def _options(policy: Policy, dtype: torch.dtype) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def is_open(service: Service) -> bool:
 
 @router.post("/login")
 def login(
-    request: Request, token: str = Form("", max_length=200), next: str = Form("/", max_length=500)
+    request: Request, token: str = Form("", max_length=200), then: str = Form("/", max_length=500, alias="next")
 ) -> RedirectResponse:
     """Takes a token from the login page and gives a cookie in exchange; then on to `next`, a path of this service."""
     service: Service = request.app.state.service
@@ -160,7 +160,7 @@ def login(
     if found is None:
         service.limits.check(_guesser(request), "unknown")
         return RedirectResponse("/login?failed=1", 303)
-    answer = RedirectResponse(_local_path(next), 303)
+    answer = RedirectResponse(_local_path(then), 303)
     answer.set_cookie(
         COOKIE,
         service.sessions.sign(found.id).decode(),

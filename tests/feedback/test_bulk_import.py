@@ -371,12 +371,12 @@ near = st.dictionaries(st.sampled_from(KEYS), json_values, max_size=8)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(format=st.sampled_from(sorted(FORMATS)), values=st.lists(near | json_values, min_size=1, max_size=6))
-def test_any_json_is_accepted_or_rejected_with_a_reason(tmp_path: Path, format: str, values: list[Any]) -> None:
+@given(format_name=st.sampled_from(sorted(FORMATS)), values=st.lists(near | json_values, min_size=1, max_size=6))
+def test_any_json_is_accepted_or_rejected_with_a_reason(tmp_path: Path, format_name: str, values: list[Any]) -> None:
     lines = [json.dumps(value) for value in values]  # a text is a row too, and an empty line none
-    path = write(tmp_path / "f.jsonl", [*lines, PAIR if format in ("pairs", "trl") else "{}"])
+    path = write(tmp_path / "f.jsonl", [*lines, PAIR if format_name in ("pairs", "trl") else "{}"])
     with Store.open(":memory:") as store:
-        summary = import_file(store, path, format)
+        summary = import_file(store, path, format_name)
         assert summary.rows == sum(bool(line.strip()) for line in path.read_text().splitlines())
         counts(summary)
         assert all(row.reason and row.line for row in store.quarantined())
@@ -398,11 +398,11 @@ def mutated(value: Any, draw: Any) -> Any:
 @given(data=st.data())
 def test_files_of_tools_with_anything_wrong_in_them_are_read(tmp_path: Path, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from([path for path in sorted(FIXTURES.iterdir()) if path.suffix != ".csv"]))
-    format = read(path).format
+    format_name = read(path).format
     found = [found.values for found in rows.read_rows(path) if isinstance(found, row.Row)]
     with Store.open(":memory:") as store:
         values = [mutated(row, data.draw) for row in found]
-        summary = import_file(store, write(tmp_path / "f.jsonl", [{"prompt": 1}, *values]), format)
+        summary = import_file(store, write(tmp_path / "f.jsonl", [{"prompt": 1}, *values]), format_name)
         counts(summary)
         assert len(store.quarantined()) == summary.rejected
 

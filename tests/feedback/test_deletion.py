@@ -413,9 +413,9 @@ def test_the_files_of_a_run_lose_the_texts_and_say_so(store: Store, tmp_path: Pa
         assert now["files"] == before["files"]  # what later steps stand on
         assert now["key"] == before["key"]
         assert is_redacted(run.step(1, step))
-        for name, hash in now.get("redacted", {}).get("files", {}).items():
-            assert hash == hash_file(run.step(1, step) / name)
-            assert hash != before["files"][name]
+        for name, recorded in now.get("redacted", {}).get("files", {}).items():
+            assert recorded == hash_file(run.step(1, step) / name)
+            assert recorded != before["files"][name]
     assert "redacted" not in (read_manifest(run.step(1, "update")) or {})
     assert json.loads((run.round(1) / "manifest.json").read_text())["state"] == "inputs redacted"
     assert run.complete_rounds() == [1]

@@ -112,8 +112,8 @@ def test_exports_are_the_same_however_many_pages_they_take(tmp_path: Path, monke
     with Store.open(":memory:") as store:
         fill(store)
         for step in ("whole", "paged"):
-            for format, name in names.items():
-                export(store, tmp_path / step / name, format)
+            for format_name, name in names.items():
+                export(store, tmp_path / step / name, format_name)
             monkeypatch.setattr(pages, "PAGE", 2)
         for name in names.values():
             if name.endswith("parquet"):
@@ -125,16 +125,16 @@ def test_exports_are_the_same_however_many_pages_they_take(tmp_path: Path, monke
             assert contents(other) == contents(store)
 
 
-@pytest.mark.parametrize("format", ["native", "trl", "trl-unpaired", "argilla", "parquet", "questions"])
+@pytest.mark.parametrize("format_name", ["native", "trl", "trl-unpaired", "argilla", "parquet", "questions"])
 def test_an_export_is_of_one_state_of_the_store(
-    format: str, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    format_name: str, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All feedback is deleted while it is written."""
     names = {"argilla": "x.json", "parquet": "x"}
     monkeypatch.setattr(pages, "PAGE", 2)
     with Store.open(store_url) as store, Store.open(store_url) as other:
         fill(store)
-        whole = export(store, tmp_path / "whole" / names.get(format, "x.jsonl"), format)
+        whole = export(store, tmp_path / "whole" / names.get(format_name, "x.jsonl"), format_name)
         seen, made = [], pages.records_of
 
         def deleting(*arguments: Any) -> list[Any]:
@@ -147,20 +147,20 @@ def test_an_export_is_of_one_state_of_the_store(
 
         monkeypatch.setattr(pages, "records_of", deleting)
         monkeypatch.setattr("rlhf_loop.feedback.store.queries.records_of", deleting)
-        assert export(store, tmp_path / "during" / names.get(format, "x.jsonl"), format) == whole
+        assert export(store, tmp_path / "during" / names.get(format_name, "x.jsonl"), format_name) == whole
         assert seen
         assert other.counts()["completions"] == 0
     for path in (tmp_path / "whole").rglob("*.*"):
         assert path.read_bytes() == (tmp_path / "during" / path.relative_to(tmp_path / "whole")).read_bytes()
 
 
-@pytest.mark.parametrize("format", ["trl", "trl-unpaired"])
+@pytest.mark.parametrize("format_name", ["trl", "trl-unpaired"])
 def test_a_conversation_that_is_not_trained_on_is_counted_and_not_exported_for_training(
-    tmp_path: Path, format: str
+    tmp_path: Path, format_name: str
 ) -> None:
     with Store.open(":memory:") as store:
         fill(store)
-        before = export(store, tmp_path / "before.jsonl", format)["rows"]
+        before = export(store, tmp_path / "before.jsonl", format_name)["rows"]
         (prompt,) = (p for p in store.prompts() if p.id == store.completions(ids=["a"])[0].prompt_id)
         calls = replace(prompt, id="calls", group="calls", split="untrained")
         answers = [replace(store.completions(ids=[id])[0], id=f"call {id}", prompt_id="calls") for id in "ab"]
@@ -173,7 +173,7 @@ def test_a_conversation_that_is_not_trained_on_is_counted_and_not_exported_for_t
                 Thumb(id="t", completion_id="call a", label=True, **about),
             ]
         )
-        summary = export(store, tmp_path / "x.jsonl", format)
+        summary = export(store, tmp_path / "x.jsonl", format_name)
         assert summary["rows"] == before
         assert {name.split()[0]: count for name, count in summary.items() if "more than text" in name} == {
             "preference": 1, "thumb": 1,

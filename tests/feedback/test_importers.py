@@ -32,9 +32,9 @@ def turn(content: str, role: str = "assistant") -> dict:
     return {"role": role, "content": content}
 
 
-def only_preference(path: Path, format: str = "auto") -> tuple[Prompt, str, str, Preference]:
+def only_preference(path: Path, format_name: str = "auto") -> tuple[Prompt, str, str, Preference]:
     """The one preference of a file, with its prompt, winning and losing text."""
-    result = read(path, format)
+    result = read(path, format_name)
     assert result.refused == []
     texts = {c.id: c.text for c in result.completions}
     (preference,) = [f for f in result.feedback if isinstance(f, Preference)]

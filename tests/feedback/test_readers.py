@@ -21,10 +21,10 @@ from rlhf_loop.records import Critique, Edit, Preference, Rating, Skip, Thumb
 FIXTURES = Path(__file__).parents[1] / "data" / "feedback_formats"
 
 
-def fixture(name: str, format: str) -> ImportResult:
+def fixture(name: str, format_name: str) -> ImportResult:
     """A file that is recognised as that format."""
     result = read(FIXTURES / name)
-    assert result.format == format
+    assert result.format == format_name
     return result
 
 

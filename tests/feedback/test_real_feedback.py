@@ -43,8 +43,8 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def read_rows(tmp_path: Path, *rows: Any, format: str = "auto") -> ImportResult:
-    return read(write(tmp_path / "f.jsonl", list(rows)), format)
+def read_rows(tmp_path: Path, *rows: Any, format_name: str = "auto") -> ImportResult:
+    return read(write(tmp_path / "f.jsonl", list(rows)), format_name)
 
 
 def asked(result: ImportResult) -> list[Turns]:
@@ -97,9 +97,9 @@ def test_what_was_asked_is_read_whatever_its_fields_are_called(
     if unpaired:
         row = {**unpaired, "completion": "good", "label": "True"}
         assert asked(read_rows(tmp_path, row)) == [turns]
-        assert asked(read_rows(tmp_path, {**unpaired, "response": "good", "feedback": "up"}, format="tutorial")) == [
-            turns
-        ]
+        assert asked(
+            read_rows(tmp_path, {**unpaired, "response": "good", "feedback": "up"}, format_name="tutorial")
+        ) == [turns]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_columns_that_are_not_read_are_counted(tmp_path: Path) -> None:
     assert result.notes == {"the column model is not read": 2, "the column score is not read": 1}
     many = [{**PAIR, "id": i, f"column {i}": 1} for i in range(300)]
     assert len(read_rows(tmp_path, *many).notes) == 201  # a file makes no more of them
-    assert "the column extra is not read" in read_rows(tmp_path, {"prompt": "Q?", "extra": 1}, format="trl").notes
+    assert "the column extra is not read" in read_rows(tmp_path, {"prompt": "Q?", "extra": 1}, format_name="trl").notes
 
 
 def test_axolotl_rows_hold_one_message_as_each_answer(tmp_path: Path) -> None:
@@ -262,9 +262,9 @@ def test_times_are_read_by_every_format_and_are_no_personal_data(tmp_path: Path,
         "hh-rlhf": {"chosen": "\n\nHuman: Why?\n\nAssistant: Light.", "rejected": "\n\nHuman: Why?\n\nAssistant: No.",
                     "created_at": value},
     }  # fmt: skip
-    for format, row in rows.items():
+    for format_name, row in rows.items():
         summary, feedback = imported(tmp_path, write(tmp_path / "f.jsonl", [row]))
-        assert (summary.format, [f.created_at for f in feedback]) == (format, [1714564800.0])
+        assert (summary.format, [f.created_at for f in feedback]) == (format_name, [1714564800.0])
 
 
 def test_numbers_that_stand_for_somebody_are_the_same_however_they_are_written(tmp_path: Path) -> None:
@@ -661,9 +661,9 @@ def test_answers_with_a_verdict_beside_them_are_judged_and_no_references(
     assert (found.label if isinstance(found, Thumb) else (found.score, found.scale)) == said
     assert [p.reference for p in result.prompts] == [None]
     assert [c.text for c in result.completions] == ["Light."]
-    named = read_rows(tmp_path, {"prompt": "Why?", "completion": "Light.", "rating": 1}, format="trl")
+    named = read_rows(tmp_path, {"prompt": "Why?", "completion": "Light.", "rating": 1}, format_name="trl")
     assert "no reference answer" in named.refused[0].reason
-    silent = read_rows(tmp_path, {"prompt": "Why?", "response": "", "rating": 1}, format="chat")
+    silent = read_rows(tmp_path, {"prompt": "Why?", "response": "", "rating": 1}, format_name="chat")
     assert "there is no answer" in silent.refused[0].reason
 
 

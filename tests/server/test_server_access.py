@@ -258,12 +258,12 @@ def test_an_old_session_ends(served: Service, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    "next", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:x", "/a\nb", ""]
+    "place", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:x", "/a\nb", ""]
 )
-def test_a_login_leads_to_no_other_site(served: Service, next: str) -> None:
+def test_a_login_leads_to_no_other_site(served: Service, place: str) -> None:
     secret = token(served.store, "annotator", "ann")
     with with_page(served) as http:
-        assert http.post("/login", data={"token": secret, "next": next}, headers=OWN).headers["Location"] == "/"
+        assert http.post("/login", data={"token": secret, "next": place}, headers=OWN).headers["Location"] == "/"
 
 
 def test_a_wrong_login_says_so_and_too_many_are_stopped(served: Service) -> None:

@@ -27,12 +27,12 @@ from rlhf_loop.files import explain_os_error
 from rlhf_loop.records import Prompt
 
 
-def export(store: Store, path: str | Path, format: str = "native") -> dict[str, int]:
+def export(store: Store, path: str | Path, format_name: str = "native") -> dict[str, int]:
     """Writes what the store holds to a file, whole or not at all.
 
     Gives the number of `rows`, and of the records that were left out, by reason.
 
-    `format`:
+    `format_name`:
     - `native`: everything, one record a line; importing it into an empty store gives an equal one, but for the
       quarantine, the history of promotions and the summaries of rounds.
     - `trl`: `prompt, chosen, rejected` (conversations) and `margin`, the strength of the preference.
@@ -44,27 +44,27 @@ def export(store: Store, path: str | Path, format: str = "native") -> dict[str, 
     Raises `UserError` for an unknown format or a place that cannot be written.
     """
     path = Path(path)
-    if format not in (*FORMATS, "parquet"):
-        raise UserError(f"there is no export format `{format}`; known: {', '.join(FORMATS)}, parquet")
-    if format == "parquet":
+    if format_name not in (*FORMATS, "parquet"):
+        raise UserError(f"there is no export format `{format_name}`; known: {', '.join(FORMATS)}, parquet")
+    if format_name == "parquet":
         return _export_table(store, path)
     if {".csv", ".tsv", ".tab", ".xls", ".xlsx", ".xlsm", ".ods"} & {end.lower() for end in path.suffixes}:
         # a spreadsheet would cut the lines at commas, and run what begins with `=` then
-        raise UserError(f"{format} is no table for a spreadsheet; name the file {path.with_suffix('.jsonl')}")
+        raise UserError(f"{format_name} is no table for a spreadsheet; name the file {path.with_suffix('.jsonl')}")
     parquet = path.suffix == ".parquet"
-    if format == "argilla" and path.suffix != ".json":
+    if format_name == "argilla" and path.suffix != ".json":
         raise UserError(f"argilla is written as one JSON list; name the file {path.with_suffix('.json')}")
-    if parquet and not format.startswith("trl"):
-        raise UserError(f"{format} is written as JSON Lines; name the file {path.with_suffix('.jsonl')}")
+    if parquet and not format_name.startswith("trl"):
+        raise UserError(f"{format_name} is written as JSON Lines; name the file {path.with_suffix('.jsonl')}")
     left_out: Counter[str] = Counter()
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with store.database.read():  # one state of the store, whatever is added or deleted meanwhile
-            rows = FORMATS[format](store, left_out)
+            rows = FORMATS[format_name](store, left_out)
             if parquet:
-                count = _write_parquet(partial, rows, format)
-            elif format == "argilla":
+                count = _write_parquet(partial, rows, format_name)
+            elif format_name == "argilla":
                 count = _write_list(partial, rows)
             else:
                 count = _write_lines(partial, rows, path.suffix == ".gz")
@@ -160,13 +160,13 @@ def _write_list(path: Path, rows: Iterator[Any]) -> int:
     return count
 
 
-def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], format: str) -> int:
+def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], format_name: str) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     fields = {"prompt": turns, "chosen": turns, "rejected": turns, "margin": pa.float64()}
-    if format == "trl-unpaired":
+    if format_name == "trl-unpaired":
         fields = {"prompt": turns, "completion": turns, "label": pa.bool_()}
     schema = pa.schema(list(fields.items()))
     count = 0

@@ -35,7 +35,7 @@ from rlhf_loop.records import Prompt, Split
 def import_file(
     store: Store,
     path: str | Path,
-    format: str = "auto",
+    format_name: str = "auto",
     *,
     annotator: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -47,7 +47,7 @@ def import_file(
 ) -> ImportSummary:
     """Brings a file, a folder of a data set or `hf:OWNER/NAME` into the store.
 
-    `format`, `annotator`, `columns`, `scales`, `texts`: see `importers.reading.open_rows`. `redact`: what takes
+    `format_name`, `annotator`, `columns`, `scales`, `texts`: see `open_rows`. `redact`: what takes
     personal data out of every text before it is stored. `splits`: of new prompts, by their group, or one for all.
     `progress` is called after every transaction.
 
@@ -55,7 +55,7 @@ def import_file(
     something else there. Raises `UserError` when the file cannot be read at all.
     """
     started = time.perf_counter()
-    reading = open_rows(path, format, annotator, columns, make_redactor(redact), scales, texts)
+    reading = open_rows(path, format_name, annotator, columns, make_redactor(redact), scales, texts)
     summary = ImportSummary(format=reading.format)
     writer = BatchWriter(store, summary)
     for batch in batches_of(_with_splits(reading.rows, splits)):
@@ -70,7 +70,7 @@ def import_file(
 def import_and_split(
     store: Store,
     path: Path,
-    format: str,
+    format_name: str,
     redact: RedactorName,
     seed: int,
     test_fraction: float,
@@ -81,9 +81,9 @@ def import_and_split(
     """`import_file`, with new prompts in train, test or judge by their groups (`prompts.split_groups`)."""
     splits: Mapping[str, Split] | Split = "train"
     if test_fraction or judge_fraction:  # which takes reading the file once before
-        groups = _groups(open_rows(path, format, columns=columns, redactor=make_redactor(redact)).rows)
+        groups = _groups(open_rows(path, format_name, columns=columns, redactor=make_redactor(redact)).rows)
         splits = split_groups(groups, seed, test_fraction, judge_fraction)
-    return import_file(store, path, format, columns=columns, redact=redact, scales=scales, splits=splits)
+    return import_file(store, path, format_name, columns=columns, redact=redact, scales=scales, splits=splits)
 
 
 def _groups(items: Iterable[Parsed | Refused]) -> set[str]:

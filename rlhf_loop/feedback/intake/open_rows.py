@@ -57,7 +57,7 @@ class Reading(NamedTuple):
 
 def open_rows(
     path: str | Path,
-    format: str = "auto",
+    format_name: str = "auto",
     annotator: str | None = None,
     columns: Mapping[str, str] | None = None,
     redactor: Redactor | None = None,
@@ -66,7 +66,7 @@ def open_rows(
 ) -> Reading:
     """Begins to read feedback.
 
-    `path`: a file, a folder of a data set or `hf:OWNER/NAME`. `format`: a name in `FORMATS`, or `auto`.
+    `path`: a file, a folder of a data set or `hf:OWNER/NAME`. `format_name`: a name in `FORMATS`, or `auto`.
     `annotator`: the id of the person who gave feedback that names nobody; by default `import:` and the file's name.
     `columns`: a name that the format knows -> the file's own name for it (`a.b`, `a[0].b`: inside of a).
     `scales`: question -> its worst and its best number, where the file does not say (`scales.py`); files of numbers are
@@ -75,10 +75,10 @@ def open_rows(
     Raises `UserError` when it cannot be read at all, when no format fits, and for a column or a question that is
     nowhere.
     """
-    if format != "auto" and format not in FORMATS:
-        close = difflib.get_close_matches(format, [*FORMATS, "auto"], n=1, cutoff=0.3)
+    if format_name != "auto" and format_name not in FORMATS:
+        close = difflib.get_close_matches(format_name, [*FORMATS, "auto"], n=1, cutoff=0.3)
         nearest = f"; did you mean `{close[0]}`?" if close else "."
-        raise UserError(f"there is no format `{format}`{nearest} Known: auto, {', '.join(FORMATS)}")
+        raise UserError(f"there is no format `{format_name}`{nearest} Known: auto, {', '.join(FORMATS)}")
     found = read_rows(path)
     start: list[Row | Refused] = []
     rows: list[Row] = []
@@ -98,13 +98,13 @@ def open_rows(
     renamed = columns
     if (
         rows
-        and format == "auto"
+        and format_name == "auto"
         and not any(module.recognises(row.values) for module in FORMATS.values() for row in rows)
     ):
         plain_names = _plain_names(rows[0].values).items()
         renamed = {**{name: own for name, own in plain_names if own not in columns.values()}, **columns}
     values = [_renamed(row.values, renamed) if renamed else row.values for row in rows]
-    name = format if format != "auto" or not rows else _detect(path, rows[0], values)
+    name = format_name if format_name != "auto" or not rows else _detect(path, rows[0], values)
     default = Annotator(id=annotator or f"import:{_stem(path)}")
     if name not in FORMATS:  # nothing but refused rows, and nobody named a format
         return Reading(name, (item for item in start if isinstance(item, Refused)))
@@ -119,14 +119,16 @@ def open_rows(
     return Reading(name, _parsed(chain(start, found), FORMATS[name], place, renamed, redactor))
 
 
-def _scales(path: str | Path, format: Any, columns: Mapping[str, str], given: Mapping[str, Scale] | None) -> Scales:
+def _scales(path: str | Path, importer: Any, columns: Mapping[str, str], given: Mapping[str, Scale] | None) -> Scales:
     """The scales of a file's questions: what was said of them, and what all their numbers allow."""
     scales = Scales(given)
-    if hasattr(format, "numbers"):
+    if hasattr(importer, "numbers"):
         for item in read_rows(path):
             if isinstance(item, Row):
                 with suppress(*ODD):
-                    for question, number in format.numbers(_renamed(item.values, columns) if columns else item.values):
+                    for question, number in importer.numbers(
+                        _renamed(item.values, columns) if columns else item.values
+                    ):
                         scales.see(question, number)
     unknown = scales.unknown()
     if unknown:
@@ -164,12 +166,12 @@ def _size(value: Any) -> int:
 
 def _parsed(
     items: Iterator[Row | Refused],
-    format: Any,
+    importer: Any,
     source: Place,
     columns: Mapping[str, str],
     redactor: Redactor | None,
 ) -> Iterator[Parsed | Refused]:
-    parse = format.parse
+    parse = importer.parse
     noted: set[str] = set()
     for item in items:
         if isinstance(item, Refused):

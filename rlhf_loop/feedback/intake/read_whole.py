@@ -49,15 +49,15 @@ class ImportResult:
         return lines
 
 
-def read(path: str | Path, format: str = "auto", annotator: str | None = None) -> ImportResult:
+def read(path: str | Path, format_name: str = "auto", annotator: str | None = None) -> ImportResult:
     """Reads feedback from a file; nothing is stored.
 
-    `format`: a name in `FORMATS`, or `auto`. `annotator`: the id of the person who gave feedback that names nobody;
-    by default `import:` and the file's name.
+    `format_name`: a name in `FORMATS`, or `auto`. `annotator`: the id of the person who gave feedback that names
+    nobody; by default `import:` and the file's name.
     Rows that cannot be used are in `refused`, each with file, line and reason. Raises `UserError` when the file cannot
     be read at all or its format is not known.
     """
-    reading = open_rows(path, format, annotator)
+    reading = open_rows(path, format_name, annotator)
     refused: list[Refused] = []
     collected = _Collected()
     rows = 0

@@ -37,11 +37,13 @@ KEPT_SECONDS = 5.0
 
 
 @router.get("/login")
-def login(request: Request, failed: int = 0, next: Annotated[str, Query(max_length=500)] = "/") -> Response:
+def login(
+    request: Request, failed: int = 0, then: Annotated[str, Query(max_length=500, alias="next")] = "/"
+) -> Response:
     """Asks for a token, where any was made; `rlhf_loop.server.access` takes it."""
     if request.app.state.service.open_access:
         return RedirectResponse("/", 303)
-    return pages.page(request, "login.html", failed=bool(failed), next=next)
+    return pages.page(request, "login.html", failed=bool(failed), next=then)
 
 
 @router.get("/")
