@@ -194,14 +194,14 @@ class History:
         self.rounds: dict[int, float] = {}  # CPU seconds of the loop's own work
         self.snapshots: list[float] = []  # of these, what it takes to freeze and validate all feedback
         launch.choose = lambda *_: self.stub
-        made = loop_module._Run.make_round
+        made = loop_module._Rounds.make_round
 
         def measured(run: Any, n: int) -> None:
             begun, stages = time.process_time(), self.stub.seconds
             made(run, n)
             self.rounds[n] = time.process_time() - begun - (self.stub.seconds - stages)
 
-        loop_module._Run.make_round = measured
+        loop_module._Rounds.make_round = measured
         freeze = loop_module.snapshot
 
         def frozen(*arguments: Any, **named: Any) -> Any:

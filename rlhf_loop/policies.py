@@ -7,68 +7,56 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from rlhf_loop.damage import check_step, remedy
+from rlhf_loop.damage import check_step
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.provenance.lineage import lineage
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import commit_folder, explain_os_error, failed_write, read_json, write_json, write_text
-from rlhf_loop.kept_recipe import read_kept
-from rlhf_loop.loop import BASE, Loop
 from rlhf_loop.machine import Dtype
 from rlhf_loop.models.card import model_card
-from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Artifact
+from rlhf_loop.runs import BASE, Run, open_run
 
 DTYPES: tuple[str, ...] = get_args(Dtype)
 """Precisions that weights can be exported in."""
 
 
-def open_loop(run: Path) -> Loop:
-    """The loop of an existing run, from the recipe kept in it."""
-    read_kept(run)
-    try:
-        recipe = Recipe.load(run / "recipe.yaml", to_run=False)
-    except UserError as error:
-        raise UserError(f"{error}. If the file was damaged, {remedy(run / 'recipe.yaml')}") from None
-    return Loop(recipe, run_dir=run)
-
-
 def listed(run: Path) -> list[dict[str, Any]]:
     """One row a policy, in order of rounds: `{id, round, parent, promoted, path, win_rate_vs_base}`."""
-    loop = open_loop(run)
-    with Store.open(loop.store_url) as store:
-        policies, promoted = store.artifacts(kind="policy", with_feedback=False), loop.promoted_id(store)
+    opened = open_run(run)
+    with Store.open(opened.store_url) as store:
+        policies, promoted = store.artifacts(kind="policy", with_feedback=False), opened.promoted_id(store)
     return [
         {
             "id": policy.id,
             "round": policy.round,
             "parent": policy.parent,
             "promoted": policy.id == promoted,
-            "path": loop.weights(policy),
-            "win_rate_vs_base": _evaluation(loop, policy).get("win_rate_vs_base"),
+            "path": opened.weights(policy),
+            "win_rate_vs_base": _evaluation(opened, policy).get("win_rate_vs_base"),
         }
         for policy in sorted(policies, key=lambda policy: policy.round)
-        if loop.holds(policy.id)
+        if opened.holds(policy.id)
     ]
 
 
 def promote(run: Path, policy_id: str) -> None:
     """Makes `policy_id` the promoted policy; the next round starts from it."""
-    loop = open_loop(run)
-    with loop.run_dir.locked(), Store.open(loop.store_url) as store:
-        _find(loop, store, policy_id)
+    opened = open_run(run)
+    with opened.run_dir.locked(), Store.open(opened.store_url) as store:
+        _find(opened, store, policy_id)
         store.promote(policy_id)
 
 
 def rollback(run: Path) -> str:
     """Promotes the policy that was promoted before the current one, and gives its id."""
-    loop = open_loop(run)
-    with loop.run_dir.locked(), Store.open(loop.store_url) as store:
-        promotions = [policy for policy, _ in store.promotions() if loop.holds(policy)]
+    opened = open_run(run)
+    with opened.run_dir.locked(), Store.open(opened.store_url) as store:
+        promotions = opened.promotions(store)
         if not promotions or promotions[-1] == BASE:
             raise UserError(f"{run}: the base policy is promoted; there is nothing to roll back to")
         before = _promoted_before(promotions)
-        store.promote(_find(loop, store, before).id)
+        store.promote(_find(opened, store, before).id)
         return before
 
 
@@ -89,11 +77,11 @@ def export(
         raise UserError("--dtype is for merged weights; an adapter stays as it was trained")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not empty; name a new folder")
-    loop = open_loop(run)
-    with Store.open(loop.store_url) as store:
-        policy = _find(loop, store, policy_id or loop.promoted_id(store) or BASE)
+    opened = open_run(run)
+    with Store.open(opened.store_url) as store:
+        policy = _find(opened, store, policy_id or opened.promoted_id(store) or BASE)
         came_from = lineage(store, policy.id)
-    source = loop.weights(policy)
+    source = opened.weights(policy)
     if form == "adapter" and not (Path(source) / "adapter_config.json").exists():
         raise UserError(f"policy {policy.id} is not an adapter; use --form merged")
     check_step(Path(source))
@@ -110,10 +98,12 @@ def export(
         else:
             from rlhf_loop.models.loading import merge_policy
 
-            settings = loop.recipe.policy
+            settings = opened.recipe.policy
             merge_policy(source, partial, settings.model_copy(update={"dtype": dtype or settings.precision}))
-        write_text(partial / "README.md", model_card(loop.recipe, policy, _evaluation(loop, policy), form, output.name))
-        write_json(partial / "lineage.json", _without_places(came_from, loop.run_dir.path))
+        write_text(
+            partial / "README.md", model_card(opened.recipe, policy, _evaluation(opened, policy), form, output.name)
+        )
+        write_json(partial / "lineage.json", _without_places(came_from, opened.run_dir.path))
         if output.exists():
             output.rmdir()
         commit_folder(partial, output)
@@ -153,17 +143,17 @@ def _promoted_before(promotions: Sequence[str]) -> str:
     return standing[-2] if len(standing) > 1 else BASE
 
 
-def _find(loop: Loop, store: Store, policy_id: str) -> Artifact:
+def _find(run: Run, store: Store, policy_id: str) -> Artifact:
     """A policy of this run; another run may use the store."""
     for policy in store.artifacts(kind="policy", ids=[policy_id]):
-        if loop.holds(policy.id):
+        if run.holds(policy.id):
             return policy
     policies = store.artifacts(kind="policy", with_feedback=False)
-    known = sorted(policy.id for policy in policies if loop.holds(policy.id))
+    known = sorted(policy.id for policy in policies if run.holds(policy.id))
     raise UserError(f"no policy {policy_id}; there are: {', '.join(known)}")
 
 
-def _evaluation(loop: Loop, policy: Artifact) -> dict[str, Any]:
-    path = loop.evaluation(policy) / "evaluation.json"
+def _evaluation(run: Run, policy: Artifact) -> dict[str, Any]:
+    path = run.evaluation(policy) / "evaluation.json"
     evaluation: dict[str, Any] = read_json(path) if path.exists() else {}
     return evaluation

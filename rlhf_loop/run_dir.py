@@ -49,6 +49,11 @@ class RunDir:
         """The last part of its path."""
         return self.path.name
 
+    @property
+    def store_url(self) -> str:
+        """The run's own store, for a recipe that names none."""
+        return f"sqlite:///{self.path.resolve() / 'feedback.db'}"
+
     def round(self, number: int) -> Path:
         """The folder of round `number`."""
         return self.path / f"round_{number:03d}"

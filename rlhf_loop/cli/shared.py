@@ -38,9 +38,9 @@ def store_url(store: str) -> str:
                 f"one; a store alone is a file, such as {store}.db"
             )
         return absolute_store(store, Path.cwd())
-    from rlhf_loop.policies import open_loop
+    from rlhf_loop.runs import open_run
 
-    return open_loop(existing_run(folder)).store_url
+    return open_run(existing_run(folder)).store_url
 
 
 def _is_run(path: Path) -> bool:
@@ -51,9 +51,9 @@ def validation_settings(store: str) -> Any:
     """The validation settings of the run that the store belongs to, or None where only a store is named."""
     if not Path(store).is_dir():
         return None
-    from rlhf_loop.policies import open_loop
+    from rlhf_loop.runs import open_run
 
-    return open_loop(existing_run(Path(store))).recipe.feedback.validation
+    return open_run(existing_run(Path(store))).recipe.feedback.validation
 
 
 def shortest(path: Path) -> str:

@@ -28,7 +28,8 @@ def status(run: RunDir) -> dict[str, Any]:
     if last >= recipe.get("rounds", 0):
         following = f"rlhf-loop report {run.path}"
     elif waiting and last >= 0:
-        following = f"rlhf-loop feedback export questions.jsonl --format questions --store {_store_url(run, recipe)}"
+        store = recipe.get("store") or run.store_url
+        following = f"rlhf-loop feedback export questions.jsonl --format questions --store {store}"
     else:
         following = again
     return {
@@ -92,9 +93,5 @@ def _open_questions(run: RunDir, recipe: dict[str, Any]) -> int | None:
         return None
     from rlhf_loop.feedback.store.store import Store
 
-    with Store.open(_store_url(run, recipe), create=False) as store:
+    with Store.open(str(recipe.get("store") or run.store_url), create=False) as store:
         return store.open_questions()
-
-
-def _store_url(run: RunDir, recipe: dict[str, Any]) -> str:
-    return str(recipe.get("store") or f"sqlite:///{run.path.resolve() / 'feedback.db'}")

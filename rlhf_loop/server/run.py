@@ -17,8 +17,8 @@ from rlhf_loop import private
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.policies import open_loop
 from rlhf_loop.records import Artifact
+from rlhf_loop.runs import open_run
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.chat.policy_process import Engine, OwnProcess, Policies
 from rlhf_loop.server.chat.upstream import BACK_OFF, KEY_VARIABLE, Upstream
@@ -52,11 +52,11 @@ def start(
     """
     for proxy in trusted_proxies:
         _check_network(proxy)
-    loop = open_loop(run) if run is not None else None
+    known = open_run(run) if run is not None else None
     if run is not None:
         private.tighten(run)
-    url = loop.store_url if loop is not None else str(store)
-    with Store.open(url, create=loop is not None or "://" in url) as opened:
+    url = known.store_url if known is not None else str(store)
+    with Store.open(url, create=known is not None or "://" in url) as opened:
         local = is_loopback(host)
         any_token = tokens.any_made(opened)
         if not local and not any_token:
@@ -66,7 +66,7 @@ def start(
             )
         service = Service(
             store=opened,
-            recipe=loop.recipe if loop is not None else None,
+            recipe=known.recipe if known is not None else None,
             run_dir=run,
             open_access=local and not any_token,
             log_texts=log_texts,
@@ -101,10 +101,10 @@ def set_up_chat(service: Service, upstream: str | None) -> None:
     """Gives the service its policies, or the reason why it has none."""
     store, recipe, run_dir = service.store, service.recipe, service.run_dir
 
-    loop = open_loop(run_dir) if run_dir is not None else None
+    known = open_run(run_dir) if run_dir is not None else None
 
     def look() -> Artifact | None:
-        id = loop.promoted_id(store) if loop is not None else store.promoted_id()
+        id = known.promoted_id(store) if known is not None else store.promoted_id()
         return None if id is None else store.artifacts(ids=[id], with_feedback=False)[0]
 
     async def promoted() -> Artifact | None:
@@ -117,16 +117,16 @@ def set_up_chat(service: Service, upstream: str | None) -> None:
         url, key = upstream, os.environ.get(KEY_VARIABLE)
         service.policies = Policies(promoted, lambda policy: Upstream(url, policy.id, key), back_off=BACK_OFF)
         return
-    if recipe is None or loop is None:
+    if recipe is None or known is None:
         service.chat_off = "a store alone has no policy to serve; serve a run, or give --upstream URL"
         return
-    if loop.promoted_id(store) is None:
+    if known.promoted_id(store) is None:
         service.chat_off = "the run has no policy yet; `rlhf-loop run` makes its first round, then start this again"
         return
 
     def make(policy: Artifact) -> Engine:
         settings = recipe.policy.model_dump(mode="json")
-        return OwnProcess(policy.id, loop.weights(policy), settings, recipe.generation.batch_tokens)
+        return OwnProcess(policy.id, known.weights(policy), settings, recipe.generation.batch_tokens)
 
     service.policies = Policies(promoted, make)
 

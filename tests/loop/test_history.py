@@ -37,7 +37,7 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A run of the real loop without models, as in the benchmark: everybody has said everything before round 1."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(launch, "choose", launch.choose)  # put back afterwards
-    monkeypatch.setattr(loop._Run, "make_round", loop._Run.make_round)
+    monkeypatch.setattr(loop._Rounds, "make_round", loop._Rounds.make_round)
     monkeypatch.setattr(loop, "snapshot", loop.snapshot)
     benchmark = importlib.import_module("history")
     monkeypatch.setattr(benchmark, "HELD_OUT", 4)

@@ -15,11 +15,11 @@ from rlhf_loop import Loop, Recipe
 from rlhf_loop.cli import app
 from rlhf_loop.files import write_json
 from rlhf_loop.kept_recipe import RecipeChanged, keep_recipe
-from rlhf_loop.loop import _without_place
 from rlhf_loop.places import content, relocated
 from rlhf_loop.report import write_report
 from rlhf_loop.report.status import status
 from rlhf_loop.run_dir import STEPS, RunDir
+from rlhf_loop.steps.made_once import StepMaker, without_place
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,13 +57,11 @@ def loop(recipe: Path, *overrides: str, run: Path | None = None) -> Loop:
 
 def stop_after(made: Loop, monkeypatch: pytest.MonkeyPatch, round: int, step: str) -> None:
     """Runs until the step of the round is in its place."""
-    from rlhf_loop.loop import _Run
-
-    original = {name: getattr(_Run, name) for name in ("_step", "_stage")}
+    original = {name: getattr(StepMaker, name) for name in ("step", "stage")}
 
     def patched(name: str) -> Any:
-        def call(self: Any, n: int, done: str, *rest: Any) -> Any:
-            folder = original[name](self, n, done, *rest)
+        def call(self: Any, n: int, done: str, *rest: Any, **named: Any) -> Any:
+            folder = original[name](self, n, done, *rest, **named)
             if (n, done) == (round, step):
                 raise Stopped
             return folder
@@ -72,7 +70,7 @@ def stop_after(made: Loop, monkeypatch: pytest.MonkeyPatch, round: int, step: st
 
     with monkeypatch.context() as patch:
         for name in original:
-            patch.setattr(_Run, name, patched(name))
+            patch.setattr(StepMaker, name, patched(name))
         with pytest.raises(Stopped):
             made.run()
 
@@ -218,7 +216,7 @@ def test_a_text_that_begins_with_a_slash_is_no_path(text: str, tmp_path: Path) -
     keep_recipe(recipe, RunDir(tmp_path))
     keep_recipe(recipe, RunDir(tmp_path))
     assert content(text) is None
-    one, two = (_without_place({"system_prompt": text + more}, tmp_path) for more in ("", "/x"))
+    one, two = (without_place({"system_prompt": text + more}, tmp_path) for more in ("", "/x"))
     assert one != two
 
 

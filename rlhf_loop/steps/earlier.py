@@ -1,0 +1,57 @@
+"""What a round takes over from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf_loop.feedback.privacy.deletion_files import is_redacted
+from rlhf_loop.files import read_json
+from rlhf_loop.run_dir import RunDir
+from rlhf_loop.step_folders import read_manifest
+
+
+def reward_of_same_pairs(run: RunDir, n: int, frozen: Path, specs: list[str]) -> int | None:
+    """The last round before `n` that trained a reward model, if since then no pair came or went and nobody edited it.
+
+    `frozen`: round `n`'s snapshot; `specs`: hashes of what describes the reward model now.
+    """
+    pairs = _hash_of_pairs(frozen)
+    for earlier in range(n - 1, 0, -1):
+        before = run.step(earlier, "snapshot")
+        if is_redacted(before) or _hash_of_pairs(before) != pairs:
+            return None
+        made = read_manifest(run.step(earlier, "reward"))
+        if made is not None:
+            return earlier if made["settings"]["specs"] == specs else None
+    return None
+
+
+def steps_before(run: RunDir, n: int) -> int:
+    """Optimizer steps of all updates before round `n`: those before the last one, and its own."""
+    for earlier in range(n - 1, -1, -1):
+        metrics = run.step(earlier, "update") / "metrics.json"
+        if metrics.exists():
+            made = read_manifest(run.step(earlier, "update"))
+            assert made is not None  # the update is complete
+            return int(made["settings"]["step_offset"]) + int(read_json(metrics)["steps"])
+    return 0
+
+
+def kept_features(run: RunDir, n: int, steps: Sequence[str]) -> dict[str, Path]:
+    """The last of these steps before round `n` that kept features of texts which this round scores again: stage
+    inputs, `features_of_STEP`."""
+    found = {}
+    for step in steps:
+        folders = (run.step(earlier, step) for earlier in range(n - 1, 0, -1))
+        made = ((folder, read_manifest(folder)) for folder in folders)
+        last = next(((folder, manifest) for folder, manifest in made if manifest is not None), None)
+        if last is not None and "features.parquet" in last[1]["files"]:
+            found[f"features_of_{step}"] = last[0]
+    return found
+
+
+def _hash_of_pairs(snapshot: Path) -> str | None:
+    """That of its `pairs.parquet`; None where the snapshot is not complete."""
+    manifest = read_manifest(snapshot)
+    return None if manifest is None else manifest["files"]["pairs.parquet"]
