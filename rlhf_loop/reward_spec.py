@@ -9,16 +9,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from rlhf_loop import files, recipe
+from rlhf_loop import trainer_fields
 from rlhf_loop.errors import UserError
+from rlhf_loop.files import write_text
 from rlhf_loop.near import did_you_mean
 from rlhf_loop.places import absolute_model, relocated
-from rlhf_loop.settings import read_yaml, write_yaml
+from rlhf_loop.recipe import Lora
+from rlhf_loop.settings import Settings, parse_settings, read_yaml, write_yaml
 
 FILE = "reward_model.yaml"
 
 
-class _Spec(recipe.Settings):
+class _Spec(Settings):
     _folder: Path | None = PrivateAttr(None)
 
     @property
@@ -35,7 +37,7 @@ class BradleyTerrySpec(_Spec):
 
     kind: Literal["bradley_terry"] = "bradley_terry"
     base: str = "policy"
-    lora: recipe.Lora | None = Field(default_factory=recipe.Lora)  # null: train every weight
+    lora: Lora | None = Field(default_factory=Lora)  # null: train every weight
     max_length: int = Field(1024, ge=8)  # tokens of prompt and completion; pairs with a longer side are left out
     probe: bool = (
         True  # begin from the best linear output on the untrained features (arXiv 2202.10054), not a random one
@@ -45,7 +47,7 @@ class BradleyTerrySpec(_Spec):
 
     @model_validator(mode="after")
     def _trainer_is_known(self) -> BradleyTerrySpec:
-        recipe.check_trainer("bradley_terry", self.trainer, "trainer")
+        trainer_fields.check_trainer("bradley_terry", self.trainer, "trainer")
         if "max_length" in self.trainer:
             raise ValueError(
                 "trainer.max_length: set `max_length` of the reward model itself, which counts what it drops"
@@ -150,14 +152,14 @@ def parse_spec(values: Mapping[str, Any], where: str = FILE) -> BradleyTerrySpec
     if not isinstance(kind, str) or kind not in SPECS:
         said = "`kind` is missing" if kind is None else f"`kind: {kind}` is not known"
         raise UserError(f"{where}: {said}; valid: {', '.join(SPECS)}")
-    spec: BradleyTerrySpec | HeadSpec | FunctionSpec = recipe.parse_settings(SPECS[kind], values, where)
+    spec: BradleyTerrySpec | HeadSpec | FunctionSpec = parse_settings(SPECS[kind], values, where)
     return spec
 
 
 def write_spec(spec: BradleyTerrySpec | HeadSpec | FunctionSpec, folder: Path) -> None:
     """Writes `spec` as the `reward_model.yaml` of `folder`."""
     text = write_yaml(spec.model_dump(mode="json"))
-    files.write_text(folder / FILE, text)
+    write_text(folder / FILE, text)
 
 
 def with_trainer(

@@ -1,13 +1,171 @@
-"""YAML of recipes and reward models, read as people write it."""
+"""Settings that people write in YAML: read, overridden on the command line, checked, and said what is wrong with.
+
+A block of settings is a pydantic class; unknown keys are errors, told with the nearest valid name.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.near import near, nearest
+from rlhf_loop.places import absolute_model, absolute_path, absolute_store
+
+
+class Settings(BaseModel):
+    """A block of a recipe or of a reward model: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The values in a recipe's file; a `UserError` that says what else is there where it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"no recipe at {path}{near(path, _is_yaml)}. `rlhf-loop init DIR` lays out copies of those that ship."
+        ) from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name a recipe's file{near(path / 'RECIPE', _is_yaml)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    values = read_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of settings, as in recipes/quickstart.yaml")
+    return values
+
+
+def parse_settings(model: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    """Checks `values` against a `Settings` class; raises `UserError` with one line for each mistake."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(model, dict(problem)) for problem in error.errors()]
+        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Sets what `key.sub=value` says in `values`; the value is YAML."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"`{override}` is not an override; write key.sub=value, such as update.trainer.beta=0.2")
+    *parents, last = key_of(override)
+    place: Any = values
+    for parent in parents:
+        if isinstance(place, list):
+            place = _item(place, parent, override)
+        elif isinstance(place, dict):
+            place = place.setdefault(parent, {})
+        if place is None:
+            raise UserError(f"`{override}`: {parent} is null in the recipe; set it whole")
+        if not isinstance(place, (dict, list)):
+            raise UserError(f"`{override}`: {parent} is a single value and has no parts; set it whole")
+    if isinstance(place, list):
+        _item(place, last, override)
+        place[int(last)] = read_yaml(text, f"`{override}`")
+    else:
+        place[last] = read_yaml(text, f"`{override}`")
+
+
+def key_of(override: str) -> tuple[str, ...]:
+    """The names on the way to what an override sets."""
+    return tuple(override.partition("=")[0].strip().split("."))
+
+
+def _item(place: list[Any], index: str, override: str) -> Any:
+    if not index.isdigit() or int(index) >= len(place):
+        raise UserError(f"`{override}`: {index} is not one of the {len(place)} items, counted from 0")
+    return place[int(index)]
+
+
+class Bases:
+    """The folder that a path starts from: the recipe's, or the working folder where its key was typed."""
+
+    def __init__(self, folder: Path, typed: Iterable[tuple[str, ...]]):
+        self.folder = folder
+        self.typed = list(typed)
+
+    def of(self, key: tuple[str, ...]) -> Path:
+        """For the value at `key`."""
+        return Path.cwd() if any(key[: len(typed)] == typed for typed in self.typed) else self.folder
+
+
+def resolve_paths(value: Any, bases: Bases, key: tuple[str, ...] = ()) -> Any:
+    """`value`, which stands at `key` of a recipe, with every path in it absolute; blocks are changed in place."""
+    if isinstance(value, Settings):
+        for name in type(value).model_fields:
+            before = getattr(value, name)
+            after = resolve_paths(before, bases, (*key, name))
+            if after != before:
+                setattr(value, name, after)
+    elif isinstance(value, list):
+        return [resolve_paths(item, bases, (*key, str(number))) for number, item in enumerate(value)]
+    elif isinstance(value, Path):
+        return absolute_path(value, bases.of(key))
+    elif value is not None and key == ("store",):
+        return absolute_store(value, bases.of(key))
+    elif key == ("policy", "model"):
+        return absolute_model(value, bases.of(key))
+    return value
+
+
+def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
+    location = _without_union_tags(model, [str(part) for part in problem["loc"]])
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key `{key}`{nearest(location[-1], _names_at(model, location[:-1]))}"
+    message: str = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"`{key}` is missing"
+    if problem["type"] == "value_error":
+        return message
+    return f"`{key}`: {message}, got {problem['input']!r}"
+
+
+def _without_union_tags(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Pydantic puts the kind of a union's member into the place of a mistake; users did not write it there."""
+    kept: list[str] = []
+    for index, part in enumerate(location):
+        blocks = _blocks_at(model, kept)
+        tags = {block.model_fields["kind"].default for block in blocks if "kind" in block.model_fields}
+        last = index == len(location) - 1
+        if not (part in tags and len(blocks) > 1 and not last):
+            kept.append(part)
+    return kept
+
+
+def _names_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Valid names of the block at `location`."""
+    return [name for block in _blocks_at(model, location) for name in block.model_fields]
+
+
+def _blocks_at(model: type[BaseModel], location: list[str]) -> list[type[BaseModel]]:
+    """The settings classes that may stand at `location`; walks lists, options and unions."""
+    blocks = [model]
+    for part in location:
+        blocks = [
+            inner
+            for block in blocks
+            for inner in (_blocks(block.model_fields[part].annotation) if part in block.model_fields else [block])
+        ]
+    return blocks
+
+
+def _blocks(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [block for argument in get_args(annotation) for block in _blocks(argument)]
+
+
+def _is_yaml(path: Path) -> bool:
+    return path.suffix in (".yaml", ".yml")
 
 
 def read_yaml(text: str, where: str) -> Any:

@@ -29,7 +29,8 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.generation.live import LiveBatch, Row
 from rlhf_loop.models.loading import fit_threads, load_policy, tune_cpu_memory
 from rlhf_loop.models.turns import encode_prompts
-from rlhf_loop.recipe import Policy, parse_settings
+from rlhf_loop.recipe import Policy
+from rlhf_loop.settings import parse_settings
 
 
 class Worker:

@@ -23,8 +23,8 @@ import torch
 from rlhf_loop.damage import loading, reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.machine import cpu_quota
+from rlhf_loop.model_checks import check_config, check_files, on_output_layer, on_tied_embeddings
 from rlhf_loop.models.attention import attention_option, with_attention
-from rlhf_loop.models.checks import check_config, check_files, on_output_layer, on_tied_embeddings
 from rlhf_loop.models.distributed import is_main, whole_models
 from rlhf_loop.models.files import give_pad_token, resolve_model
 from rlhf_loop.models.quiet import quiet

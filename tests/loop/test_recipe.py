@@ -9,8 +9,9 @@ from samples.trl_fields import FILE, fields_of
 
 from rlhf_loop.algorithms import TRAINER_CONFIGS
 from rlhf_loop.errors import UserError
-from rlhf_loop.recipe import RESERVED, Recipe, parse
+from rlhf_loop.recipe import Recipe, parse
 from rlhf_loop.settings import read_yaml, write_yaml
+from rlhf_loop.trainer_fields import RESERVED
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "recipes" / "smoke.yaml"

@@ -27,8 +27,9 @@ from rlhf_loop.feedback.intake.open_rows import Parsed, open_rows
 from rlhf_loop.feedback.intake.prompts import split_groups
 from rlhf_loop.feedback.intake.summary import ImportSummary
 from rlhf_loop.feedback.intake.writer import BatchWriter
-from rlhf_loop.feedback.privacy.redaction import RedactorName, make_redactor
+from rlhf_loop.feedback.privacy.redaction import make_redactor
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.recipe import RedactorName
 from rlhf_loop.records import Prompt, Split
 
 

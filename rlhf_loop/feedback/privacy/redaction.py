@@ -20,15 +20,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from stdnum import luhn
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.privacy import redaction_patterns as patterns
 from rlhf_loop.feedback.privacy.folded_text import FoldedText
-
-RedactorName = Literal["patterns", "presidio", "none"]
+from rlhf_loop.recipe import RedactorName
 
 
 class Redactor(Protocol):

@@ -1,0 +1,212 @@
+"""Which settings of a recipe cannot work together: one small rule each, looked at when the recipe is loaded.
+
+A rule gives what is wrong and what to set instead, or None. To add one: a function here and its name in `RULES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rlhf_loop.algorithms import ALGORITHMS, Consumes
+
+if TYPE_CHECKING:
+    from rlhf_loop.recipe import Recipe
+
+
+def names_are_known(recipe: Recipe) -> str | None:
+    """Rules and strategies are functions of this package, or were put into its tables."""
+    from rlhf_loop.annotators.rules import RULES as ANNOTATOR_RULES
+    from rlhf_loop.rows.pairing import PAIRS, QUESTIONS
+
+    named: list[tuple[str, str, Mapping[str, Any]]] = [
+        ("pairing.strategy", recipe.pairing.strategy, PAIRS),
+        ("feedback.question_strategy", recipe.feedback.question_strategy, QUESTIONS),
+    ]
+    if recipe.feedback.annotator is not None:
+        named.append(("feedback.annotator.rule", recipe.feedback.annotator.rule, ANNOTATOR_RULES))
+    if recipe.evaluation.judge.kind == "rule":
+        named.append(("evaluation.judge.rule", recipe.evaluation.judge.rule, ANNOTATOR_RULES))
+    for where, name, known in named:
+        if name not in known:
+            return f"{where}: there is no `{name}`; there are: {', '.join(known)}"
+    return None
+
+
+def a_rule_judges_only_simulations(recipe: Recipe) -> str | None:
+    """The rule knows nothing of what people wanted."""
+    people = recipe.feedback.annotator is None and recipe.feedback.imports
+    if recipe.evaluation.judge.kind == "rule" and people:
+        return (
+            "evaluation.judge: a rule is an honest judge only of a simulation; with imported feedback use "
+            "`judge: {kind: reward_model, model: FOLDER}` and `prompts.judge_fraction: 0.3`"
+        )
+    return None
+
+
+def a_trained_judge_has_feedback_of_its_own(recipe: Recipe) -> str | None:
+    """Feedback that trains nothing else."""
+    apart = recipe.prompts.judge_fraction > 0 or any(one.split == "judge" for one in recipe.feedback.imports)
+    if recipe.evaluation.judge.kind == "reward_model" and not apart:
+        return (
+            "evaluation.judge: a reward-model judge needs feedback of its own; set `prompts.judge_fraction: "
+            "0.3` or give one of `feedback.imports` the setting `split: judge`"
+        )
+    return None
+
+
+def there_are_training_prompts(recipe: Recipe) -> str | None:
+    """From files, or from feedback."""
+    if not recipe.prompts.train and not recipe.prompts.from_feedback:
+        return "prompts: no training prompts; give `prompts.train: [FILE.jsonl]` or `prompts.from_feedback: true`"
+    return None
+
+
+def there_are_held_out_prompts(recipe: Recipe) -> str | None:
+    """Of the split that is evaluated on: from files, or from feedback."""
+    held_out = recipe.prompts.test if recipe.evaluation.split == "test" else recipe.prompts.dev
+    from_feedback = recipe.prompts.from_feedback and recipe.prompts.test_fraction > 0
+    imported = any(one.split == "test" for one in recipe.feedback.imports)
+    if not held_out and not from_feedback and not imported:
+        return (
+            f"prompts.{recipe.evaluation.split}: no held-out prompts to evaluate on; give a file of prompts that "
+            "are not among the training prompts"
+        )
+    return None
+
+
+def what_needs_a_reward_model_has_one(recipe: Recipe) -> str | None:
+    """The update, or pairs that are made from scores."""
+    consumes = _consumes(recipe)
+    if recipe.reward is not None:
+        return None
+    if consumes in ("prompts", "best_of_n"):
+        return (
+            f"reward: {recipe.update.algorithm} needs a reward model; set `reward: {{model: FOLDER}}` to a folder "
+            "such as reward_models/frozen_head"
+        )
+    if consumes == "pairs" and "reward" in recipe.pairing.sources:
+        return (
+            "reward: pairs are also made from a reward model's scores; set `reward: {model: FOLDER}` to a folder "
+            "such as reward_models/frozen_head, or `pairing.sources: [feedback]`"
+        )
+    return None
+
+
+def samples_are_enough(recipe: Recipe) -> str | None:
+    """Where an update compares the samples of a prompt."""
+    if recipe.generation.samples_per_prompt >= 2:
+        return None
+    if _consumes(recipe) == "pairs" and "reward" in recipe.pairing.sources:
+        return (
+            "generation.samples_per_prompt: pairs are made among a prompt's samples, so at least 2 are needed; "
+            "or set `pairing.sources: [feedback]`"
+        )
+    if _consumes(recipe) == "best_of_n":
+        return (
+            "generation.samples_per_prompt: rejection_sampling takes the best of a prompt's samples, so at least 2 "
+            "are needed"
+        )
+    return None
+
+
+def samples_differ(recipe: Recipe) -> str | None:
+    """Where an update compares the samples of a prompt; pairs may also come from elsewhere."""
+    if recipe.generation.temperature > 0:
+        return None
+    consumes = _consumes(recipe)
+    elsewhere = bool(recipe.feedback.imports or recipe.store) and "reward" not in recipe.pairing.sources
+    if consumes in ("best_of_n", "prompts") or (consumes == "pairs" and not elsewhere):
+        return (
+            f"generation.temperature: at 0 all samples of a prompt are equal, and {recipe.update.algorithm} learns "
+            "from samples that differ; set it above 0"
+        )
+    return None
+
+
+def exo_pair_is_smoothed(recipe: Recipe) -> str | None:
+    """TRL's loss is not finite without."""
+    trainer = recipe.update.trainer_settings()
+    losses = trainer.get("loss_type")
+    if "exo_pair" in (losses if isinstance(losses, list) else [losses]) and not trainer.get("label_smoothing"):
+        return "update.trainer: loss_type exo_pair needs label_smoothing above 0; set `label_smoothing: 0.001`"
+    return None
+
+
+def kto_has_batches(recipe: Recipe) -> str | None:
+    """It estimates the KL from the other answers of a batch."""
+    size = recipe.update.trainer_settings().get("per_device_train_batch_size")
+    if recipe.update.algorithm == "kto" and size == 1:
+        return (
+            "update.trainer.per_device_train_batch_size: kto compares the answers of a batch with one another; set "
+            "2 or more"
+        )
+    return None
+
+
+def the_reference_is_one(recipe: Recipe) -> str | None:
+    """The loop's, or one that TRL moves along."""
+    if recipe.update.reference == "previous" and recipe.update.trainer_settings().get("sync_ref_model"):
+        return "update: `reference: previous` and `sync_ref_model: true` contradict; keep one"
+    return None
+
+
+def pairs_have_a_source(recipe: Recipe) -> str | None:
+    """Where the update consumes pairs; a store of one's own may hold anything."""
+    asks = recipe.feedback.questions_per_round > 0
+    if _holds_feedback(recipe) or _consumes(recipe) != "pairs" or "reward" in recipe.pairing.sources or asks:
+        return None
+    return (
+        "pairing.sources: dpo has no source of pairs: nobody is asked (feedback.questions_per_round is 0) and "
+        "nothing is imported; set `pairing.sources: [feedback, reward]`, ask questions, or give "
+        "`feedback.imports`"
+    )
+
+
+def labels_have_a_source(recipe: Recipe) -> str | None:
+    """Where the update consumes labels; people may give thumbs, a store of one's own may hold them."""
+    annotator = recipe.feedback.annotator
+    if _holds_feedback(recipe) or _consumes(recipe) != "labels" or annotator is None:
+        return None
+    if recipe.feedback.questions_per_round > 0 and annotator.thumbs_above is not None:
+        return None
+    return (
+        "update.algorithm: kto learns from thumbs, and nobody gives any: set `feedback.annotator.thumbs_above: "
+        "0.5` for a simulated annotator that does (and ask questions), or give `feedback.imports` with "
+        '{"prompt", "completion", "label"} rows'
+    )
+
+
+def accelerate_is_started_once(recipe: Recipe) -> str | None:
+    """By the loop, or by the user."""
+    if recipe.accelerate_config is not None and recipe.launch in ("inline", "ranks"):
+        return f"accelerate_config is for `launch: child`, which starts Accelerate itself; this is `{recipe.launch}`"
+    return None
+
+
+RULES: tuple[Callable[[Recipe], str | None], ...] = (
+    names_are_known,
+    a_rule_judges_only_simulations,
+    a_trained_judge_has_feedback_of_its_own,
+    there_are_training_prompts,
+    there_are_held_out_prompts,
+    what_needs_a_reward_model_has_one,
+    samples_are_enough,
+    samples_differ,
+    exo_pair_is_smoothed,
+    kto_has_batches,
+    the_reference_is_one,
+    pairs_have_a_source,
+    labels_have_a_source,
+    accelerate_is_started_once,
+)
+"""In the order in which they are looked at; the first that is broken is told."""
+
+
+def _consumes(recipe: Recipe) -> Consumes:
+    return ALGORITHMS[recipe.update.algorithm].consumes
+
+
+def _holds_feedback(recipe: Recipe) -> bool:
+    """Whether feedback was collected before; what is in a store of one's own is not known."""
+    return bool(recipe.feedback.imports) or recipe.store is not None

@@ -1,0 +1,76 @@
+"""Each rule of a recipe by its name: settings that break it alone, and the remedy that is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rlhf_loop import recipe_rules
+from rlhf_loop.errors import UserError
+from rlhf_loop.recipe import parse
+
+SOUND: dict[str, Any] = {
+    "name": "sound",
+    "policy": {"model": "tiny-random:0"},
+    "prompts": {"train": ["train.jsonl"], "test": ["test.jsonl"]},
+    "feedback": {"annotator": {"kind": "simulated"}},
+    "reward": {"model": "reward_models/frozen_head"},
+    "evaluation": {"judge": {"kind": "rule"}},
+}
+
+PEOPLE: dict[str, Any] = {"feedback": {"annotator": None, "imports": [{"path": "votes.jsonl"}]}}
+TRAINED_JUDGE: dict[str, Any] = {"evaluation": {"judge": {"kind": "reward_model", "model": "m"}}}
+
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "names_are_known": ({"pairing": {"strategy": "best_of_all"}}, "there are: best_worst"),
+    "a_rule_judges_only_simulations": (PEOPLE, "kind: reward_model"),
+    "a_trained_judge_has_feedback_of_its_own": (TRAINED_JUDGE, "prompts.judge_fraction: 0.3"),
+    "there_are_training_prompts": ({"prompts": {"test": ["test.jsonl"]}}, "prompts.train: [FILE.jsonl]"),
+    "there_are_held_out_prompts": ({"prompts": {"train": ["train.jsonl"]}}, "give a file of prompts"),
+    "what_needs_a_reward_model_has_one": ({"reward": None}, "reward: {model: FOLDER}"),
+    "samples_are_enough": ({"generation": {"samples_per_prompt": 1}}, "at least 2"),
+    "samples_differ": ({"generation": {"temperature": 0}}, "set it above 0"),
+    "exo_pair_is_smoothed": ({"update": {"trainer": {"loss_type": "exo_pair"}}}, "label_smoothing: 0.001"),
+    "kto_has_batches": (
+        {
+            "update": {"algorithm": "kto", "trainer": {"per_device_train_batch_size": 1}},
+            "feedback": {"annotator": {"kind": "simulated", "thumbs_above": 0.5}},
+        },
+        "2 or more",
+    ),
+    "the_reference_is_one": (
+        {"update": {"reference": "previous", "trainer": {"sync_ref_model": True}}},
+        "keep one",
+    ),
+    "pairs_have_a_source": (
+        {
+            "pairing": {"sources": ["feedback"]},
+            "feedback": {"annotator": {"kind": "simulated"}, "questions_per_round": 0},
+        },
+        "pairing.sources: [feedback, reward]",
+    ),
+    "labels_have_a_source": ({"update": {"algorithm": "kto"}}, "feedback.annotator.thumbs_above: 0.5"),
+    "accelerate_is_started_once": ({"accelerate_config": "x.yaml", "launch": "inline"}, "launch: child"),
+}
+
+
+def test_every_rule_is_here() -> None:
+    assert [rule.__name__ for rule in recipe_rules.RULES] == list(BROKEN)
+
+
+def test_no_rule_is_broken_by_a_sound_recipe() -> None:
+    recipe = parse(SOUND)
+    assert [rule(recipe) for rule in recipe_rules.RULES] == [None] * len(recipe_rules.RULES)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_recipe_that_breaks_a_rule_is_refused_with_its_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes, remedy = BROKEN[name]
+    with pytest.raises(UserError) as refused:
+        parse({**SOUND, **changes}, where="r.yaml")
+    assert remedy in str(refused.value)
+    assert str(refused.value).startswith("r.yaml: ")
+    rules = tuple(rule for rule in recipe_rules.RULES if rule.__name__ != name)
+    monkeypatch.setattr("rlhf_loop.recipe.RULES", rules)
+    parse({**SOUND, **changes})  # no other rule is broken
