@@ -7,13 +7,15 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from rlhf_loop import recipe
 from rlhf_loop.annotators.english import words_of
 from rlhf_loop.annotators.rules import RULES, Rule, RuleResult
 from rlhf_loop.errors import UserError
 from rlhf_loop.records import Annotator, Completion, Edit, Preference, Prompt, Question, Thumb, stable_id
+
+if TYPE_CHECKING:
+    from rlhf_loop.recipe import SimulatedAnnotator as SimulatedAnnotatorSettings
 
 
 class SimulatedAnnotator:
@@ -34,7 +36,7 @@ class SimulatedAnnotator:
     preferences, nor their ids.
     """
 
-    def __init__(self, settings: recipe.SimulatedAnnotator, seed: int):
+    def __init__(self, settings: SimulatedAnnotatorSettings, seed: int):
         """Every draw is a function of `seed` and the question's id; an unknown rule is a `UserError`."""
         self.settings = settings
         self.seed = seed
