@@ -48,7 +48,7 @@ from rlhf_loop.records import (
     stable_id,
     write_records,
 )
-from rlhf_loop.rows.pairing import pairs_from_feedback
+from rlhf_loop.rows.pairs import pairs_from_feedback
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.step_folders import step_folder

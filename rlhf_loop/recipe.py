@@ -143,7 +143,7 @@ class FeedbackSettings(Settings):
     imports: list[Import] = Field(default_factory=list)
     annotator: SimulatedAnnotator | None = None  # None: people answer, and the loop waits for them
     questions_per_round: int = Field(64, ge=0)
-    question_strategy: str = "spread"  # a name in rlhf_loop/rows/pairing.py
+    question_strategy: str = "spread"  # a name in rlhf_loop/rows/questions.py
     validation: Validation = Field(default_factory=Validation)
     implicit: dict[str, bool] = Field(default_factory=dict)  # what users do that counts as a thumb: {copy: true}
 
@@ -224,7 +224,7 @@ class Generation(Settings):
 class Pairing(Settings):
     """How pairs for the update are made."""
 
-    strategy: str = "best_worst"  # a name in rlhf_loop/rows/pairing.py
+    strategy: str = "best_worst"  # a name in rlhf_loop/rows/pairs.py
     sources: list[Literal["feedback", "reward"]] = Field(default=["feedback", "reward"])
     min_margin: float = Field(0.0, ge=0)
     max_pairs: int | None = Field(None, ge=1)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def names_are_known(recipe: Recipe) -> str | None:
     """Rules and strategies are functions of this package, or were put into its tables."""
     from rlhf_loop.annotators.rules import RULES as ANNOTATOR_RULES
-    from rlhf_loop.rows.pairing import PAIRS, QUESTIONS
+    from rlhf_loop.rows.pairs import PAIRS
+    from rlhf_loop.rows.questions import QUESTIONS
 
     named: list[tuple[str, str, Mapping[str, Any]]] = [
         ("pairing.strategy", recipe.pairing.strategy, PAIRS),

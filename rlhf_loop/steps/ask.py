@@ -13,7 +13,7 @@ from rlhf_loop.annotators import make_annotator
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Completion, Feedback, Prompt, Question, Score, read_records, write_records
-from rlhf_loop.rows.pairing import choose_questions
+from rlhf_loop.rows.questions import choose_questions
 
 
 def ask(recipe: Recipe, round: int, *, prompts: Path, completions: Path, scores: Path | None, folder: Path) -> None:

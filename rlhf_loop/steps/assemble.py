@@ -30,8 +30,8 @@ from rlhf_loop.records import (
     read_records,
     write_table,
 )
-from rlhf_loop.rows.pairing import pairs_from_scores
-from rlhf_loop.rows.training_rows import best_of_n
+from rlhf_loop.rows.demonstrations import best_of_n
+from rlhf_loop.rows.pairs import pairs_from_scores
 
 
 def assemble(

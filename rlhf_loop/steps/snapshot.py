@@ -21,8 +21,9 @@ from rlhf_loop.feedback.validation import ValidationReport, validate
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Completion, PreferencePair, Prompt, write_records
-from rlhf_loop.rows.pairing import pairs_from_feedback
-from rlhf_loop.rows.training_rows import demonstrations, labels_from_feedback
+from rlhf_loop.rows.demonstrations import demonstrations
+from rlhf_loop.rows.labels import labels_from_feedback
+from rlhf_loop.rows.pairs import pairs_from_feedback
 
 MANY = 0.5  # of all completions: to read more than this share by their ids takes longer than to read all there are
 

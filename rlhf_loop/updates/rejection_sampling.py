@@ -1,7 +1,7 @@
 """Rejection sampling: supervised fine-tuning on the best of each prompt's candidates by the reward model.
 
 RAFT (Dong et al. 2023, arXiv 2304.06767) and Llama 2's rejection sampling (Touvron et al. 2023, arXiv 2307.09288,
-section 3.2.3). Which answers those are is settled before, in `rlhf_loop.rows.training_rows.best_of_n`; the
+section 3.2.3). Which answers those are is settled before, in `rlhf_loop.rows.demonstrations.best_of_n`; the
 training is that of `sft.py`.
 """
 

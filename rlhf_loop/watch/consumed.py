@@ -10,8 +10,9 @@ from rlhf_loop.feedback.validation import ValidationReport
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Completion, Demonstration, LabelledCompletion, PreferencePair, Prompt
 from rlhf_loop.reward_spec import FunctionSpec, load_spec
-from rlhf_loop.rows.pairing import pairs_from_feedback
-from rlhf_loop.rows.training_rows import demonstrations, labels_from_feedback
+from rlhf_loop.rows.demonstrations import demonstrations
+from rlhf_loop.rows.labels import labels_from_feedback
+from rlhf_loop.rows.pairs import pairs_from_feedback
 
 REWARD_MODEL = "the reward model"
 

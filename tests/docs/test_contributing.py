@@ -19,7 +19,7 @@ from pathlib import Path
 from rlhf_loop import Recipe, load_reward, update_policy
 from rlhf_loop.feedback.intake.read_whole import read
 from rlhf_loop.recipe import Policy
-from rlhf_loop.rows.pairing import pairs_from_feedback
+from rlhf_loop.rows.pairs import pairs_from_feedback
 
 read_in = read("asked.jsonl")
 assert {record.kind for record in read_in.feedback} == {"preference"}, read_in

@@ -28,7 +28,7 @@ from rlhf_loop.feedback.asking.top_up import queue_more
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Completion, Critique, Edit, Preference, Question, Retraction, Score, Skip, Span
-from rlhf_loop.rows.pairing import pairs_from_feedback
+from rlhf_loop.rows.pairs import pairs_from_feedback
 
 
 def test_two_pages_that_one_person_opens_at_once_show_the_same_card(store: Store) -> None:

@@ -32,7 +32,7 @@ from rlhf_loop.feedback.validation import validate
 from rlhf_loop.recipe import Validation
 from rlhf_loop.records import Completion, Preference, Prompt, Question, Retraction
 from rlhf_loop.report.quality_page import render
-from rlhf_loop.rows.pairing import pairs_from_feedback
+from rlhf_loop.rows.pairs import pairs_from_feedback
 
 PEOPLE = {f"good-{i}": 0.9 for i in range(6)} | {"clicker": 0.5, "left": 0.85}
 

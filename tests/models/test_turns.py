@@ -90,8 +90,9 @@ def test_the_ids_trained_on_scored_and_evaluated_are_the_ids_that_were_sampled(
     from rlhf_loop.reward_spec import HeadSpec
     from rlhf_loop.rewards.head import Features
     from rlhf_loop.rewards.texts import encode, texts_of_completions, texts_of_pairs
-    from rlhf_loop.rows.pairing import pairs_from_feedback, pairs_from_scores
-    from rlhf_loop.rows.training_rows import best_of_n, labels_from_feedback
+    from rlhf_loop.rows.demonstrations import best_of_n
+    from rlhf_loop.rows.labels import labels_from_feedback
+    from rlhf_loop.rows.pairs import pairs_from_feedback, pairs_from_scores
     from rlhf_loop.updates import dpo, kto, sft
     from rlhf_loop.updates.train_and_save import Training
 
@@ -225,8 +226,8 @@ def test_a_person_s_thought_is_not_cut_out(family: Callable[[str], Path]) -> Non
 
 
 def test_rows_know_who_wrote_them() -> None:
-    from rlhf_loop.rows.pairing import pairs_from_scores
-    from rlhf_loop.rows.training_rows import demonstrations
+    from rlhf_loop.rows.demonstrations import demonstrations
+    from rlhf_loop.rows.pairs import pairs_from_scores
 
     ours = Completion(id="ours", prompt_id="one", text="a b", policy="base", round=0, token_ids=(1, 2))
     theirs = Completion(id="theirs", prompt_id="one", text="c d", policy="import", round=0)

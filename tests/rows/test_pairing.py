@@ -8,7 +8,8 @@ import pytest
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.records import Annotator, Completion, Message, Preference, PreferencePair, Prompt, Question, Score
-from rlhf_loop.rows.pairing import PAIRS, QUESTIONS, choose_questions, pairs_from_feedback, pairs_from_scores
+from rlhf_loop.rows.pairs import PAIRS, pairs_from_feedback, pairs_from_scores
+from rlhf_loop.rows.questions import QUESTIONS, choose_questions
 
 
 def prompt(name: str = "p") -> Prompt:

@@ -17,7 +17,7 @@ from samples.server import client, file_store, service
 from rlhf_loop.feedback.validation import validate
 from rlhf_loop.recipe import Validation
 from rlhf_loop.records import Artifact
-from rlhf_loop.rows.training_rows import labels_from_feedback
+from rlhf_loop.rows.labels import labels_from_feedback
 from rlhf_loop.server.chat import upstream
 from rlhf_loop.server.chat.policy_process import Policies, PolicyLost
 from rlhf_loop.server.chat.upstream import Upstream

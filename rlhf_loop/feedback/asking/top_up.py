@@ -10,7 +10,7 @@ from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Question, Score
-from rlhf_loop.rows.pairing import choose_questions
+from rlhf_loop.rows.questions import choose_questions
 
 
 def queue_more(store: Store, recipe: Recipe | None, n: int = 5) -> int:

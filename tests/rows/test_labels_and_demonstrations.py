@@ -6,7 +6,8 @@ import pytest
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.records import Annotator, Completion, Edit, Implicit, Preference, Prompt, Score, Thumb
-from rlhf_loop.rows.training_rows import best_of_n, demonstrations, labels_from_feedback
+from rlhf_loop.rows.demonstrations import best_of_n, demonstrations
+from rlhf_loop.rows.labels import labels_from_feedback
 
 
 def prompt(id: str, reference: str | None = None) -> Prompt:
