@@ -33,8 +33,8 @@ from rlhf_loop import launch
 from rlhf_loop.evaluation import evaluate
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json, write_json
-from rlhf_loop.launch.launcher import Progress
 from rlhf_loop.loop import Loop
+from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import (
     Annotator,

@@ -7,13 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
 
-Report = Callable[[int, int, str], None]
+Progress = Callable[[int, int, str], None]
 """Called with (done, total, what to show)."""
 
+Count = Callable[[int, int], None]
+"""Called with (done, total)."""
 
 _HEAD = " · policy "
 
@@ -27,6 +30,8 @@ class RunProgress:
     """Shows rounds and steps; `quiet` shows nothing."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False):
+        from rich.console import Console
+
         self.console = console or Console(stderr=False, highlight=False, quiet=quiet)
         self.live = self.console.is_terminal and not quiet
 
@@ -41,13 +46,16 @@ class RunProgress:
         self.say(f"\n{title}{_HEAD}{policy}")
 
     @contextmanager
-    def step(self, name: str) -> Iterator[Report]:
+    def step(self, name: str) -> Iterator[Progress]:
         """A step that is being made; the report it gives moves the bar."""
         started = time.monotonic()
         if not self.live:
             yield lambda done, total, text: None
             self._done(name, started)
             return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
         columns = (
             TextColumn("  {task.description:<9}"),
             BarColumn(bar_width=30),
@@ -55,7 +63,7 @@ class RunProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
         )
-        with Progress(*columns, console=self.console, transient=True) as bars:
+        with Bars(*columns, console=self.console, transient=True) as bars:
             task = bars.add_task(name, total=None, text="")
 
             def report(done: int, total: int, text: str) -> None:

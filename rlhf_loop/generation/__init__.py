@@ -6,13 +6,14 @@ sampled in, on the other prompts, or on the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rlhf_loop import recipe
 from rlhf_loop.engines import ENGINES
+from rlhf_loop.progress import Count
 from rlhf_loop.records import Completion, Prompt, stable_id
 
 
@@ -25,7 +26,7 @@ def generate(
     policy_id: str,
     round: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | None = None,
 ) -> list[Completion]:
     """`settings.samples_per_prompt` completions of each prompt: prompts as given, samples from 0.
 

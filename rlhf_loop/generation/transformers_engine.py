@@ -7,7 +7,7 @@ rows that have ended leave the batch. On the CPU most of what `generate` spends 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from rlhf_loop.batches import batches
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.sampling import sample_tokens, uniforms
 from rlhf_loop.models.turns import Turns, encode_prompts
+from rlhf_loop.progress import Count
 from rlhf_loop.recipe import Generation
 from rlhf_loop.records import Message
 
@@ -38,7 +39,7 @@ def sample(
     conversations: Sequence[Sequence[Message]],
     keys: Sequence[tuple[int, int, str]],
     settings: Generation,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | None = None,
 ) -> list[list[Answer]]:
     """`settings.samples_per_prompt` answers to each conversation, whose random numbers are those of its key
     (seed, round, prompt id). Raises `UserError` when a prompt leaves no room in the model's context."""
@@ -55,7 +56,7 @@ def sample_ids(
     keys: Sequence[tuple[int, int, str]],
     samples: Sequence[int],
     settings: Generation,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | None = None,
 ) -> list[list[list[int]]]:
     """The same in token ids: `samples[p]` completions of `prompts[p]`, each with the token that ended it, if one did.
 

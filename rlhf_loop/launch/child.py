@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rlhf_loop import processes
 from rlhf_loop.errors import UserError
-from rlhf_loop.launch.launcher import Progress
 from rlhf_loop.processes import LastLines
+from rlhf_loop.progress import Progress
 from rlhf_loop.run_dir import PROGRESS
 
 

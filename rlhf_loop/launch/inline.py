@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-from rlhf_loop.launch.launcher import Progress
+from rlhf_loop.progress import Progress
 
 
 class Inline:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-Progress = Callable[[int, int, str], None]
+from rlhf_loop.progress import Progress
 
 
 class Launcher(Protocol):

@@ -13,8 +13,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.launch.launcher import Progress
 from rlhf_loop.models import distributed
+from rlhf_loop.progress import Progress
 
 _FOREVER = timedelta(days=30)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from transformers.integrations import get_reporting_integration_callbacks
 from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.checkpoints import MarkComplete
+from rlhf_loop.progress import Progress
 
-Progress = Callable[[int, int, str], None]
 """Called with (done, total, what to show)."""
 
 

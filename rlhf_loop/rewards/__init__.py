@@ -27,7 +27,7 @@ from rlhf_loop.reward_spec import (
 from rlhf_loop.rewards.base import Reward, WeightedSum
 
 if TYPE_CHECKING:
-    from rlhf_loop.models.training import Progress
+    from rlhf_loop.progress import Progress
     from rlhf_loop.recipe import Policy
     from rlhf_loop.records import PreferencePair, Prompt
     from rlhf_loop.rewards.kept_features import KeptFeatures

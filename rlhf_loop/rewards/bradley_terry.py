@@ -28,9 +28,10 @@ from rlhf_loop.models.checkpoints import last_complete, remove_all
 from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.models.loading import tune_cpu_memory
 from rlhf_loop.models.quiet import quiet
-from rlhf_loop.models.training import Progress, callbacks, mean_loss, training_arguments
+from rlhf_loop.models.training import callbacks, mean_loss, training_arguments
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.models.weights import save_weights
+from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair
 from rlhf_loop.reward_spec import BradleyTerrySpec

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_loop.batches import batches
-
-Progress = Callable[[int, int], None]  # texts done, texts in all
+from rlhf_loop.progress import Count
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,7 +30,7 @@ def in_batches(
     pad_id: int,
     device: Any,
     budget: int,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> torch.Tensor:
     """`forward(input_ids (B, T), attention_mask (B, T), numbers of the texts)` of all rows, in the rows' order.
 

@@ -7,12 +7,13 @@ A stage never sees the store. All ranks of a job call it; `rlhf_loop.models.dist
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
 from rlhf_loop.models import distributed
+from rlhf_loop.progress import Progress
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.step_folders import step_folder
 
@@ -24,8 +25,6 @@ STAGES = {
     "generate": "rlhf_loop.stages.generate:run",
 }
 """Name -> function of (arguments, folder to fill, progress)."""
-
-Progress = Callable[[int, int, str], None]
 
 
 def run_stage(arguments_file: Path, progress: Progress | None = None) -> None:

@@ -24,11 +24,11 @@ from rlhf_loop.files import read_json, write_json
 from rlhf_loop.models.distributed import is_main
 from rlhf_loop.models.identity import computed_by
 from rlhf_loop.models.loading import check_model, load_policy
+from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Recipe, RewardModelJudge, parse
 from rlhf_loop.records import Completion, Prompt, read_records, write_records
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_completions
-from rlhf_loop.stages import Progress
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.stages.generate import sample
 from rlhf_loop.stages.reward import kept_before, load

@@ -11,9 +11,9 @@ from pathlib import Path
 from rlhf_loop.generation import generate
 from rlhf_loop.models.distributed import is_main, rank, sharded_map, world_size
 from rlhf_loop.models.loading import load_policy
+from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Generation, Recipe, parse
 from rlhf_loop.records import Completion, Prompt, read_records, stable_id, write_records
-from rlhf_loop.stages import Progress
 from rlhf_loop.stages.arguments import StageArguments
 
 

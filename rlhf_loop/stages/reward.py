@@ -13,12 +13,12 @@ from rlhf_loop.damage import hash_file
 from rlhf_loop.files import read_json, without_times, write_json
 from rlhf_loop.models.distributed import barrier, is_main
 from rlhf_loop.models.loading import check_model, resolve_model
+from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
 from rlhf_loop.records import PreferencePair, Prompt, read_records, stable_id
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_pairs
-from rlhf_loop.stages import Progress
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.updates.adapters import lora_config
 

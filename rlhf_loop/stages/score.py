@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlhf_loop.models.distributed import is_main, sharded_map
+from rlhf_loop.progress import Progress
 from rlhf_loop.records import Completion, Prompt, Score, read_records, write_records
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_completions
-from rlhf_loop.stages import Progress
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.stages.reward import kept_before, load
 

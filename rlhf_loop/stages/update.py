@@ -10,9 +10,9 @@ from pathlib import Path
 from rlhf_loop.algorithms import ALGORITHMS, ROWS
 from rlhf_loop.files import write_json
 from rlhf_loop.models.distributed import is_main
+from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import parse
 from rlhf_loop.records import read_records, stable_id
-from rlhf_loop.stages import Progress
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.stages.reward import load
 from rlhf_loop.updates import update_policy

@@ -15,13 +15,13 @@ from rlhf_loop.damage import check_step
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import fingerprint
 from rlhf_loop.places import content
-from rlhf_loop.progress import Report, RunProgress
+from rlhf_loop.progress import Progress, RunProgress
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.step_folders import is_complete, outputs_hash, step_folder
 
-Start = Callable[[Path, Report], None]
+Start = Callable[[Path, Progress], None]
 """Starts the stage that a file of arguments describes, and waits for it."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.errors import UserError
+from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Generation, Policy, Update
 
 
@@ -34,7 +35,7 @@ def update_policy(
     project: str = "rlhf-loop",
     run_name: str = "rlhf-loop",
     tracking: Path | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
     reward: Callable[..., Sequence[float | None]] | None = None,
     generation: Generation | None = None,
 ) -> dict[str, Any]:

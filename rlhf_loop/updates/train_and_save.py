@@ -19,6 +19,7 @@ from rlhf_loop.models.loading import save_policy, to_messages, tune_cpu_memory
 from rlhf_loop.models.quiet import quiet
 from rlhf_loop.models.training import callbacks, mean_loss, training_arguments
 from rlhf_loop.models.weights import leave_frozen_ties_out
+from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Policy, Update
 from rlhf_loop.records import Message, Prompt
 from rlhf_loop.tracking import training_run
@@ -39,7 +40,7 @@ class Training:
     project: str = "rlhf-loop"
     run_name: str = "rlhf-loop"
     tracking: Path | None = None
-    progress: Callable[[int, int, str], None] | None = None
+    progress: Progress | None = None
 
     @contextmanager
     def begun(self) -> Iterator[None]:
