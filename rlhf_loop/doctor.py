@@ -138,5 +138,9 @@ def _models() -> dict[str, Any]:
 
 def _extra(extra: str, module: str) -> dict[str, Any]:
     found = importlib.util.find_spec(module) is not None
-    return _finding(extra, "works" if found else "lacks", "installed" if found else "not installed",
-                    "" if found else f'pip install "rlhf-loop[{extra}]"')  # fmt: skip
+    return _finding(
+        extra,
+        "works" if found else "lacks",
+        "installed" if found else "not installed",
+        "" if found else f'pip install "rlhf-loop[{extra}]"',
+    )

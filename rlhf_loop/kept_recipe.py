@@ -18,8 +18,15 @@ from rlhf_loop.run_dir import RunDir
 from rlhf_loop.settings import read_yaml
 
 _MAY_CHANGE = (
-    "description", "rounds", "run_dir", "launch", "accelerate_config", "report_to", "annotation", "watch",
-)  # fmt: skip
+    "description",
+    "rounds",
+    "run_dir",
+    "launch",
+    "accelerate_config",
+    "report_to",
+    "annotation",
+    "watch",
+)
 """Settings that may differ when a run goes on: none of them changes what a step makes."""
 
 _NAMED = 3  # changed settings in the name of a folder

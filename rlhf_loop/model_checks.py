@@ -13,8 +13,14 @@ from typing import Any
 from rlhf_loop.errors import UserError
 
 CACHED_LAYERS = (
-    "attention", "full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "moe", "mlp",
-)  # fmt: skip
+    "attention",
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "indexed_attention",
+    "moe",
+    "mlp",
+)
 """Kinds of layers whose state is keys and values alone, which the sampler can share out among a prompt's answers."""
 
 _RECURRENT = ("mamba", "rwkv", "jamba", "zamba", "bamba", "recurrent_gemma", "nemotron_h", "hybrid", "lfm2", "xlstm")

@@ -59,9 +59,16 @@ def feedback_import(
     kind, named, by_question = redactor_name(redact), column_map(columns or []), scale_map(scales or [])
     with Store.open(store_url(store)) as opened:
         summary = import_file(
-            opened, path, format_name, annotator=annotator, columns=named, redact=kind, scales=by_question, texts=texts,
+            opened,
+            path,
+            format_name,
+            annotator=annotator,
+            columns=named,
+            redact=kind,
+            scales=by_question,
+            texts=texts,
             progress=progress,
-        )  # fmt: skip
+        )
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
     print(json.dumps(summary.to_dict()) if as_json else "\n".join(summary.lines()))

@@ -95,8 +95,9 @@ class Turns:
             logger.warning(
                 "%d of %d answers were sampled with another tokenizer, or their text was changed since: they are "
                 "tokenised again from their text",
-                self.unfit, of,
-            )  # fmt: skip
+                self.unfit,
+                of,
+            )
 
     def _fits(self, ids: Sequence[int], text: str, finished: bool) -> bool:
         """Whether the ids are those of the text, in this tokenizer."""

@@ -237,9 +237,10 @@ def _check_here(request: Request) -> None:
         )
     if _by_proxy(request):
         raise HTTPException(
-            403, "a proxy passes this on, perhaps from another machine, and no token was made: make one first with "
-            "`rlhf-loop token create`"
-        )  # fmt: skip
+            403,
+            "a proxy passes this on, perhaps from another machine, and no token was made: make one first with "
+            "`rlhf-loop token create`",
+        )
     _check_origin(request)
 
 
@@ -248,9 +249,10 @@ def _check_own_page(request: Request) -> None:
     site = request.headers.get("Sec-Fetch-Site")
     if site is None and "Origin" not in request.headers:
         raise HTTPException(
-            403, "the browser does not say which page sent this (Sec-Fetch-Site, Origin): use a newer one; a program "
-            "sends `Authorization: Bearer TOKEN`"
-        )  # fmt: skip
+            403,
+            "the browser does not say which page sent this (Sec-Fetch-Site, Origin): use a newer one; a program "
+            "sends `Authorization: Bearer TOKEN`",
+        )
     _check_origin(request)
     if site not in (None, "same-origin", "none"):  # none: the person did it, not a page
         raise HTTPException(403, "a page of another site sent this")

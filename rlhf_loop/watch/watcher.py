@@ -63,9 +63,16 @@ class Watcher:
         self.run = self.loop.run_dir
         self.say, self.clock = say, clock
         self._command = [
-            sys.executable, "-m", "rlhf_loop", "run", str(recipe_file), *overrides, "--run-dir", str(self.run.path),
+            sys.executable,
+            "-m",
+            "rlhf_loop",
+            "run",
+            str(recipe_file),
+            *overrides,
+            "--run-dir",
+            str(self.run.path),
             "--no-wait",
-        ]  # fmt: skip
+        ]
         check_recipe(self.recipe, self.run)
         settings = self.recipe.watch
         is_quiet(settings.quiet_hours, 0.0)

@@ -62,9 +62,17 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
     who = optional_id(row, "judge") or optional_id(row, "judge_hash") or optional_id(row, "evaluation_session_id")
     kind = "LLM" if who is not None and who.startswith("gpt") else "HUMAN"
     common = said_by(
-        place, who, "preference", prompt.id, a.id, b.id, winner, kind=kind, external_id=external,
+        place,
+        who,
+        "preference",
+        prompt.id,
+        a.id,
+        b.id,
+        winner,
+        kind=kind,
+        external_id=external,
         created_at=time_in(row, "tstamp", "timestamp"),
-    )  # fmt: skip
+    )
     about: dict[str, Any] = {"prompt_id": prompt.id, "a_id": a.id, "b_id": b.id}
     blind = str(row.get("anony", True)).lower() != "false"
     return [prompt, a, b, Preference(winner=winner, shown_order="ab", blind=blind, **about, **common)]

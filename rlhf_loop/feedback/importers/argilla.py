@@ -31,8 +31,9 @@ REQUIRED = [("fields", "responses")]
 CORRECTIONS = ("correct", "edit", "rewrit", "improve", "revis")
 
 
-OF_A_RECORD = frozenset(("id", "external_id", "status", "_server_id", "metadata", "vectors", "inserted_at",
-                         "updated_at"))  # fmt: skip
+OF_A_RECORD = frozenset(
+    ("id", "external_id", "status", "_server_id", "metadata", "vectors", "inserted_at", "updated_at")
+)
 _FLAT = ".responses"
 
 

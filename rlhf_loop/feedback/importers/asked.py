@@ -22,8 +22,16 @@ SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
 TALKS = ("messages", "conversation", "conversations", "dialogue", "dialog", "turns", "chat", "contents")
 HISTORY = ("history", "chat_history")
 QUESTIONS = (
-    "prompt", "question", "instruction", "query", "problem", "user_prompt", "user_input", "user_message", "input"
-)  # fmt: skip
+    "prompt",
+    "question",
+    "instruction",
+    "query",
+    "problem",
+    "user_prompt",
+    "user_input",
+    "user_message",
+    "input",
+)
 WEAK = ("inputs", "message", "request", "human", "user", "task", "post", "text")
 """Names that may be what was asked where nothing else is, and are something else (who, which kind) beside it."""
 CONTEXTS = ("context", "contexts", "document", "documents", "passage", "article", "background")
@@ -31,17 +39,56 @@ PARTS = (*SYSTEM, *TALKS, *HISTORY, *QUESTIONS, *CONTEXTS)
 """Names of fields that are part of what was asked, whatever else is there."""
 
 SETTINGS = (
-    "model", "temperature", "top_p", "top_k", "max_tokens", "max_completion_tokens", "max_output_tokens", "stream",
-    "stream_options", "parallel_tool_calls", "n", "seed", "stop", "frequency_penalty", "presence_penalty", "logprobs",
-    "top_logprobs", "user_id", "store", "metadata", "service_tier",
-)  # fmt: skip
+    "model",
+    "temperature",
+    "top_p",
+    "top_k",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "stream",
+    "stream_options",
+    "parallel_tool_calls",
+    "n",
+    "seed",
+    "stop",
+    "frequency_penalty",
+    "presence_penalty",
+    "logprobs",
+    "top_logprobs",
+    "user_id",
+    "store",
+    "metadata",
+    "service_tier",
+)
 """How an answer was to be made, beside what was asked; no part of it."""
 
 MEDIA = ("images", "image", "image_url", "audio", "audios", "video", "videos")
 OF_A_MESSAGE = frozenset(
-    ("role", "content", "type", "name", "id", "tool_call_id", "model", "timestamp", "created_at", "feedback", "rating",
-     "thumb", "thumbs", "label", "score", "stars", "reward", "comment", "critique", "correction", "edited")
-)  # fmt: skip
+    (
+        "role",
+        "content",
+        "type",
+        "name",
+        "id",
+        "tool_call_id",
+        "model",
+        "timestamp",
+        "created_at",
+        "feedback",
+        "rating",
+        "thumb",
+        "thumbs",
+        "label",
+        "score",
+        "stars",
+        "reward",
+        "comment",
+        "critique",
+        "correction",
+        "edited",
+    )
+)
 """What a message holds that is read, or says nothing."""
 
 _PARTS = frozenset(PARTS)

@@ -51,9 +51,23 @@ INSIDE = {"feedback": ("type", "value", "sentiment", "vote"), "comment": ("text"
 """What an object in `feedback` calls a verdict and a comment where it has none under their own names."""
 
 KNOWN = frozenset(
-    (*TALKS, *SYSTEM, *SAID, *times.NAMES, "request", "response", "input", "preferred_output", "non_preferred_output",
-     "annotator", "user", "user_id", "id", "group")
-)  # fmt: skip
+    (
+        *TALKS,
+        *SYSTEM,
+        *SAID,
+        *times.NAMES,
+        "request",
+        "response",
+        "input",
+        "preferred_output",
+        "non_preferred_output",
+        "annotator",
+        "user",
+        "user_id",
+        "id",
+        "group",
+    )
+)
 
 
 def recognises(row: Mapping[str, Any]) -> bool:

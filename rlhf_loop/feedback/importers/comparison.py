@@ -36,11 +36,36 @@ _ANSWER = re.compile(
 _SIDES = ({"a", "b"}, {"1", "2"}, {"0", "1"})
 _SIGNED = ("overall_preference", "preference_strength")
 _VERDICTS = (
-    "winner", "preferred", "preference", *_SIGNED, "human_preference", "preferred_response",
-    "preferred_answer", "preferred_output", "preferred_completion", "better", "better_response", "better_answer",
-    "better_output", "better_response_id", "best", "best_response", "best_answer", "choice", "chosen", "selected",
-    "selection", "picked", "pick", "verdict", "vote", "judgment", "judgement", "label", "labels",
-)  # fmt: skip
+    "winner",
+    "preferred",
+    "preference",
+    *_SIGNED,
+    "human_preference",
+    "preferred_response",
+    "preferred_answer",
+    "preferred_output",
+    "preferred_completion",
+    "better",
+    "better_response",
+    "better_answer",
+    "better_output",
+    "better_response_id",
+    "best",
+    "best_response",
+    "best_answer",
+    "choice",
+    "chosen",
+    "selected",
+    "selection",
+    "picked",
+    "pick",
+    "verdict",
+    "vote",
+    "judgment",
+    "judgement",
+    "label",
+    "labels",
+)
 _COMMENTS = ("comment", "reason", "explanation", "rationale", "justification", "critique", "preference_statement")
 _KNOWN = frozenset((*PARTS, *TIMES, *_COMMENTS, "id", "annotator", "group"))
 _STEPS = 3  # of a preference with a sign: from -3 to 3

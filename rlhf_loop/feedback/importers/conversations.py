@@ -20,10 +20,22 @@ from rlhf_loop.feedback.importers.fields import text_of
 from rlhf_loop.records import Message
 
 ROLES = {
-    "system": "system", "developer": "developer", "user": "user", "assistant": "assistant", "tool": "tool",
-    "human": "user", "prompter": "user", "gpt": "assistant", "ai": "assistant", "bot": "assistant",
-    "model": "assistant", "chatbot": "assistant", "function": "tool", "observation": "tool", "ipython": "tool",
-}  # fmt: skip
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "ai": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatbot": "assistant",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+}
 """What tools call a role -> what it is called here."""
 
 TEXT_PARTS = ("text", "input_text", "output_text")

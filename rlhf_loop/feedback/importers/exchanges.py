@@ -16,9 +16,22 @@ from rlhf_loop.feedback.importers.fields import text_of
 from rlhf_loop.records import Message
 
 ANSWERS = (
-    "output", "outputs", "output_text", "response", "answer", "result", "completion", "generated_text", "generation",
-    "return_values", "message", "reply", "content", "text", "value",
-)  # fmt: skip
+    "output",
+    "outputs",
+    "output_text",
+    "response",
+    "answer",
+    "result",
+    "completion",
+    "generated_text",
+    "generation",
+    "return_values",
+    "message",
+    "reply",
+    "content",
+    "text",
+    "value",
+)
 DEEPEST = 6  # objects in each other that are looked into
 
 

@@ -52,9 +52,7 @@ RECOGNISES = (
     'Label Studio: a JSON export of tasks, {"data", "annotations": [{"result", "completed_by"}]}, JSON_MIN or CSV'
 )
 REQUIRED = [("data", "annotations"), ("annotation_id", "annotator", "lead_time")]
-OF_AN_ANNOTATION = (
-    "id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement", "history"
-)  # fmt: skip
+OF_AN_ANNOTATION = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement", "history")
 KINDS = {
     "selected": "pairwise",
     "rating": "rating",

@@ -48,9 +48,22 @@ REQUIRED = [
 ]
 KINDS = {"ANNOTATION": "HUMAN", "API": "HUMAN", "EVAL": "LLM"}
 EXPORTED = {
-    "id", "timestamp", "name", "userId", "sessionId", "release", "version", "environment", "tags", "bookmarked",
-    "public", "input", "output", "metadata", "comments",
-}  # fmt: skip
+    "id",
+    "timestamp",
+    "name",
+    "userId",
+    "sessionId",
+    "release",
+    "version",
+    "environment",
+    "tags",
+    "bookmarked",
+    "public",
+    "input",
+    "output",
+    "metadata",
+    "comments",
+}
 """The columns of an exported trace; each other one that holds a list is a score."""
 _FEEDBACK = re.compile(r"(?:^|_)(?:feedback|thumbs?)")
 
@@ -135,9 +148,14 @@ def _comments(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         comment = mapping_of(value, f"comments[{number}]")
         who = comment.get("author_email") or comment.get("authorUserId")
         yield {
-            "id": comment.get("id"), "name": "comment", "stringValue": comment.get("content"), "dataType": "TEXT",
-            "source": "ANNOTATION", "authorUserId": who, "timestamp": comment.get("created_at"),
-        }  # fmt: skip
+            "id": comment.get("id"),
+            "name": "comment",
+            "stringValue": comment.get("content"),
+            "dataType": "TEXT",
+            "source": "ANNOTATION",
+            "authorUserId": who,
+            "timestamp": comment.get("created_at"),
+        }
 
 
 def _exchange(trace: Mapping[str, Any], observation: str | None, place: Place) -> list[Any]:

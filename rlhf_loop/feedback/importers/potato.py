@@ -29,8 +29,20 @@ from rlhf_loop.records import Critique, Preference
 RECOGNISES = 'Potato: annotations of {"instance_id", "user_id", "labels"}, as JSON or a table, or a `user_state.json`'
 REQUIRED = [("instance_id", "user_id", "labels"), ("user_id", "instance_id_to_label_to_value")]
 STATE = "instance_id_to_label_to_value"
-OF_AN_ANNOTATION = ("instance_id", "user_id", "labels", "spans", "links", "id", "displayed_text", "label_annotations",
-                    "span_annotations", "behavioral_data", "item", "data")  # fmt: skip
+OF_AN_ANNOTATION = (
+    "instance_id",
+    "user_id",
+    "labels",
+    "spans",
+    "links",
+    "id",
+    "displayed_text",
+    "label_annotations",
+    "span_annotations",
+    "behavioral_data",
+    "item",
+    "data",
+)
 WRITTEN = ("text_box", "text", "justification", "free_response", "textbox", "comment", "explanation", "reason")
 """What labels that were written are called; of a scheme called alike too."""
 

@@ -14,9 +14,22 @@ from rlhf_loop.feedback.importers.words import asks_for_something_bad, asks_for_
 from rlhf_loop.records import Completion, Preference, Prompt
 
 ANSWERS = (
-    "answer", "response", "completion", "output", "generation", "text", "summary", "reply", "chosen", "rejected",
-    "candidate", "generated", "assistant", "model_output", "bot",
-)  # fmt: skip
+    "answer",
+    "response",
+    "completion",
+    "output",
+    "generation",
+    "text",
+    "summary",
+    "reply",
+    "chosen",
+    "rejected",
+    "candidate",
+    "generated",
+    "assistant",
+    "model_output",
+    "bot",
+)
 """How the names of answers begin."""
 
 LISTS = ("items", "options", "results", "candidates", "responses", "answers", "completions", "outputs", "generations")

@@ -73,8 +73,10 @@ class DeletionReport:
             lines.append(f"{run}: {sum(files.values())} rows in {len(files)} files")
         for model in self.models:
             promoted = " (promoted)" if model["promoted"] else ""
-            lines.append(f"  {model['kind']} {model['id']} of round {model['round']}{promoted} learned from it "
-                         f"{model['learned']}")  # fmt: skip
+            lines.append(
+                f"  {model['kind']} {model['id']} of round {model['round']}{promoted} learned from it "
+                f"{model['learned']}"
+            )
         if self.models:
             lines.append("these models stay as they are; rounds from now on learn without it")
         if self.left is not None:
@@ -152,9 +154,13 @@ def _collect(connection: sa.Connection, key: str, user: str) -> Deletion:
     for chunk in chunks(completions):
         texts |= {text for text in _column(connection, answer.text, chunk, key=answer.id) if text}
     return Deletion(
-        prompts=prompts, completions=completions, feedback=feedback, texts=texts | comments, comments=comments,
+        prompts=prompts,
+        completions=completions,
+        feedback=feedback,
+        texts=texts | comments,
+        comments=comments,
         annotators={key, user},
-    )  # fmt: skip
+    )
 
 
 def _delete(connection: sa.Connection, deletion: Deletion, key: str) -> dict[str, int]:
@@ -245,10 +251,17 @@ def _models(connection: sa.Connection, deletion: Deletion, trained: Sequence[tup
         if row.kind == "policy" and row.id not in learned and (row.round in rewards or row.parent in learned):
             learned[row.id] = f"through {rewards.get(row.round, row.parent)}"
     return [
-        {"id": row.id, "kind": row.kind, "round": row.round, "path": path[row.id], "promoted": row.id == promoted,
-         "learned": learned[row.id]}
-        for row in rows if row.id in learned
-    ]  # fmt: skip
+        {
+            "id": row.id,
+            "kind": row.kind,
+            "round": row.round,
+            "path": path[row.id],
+            "promoted": row.id == promoted,
+            "learned": learned[row.id],
+        }
+        for row in rows
+        if row.id in learned
+    ]
 
 
 def _bodies(connection: sa.Connection, table: sa.Table, ids: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -16,8 +16,13 @@ from collections.abc import Sequence
 
 _INVISIBLE = "\u200b"
 _FILLERS = "\u115f\u1160\u17b4\u17b5\u3164\uffa0"  # letters that nobody sees
-_OTHERS = dict(zip("\u2212\u2043\u207b\u2028\u2029\x85\u3002\uff61\xb7\u2022\u2027\u2219\u22c5\u2044\u2215\u2800",
-                   "---\n\n\n.......// ", strict=True))  # fmt: skip
+_OTHERS = dict(
+    zip(
+        "\u2212\u2043\u207b\u2028\u2029\x85\u3002\uff61\xb7\u2022\u2027\u2219\u22c5\u2044\u2215\u2800",
+        "---\n\n\n.......// ",
+        strict=True,
+    )
+)
 
 
 class FoldedText:

@@ -113,10 +113,18 @@ class PresidioRedactor:
 
 
 PRESIDIO_ENTITIES = {
-    "PERSON": "PERSON", "EMAIL_ADDRESS": "EMAIL", "PHONE_NUMBER": "PHONE", "CREDIT_CARD": "CREDIT_CARD",
-    "IBAN_CODE": "IBAN", "IP_ADDRESS": "IP_ADDRESS", "US_SSN": "US_SSN", "US_PASSPORT": "US_PASSPORT",
-    "US_DRIVER_LICENSE": "US_DRIVER_LICENSE", "UK_NHS": "UK_NHS", "MEDICAL_LICENSE": "MEDICAL_LICENSE",
-}  # fmt: skip
+    "PERSON": "PERSON",
+    "EMAIL_ADDRESS": "EMAIL",
+    "PHONE_NUMBER": "PHONE",
+    "CREDIT_CARD": "CREDIT_CARD",
+    "IBAN_CODE": "IBAN",
+    "IP_ADDRESS": "IP_ADDRESS",
+    "US_SSN": "US_SSN",
+    "US_PASSPORT": "US_PASSPORT",
+    "US_DRIVER_LICENSE": "US_DRIVER_LICENSE",
+    "UK_NHS": "UK_NHS",
+    "MEDICAL_LICENSE": "MEDICAL_LICENSE",
+}
 """Presidio's name of each kind that is looked for, and the placeholder. Places, dates and links are left: taking them
 out would leave little to learn from."""
 

@@ -36,15 +36,34 @@ COLUMNS = {
     "prompts": ("id", "split", "group_name", "text", "body"),
     "completions": ("id", "prompt_id", "policy", "round", "parent", "text", "body"),
     "feedback": (
-        "id", "kind", "prompt_id", "completion_id", "a_id", "b_id", "pair", "annotator", "round", "created_at",
-        "supersedes", "body",
+        "id",
+        "kind",
+        "prompt_id",
+        "completion_id",
+        "a_id",
+        "b_id",
+        "pair",
+        "annotator",
+        "round",
+        "created_at",
+        "supersedes",
+        "body",
     ),
     "scores": ("completion_id", "reward_model", "value", "round", "body"),
     "artifacts": ("id", "kind", "round", "parent", "body"),
     "questions": (
-        "id", "prompt_id", "a_id", "b_id", "pair", "round", "priority", "overlap", "answered", "body",
+        "id",
+        "prompt_id",
+        "a_id",
+        "b_id",
+        "pair",
+        "round",
+        "priority",
+        "overlap",
+        "answered",
+        "body",
     ),
-}  # fmt: skip
+}
 """Table -> its columns, in the order of the rows that are made here."""
 
 TableRow = tuple[Any, ...]

@@ -68,9 +68,17 @@ class Answer:
             sampling |= {"max_new_tokens": ask.max_tokens} | ({"stop": list(ask.stop)} if ask.stop else {})
             sampling |= self._passed_on
             await asyncio.to_thread(
-                save_answer, service, self.id, prompt, key, self.choices(),
-                policy_id=self.policy_id, sampling=sampling, seed=ask.seed, round=ask.round,
-            )  # fmt: skip
+                save_answer,
+                service,
+                self.id,
+                prompt,
+                key,
+                self.choices(),
+                policy_id=self.policy_id,
+                sampling=sampling,
+                seed=ask.seed,
+                round=ask.round,
+            )
             if service.log_texts:
                 texts = [choice.text for choice in self.choices()]
                 said = service.redact_all({"messages": [dict(m) for m in ask.messages], "answers": texts})
