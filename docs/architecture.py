@@ -266,7 +266,7 @@ def main() -> None:
     for name, of_folders in (("modules", False), ("folders", True)):
         if ring := circle(to_run, of_folders):
             wrong.append(f"circle of {name}: " + " -> ".join(ring))
-    sys.exit("\n".join(wrong))
+    sys.exit("\n".join(wrong) or 0)
 
 
 if __name__ == "__main__":
