@@ -188,7 +188,7 @@ class _Rounds:
         if earlier is not None:
             self.progress.note("reward", f"no new pairs: the reward model of round {earlier} stays")
             return self.files.step(earlier, "reward")
-        kept = kept_features(self.files, n, ("rescore", "reward"))
+        kept = kept_features(self.files, n, ("rescore", "reward", "score"))
         folder = self.make.stage(
             n,
             "reward",
@@ -205,7 +205,7 @@ class _Rounds:
         return folder
 
     def _score(self, n: int, step: str, frozen: Path, reward: Path, completions: Path) -> Path:
-        kept = kept_features(self.files, n, ("rescore",)) if step == "score" else {}
+        kept = kept_features(self.files, n, ("rescore", "reward"), rounds=1) if step == "score" else {}
         folder = self.make.stage(
             n,
             step,

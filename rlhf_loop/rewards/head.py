@@ -123,11 +123,16 @@ class Features:
         self.spec = spec
         self.policy = policy
         self.system_prompt = policy.system_prompt
-        self.trunk, self.tokenizer, self.layers = load_trunk(spec.base, policy, spec.layers)
+        reference = policy.model if spec.base == "policy" else spec.base
+        model = fingerprint(computed_by(reference, policy), spec.layers)
+        # heads on one trunk share it, and so does one in training with itself afterwards
+        loaded = {} if kept is None else kept.trunks
+        if model not in loaded:
+            loaded[model] = load_trunk(spec.base, policy, spec.layers)
+        self.trunk, self.tokenizer, self.layers = loaded[model]
         self.turns = Turns(self.tokenizer, self.trunk)
         self.kept = kept
-        reference = policy.model if spec.base == "policy" else spec.base
-        self.made_of = fingerprint(computed_by(reference, policy), self.layers, sorted(spec.pooling))
+        self.made_of = fingerprint(model, sorted(spec.pooling))
 
     def __call__(self, texts: Sequence[Text]) -> torch.Tensor:
         """Features (N, layers x poolings x width) of texts, float32; over-long texts keep their end."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ import torch
 from rlhf_loop.damage import reading
 from rlhf_loop.files import fingerprint
 from rlhf_loop.models.distributed import gather, is_main
+from rlhf_loop.records import write_table
 from rlhf_loop.rewards.texts import Text
 
 NAME = "features.parquet"
@@ -23,16 +25,21 @@ NAME = "features.parquet"
 MOST_BYTES = 64 * 2**20
 """Most that a step keeps; texts beyond it are computed anew."""
 
+MOST_READ = 256 * 2**20
+"""Most that a step reads; so it holds no more in memory."""
+
 
 class KeptFeatures:
     """Those of earlier steps, and those that this one computes."""
 
     def __init__(self, folders: Iterable[Path] = ()):
-        """`folders`: of steps that may have kept some; of equal ones the first counts."""
+        """`folders`: of steps that may have kept some, read in this order; of equal ones the first counts."""
         self.rows: dict[str, bytes] = {}
-        self.keys: dict[Text, list[str]] = {}  # of the texts that this step asked for; one a model
+        self.new: dict[Text, list[str]] = {}  # keys of what this step computed; one a model
+        self.trunks: dict[str, Any] = {}  # the frozen models that this step has loaded
+        size = 0
         for folder in folders:
-            if (folder / NAME).exists():
+            if (folder / NAME).exists() and (size := size + (folder / NAME).stat().st_size) <= MOST_READ:
                 with reading(folder / NAME):
                     table = pq.read_table(folder / NAME, columns=["key", "values"])
                 for key, values in zip(*(column.to_pylist() for column in table.columns), strict=True):
@@ -47,19 +54,18 @@ class KeptFeatures:
         values = self.rows.get(key)
         return None if values is None else torch.frombuffer(bytearray(values), dtype=torch.float32)
 
-    def add(self, text: Text, key: str, features: torch.Tensor | None = None) -> None:
-        """Notes that this step asked for `text`, and what was computed of it."""
-        if key not in self.keys.setdefault(text, []):
-            self.keys[text].append(key)
-        if features is not None:
-            self.rows.setdefault(key, features.numpy().tobytes())
+    def add(self, text: Text, key: str, features: torch.Tensor) -> None:
+        """What was computed of `text`."""
+        if key not in self.rows:
+            self.rows[key] = features.numpy().tobytes()
+            self.new.setdefault(text, []).append(key)
 
     def write(self, folder: Path, texts: Iterable[tuple[str, str, Text]]) -> None:
-        """Writes those of `texts` (prompt id, completion id, text) that this step asked for; all ranks call this."""
+        """Writes those of `texts` (prompt id, completion id, text) that this step computed; all ranks call this."""
         mine = [
             (prompt_id, completion_id, key, self.rows[key])
             for prompt_id, completion_id, text in texts
-            for key in self.keys.get(text, ())
+            for key in self.new.get(text, ())
         ]
         rows = {row[:3]: row for row in gather(mine)}  # where all ranks computed the same, once
         size = 0
@@ -67,4 +73,4 @@ class KeptFeatures:
         if kept and is_main():
             names = ("prompt_id", "completion_id", "key", "values")
             table = pa.table(dict(zip(names, zip(*kept, strict=True), strict=True)))
-            pq.write_table(table, folder / NAME, compression="none")
+            write_table(folder / NAME, table)

@@ -79,8 +79,9 @@ def _id(kind: str, arguments: StageArguments, folder: Path, components: list[dic
 
 
 def kept_before(arguments: StageArguments) -> list[Path]:
-    """The folders of steps that may have kept features of the texts that this one reads."""
-    return [Path(folder) for name, folder in sorted(arguments.inputs.items()) if name.startswith("features")]
+    """The folders of earlier steps that kept features of texts, the last round first."""
+    named = sorted(arguments.inputs.items(), reverse=True)
+    return [Path(folder) for name, folder in named if name.startswith("features_")]
 
 
 def load(folder: Path, recipe_values: dict[str, Any], features: KeptFeatures | None = None) -> Reward:

@@ -38,16 +38,15 @@ def steps_before(run: RunDir, n: int) -> int:
     return 0
 
 
-def kept_features(run: RunDir, n: int, steps: Sequence[str]) -> dict[str, Path]:
-    """The last of these steps before round `n` that kept features of texts which this round scores again: stage
-    inputs, `features_of_STEP`."""
+def kept_features(run: RunDir, n: int, steps: Sequence[str], rounds: int = 32) -> dict[str, Path]:
+    """These steps of the last `rounds` rounds before `n`, where they kept features of texts which this round scores
+    again: stage inputs, `features_ROUND_STEP`."""
     found = {}
-    for step in steps:
-        folders = (run.step(earlier, step) for earlier in range(n - 1, 0, -1))
-        made = ((folder, read_manifest(folder)) for folder in folders)
-        last = next(((folder, manifest) for folder, manifest in made if manifest is not None), None)
-        if last is not None and "features.parquet" in last[1]["files"]:
-            found[f"features_of_{step}"] = last[0]
+    for earlier in range(max(1, n - rounds), n):
+        for step in steps:
+            manifest = read_manifest(folder := run.step(earlier, step))
+            if manifest is not None and "features.parquet" in manifest["files"]:
+                found[f"features_{earlier:03d}_{step}"] = folder
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -45,6 +46,17 @@ def test_two_ranks_of_torchrun_run_the_loop_together(inline_run: Path, tmp_path:
     # The base policy's candidates do not depend on how many ranks wrote them.
     assert candidates(run, 0) == candidates(inline_run, 0)
     assert len(candidates(run, 1)) == len(candidates(inline_run, 1))
+
+
+def test_what_stays_between_stages_is_set_aside_for_collections_until_the_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhf_loop.stages.run_stage", lambda file, progress: None)
+    launcher = launch.choose("inline")
+    launcher.run(tmp_path / "generate.arguments.json", lambda done, total, text: None)
+    assert gc.get_freeze_count() > 1000
+    launcher.close()
+    assert gc.get_freeze_count() == 0
 
 
 def test_an_error_on_one_rank_ends_all_ranks(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_loop import Loop, Recipe
-from rlhf_loop.feedback.privacy.deletion_files import Gone, _redact
+from rlhf_loop.feedback.privacy.deletion_files import Deletion, _redact
 from rlhf_loop.files import read_json
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Score, read_records
@@ -36,6 +36,8 @@ def test_what_was_kept_is_not_computed_again_and_is_the_same(tmp_path: Path, mon
     compute = features._compute
     monkeypatch.setattr(features, "_compute", lambda rows, starts: compute(rows, starts) if not rows else 1 / 0)
     assert torch.equal(features(TEXTS[:2]), first[:2])
+    again.write(tmp_path / "again", SIDES)
+    assert not (tmp_path / "again").exists()  # nothing new
     with pytest.raises(ZeroDivisionError):
         features(TEXTS)
     with pytest.raises(ZeroDivisionError):  # cut off where the first had ended
@@ -44,12 +46,24 @@ def test_what_was_kept_is_not_computed_again_and_is_the_same(tmp_path: Path, mon
     assert not torch.equal(head.Features(other, POLICY, again)(TEXTS[:2]), first[:2])
 
 
+def test_heads_of_a_step_on_one_trunk_load_it_once(monkeypatch: pytest.MonkeyPatch):
+    loads: list[tuple[Any, ...]] = []
+    load_trunk = head.load_trunk
+    monkeypatch.setattr(head, "load_trunk", lambda *given: loads.append(given) or load_trunk(*given))
+    kept = KeptFeatures()
+    one, pooled = (head.Features(HeadSpec(pooling=pooling), POLICY, kept) for pooling in (["mean", "last"], ["last"]))
+    assert len(loads) == 1
+    assert one(TEXTS).shape[1] == 2 * pooled(TEXTS).shape[1]
+    head.Features(HeadSpec(layers=[0.5]), POLICY, kept)
+    assert len(loads) == 2
+
+
 def test_a_deletion_takes_out_the_features_of_what_goes(tmp_path: Path):
     kept = KeptFeatures()
     head.Features(HeadSpec(), POLICY, kept)(TEXTS)
     kept.write(tmp_path, SIDES)
     names: dict[str, set[str]] = {"feedback": set(), "texts": set(), "comments": set(), "annotators": set()}
-    gone = Gone(prompts={"prompt-0"}, completions={"completion-1"}, **names)
+    gone = Deletion(prompts={"prompt-0"}, completions={"completion-1"}, **names)
     assert _redact(tmp_path / kept_features.NAME, gone, write=True) == 2
     assert pq.read_table(tmp_path / kept_features.NAME)["completion_id"].to_pylist() == ["completion-2"]
     assert len(KeptFeatures([tmp_path]).rows) == 1
@@ -94,7 +108,8 @@ def test_no_text_is_computed_twice_in_a_run_and_scores_are_the_same(tmp_path: Pa
     values, metrics = run("kept")
     assert len(set(computed)) == len(computed) > 0
     texts = len(computed)
-    monkeypatch.setattr(KeptFeatures, "__init__", lambda self, folders=(): self.__dict__.update(rows={}, keys={}))
+    begin = KeptFeatures.__init__
+    monkeypatch.setattr(KeptFeatures, "__init__", lambda self, folders=(): begin(self))
     anew, measured = run("anew")
     assert len(computed) > 1.5 * texts
     assert anew == pytest.approx(values, abs=1e-4)
