@@ -1,9 +1,10 @@
-"""Tokens a second of `rlhf_loop.generation` against transformers' own `generate`, alternating in one run.
+"""Tokens a second of `rlhf_loop.generation` under each attention, and of transformers' own `generate`, in one run.
 
-    python benchmarks/generation.py --model MODEL [--prompts 60 --samples 4 --tokens 48] [--out FILE.json]
+    python benchmarks/generation.py [--dtype float32 --prompts 64 --samples 4 --tokens 48] [--out FILE.json]
+    python benchmarks/generation.py --compare grouped --profile  # where the time of one sampling goes
 
-Both sample the same prompts at temperature 1 with the same model in memory; `generate` gets batches of `--batch`
-rows, length-sorted and left-padded.
+All sample the same prompts at temperature 1 with the same model in memory, taking turns; `generate` has transformers'
+choice of attention (sdpa) and gets batches of `--batch` rows, length-sorted and left-padded.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from rlhf_loop.generation import generate
+from rlhf_loop.machine import GROUPED
+from rlhf_loop.models.attention import with_attention
 from rlhf_loop.models.files import WHEEL_MODEL
-from rlhf_loop.models.loading import device, encode_prompts, load_tokenizer, resolve_model, to_messages, tune_cpu_memory
+from rlhf_loop.models.loading import encode_prompts, load_policy, to_messages, tune_cpu_memory
 from rlhf_loop.recipe import Generation, Policy
 from rlhf_loop.records import Message, Prompt
 
@@ -35,23 +37,22 @@ TASKS += ["Explain {} to a child of eight, and say why it matters.", "What do pe
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=WHEEL_MODEL)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--compare", default="generate,eager,sdpa,grouped", help="of these, the ones to compare")
+    parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--batch", type=int, default=128, help="rows of one `generate` call")
-    parser.add_argument("--batch-tokens", type=int, default=16384, help="our batches: rows x padded length")
+    parser.add_argument("--batch-tokens", type=int, default=32768, help="our batches: rows x padded length")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--lora", type=int, default=0, help="rank of a random adapter on every linear layer; 0: none")
+    parser.add_argument("--profile", action="store_true", help="print the operators of one sampling each, and no rates")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
     tune_cpu_memory()
-    settings = Policy(model=arguments.model, dtype=arguments.dtype)
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(arguments.model), dtype=getattr(torch, settings.dtype))
-    tokenizer = load_tokenizer(arguments.model, settings)
-    model.eval().to(device())
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    settings = Policy(model=arguments.model, dtype=arguments.dtype, attn_implementation=None)
+    model, tokenizer = load_policy(arguments.model, settings)
     if arguments.lora:
         model = with_adapter(model, arguments.lora)
     texts = [task.format(topic) for topic in TOPICS for task in TASKS]
@@ -62,36 +63,53 @@ def main() -> None:
     sampling = Generation(
         samples_per_prompt=arguments.samples, max_new_tokens=arguments.tokens, batch_tokens=arguments.batch_tokens
     )
-    rates: dict[str, list[float]] = {"generate": [], "rlhf_loop": []}
-    for repeat in range(arguments.repeats + 1):  # the first one warms up
-        for name in rates:
+    names = arguments.compare.split(",")
+
+    def tokens_of(name: str, seed: int, tokens: int = arguments.tokens) -> int:
+        chosen = sampling.model_copy(update={"max_new_tokens": tokens})
+        if name == "generate":
+            return stock(model, tokenizer, prompts, settings, chosen, arguments.batch)
+        attend(model, name)
+        made = generate(
+            (model, tokenizer), prompts, chosen, policy_settings=settings, policy_id="p", round=0, seed=seed
+        )
+        return sum(completion.tokens for completion in made)
+
+    if arguments.profile:
+        for name in names:
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                tokens_of(name, 0)
+            print(name, profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30), sep="\n")
+        return
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        tokens_of(name, 0, tokens=2)  # to warm up
+    for repeat in range(1, arguments.repeats + 1):
+        for name in names:
             started = time.perf_counter()
-            if name == "generate":
-                tokens = stock(model, tokenizer, prompts, settings, sampling, arguments.batch)
-            else:
-                made = generate(
-                    (model, tokenizer),
-                    prompts,
-                    sampling,
-                    policy_settings=settings,
-                    policy_id="p",
-                    round=0,
-                    seed=repeat,
-                )
-                tokens = sum(completion.tokens for completion in made)
+            tokens = tokens_of(name, repeat)
             seconds = time.perf_counter() - started
-            if repeat:
-                rates[name].append(tokens / seconds)
+            rates[name].append(tokens / seconds)
             print(f"{name:10} {tokens:6} tokens {seconds:7.2f} s {tokens / seconds:7.0f} tokens/s", flush=True)
     result = {name: round(statistics.median(values), 1) for name, values in rates.items()}
-    result["ratio"] = round(result["rlhf_loop"] / result["generate"], 2)
-    print(f"median: generate {result['generate']} tokens/s, rlhf_loop {result['rlhf_loop']}: {result['ratio']}x")
+    ratios = {name: round(result[name] / result[names[0]], 2) for name in names}
+    print("median tokens/s:", ", ".join(f"{name} {result[name]} ({ratios[name]}x)" for name in names))
     if arguments.out:
         machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        machine |= {"cores": os.cpu_count(), "torch": torch.__version__}
+        machine |= {"dtype": settings.precision, "cores": os.cpu_count(), "torch": torch.__version__}
         report = {"arguments": vars(arguments) | {"out": None}, "machine": machine, "rates": rates, "median": result}
+        report["ratio"] = ratios
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def attend(model: Any, name: str) -> None:
+    """Computes the model's attention as `name` says."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if name == GROUPED:
+        with_attention(plain, Policy(model="", attn_implementation=GROUPED))
+    else:
+        plain.set_attn_implementation(name)
 
 
 def stock(model: Any, tokenizer: Any, prompts: list[Prompt], settings: Policy, sampling: Generation, batch: int) -> int:
@@ -99,6 +117,7 @@ def stock(model: Any, tokenizer: Any, prompts: list[Prompt], settings: Policy, s
     encoded = sorted(encode_prompts(tokenizer, [to_messages(p, settings) for p in prompts]), key=len)
     rows = [ids for ids in encoded for _ in range(sampling.samples_per_prompt)]
     made = 0
+    attend(model, "sdpa")
     for start in range(0, len(rows), batch):
         inputs = tokenizer.pad({"input_ids": rows[start : start + batch]}, padding_side="left", return_tensors="pt")
         output = model.generate(

@@ -1,7 +1,8 @@
 """Sampling with a transformers causal LM, at the speed that its matrix products allow.
 
-Each prompt is read once for all of its samples; keys and values are written in place rather than appended by copying;
-rows that have ended leave the batch. On the CPU most of what `generate` spends outside the model goes into
+Each prompt is read once for all of its samples, and its keys and values are kept once for them where the attention can
+use them so (`grouped`); those of new tokens are written in place rather than appended by copying; rows that have ended
+leave the batch. On the CPU most of what `generate` spends outside the model goes into
 `torch.multinomial`; here it is one pass over the logits (`sampling.py`).
 """
 
@@ -18,6 +19,8 @@ from transformers.cache_utils import DummyLayer, DynamicIndexedLayer, DynamicLay
 from rlhf_loop.batches import batches
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.sampling import sample_tokens, uniforms
+from rlhf_loop.machine import GROUPED
+from rlhf_loop.models.attention import SharedPrompt
 from rlhf_loop.models.turns import Turns, encode_prompts
 from rlhf_loop.progress import Count
 from rlhf_loop.recipe import Generation
@@ -117,7 +120,7 @@ def _sample_batch(
 
     used = list(dict.fromkeys(p for p, _ in rows))
     ids, mask = _left_padded([prompts[p] for p in used], pad, place)  # (P, L)
-    cache = _cache(model, room=steps - 1)
+    cache = _cache(model, room=steps - 1, shared=len(used) < len(rows))
     logits = _forward(model, ids, mask, mask.cumsum(-1).sub_(1).clamp_(min=0), cache)  # (P, V)
     of_prompt = torch.tensor([used.index(p) for p, _ in rows], device=place)  # (R,)
     cache.batch_select_indices(of_prompt)
@@ -181,8 +184,9 @@ def _answer(turns: Turns, ids: Sequence[int]) -> Answer:
     return Answer(text=turns.text(ids), finish_reason="stop" if turns.ended(ids) else "length", ids=tuple(ids))
 
 
-def _cache(model: Any, room: int) -> DynamicCache:
-    """A cache for `model` whose plain layers have room for `room` more tokens than the prompt's.
+def _cache(model: Any, room: int, shared: bool = False) -> DynamicCache:
+    """A cache for `model` whose plain layers have room for `room` more tokens than the prompt's, and keep the prompt
+    itself once for all of its samples if it is `shared`.
 
     Other kinds of layers (sliding windows, states) stay as transformers makes them.
     """
@@ -193,7 +197,9 @@ def _cache(model: Any, room: int) -> DynamicCache:
             f"{type(model).__name__} keeps another state than keys and values ({type(other).__name__}), which the "
             "sampler cannot share out among a prompt's answers. Give a model whose layers are all attention"
         )
-    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    shared = shared and model.config.get_text_config()._attn_implementation == GROUPED
+    kind = SharedPromptLayer if shared else RoomyLayer
+    cache.layers = [kind(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -226,14 +232,65 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps (or repeats) these rows, with the room that was reserved."""
-        self.keys, self.values = self._select(self.keys, indices), self._select(self.values, indices)
+        self.keys = _roomy(self.keys, indices, self.filled, self.capacity)
+        self.values = _roomy(self.values, indices, self.filled, self.capacity)
 
     def get_seq_length(self) -> int:
         """How many tokens are filled."""
         return self.filled
 
-    def _select(self, states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        _, heads, _, size = states.shape
-        roomy = states.new_empty(len(indices), heads, self.capacity, size)
-        roomy[:, :, : self.filled] = states[indices, :, : self.filled]
-        return roomy
+
+class SharedPromptLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of a layer: a prompt's once for all of its samples, and their own in reserved room.
+
+    What `update` gives after the prompt are the samples' own, which know their prompts for `grouped` attention."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.length = 0  # of the prompts, padded
+        self.filled = 0  # of the room
+        self.of_prompt: torch.Tensor | None = None  # (R,); none before the samples part
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds (R, heads, T, size) and gives what the samples have after their prompts."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.prompt_keys, self.prompt_values = key_states.contiguous(), value_states.contiguous()
+            self.length = key_states.shape[-2]
+            return key_states, value_states
+        start, self.filled = self.filled, self.filled + key_states.shape[-2]
+        self.keys[:, :, start : self.filled] = key_states
+        self.values[:, :, start : self.filled] = value_states
+        keys = self.keys[:, :, : self.filled]
+        keys.shared_prompt = self.prompt
+        return keys, self.values[:, :, : self.filled]
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Shares the prompts out among rows, the first time; then keeps these rows."""
+        if self.of_prompt is None:
+            of_prompt = indices
+            self.keys, self.values = (states[:1, :, :0] for states in (self.prompt_keys, self.prompt_values))
+            indices = torch.zeros_like(indices)
+        else:
+            of_prompt = self.of_prompt[indices]
+        left, self.of_prompt = torch.unique(of_prompt, return_inverse=True)
+        if len(left) < len(self.prompt_keys):
+            self.prompt_keys, self.prompt_values = self.prompt_keys[left], self.prompt_values[left]
+        self.keys = _roomy(self.keys, indices, self.filled, self.room)
+        self.values = _roomy(self.values, indices, self.filled, self.room)
+        self.prompt = SharedPrompt.of(self.prompt_keys, self.prompt_values, self.of_prompt)
+
+    def get_seq_length(self) -> int:
+        """How many tokens are filled, the prompt's with them."""
+        return self.length + self.filled
+
+
+def _roomy(states: torch.Tensor, rows: torch.Tensor, filled: int, capacity: int) -> torch.Tensor:
+    """These rows of (R, heads, T, size), in room for `capacity` tokens."""
+    _, heads, _, size = states.shape
+    roomy = states.new_empty(len(rows), heads, capacity, size)
+    roomy[:, :, :filled] = states[rows, :, :filled]
+    return roomy
