@@ -173,17 +173,20 @@ class _LogProbs(torch.autograd.Function):  # type: ignore[misc]
                     e = _shifted_logits(hidden[rows], weight, bias, ctx.scale, ctx.dtype).exp_()
                 elif len(rows) < len(e):
                     e = e[rows - chunk.start]
-                grad = _gradient_of_logits(e, targets[rows], total[rows], entropy[rows], rows, of_log_probs, of_entropy)
-                grad = grad.mul_(ctx.scale).to(ctx.dtype)
+                grad, factor = _gradient_of_logits(
+                    e, targets[rows], total[rows], entropy[rows], rows, of_log_probs, of_entropy
+                )
+                grad, factor = grad.to(ctx.dtype), (factor * ctx.scale)[:, None]  # (R, V), (R, 1)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = (grad @ weights).to(hidden.dtype)
+                    grad_hidden[rows] = ((grad @ weights).float() * factor).to(hidden.dtype)
                 if grad_weight is not None:
+                    scaled = hidden[rows].float() * factor
                     if grad.dtype == torch.float32:
-                        grad_weight.addmm_(grad.t(), hidden[rows].float())
+                        grad_weight.addmm_(grad.t(), scaled)
                     else:
-                        grad_weight += grad.t() @ hidden[rows].to(ctx.dtype)
+                        grad_weight += grad.t() @ scaled.to(ctx.dtype)
                 if grad_bias is not None:
-                    grad_bias += grad.sum(0, dtype=torch.float32)
+                    grad_bias += (grad.float() * factor).sum(0)
         cast = None if grad_weight is None else grad_weight.to(weight.dtype)
         return grad_hidden, cast, None if grad_bias is None else grad_bias.to(bias.dtype), None, None
 
@@ -196,16 +199,19 @@ def _gradient_of_logits(
     rows: torch.Tensor,
     of_log_probs: torch.Tensor | None,
     of_entropy: torch.Tensor | None,
-) -> torch.Tensor:
-    """Over the exponentials (R, V) of `rows`: d log p_t / dz_j = [j = t] - p_j,  d H / dz_j = -p_j (log p_j + H)."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of the logits, written over the exponentials (R, V) of `rows`, but for a factor of each row, (R,).
+
+    d log p_t / dz_j = [j = t] - p_j,  d H / dz_j = -p_j (log p_j + H). The products with the gradient take the factor
+    in, where it costs little; what of the first is for the target comes off the exponentials before they are rounded.
+    """
     of_chosen = torch.zeros_like(total) if of_log_probs is None else of_log_probs[rows].float()
     if of_entropy is None:
-        grad = e.mul_((-of_chosen / total)[:, None])
-    else:
-        p = e.div_(total[:, None])
-        grad = torch.xlogy(p, p).add_(p * entropy[:, None]).mul_(-of_entropy[rows].float()[:, None])
-        grad.sub_(p.mul_(of_chosen[:, None]))
-    return grad.scatter_add_(1, targets[:, None], of_chosen[:, None])
+        return e.scatter_add_(1, targets[:, None], -total[:, None]), -of_chosen / total
+    p = e.div_(total[:, None])
+    grad = torch.xlogy(p, p).add_(p * entropy[:, None]).mul_(-of_entropy[rows].float()[:, None])
+    grad.sub_(p.mul_(of_chosen[:, None]))
+    return grad.scatter_add_(1, targets[:, None], of_chosen[:, None]), torch.ones_like(total)
 
 
 def _mean_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scale: float) -> torch.Tensor:

@@ -367,9 +367,9 @@ def test_on_a_cpu_scored_positions_are_projected_by_our_kernel_and_give_what_trl
     projected: list[int] = []
     kernel = Head.apply
 
-    def counted(hidden: torch.Tensor, *more: Any) -> Any:
+    def counted(hidden: torch.Tensor, *more: Any, **named: Any) -> Any:
         projected.append(len(hidden))
-        return kernel(hidden, *more)
+        return kernel(hidden, *more, **named)
 
     def scored(trainer: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         trainer.model.zero_grad()
