@@ -132,7 +132,7 @@ def _in_round(path: Path) -> tuple[Path, tuple[str, ...]] | None:
 
 
 def _of_cache(path: Path) -> Path | None:
-    """The folder of a model that was made here (see `model_files`) that `path` lies in."""
+    """The folder of a model that was made here (see `models/files.py`) that `path` lies in."""
     return next((folder for folder in path.parents if folder.parent == cache_folder()), None)
 
 

@@ -33,7 +33,7 @@ class BradleyTerrySpec(_Spec):
     """A language model with one output, trained on pairs through TRL's RewardTrainer.
 
     `base`: `policy` (the recipe's base policy) or any model reference. `trainer` goes verbatim to TRL's RewardConfig;
-    `per_device_train_batch_size` counts prompts there, each with all its pairs (see `bradley_terry.py`)."""
+    `per_device_train_batch_size` counts prompts there, each with all its pairs (see `rewards/bradley_terry.py`)."""
 
     kind: Literal["bradley_terry"] = "bradley_terry"
     base: str = "policy"

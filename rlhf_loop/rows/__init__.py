@@ -1,1 +1,1 @@
-"""Scored answers and feedback made into rows: the pairs, labels and demonstrations that training consumes."""
+"""Scored answers and feedback made into rows: pairs, labels and demonstrations to train on, questions to people."""

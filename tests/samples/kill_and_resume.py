@@ -1,4 +1,4 @@
-"""Run by test_resume.py: kills a run with SIGKILL at one point after the other, then lets it finish.
+"""Run by tests/loop/test_resume.py: kills a run with SIGKILL at one point after the other, then lets it finish.
 
     python kill_and_resume.py RECIPE RUN POINT [POINT ...]
 

@@ -1,7 +1,7 @@
 """The table in docs/runs.md of what test_sharded.py measured.
 
-    pytest -m slow tests/test_sharded.py --junitxml=measured.xml
-    python tests/sharded_matrix.py measured.xml
+    pytest -m slow tests/models/test_sharded.py --junitxml=measured.xml
+    python tests/samples/sharded_matrix.py measured.xml
 
 Reads one or several reports; of a case that is in several, the last one counts.
 """

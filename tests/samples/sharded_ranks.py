@@ -1,6 +1,6 @@
 """What each of several processes does in test_sharded.py: trainings, under whatever `accelerate launch` set up.
 
-    accelerate launch --config_file CONFIG.yaml --num_processes 2 tests/sharded_ranks.py BASE OUT CASE...
+    accelerate launch --config_file CONFIG.yaml --num_processes 2 tests/samples/sharded_ranks.py BASE OUT CASE...
 
 A case is ALGORITHM-lora or ALGORITHM-full, with `-resumed` for a training that is stopped after its first checkpoint
 and gone on with, `-bf16` for a policy of that precision, and `-sgd` in place of Adam, which makes much of the rounding
