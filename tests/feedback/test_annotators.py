@@ -366,7 +366,8 @@ def test_every_annotator_in_the_table_can_be_made_without_torch():
     assert isinstance(make_annotator(recipe.SimulatedAnnotator(), 0), SimulatedAnnotator)
     code = (
         "import sys; from rlhf_loop import recipe; from rlhf_loop.rows import pairs; "
-        "from rlhf_loop.annotators import make_annotator; make_annotator(recipe.SimulatedAnnotator(), 0); sys.exit('torch' in sys.modules)"
+        "from rlhf_loop.annotators import make_annotator; "
+        "make_annotator(recipe.SimulatedAnnotator(), 0); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

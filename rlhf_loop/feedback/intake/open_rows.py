@@ -69,9 +69,9 @@ def open_rows(
     `path`: a file, a folder of a data set or `hf:OWNER/NAME`. `format_name`: a name in `FORMATS`, or `auto`.
     `annotator`: the id of the person who gave feedback that names nobody; by default `import:` and the file's name.
     `columns`: a name that the format knows -> the file's own name for it (`a.b`, `a[0].b`: inside of a).
-    `scales`: question -> its worst and its best number, where the file does not say (`importers/scales.py`); files of numbers are
-    read once more before for that. `texts`: a file of what was judged, for feedback that names it by an id; it is held
-    in memory.
+    `scales`: question -> its worst and its best number, where the file does not say (`importers/scales.py`); files of
+    numbers are read once more before for that. `texts`: a file of what was judged, for feedback that names it by an
+    id; it is held in memory.
     Raises `UserError` when it cannot be read at all, when no format fits, and for a column or a question that is
     nowhere.
     """
