@@ -158,7 +158,7 @@ def stock(part: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
-    from rlhf_loop.models.loading import resolve_model
+    from rlhf_loop.models.files import resolve_model
 
     data = json.loads((folder / "data.json").read_text())
     started = time.perf_counter()

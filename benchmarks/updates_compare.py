@@ -173,7 +173,7 @@ def answers_of(policy: Path, prompts: Sequence[Prompt], recipe: Recipe) -> list[
 
 
 def gold(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
-    from rlhf_loop.annotators import gold_scores
+    from rlhf_loop.annotators.simulated import gold_scores
 
     return gold_scores("brief_and_complete", prompts, completions)
 

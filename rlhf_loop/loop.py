@@ -21,6 +21,7 @@ from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, RewardModelJudge
 from rlhf_loop.records import Artifact
 from rlhf_loop.report import write_report
+from rlhf_loop.report.status import with_interval
 from rlhf_loop.runs import BASE, Run
 from rlhf_loop.steps.ask import ask
 from rlhf_loop.steps.assemble import assemble
@@ -385,6 +386,4 @@ def _promoted_at(frozen: Path) -> str:
 
 
 def _interval(value: Mapping[str, Any]) -> str:
-    if value["low"] is None:  # too few to say
-        return f"{value['mean']:.2f} (n={value['n']})"
-    return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}] (n={value['n']})"
+    return f"{with_interval(value)} (n={value['n']})"

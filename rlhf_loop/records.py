@@ -57,6 +57,11 @@ class Prompt:
     source: str = ""  # the file it came from
     columns: dict[str, Any] = field(default_factory=dict)  # further columns of that file, for reward functions
 
+    @property
+    def asked(self) -> str:
+        """The text of its turns, without those of the system."""
+        return "\n".join(message["content"] for message in self.messages if message["role"] != "system")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:

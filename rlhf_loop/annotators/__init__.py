@@ -9,10 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from rlhf_loop.annotators.simulated import gold_scores
-
-__all__ = ["ANNOTATORS", "gold_scores", "make_annotator"]
-
 ANNOTATORS = {"simulated": "rlhf_loop.annotators.simulated:SimulatedAnnotator"}
 """Kind -> where the class is."""
 

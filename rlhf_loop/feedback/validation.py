@@ -196,7 +196,7 @@ class _Checks:
         words = {id: len(self._text(id).split()) for id in self._mentioned()}
 
         def empty(record: AnyFeedback) -> str | None:
-            if not _prompt_text(self.prompts[record.prompt_id]).strip():
+            if not self.prompts[record.prompt_id].asked.strip():
                 return f"prompt {record.prompt_id} is empty"
             if isinstance(record, Edit) and not record.edited_completion.strip():
                 return "the edited answer is empty"
@@ -223,7 +223,7 @@ class _Checks:
         held_prompts = {
             text: prompt.split
             for prompt in self.prompts.values()
-            if prompt.split in HELD_OUT and (text := _normal(_prompt_text(prompt)))
+            if prompt.split in HELD_OUT and (text := _normal(prompt.asked))
         }
         held_answers = {
             _normal(completion.text): prompt.split
@@ -235,7 +235,7 @@ class _Checks:
         leaked = {
             prompt.id: split
             for prompt in self.prompts.values()
-            if prompt.split == "train" and (split := held_prompts.get(_normal(_prompt_text(prompt)))) is not None
+            if prompt.split == "train" and (split := held_prompts.get(_normal(prompt.asked))) is not None
         }
         normal = {id: _normal(self._text(id)) for id in self._mentioned()} if held_answers else {}
 
@@ -399,10 +399,6 @@ def _said(record: AnyFeedback) -> tuple[Any, ...]:
     if isinstance(record, Implicit):
         return record.completion_id, record.action, record.created_at  # one may copy an answer twice
     return tuple(sorted(about(record)))
-
-
-def _prompt_text(prompt: Prompt) -> str:
-    return "\n".join(message["content"] for message in prompt.messages if message["role"] != "system")
 
 
 def _normal(text: str) -> str:

@@ -28,30 +28,13 @@ from rlhf_loop.models.attention import attention_option, with_attention
 from rlhf_loop.models.distributed import is_main, whole_models
 from rlhf_loop.models.files import give_pad_token, resolve_model
 from rlhf_loop.models.quiet import quiet
-from rlhf_loop.models.turns import Turns, encode_prompts, opens_no_turn, with_system_prompt
+from rlhf_loop.models.turns import Turns, opens_no_turn, with_system_prompt
 from rlhf_loop.models.weights import save_weights
 from rlhf_loop.places import relocated
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Message, Prompt
 
 logger = logging.getLogger(__name__)
-
-__all__ = [
-    "check_adapted",
-    "check_model",
-    "device",
-    "encode_prompts",
-    "fit_threads",
-    "load_policy",
-    "load_tokenizer",
-    "merge_policy",
-    "merged_for_sampling",
-    "release_memory",
-    "resolve_model",
-    "save_policy",
-    "to_messages",
-    "tune_cpu_memory",
-]
 
 
 def load_policy(

@@ -28,7 +28,7 @@ def status(run: RunDir) -> dict[str, Any]:
     if last >= recipe.get("rounds", 0):
         following = f"rlhf-loop report {run.path}"
     elif waiting and last >= 0:
-        store = recipe.get("store") or run.store_url
+        store = _store_url(run, recipe)
         following = f"rlhf-loop feedback export questions.jsonl --format questions --store {store}"
     else:
         following = again
@@ -67,11 +67,16 @@ def what_next(values: dict[str, Any]) -> str:
 
 
 def shown_rate(rate: Mapping[str, Any] | None) -> str:
-    """A win-rate in a table; few answers have no interval."""
+    """A win-rate in a table."""
     if rate is None:
         return "-"
+    return f"{with_interval(rate)} n={rate['n']}"
+
+
+def with_interval(rate: Mapping[str, Any]) -> str:
+    """A rate, and its interval where there are enough cases for one."""
     interval = "" if rate["low"] is None else f" [{rate['low']:.2f}, {rate['high']:.2f}]"
-    return f"{rate['mean']:.2f}{interval} n={rate['n']}"
+    return f"{rate['mean']:.2f}{interval}"
 
 
 def _row(round: Round) -> dict[str, Any]:
@@ -93,5 +98,9 @@ def _open_questions(run: RunDir, recipe: dict[str, Any]) -> int | None:
         return None
     from rlhf_loop.feedback.store.store import Store
 
-    with Store.open(str(recipe.get("store") or run.store_url), create=False) as store:
+    with Store.open(_store_url(run, recipe), create=False) as store:
         return store.open_questions()
+
+
+def _store_url(run: RunDir, recipe: dict[str, Any]) -> str:
+    return str(recipe.get("store") or run.store_url)

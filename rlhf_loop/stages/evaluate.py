@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.annotators import gold_scores
+from rlhf_loop.annotators.simulated import gold_scores
 from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation import Measured, Models, Scorer, evaluate
 from rlhf_loop.files import read_json, write_json

@@ -12,7 +12,8 @@ from rlhf_loop.algorithms import TRAINER_CONFIGS
 from rlhf_loop.damage import hash_file
 from rlhf_loop.files import read_json, without_times, write_json
 from rlhf_loop.models.distributed import barrier, is_main
-from rlhf_loop.models.loading import check_model, resolve_model
+from rlhf_loop.models.files import resolve_model
+from rlhf_loop.models.loading import check_model
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
 from rlhf_loop.records import PreferencePair, Prompt, read_records, stable_id

@@ -48,7 +48,7 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path, promoted: s
     pairs, no_pair = pairs_from_feedback(preferences, completions, prompts, round)
     by_split = _by_split(pairs, prompts)
     train, judge = by_split.pop("train"), by_split.pop("judge")
-    if round and _learns_from_pairs(recipe):
+    if round and learns_from_pairs(recipe):
         _refuse_too_few(len(train), recipe, round, report)
     training = {prompt.id: prompt for prompt in prompts.values() if prompt.split == "train"}
     sound = [record for record in [*report.usable, *report.set_aside] if record.prompt_id in training]
@@ -115,7 +115,8 @@ def _by_split(pairs: Sequence[PreferencePair], prompts: Mapping[str, Prompt]) ->
     return by_split
 
 
-def _learns_from_pairs(recipe: Recipe) -> bool:
+def learns_from_pairs(recipe: Recipe) -> bool:
+    """Whether a round needs pairs: for its reward model, or for its update."""
     return recipe.reward is not None or ALGORITHMS[recipe.update.algorithm].consumes == "pairs"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pyarrow.parquet as pq
 
-from rlhf_loop.algorithms import ALGORITHMS, Consumes
+from rlhf_loop.algorithms import Consumes
 from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.arrivals import Arrivals, arrivals_after, newest_number
@@ -26,6 +26,7 @@ from rlhf_loop.recipe import Recipe, Watch
 from rlhf_loop.records import Implicit, Preference
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.step_folders import read_manifest
+from rlhf_loop.steps.snapshot import learns_from_pairs
 from rlhf_loop.watch.consumed import consumed, consumers, hunger, in_words, possible_kinds
 
 
@@ -73,7 +74,6 @@ def news(store: Store, recipe: Recipe, run: RunDir) -> News:
     usable = [r for r in fresh if (r.id in trained.ids if who else r.id not in set_aside)]
     tags = Counter(tag for record in usable for tag in prompts[record.prompt_id].tags)
     refused: Counter[str] = Counter(record.kind for record, _ in report.quarantined if record.id in there.fresh)
-    needs_pairs = recipe.reward is not None or ALGORITHMS[recipe.update.algorithm].consumes == "pairs"
     return News(
         next_round=there.next_round,
         count=len(usable),
@@ -86,7 +86,7 @@ def news(store: Store, recipe: Recipe, run: RunDir) -> News:
             and record.id in there.fresh
             and plain_text(completions[record.a_id].text) != plain_text(completions[record.b_id].text)
         ],
-        missing_pairs=(report.needed or 0) if needs_pairs else 0,
+        missing_pairs=(report.needed or 0) if learns_from_pairs(recipe) else 0,
         refused=dict(refused),
         useless=len(fresh) - len(usable),
         consumers=who,

@@ -14,8 +14,8 @@ from rlhf_loop.evaluation import Models, language_model, text, winrate
 from rlhf_loop.evaluation.language_model import Tokens
 from rlhf_loop.feedback.intake.prompts import read_prompts
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.models.loading import encode_prompts, load_policy
-from rlhf_loop.models.turns import Turns
+from rlhf_loop.models.loading import load_policy
+from rlhf_loop.models.turns import Turns, encode_prompts
 from rlhf_loop.recipe import Evaluation, Policy, Recipe
 from rlhf_loop.records import Completion, Message, Prompt
 from rlhf_loop.stages.evaluate import _plain_text

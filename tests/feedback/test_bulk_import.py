@@ -18,10 +18,11 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.exporters.export import export
 from rlhf_loop.feedback.files import row, rows
 from rlhf_loop.feedback.files.json_elements import Elements
+from rlhf_loop.feedback.importers import FORMATS
 from rlhf_loop.feedback.intake import batches
 from rlhf_loop.feedback.intake.import_file import column_map, import_and_split, import_file
 from rlhf_loop.feedback.intake.prompts import split_groups
-from rlhf_loop.feedback.intake.read_whole import FORMATS, ImportResult, read
+from rlhf_loop.feedback.intake.read_whole import ImportResult, read
 from rlhf_loop.feedback.intake.summary import ImportSummary
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store

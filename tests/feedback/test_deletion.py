@@ -28,6 +28,7 @@ from rlhf_loop import Loop, Recipe
 from rlhf_loop.cli import app
 from rlhf_loop.damage import hash_file
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.files.row import Refused
 from rlhf_loop.feedback.privacy import deletion
 from rlhf_loop.feedback.privacy.deletion import DeletionReport, remember, user_key
 from rlhf_loop.feedback.privacy.deletion_files import is_redacted
@@ -96,7 +97,7 @@ def talk(store: Store) -> str:
         ]
     )
     claim(store, "bob")
-    store.quarantine([("feedback.jsonl", 3, "no answer", json.dumps({"prompt": SECRET}))])
+    store.quarantine([Refused("feedback.jsonl", 3, "no answer", json.dumps({"prompt": SECRET}))])
     store.quarantine_feedback([(feedback[0], "the same as another", 1)])
     store.add_artifact(Artifact(id="base", kind="policy", path="base", round=0))
     store.promote("base")

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.importers import FORMATS
 from rlhf_loop.feedback.intake.import_file import import_file
-from rlhf_loop.feedback.intake.read_whole import FORMATS, ImportResult, read
+from rlhf_loop.feedback.intake.read_whole import ImportResult, read
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Critique, Edit, Preference, Rating, Skip, Thumb
 

@@ -29,6 +29,7 @@ from samples.feedback import (
 )
 
 from rlhf_loop.errors import StoreUnavailable, UserError
+from rlhf_loop.feedback.files.row import Refused
 from rlhf_loop.feedback.provenance.lineage import lineage
 from rlhf_loop.feedback.store import database, tables
 from rlhf_loop.feedback.store.location import network_file_system, parse_url
@@ -236,7 +237,7 @@ def test_a_skipped_question_goes_to_somebody_else(store: Store) -> None:
 
 
 def test_refused_rows_are_kept_once(store: Store) -> None:
-    rows = [("f.jsonl", 3, "not valid JSON", "{\0"), ("f.jsonl", 9, "empty", "")]
+    rows = [Refused("f.jsonl", 3, "not valid JSON", "{\0"), Refused("f.jsonl", 9, "empty", "")]
     assert store.quarantine(rows) == 2
     assert store.quarantine(rows) == 0
     assert [(r.file, r.line, r.reason) for r in store.quarantined()] == [row[:3] for row in rows]

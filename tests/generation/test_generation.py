@@ -14,7 +14,8 @@ import torch
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation import generate
 from rlhf_loop.generation.sampling import sample_tokens, uniforms
-from rlhf_loop.models.loading import encode_prompts, load_policy, to_messages
+from rlhf_loop.models.loading import load_policy, to_messages
+from rlhf_loop.models.turns import encode_prompts
 from rlhf_loop.recipe import Generation, Policy
 from rlhf_loop.records import Completion, Message, Prompt
 

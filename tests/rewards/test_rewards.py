@@ -288,7 +288,7 @@ def test_head_pools_over_the_completion_alone():
 def test_leaving_out_the_upper_layers_changes_no_feature():
     from transformers import AutoModel
 
-    from rlhf_loop.models.loading import resolve_model
+    from rlhf_loop.models.files import resolve_model
     from rlhf_loop.rewards.trunk import load_trunk
 
     trunk, _, numbers = load_trunk("policy", POLICY, [0.5])

@@ -48,7 +48,7 @@ class Parsed(NamedTuple):
     redacted: Mapping[str, int] = {}  # how often what was redacted in it
 
 
-class Reading(NamedTuple):
+class OpenRows(NamedTuple):
     """What a file is, and its rows; each is read when it is asked for, once."""
 
     format: str
@@ -63,7 +63,7 @@ def open_rows(
     redactor: Redactor | None = None,
     scales: Mapping[str, Scale] | None = None,
     texts: str | Path | None = None,
-) -> Reading:
+) -> OpenRows:
     """Begins to read feedback.
 
     `path`: a file, a folder of a data set or `hf:OWNER/NAME`. `format_name`: a name in `FORMATS`, or `auto`.
@@ -107,7 +107,7 @@ def open_rows(
     name = format_name if format_name != "auto" or not rows else _detect(path, rows[0], values)
     default = Annotator(id=annotator or f"import:{_stem(path)}")
     if name not in FORMATS:  # nothing but refused rows, and nobody named a format
-        return Reading(name, (item for item in start if isinstance(item, Refused)))
+        return OpenRows(name, (item for item in start if isinstance(item, Refused)))
     place = Place(
         file=str(path),
         line=0,
@@ -116,7 +116,7 @@ def open_rows(
         columns=columns,
         texts={} if texts is None else _texts(texts, redactor),
     )
-    return Reading(name, _parsed(chain(start, found), FORMATS[name], place, renamed, redactor))
+    return OpenRows(name, _parsed(chain(start, found), FORMATS[name], place, renamed, redactor))
 
 
 def _scales(path: str | Path, importer: Any, columns: Mapping[str, str], given: Mapping[str, Scale] | None) -> Scales:

@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.feedback.files.row import Refused, RowError
-from rlhf_loop.feedback.importers import FORMATS
 from rlhf_loop.feedback.intake.open_rows import Parsed, open_rows
 from rlhf_loop.feedback.store.table_rows import AnyFeedback
 from rlhf_loop.records import Artifact, Completion, Prompt, Question, Score
-
-__all__ = ["FORMATS", "ImportResult", "read"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +49,8 @@ class ImportResult:
 def read(path: str | Path, format_name: str = "auto", annotator: str | None = None) -> ImportResult:
     """Reads feedback from a file; nothing is stored.
 
-    `format_name`: a name in `FORMATS`, or `auto`. `annotator`: the id of the person who gave feedback that names
-    nobody; by default `import:` and the file's name.
+    `format_name`: a name in `importers.FORMATS`, or `auto`. `annotator`: the id of the person who gave feedback that
+    names nobody; by default `import:` and the file's name.
     Rows that cannot be used are in `refused`, each with file, line and reason. Raises `UserError` when the file cannot
     be read at all or its format is not known.
     """

@@ -108,7 +108,7 @@ def _consensus(votes: Votes, found: Consensus, iterations: int, converged: bool)
 def _near_duplicates(store: Store, votes: Votes) -> dict[str, Any]:
     """Prompts like each other, held-out prompts like training prompts, judged pairs whose sides are alike."""
     prompts = store.prompts()
-    texts = [_asked(prompt) for prompt in prompts]
+    texts = [prompt.asked for prompt in prompts]
     found = near_duplicates.clusters(near_duplicates.signatures(texts))
     groups = found.groups()
     split = [prompt.split for prompt in prompts]
@@ -159,10 +159,6 @@ def _near_duplicates(store: Store, votes: Votes) -> dict[str, Any]:
             ],
         },
     }
-
-
-def _asked(prompt: Prompt) -> str:
-    return "\n".join(message["content"] for message in prompt.messages if message["role"] != "system")
 
 
 def _shown(prompt: Prompt, text: str) -> str:

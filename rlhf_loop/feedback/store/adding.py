@@ -150,10 +150,9 @@ class Transaction(Reading):
             question_queue.settle(self.connection, {pair_key(q.a_id, q.b_id) for q in records})
         return new
 
-    def quarantine(self, refused: Iterable[Refused | tuple[str, int, str, str]]) -> int:
+    def quarantine(self, refused: Iterable[Refused]) -> int:
         """Keeps rows that were refused, with file, line, reason and raw text, so that they can be mended."""
-        rows = [Refused(*row) for row in refused]
-        return self._quarantine({stable_id("quarantine", *row): row for row in rows})
+        return self._quarantine({stable_id("quarantine", *row): row for row in refused})
 
     def quarantine_feedback(self, refused: Iterable[tuple[AnyFeedback, str, int]]) -> int:
         """Notes feedback that failed validation: the record, why, and before which round. It stays in the store.

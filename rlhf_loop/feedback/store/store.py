@@ -138,7 +138,7 @@ class Store(Reading):
         with self.transaction() as transaction:
             return transaction.add_questions(questions)
 
-    def quarantine(self, refused: Iterable[Refused | tuple[str, int, str, str]]) -> int:
+    def quarantine(self, refused: Iterable[Refused]) -> int:
         """Keeps rows that were refused, with file, line, reason and raw text, so that they can be mended."""
         with self.transaction() as transaction:
             return transaction.quarantine(refused)

@@ -25,7 +25,7 @@ from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.answered_requests import AnsweredRequest, find_answered, note_answered
 from rlhf_loop.report import write_report
 from rlhf_loop.server.access import Caller, require
-from rlhf_loop.server.feedback.items import Item, Refused, records_of
+from rlhf_loop.server.feedback.items import Item, ItemRefused, records_of
 from rlhf_loop.server.service import Service
 
 router = APIRouter(prefix="/v1", tags=["feedback"])
@@ -150,7 +150,7 @@ async def bulk(body: Bulk, submission: FromApp) -> Response:
                 if not dry_run:
                     waiting.append(said)
                     named |= about
-            except Refused as error:
+            except ItemRefused as error:
                 results.append({"index": index, "status": error.status, "error": service.redact_all(error.body())})
         if waiting:
             keep(transaction, waiting)
@@ -237,7 +237,7 @@ async def _once(
     try:
         waiting = run_in_threadpool(look) if dry_run else asyncio.wrap_future(service.writer.submit(work))
         earlier, text, kinds = await waiting
-    except Refused as error:
+    except ItemRefused as error:
         raise HTTPException(error.status, error.body()) from None
     if earlier is None:
         service.metrics.said(() if dry_run else kinds)

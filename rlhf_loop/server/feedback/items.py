@@ -74,7 +74,7 @@ class Item(BaseModel):
         return self
 
 
-class Refused(Exception):
+class ItemRefused(Exception):
     """An item that cannot be stored: which field is wrong, and how."""
 
     def __init__(self, status: int, param: str, message: str):
@@ -91,8 +91,8 @@ def records_of(
 ) -> ItemRecords:
     """The feedback that an item is, by the user with this key (None: who asked).
 
-    `last_round`: the last one whose snapshot is taken (`service.round`). Raises `Refused` where an answer is not there,
-    or two answer different prompts.
+    `last_round`: the last one whose snapshot is taken (`service.round`). Raises `ItemRefused` where an answer is not
+    there, or two answer different prompts.
     """
     answer = _answer(transaction, item.response_id, item.choice, "response_id")
     found = ItemRecords(transaction, answer, user, round=last_round, lead_time=item.lead_time)
@@ -109,9 +109,9 @@ def records_of(
         given = item.preference
         other = _answer(transaction, given.other_id, given.other_choice, "preference.other_id")
         if other.id == answer.id:
-            raise Refused(422, "preference.other_id", "an answer cannot be compared with itself")
+            raise ItemRefused(422, "preference.other_id", "an answer cannot be compared with itself")
         if other.prompt_id != answer.prompt_id:
-            raise Refused(422, "preference.other_id", "the two answers are not to the same conversation")
+            raise ItemRefused(422, "preference.other_id", "the two answers are not to the same conversation")
         winner = {"this": "a", "other": "b"}.get(given.winner, given.winner)
         pair = {"a_id": answer.id, "b_id": other.id}
         add(Preference, **pair, winner=winner, strength=given.strength, blind=False)
@@ -138,5 +138,5 @@ def _answer(transaction: Transaction, response_id: str, choice: int, param: str)
     if found is None:
         which = f" has no choice {choice}, or" if choice else ""
         message = f"the response `{response_id[:100]}`{which} is not there; give the `id` of an answer"
-        raise Refused(404, param, message)
+        raise ItemRefused(404, param, message)
     return found
