@@ -20,7 +20,7 @@ from rlhf_loop.batches import batches
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.sampling import sample_tokens, uniforms
 from rlhf_loop.machine import GROUPED
-from rlhf_loop.models.attention import SharedPrompt
+from rlhf_loop.models.attention import GivenKeys, SharedPrompt
 from rlhf_loop.models.turns import Turns, encode_prompts
 from rlhf_loop.progress import Count
 from rlhf_loop.recipe import Generation
@@ -240,38 +240,39 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         return self.filled
 
 
-class SharedPromptLayer(DynamicLayer):  # type: ignore[misc]
+class SharedPromptLayer(RoomyLayer):
     """Keys and values of a layer: a prompt's once for all of its samples, and their own in reserved room.
 
-    What `update` gives after the prompt are the samples' own, which know their prompts for `grouped` attention."""
+    What `update` gives after the prompt are the samples' own, which know their prompts for `grouped` attention. Models
+    that make other keys of those that they keep (DeepSeek's latents) have each sample's whole."""
 
     def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room = room
-        self.length = 0  # of the prompts, padded
-        self.filled = 0  # of the room
+        super().__init__(room)
+        self.given = GivenKeys()
+        self.length = 0  # of the prompts, padded, once they are shared out
         self.of_prompt: torch.Tensor | None = None  # (R,); none before the samples part
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds (R, heads, T, size) and gives what the samples have after their prompts."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.prompt_keys, self.prompt_values = key_states.contiguous(), value_states.contiguous()
-            self.length = key_states.shape[-2]
-            return key_states, value_states
-        start, self.filled = self.filled, self.filled + key_states.shape[-2]
-        self.keys[:, :, start : self.filled] = key_states
-        self.values[:, :, start : self.filled] = value_states
-        keys = self.keys[:, :, : self.filled]
-        keys.shared_prompt = self.prompt
-        return keys, self.values[:, :, : self.filled]
+        is_prompt = not self.is_initialized
+        keys, values = super().update(key_states, value_states)
+        if is_prompt:
+            keys.given = self.given
+        elif self.of_prompt is not None:
+            keys.shared_prompt = self.prompt
+        return keys, values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Shares the prompts out among rows, the first time; then keeps these rows."""
+        if not self.given.arrived:
+            super().batch_select_indices(indices)
+            return
         if self.of_prompt is None:
             of_prompt = indices
+            self.prompt_keys, self.prompt_values = self.keys.contiguous(), self.values.contiguous()
+            self.length, self.filled, self.capacity = self.filled, 0, self.room
             self.keys, self.values = (states[:1, :, :0] for states in (self.prompt_keys, self.prompt_values))
             indices = torch.zeros_like(indices)
         else:
@@ -279,8 +280,7 @@ class SharedPromptLayer(DynamicLayer):  # type: ignore[misc]
         left, self.of_prompt = torch.unique(of_prompt, return_inverse=True)
         if len(left) < len(self.prompt_keys):
             self.prompt_keys, self.prompt_values = self.prompt_keys[left], self.prompt_values[left]
-        self.keys = _roomy(self.keys, indices, self.filled, self.room)
-        self.values = _roomy(self.values, indices, self.filled, self.room)
+        super().batch_select_indices(indices)
         self.prompt = SharedPrompt.of(self.prompt_keys, self.prompt_values, self.of_prompt)
 
     def get_seq_length(self) -> int:

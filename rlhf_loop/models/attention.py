@@ -64,6 +64,8 @@ def grouped_attention(
     rows, heads, length, size = query.shape
     key_heads, seen = key.shape[1], key.shape[2]
     scale = size**-0.5 if scaling is None else scaling
+    if (given := getattr(key, "given", None)) is not None:
+        given.arrived = True
     shared = getattr(key, "shared_prompt", None)
     if shared is not None:
         return _after_prompt(shared, query, key, value, attention_mask, scale, softcap), None
@@ -82,6 +84,13 @@ def grouped_attention(
         weights = torch.nn.functional.dropout(weights, dropout, training=module.training)
     answer = torch.bmm(weights, value)  # (R * key heads, stacked, size)
     return answer.view(rows, heads, length, -1).transpose(1, 2).contiguous(), None
+
+
+@dataclass(slots=True)
+class GivenKeys:
+    """Keys of prompts that a sampler's cache gave a model; an attribute `given` of theirs."""
+
+    arrived: bool = False  # at `grouped` attention, as they are
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from samples import families
-from transformers import AutoModelForCausalLM, GptOssConfig
+from transformers import AutoModelForCausalLM, DeepseekV2Config, GptOssConfig, JetMoeConfig
 
 from rlhf_loop.generation import transformers_engine
 from rlhf_loop.models import attention
@@ -80,6 +80,35 @@ def test_sampling_is_that_of_eager(family: Callable[[str], Path], name: str, end
         tokens.append(transformers_engine.sample_ids(model, tokenizer, prompts, keys, [2, 1, 3], settings))
     assert tokens[0] == tokens[1]
     assert not ending or len({len(row) for rows in tokens[1] for row in rows}) > 1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DeepseekV2Config(q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=12,
+                         first_k_dense_replace=2, num_attention_heads=4, num_key_value_heads=4, num_hidden_layers=2,
+                         hidden_size=32, intermediate_size=32, vocab_size=400, initializer_range=0.1),
+        JetMoeConfig(num_key_value_heads=2, kv_channels=8, num_local_experts=2, num_experts_per_tok=2,
+                     num_hidden_layers=2, hidden_size=32, intermediate_size=32, vocab_size=400, initializer_range=0.1),
+    ],
+    ids=["latents", "heads-of-experts"],
+)  # fmt: skip
+def test_models_whose_caches_hold_other_keys_than_attention_reads_are_sampled_as_with_eager(
+    family: Callable[[str], Path], config: Any
+) -> None:
+    tokenizer, settings = load_tokenizer(family("llama3")), Policy(model="", attn_implementation="grouped")
+    prompts = [list(range(10, 10 + n)) for n in (30, 5, 17)]
+    keys = [(0, 0, str(n)) for n in range(3)]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model.generation_config.eos_token_id = list(range(10, 50))
+    tokens = []
+    for how in (lambda: model, lambda: with_attention(model, settings)):
+        tokens.append(
+            transformers_engine.sample_ids(how(), tokenizer, prompts, keys, [2, 1, 3], Generation(max_new_tokens=24))
+        )
+    assert model.config._attn_implementation == "grouped"
+    assert tokens[0] == tokens[1]
 
 
 @pytest.mark.parametrize("side", ["none", "left"])
