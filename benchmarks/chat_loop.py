@@ -15,14 +15,13 @@ import argparse
 import json
 import math
 import random
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+from machine import describe, free_port
 
 from rlhf_loop.annotators.rules import RULES
 from rlhf_loop.policies import listed
@@ -155,12 +154,6 @@ def wait_until_ready(port: int, service: subprocess.Popen[bytes], seconds: float
             pass
         time.sleep(0.5)
     raise SystemExit("the service did not come up")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 if __name__ == "__main__":

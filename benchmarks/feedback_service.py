@@ -19,7 +19,6 @@ import json
 import os
 import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from machine import describe
+from machine import describe, free_port
 
 from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
@@ -386,12 +385,6 @@ def finish(process: subprocess.Popen[str]) -> str:
     if process.returncode:
         raise SystemExit(f"ended with status {process.returncode}: {process.args}")
     return output
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from samples import families
 from samples.feedback import needs_postgres, postgres_schema
 
 from rlhf_loop.feedback.store.store import Store
@@ -37,6 +38,13 @@ def tiny_policy() -> Path:
     from rlhf_loop.models.files import resolve_model
 
     return Path(resolve_model("tiny-random:0"))
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of the tiny model of a family, by its name in `samples.families`."""
+    folder = tmp_path_factory.mktemp("families")
+    return lambda name: families.make(name, folder / name)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import time
 from contextlib import suppress
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from samples.feedback import contents, fill
+from samples.feedback import contents, fill, write_lines
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.exporters.export import export
@@ -32,12 +31,6 @@ from rlhf_loop.records import Annotator, Completion, Preference, Prompt, Questio
 
 FIXTURES = Path(__file__).parents[1] / "data" / "feedback_formats"
 PAIR = {"prompt": "Why?", "chosen": "Because of light.", "rejected": "No idea."}
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
 
 
 def counts(summary: ImportSummary) -> tuple[int, int, int, int]:
@@ -86,7 +79,7 @@ def test_every_row_is_accepted_duplicate_or_rejected(store: Store, tmp_path: Pat
         {"prompt": "Why?", "chosen": "x"},
         "{",
     ]
-    path = write(tmp_path / "votes.jsonl", rows)
+    path = write_lines(tmp_path / "votes.jsonl", rows)
     summary = import_file(store, path)
     assert counts(summary) == (3, 1, 1, 2)
     assert [str(example) for example in summary.examples] == [
@@ -103,12 +96,12 @@ def test_every_row_is_accepted_duplicate_or_rejected(store: Store, tmp_path: Pat
         "  redacted      0",
         "  rejected      2  kept in the quarantine",
     ]
-    later = import_file(store, write(tmp_path / "later.jsonl", [{**PAIR, "id": "4", "annotator": "bob"}]))
+    later = import_file(store, write_lines(tmp_path / "later.jsonl", [{**PAIR, "id": "4", "annotator": "bob"}]))
     assert counts(later) == (1, 0, 1, 0)  # bob said the opposite in the other file
 
 
 def test_importing_again_says_that_nothing_has_changed(store: Store, tmp_path: Path) -> None:
-    path = write(tmp_path / "f.jsonl", [{**PAIR, "id": str(i)} for i in range(10)])
+    path = write_lines(tmp_path / "f.jsonl", [{**PAIR, "id": str(i)} for i in range(10)])
     import_file(store, path)
     before = contents(store)
     again = import_file(store, path.rename(tmp_path / "other_name.jsonl"))
@@ -117,18 +110,20 @@ def test_importing_again_says_that_nothing_has_changed(store: Store, tmp_path: P
 
 
 def test_a_row_whose_id_stands_for_something_else_is_rejected(store: Store, tmp_path: Path) -> None:
-    import_file(store, write(tmp_path / "a.jsonl", [{**PAIR, "id": "1", "created_at": 5}]))
+    import_file(store, write_lines(tmp_path / "a.jsonl", [{**PAIR, "id": "1", "created_at": 5}]))
     summary = import_file(
-        store, write(tmp_path / "b.jsonl", [{**PAIR, "id": "1", "created_at": 6}, {**PAIR, "id": "2"}])
+        store, write_lines(tmp_path / "b.jsonl", [{**PAIR, "id": "1", "created_at": 6}, {**PAIR, "id": "2"}])
     )
     assert counts(summary) == (1, 0, 0, 1)
     assert "stands for something else in the store" in summary.examples[0].reason
-    summary = import_file(store, write(tmp_path / "c.jsonl", [{**PAIR, "id": "3", "created_at": t} for t in (1, 2)]))
+    summary = import_file(
+        store, write_lines(tmp_path / "c.jsonl", [{**PAIR, "id": "3", "created_at": t} for t in (1, 2)])
+    )
     assert "stands for something else in an earlier row" in summary.examples[0].reason
 
 
 def test_a_prompt_keeps_the_split_it_has(store: Store, tmp_path: Path) -> None:
-    path = write(tmp_path / "f.jsonl", [PAIR])
+    path = write_lines(tmp_path / "f.jsonl", [PAIR])
     prompt = read(path).prompts[0]
     store.add_prompts([Prompt(id=prompt.id, messages=prompt.messages, group=prompt.group, split="test")])
     assert counts(import_file(store, path)) == (1, 0, 0, 0)
@@ -137,17 +132,19 @@ def test_a_prompt_keeps_the_split_it_has(store: Store, tmp_path: Path) -> None:
 
 def test_prompts_are_split_by_their_groups_as_assigned(store: Store, tmp_path: Path) -> None:
     rows = [{**PAIR, "prompt": f"Why {i}?", "group": f"topic {i % 10}", "id": str(i)} for i in range(40)]
-    path = write(tmp_path / "f.jsonl", [*rows[:30], "broken"])
+    path = write_lines(tmp_path / "f.jsonl", [*rows[:30], "broken"])
     import_and_split(store, path, "auto", "none", seed=3, test_fraction=0.2, judge_fraction=0.3)
     prompts = read(path).prompts
     split_of = split_groups({p.group for p in prompts}, 3, 0.2, 0.3)
     assert {p.id: p.split for p in store.prompts()} == {p.id: split_of[p.group] for p in prompts}
-    write(path, [*rows, "broken"])  # there is more now: what was in a split stays there
+    write_lines(path, [*rows, "broken"])  # there is more now: what was in a split stays there
     before = {p.id: p.split for p in store.prompts()}
     assert counts(import_and_split(store, path, "auto", "none", 3, 0.5, 0.3)) == (10, 30, 0, 1)
     assert {p.id: p.split for p in store.prompts()}.items() >= before.items()
-    other = write(tmp_path / "g.jsonl", [{**PAIR, "prompt": "How?"}])
-    import_and_split(store, write(tmp_path / "h.jsonl", [{**PAIR, "prompt": "Who?"}]), "auto", "none", 3, 0.0, 0.0)
+    other = write_lines(tmp_path / "g.jsonl", [{**PAIR, "prompt": "How?"}])
+    import_and_split(
+        store, write_lines(tmp_path / "h.jsonl", [{**PAIR, "prompt": "Who?"}]), "auto", "none", 3, 0.0, 0.0
+    )
     assert [p.split for p in store.prompts() if p.messages[0]["content"] == "Who?"] == ["train"]
     import_file(store, other, splits="judge")
     assert [p.split for p in store.prompts() if p.messages[0]["content"] == "How?"] == ["judge"]
@@ -168,7 +165,7 @@ def test_a_recipe_maps_the_columns_of_a_table(tmp_path: Path) -> None:
 
 
 def test_what_was_deleted_at_a_persons_wish_does_not_come_back(store: Store, tmp_path: Path) -> None:
-    path = write(tmp_path / "f.jsonl", [PAIR, {**PAIR, "prompt": "How?"}])
+    path = write_lines(tmp_path / "f.jsonl", [PAIR, {**PAIR, "prompt": "How?"}])
     gone = read(path).feedback[0].id
     with store.database.write() as connection:
         row = {"kind": "feedback", "record_id": gone, "user": "u", "deleted_at": 1.0}
@@ -183,7 +180,7 @@ def test_questions_are_answered_by_an_import(store: Store, tmp_path: Path) -> No
     store.add_questions([Question(id="q4", prompt_id="p", a_id="b", b_id="c", round=2)])
     export(store, tmp_path / "q.jsonl", "questions")
     rows = [json.loads(line) | {"winner": "a"} for line in (tmp_path / "q.jsonl").read_text().splitlines()]
-    summary = import_file(store, write(tmp_path / "q.jsonl", rows))
+    summary = import_file(store, write_lines(tmp_path / "q.jsonl", rows))
     assert (counts(summary), summary.new["feedback"]) == ((2, 0, 0, 0), 2)
     assert store.questions(status="open") == []
 
@@ -203,7 +200,7 @@ def test_many_batches_and_transactions_store_the_same(
     ]
     rows[50] = "broken"
     rows[120] = {**PAIR, "prompt": 5}
-    path = write(tmp_path / "f.jsonl", rows)
+    path = write_lines(tmp_path / "f.jsonl", rows)
     monkeypatch.setattr(batches, "BATCH_ROWS", 9)
     summary = import_file(store, path, redact="none")
     assert_holds(store, read(path))
@@ -211,7 +208,7 @@ def test_many_batches_and_transactions_store_the_same(
 
 
 def test_an_import_that_is_interrupted_goes_on(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "f.jsonl", [{**PAIR, "prompt": f"Why {i}?"} for i in range(100)])
+    path = write_lines(tmp_path / "f.jsonl", [{**PAIR, "prompt": f"Why {i}?"} for i in range(100)])
     monkeypatch.setattr(batches, "BATCH_ROWS", 10)
 
     def stop(summary: ImportSummary) -> None:
@@ -229,7 +226,7 @@ def test_answers_that_were_there_before_are_found(store: Store, tmp_path: Path) 
     parts = [(0, 30), (30, 60), (20, 80), (0, 80), (80, 100)]
     for number, (first, last) in enumerate(parts):
         rows = [{**PAIR, "prompt": f"Why {i}?", "id": str(i), "annotator": "ann"} for i in range(first, last)]
-        path = write(tmp_path / f"{number}.jsonl", rows)
+        path = write_lines(tmp_path / f"{number}.jsonl", rows)
         known = max((end for _, end in parts[:number]), default=0)
         new = max(last - known, 0)
         with pytest.MonkeyPatch.context() as patch:
@@ -237,7 +234,7 @@ def test_answers_that_were_there_before_are_found(store: Store, tmp_path: Path) 
             assert counts(import_file(store, path)) == (new, last - first - new, 0, 0)
         assert store.counts()["feedback"] == max(last, known)
     opposite = {**PAIR, "prompt": "Why 3?", "chosen": PAIR["rejected"], "rejected": PAIR["chosen"], "annotator": "ann"}
-    assert counts(import_file(store, write(tmp_path / "o.jsonl", [opposite]))) == (1, 0, 1, 0)
+    assert counts(import_file(store, write_lines(tmp_path / "o.jsonl", [opposite]))) == (1, 0, 1, 0)
 
 
 def test_personal_data_is_redacted_before_ids_are_made(store: Store, tmp_path: Path) -> None:
@@ -252,7 +249,7 @@ def test_personal_data_is_redacted_before_ids_are_made(store: Store, tmp_path: P
         {"prompt": "jane@example.org", "chosen": 7, "rejected": ""},
         "jane@example.org {",
     ]
-    summary = import_file(store, write(tmp_path / "f.jsonl", rows))
+    summary = import_file(store, write_lines(tmp_path / "f.jsonl", rows))
     assert (summary.redacted, summary.redactions["EMAIL"]) == (2, 4)
     assert [p.messages[0]["content"] for p in store.prompts()] == ["Write to [EMAIL]"]
     people = {f.annotator.id for f in store.feedback()}
@@ -271,7 +268,7 @@ def test_columns_under_other_names(store: Store, tmp_path: Path) -> None:
     assert counts(import_file(store, tmp_path / "f.csv", columns=columns)) == (1, 0, 0, 0)
     assert store.prompts()[0].group == "sky"
     nested = [{"data": {"q": "Why?"}, "chosen": "Light.", "rejected": "No.", "id": "x"}]
-    summary = import_file(store, write(tmp_path / "n.jsonl", nested), columns={"prompt": "data.q"})
+    summary = import_file(store, write_lines(tmp_path / "n.jsonl", nested), columns={"prompt": "data.q"})
     assert counts(summary) == (1, 0, 0, 0)
     with pytest.raises(
         UserError, match=r"--map prompt=Question: there is no column `Question`; the first row has: que"
@@ -375,7 +372,7 @@ near = st.dictionaries(st.sampled_from(KEYS), json_values, max_size=8)
 @given(format_name=st.sampled_from(sorted(FORMATS)), values=st.lists(near | json_values, min_size=1, max_size=6))
 def test_any_json_is_accepted_or_rejected_with_a_reason(tmp_path: Path, format_name: str, values: list[Any]) -> None:
     lines = [json.dumps(value) for value in values]  # a text is a row too, and an empty line none
-    path = write(tmp_path / "f.jsonl", [*lines, PAIR if format_name in ("pairs", "trl") else "{}"])
+    path = write_lines(tmp_path / "f.jsonl", [*lines, PAIR if format_name in ("pairs", "trl") else "{}"])
     with Store.open(":memory:") as store:
         summary = import_file(store, path, format_name)
         assert summary.rows == sum(bool(line.strip()) for line in path.read_text().splitlines())
@@ -403,7 +400,7 @@ def test_files_of_tools_with_anything_wrong_in_them_are_read(tmp_path: Path, dat
     found = [found.values for found in rows.read_rows(path) if isinstance(found, row.Row)]
     with Store.open(":memory:") as store:
         values = [mutated(row, data.draw) for row in found]
-        summary = import_file(store, write(tmp_path / "f.jsonl", [{"prompt": 1}, *values]), format_name)
+        summary = import_file(store, write_lines(tmp_path / "f.jsonl", [{"prompt": 1}, *values]), format_name)
         counts(summary)
         assert len(store.quarantined()) == summary.rejected
 
@@ -442,7 +439,7 @@ def test_a_line_beyond_the_limit_is_refused_and_the_next_one_read(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "MAX_ROW", 2**20)
-    path = write(tmp_path / "f.jsonl", [{**PAIR, "chosen": "x" * 2**21}, PAIR])
+    path = write_lines(tmp_path / "f.jsonl", [{**PAIR, "chosen": "x" * 2**21}, PAIR])
     summary = import_file(store, path)
     assert counts(summary) == (1, 0, 0, 1)
     assert summary.examples[0].reason == "the line is longer than 1 MiB"

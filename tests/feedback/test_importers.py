@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from samples.feedback import contents, fill
+from samples.feedback import contents, fill, write_lines
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.exporters.export import export
@@ -20,12 +19,6 @@ from rlhf_loop.records import Critique, Preference, Prompt, Question, Skip, Thum
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 PAIR = {"prompt": "Why?", "chosen": "Because of light.", "rejected": "No idea."}
-
-
-def write(path: Path, rows: list) -> Path:
-    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
 
 
 def turn(content: str, role: str = "assistant") -> dict:
@@ -52,7 +45,7 @@ def test_pairs_become_a_prompt_two_completions_a_preference_and_critiques(tmp_pa
         "critiques": ["Says nothing.", "Give a reason."],
         "meta": {},
     }
-    path = write(tmp_path / "people.jsonl.gz", [row])
+    path = write_lines(tmp_path / "people.jsonl.gz", [row])
     result = read(path)
     assert result.format == "pairs"
     preference, critique = result.feedback
@@ -75,26 +68,26 @@ def test_standard_and_conversational_pairs_are_the_same_records(
     row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     if conversational:
         row |= {"chosen": [turn(chosen)], "rejected": [turn(rejected)]}
-    result = read(write(tmp_path / "f.jsonl", [row]))
-    plain = read(write(tmp_path / "f.jsonl", [PAIR]))
+    result = read(write_lines(tmp_path / "f.jsonl", [row]))
+    plain = read(write_lines(tmp_path / "f.jsonl", [PAIR]))
     assert (result.prompts, result.completions, result.feedback) == (plain.prompts, plain.completions, plain.feedback)
 
 
 def test_the_same_answer_in_many_pairs_is_one_completion(tmp_path: Path) -> None:
-    result = read(write(tmp_path / "f.jsonl", [PAIR, {**PAIR, "rejected": "Ask somebody."}]))
+    result = read(write_lines(tmp_path / "f.jsonl", [PAIR, {**PAIR, "rejected": "Ask somebody."}]))
     assert len(result.prompts) == 1
     assert len(result.completions) == 3
 
 
 def test_votes_against_the_verdict_leave_it_without_a_strength_and_are_counted(tmp_path: Path) -> None:
     rows = [{**PAIR, "votes": {"chosen": 1, "rejected": 2}}, {**PAIR, "id": "2", "votes": {"chosen": 0, "rejected": 0}}]
-    result = read(write(tmp_path / "f.jsonl", rows))
+    result = read(write_lines(tmp_path / "f.jsonl", rows))
     assert [f.strength for f in result.feedback if isinstance(f, Preference)] == [None, None]
     assert list(result.notes.values()) == [1]
 
 
 def test_a_margin_in_0_1_is_the_strength_and_another_is_left_out_and_counted(tmp_path: Path) -> None:
-    result = read(write(tmp_path / "f.jsonl", [{**PAIR, "margin": 0.4}, {**PAIR, "margin": 7.5}]))
+    result = read(write_lines(tmp_path / "f.jsonl", [{**PAIR, "margin": 0.4}, {**PAIR, "margin": 7.5}]))
     assert [f.strength for f in result.feedback if isinstance(f, Preference)] == [0.4, None]
     assert result.lines()[1].startswith("1 rows: `margin` is outside 0..1")
 
@@ -102,21 +95,21 @@ def test_a_margin_in_0_1_is_the_strength_and_another_is_left_out_and_counted(tmp
 def test_importing_twice_or_under_another_name_adds_nothing(tmp_path: Path) -> None:
     rows = [{**PAIR, "critiques": ["a b c", "d e f"]}, {**PAIR, "chosen": "Rayleigh."}]
     with Store.open(":memory:") as store:
-        assert import_file(store, write(tmp_path / "f.jsonl", rows)).new["feedback"] == 3
+        assert import_file(store, write_lines(tmp_path / "f.jsonl", rows)).new["feedback"] == 3
         for name in ("f.jsonl", "g.jsonl"):
-            again = import_file(store, write(tmp_path / name, rows))
+            again = import_file(store, write_lines(tmp_path / name, rows))
             assert (again.accepted, set(again.new.values())) == (0, {0})
 
 
 def test_rows_that_repeat_are_taken_once_and_counted(tmp_path: Path) -> None:
-    result = read(write(tmp_path / "f.jsonl", [PAIR, PAIR, {**PAIR, "id": "other"}]))
+    result = read(write_lines(tmp_path / "f.jsonl", [PAIR, PAIR, {**PAIR, "id": "other"}]))
     assert len(result.feedback) == 2
     assert result.repeated == 1
 
 
 def test_annotators_are_told_apart(tmp_path: Path) -> None:
     rows = [{**PAIR, "annotator": "ann"}, {**PAIR, "annotator": {"id": "gpt", "kind": "LLM"}}, PAIR]
-    result = read(write(tmp_path / "f.jsonl", rows), annotator="me")
+    result = read(write_lines(tmp_path / "f.jsonl", rows), annotator="me")
     assert [(f.annotator.id, f.annotator.kind) for f in result.feedback] == [
         ("ann", "HUMAN"),
         ("gpt", "LLM"),
@@ -127,23 +120,23 @@ def test_annotators_are_told_apart(tmp_path: Path) -> None:
 def test_trl_preferences_with_the_prompt_inside_the_answers(tmp_path: Path) -> None:
     question = turn("Why?", "user")
     row = {"chosen": [question, turn("Because of light.")], "rejected": [question, turn("No idea.")]}
-    prompt, chosen, rejected, _ = only_preference(write(tmp_path / "f.jsonl", [row]))
+    prompt, chosen, rejected, _ = only_preference(write_lines(tmp_path / "f.jsonl", [row]))
     assert (prompt.messages, chosen, rejected) == ((question,), "Because of light.", "No idea.")
     row = {"chosen": "The sky is blue because of light.", "rejected": "The sky is blueish."}
-    prompt, chosen, rejected, _ = only_preference(write(tmp_path / "f.jsonl", [row]))
+    prompt, chosen, rejected, _ = only_preference(write_lines(tmp_path / "f.jsonl", [row]))
     assert (prompt.messages[0]["content"], chosen, rejected) == ("The sky is", "blue because of light.", "blueish.")
 
 
 def test_trl_answers_that_repeat_an_explicit_prompt(tmp_path: Path) -> None:
     question = turn("Why?", "user")
     row = {"prompt": "Why?", "chosen": [question, turn("Light.")], "rejected": [question, turn("No.")]}
-    assert only_preference(write(tmp_path / "f.jsonl", [row]))[1:3] == ("Light.", "No.")
+    assert only_preference(write_lines(tmp_path / "f.jsonl", [row]))[1:3] == ("Light.", "No.")
 
 
 def test_trl_unpaired_rows_become_thumbs(tmp_path: Path) -> None:
     rows = [{"prompt": "Why?", "completion": "Light.", "label": True}]
     rows += [{"prompt": [turn("Why?", "user")], "completion": [turn("No.")], "label": False}]
-    result = read(write(tmp_path / "f.jsonl", rows))
+    result = read(write_lines(tmp_path / "f.jsonl", rows))
     assert result.format == "trl"
     assert [f.label for f in result.feedback if isinstance(f, Thumb)] == [True, False]
     assert len(result.prompts) == 1
@@ -151,7 +144,7 @@ def test_trl_unpaired_rows_become_thumbs(tmp_path: Path) -> None:
 
 def test_csv_and_parquet_hold_the_same_as_json_lines(tmp_path: Path) -> None:
     rows = [{"prompt": "Why,\n exactly?", "completion": 'They said "light".', "label": True}]
-    json_lines = read(write(tmp_path / "f.jsonl", rows))
+    json_lines = read(write_lines(tmp_path / "f.jsonl", rows))
     (tmp_path / "f.csv").write_text('\ufeffprompt,completion,label\n"Why,\n exactly?","They said ""light"".",True\n')
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "f.parquet")
     for name in ("f.csv", "f.parquet"):
@@ -189,7 +182,7 @@ def test_bad_rows_are_refused_with_line_and_reason_and_the_others_kept(tmp_path:
         "[" * 100_000: "nested too deeply",
         json.dumps({**PAIR, "margin": "wide"}): "`margin` must be a number",
     }
-    path = write(tmp_path / "f.jsonl", [PAIR, "", *bad, {**PAIR, "id": "last"}])
+    path = write_lines(tmp_path / "f.jsonl", [PAIR, "", *bad, {**PAIR, "id": "last"}])
     result = read(path)
     assert len(result.feedback) == 2
     assert [r.line for r in result.refused] == list(range(3, 3 + len(bad)))
@@ -200,7 +193,9 @@ def test_bad_rows_are_refused_with_line_and_reason_and_the_others_kept(tmp_path:
 
 
 def test_a_truncated_gzip_file_gives_what_is_whole_and_says_so(tmp_path: Path) -> None:
-    path = write(tmp_path / "f.jsonl.gz", [{**PAIR, "id": str(i), "chosen": f"{i * 7919 % 1000}"} for i in range(5000)])
+    path = write_lines(
+        tmp_path / "f.jsonl.gz", [{**PAIR, "id": str(i), "chosen": f"{i * 7919 % 1000}"} for i in range(5000)]
+    )
     path.write_bytes(path.read_bytes()[:-2000])
     result = read(path)
     assert 0 < len(result.feedback) < 5000
@@ -226,7 +221,7 @@ def test_encodings(tmp_path: Path) -> None:
 
 
 def test_a_gzip_file_is_known_by_its_content(tmp_path: Path) -> None:
-    path = write(tmp_path / "f.jsonl.gz", [PAIR]).rename(tmp_path / "f.jsonl")
+    path = write_lines(tmp_path / "f.jsonl.gz", [PAIR]).rename(tmp_path / "f.jsonl")
     assert len(read(path).feedback) == 1
 
 
@@ -255,7 +250,7 @@ def test_what_cannot_be_read_at_all_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "f.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         read(tmp_path / "f.parquet")
-    path = write(tmp_path / "f.jsonl", ["\x89PNG", "binary"])
+    path = write_lines(tmp_path / "f.jsonl", ["\x89PNG", "binary"])
     with pytest.raises(
         UserError, match=r"no row of .*f\.jsonl can be read. The first problem: .*f\.jsonl:1: not valid"
     ):
@@ -263,7 +258,7 @@ def test_what_cannot_be_read_at_all_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_an_error_that_names_the_nearest(tmp_path: Path) -> None:
-    path = write(tmp_path / "f.jsonl", [{"prompt": "x", "chosen": "y", "score": 1}])
+    path = write_lines(tmp_path / "f.jsonl", [{"prompt": "x", "chosen": "y", "score": 1}])
     with pytest.raises(UserError, match=r"keys prompt, chosen, score; the nearest format is .* also needs rejected"):
         read(path)
     with pytest.raises(UserError, match="no format `pair`; did you mean `pairs`"):
@@ -284,7 +279,7 @@ def test_columns_are_named_as_the_file_has_them_and_a_mapped_one_is_read_once(tm
 
 
 def test_a_file_of_rows_is_no_damaged_store(tmp_path: Path) -> None:
-    path = write(tmp_path / "pairs.jsonl", [{"prompt": "x", "chosen": "y", "rejected": "z"}])
+    path = write_lines(tmp_path / "pairs.jsonl", [{"prompt": "x", "chosen": "y", "rejected": "z"}])
     with pytest.raises(UserError, match=r"is no store but a file of rows; `rlhf-loop feedback import .*pairs\.db`"):
         Store.open(path)
 
@@ -314,7 +309,7 @@ def test_imported_pairs_survive_export_and_import(tmp_path: Path) -> None:
         for i in range(20)
     ]
     with Store.open(":memory:") as first, Store.open(":memory:") as second:
-        import_file(first, write(tmp_path / "f.jsonl", rows), redact="none")
+        import_file(first, write_lines(tmp_path / "f.jsonl", rows), redact="none")
         export(first, tmp_path / "all.jsonl")
         import_file(second, tmp_path / "all.jsonl", redact="none")
         assert contents(second) == contents(first)
@@ -334,7 +329,7 @@ def test_native_rows_that_are_wrong_are_refused(tmp_path: Path) -> None:
         {"record": "preferences", "id": "x"},
         {key: value for key, value in preference.items() if key != "a_id"},
     ]
-    result = read(write(tmp_path / "more.jsonl", [*lines, *rows]))
+    result = read(write_lines(tmp_path / "more.jsonl", [*lines, *rows]))
     reasons = [r.reason for r in result.refused]
     assert [r.line for r in result.refused] == list(range(len(lines) + 1, len(lines) + 6))
     for reason, part in zip(
@@ -348,7 +343,7 @@ def test_feedback_about_what_is_not_there_goes_to_the_quarantine(tmp_path: Path)
         fill(first)
         export(first, tmp_path / "all.jsonl")
         lines = [x for x in (tmp_path / "all.jsonl").read_text().splitlines() if '"record": "completion"' not in x]
-        new = import_file(second, write(tmp_path / "part.jsonl", lines), redact="none").new
+        new = import_file(second, write_lines(tmp_path / "part.jsonl", lines), redact="none").new
         assert (new["feedback"], new["scores"], new["questions"]) == (0, 0, 0)
         assert new["quarantined"] == len(second.quarantined()) == 9 + 2 + 1
         assert all("neither before it in the file nor in the store" in row.reason for row in second.quarantined())
@@ -366,7 +361,7 @@ def test_open_questions_can_be_answered_by_hand(tmp_path: Path) -> None:
         assert untouched.notes == {"the question has no `winner` yet and stays open": 2}
         rows[0] |= {"winner": "A", "comment": "It gives the reason."}
         rows[1] |= {"winner": "skip"}
-        answered = read(write(tmp_path / "q.jsonl", rows))
+        answered = read(write_lines(tmp_path / "q.jsonl", rows))
         preference, skip = answered.feedback
         assert isinstance(preference, Preference)
         assert (preference.a_id, preference.winner, preference.comment) == ("c", "a", "It gives the reason.")
@@ -374,7 +369,7 @@ def test_open_questions_can_be_answered_by_hand(tmp_path: Path) -> None:
         assert import_file(store, tmp_path / "q.jsonl").new["feedback"] == 2
         assert [q.id for q in store.questions(status="open")] == ["q4"]
         rows[1]["winner"] = "left"
-        assert "`winner` must be one of" in read(write(tmp_path / "q.jsonl", rows)).refused[0].reason
+        assert "`winner` must be one of" in read(write_lines(tmp_path / "q.jsonl", rows)).refused[0].reason
 
 
 def test_exported_trl_data_sets_are_as_trl_wants_them(tmp_path: Path) -> None:
@@ -415,7 +410,7 @@ def test_prompts_are_read_with_their_fields(tmp_path: Path) -> None:
         {"messages": [turn("Be brief.", "system"), turn("Why?", "user")]},
         {"prompt": "How?"},
     ]
-    path = write(tmp_path / "p.jsonl", rows)
+    path = write_lines(tmp_path / "p.jsonl", rows)
     first, second, third = read_prompts(path, "dev")
     assert (first.id, first.group, first.reference, first.tags) == ("5", "g", "Light.", ("short",))
     assert [m["role"] for m in second.messages] == ["system", "user"]
@@ -434,7 +429,7 @@ def test_prompts_are_read_with_their_fields(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_prompt_is_an_error_with_its_line(tmp_path: Path, row: object, message: str) -> None:
-    path = write(tmp_path / "p.jsonl", [{"id": "1", "prompt": "fine"}, row])
+    path = write_lines(tmp_path / "p.jsonl", [{"id": "1", "prompt": "fine"}, row])
     with pytest.raises(UserError, match=rf"p\.jsonl:2: .*{message}"):
         read_prompts(path)
 

@@ -21,12 +21,6 @@ FAMILIES = list(families.TOKENS)
 LENGTHS = (40, 23, 3)  # the sliding windows are of 16
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folder = tmp_path_factory.mktemp("families")
-    return lambda name: families.make(name, folder / name)
-
-
 def model_of(folder: Path, implementation: str, dtype: str = "float32") -> Any:
     settings = Policy(model=str(folder), attn_implementation=implementation)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **attention_option(settings))

@@ -25,13 +25,6 @@ ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "recipes" / "smoke.yaml"
 
 
-@pytest.fixture(scope="session")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Gives the folder of a family's model."""
-    folder = tmp_path_factory.mktemp("families")
-    return lambda name: families.make(name, folder / name)
-
-
 def settings(folder: Path) -> Policy:
     return Policy(model=str(folder), dtype="float32")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import secrets
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,3 +145,10 @@ def at_revision(url: str, revision: str) -> Iterator[sa.Connection]:
         command.upgrade(config, revision)
         yield connection
     engine.dispose()
+
+
+def write_lines(path: Path, rows: list[Any]) -> Path:
+    """JSON Lines, compressed where the name ends so; a text is a line as it is."""
+    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path

@@ -61,12 +61,6 @@ LABELS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folder = tmp_path_factory.mktemp("families")
-    return lambda name: families.make(name, folder / name)
-
-
 def trainer_of(
     monkeypatch: pytest.MonkeyPatch, module: Any, stock: type | None, model: Path, output: Path, lora: str | None,
     **settings: Any,
