@@ -20,7 +20,9 @@ from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Artifact
 from rlhf_loop.runs import open_run
 from rlhf_loop.server.app import create_app
-from rlhf_loop.server.chat.policy_process import Engine, OwnProcess, Policies
+from rlhf_loop.server.chat.engine import Engine
+from rlhf_loop.server.chat.policies import Policies
+from rlhf_loop.server.chat.policy_process import OwnProcess
 from rlhf_loop.server.chat.upstream import BACK_OFF, KEY_VARIABLE, Upstream
 from rlhf_loop.server.logs import to_stderr
 from rlhf_loop.server.pages.annotation import prepare

@@ -24,7 +24,7 @@ from rlhf_loop.server.session_key import session_key
 from rlhf_loop.server.writer import Writer
 
 if TYPE_CHECKING:
-    from rlhf_loop.server.chat.policy_process import Policies
+    from rlhf_loop.server.chat.policies import Policies
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,8 @@ from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Artifact
 from rlhf_loop.server.app import create_app
-from rlhf_loop.server.chat.policy_process import Ask, Delta, Event, Policies, PolicyLost, PolicyRefused, Started
+from rlhf_loop.server.chat.engine import Ask, Delta, Event, PolicyLost, PolicyRefused, Started
+from rlhf_loop.server.chat.policies import Policies
 from rlhf_loop.server.service import Service
 
 HERE = "http://localhost"

@@ -16,7 +16,9 @@ from fastapi.responses import StreamingResponse
 from samples.server import client, file_store, promoted_policy, service
 
 from rlhf_loop.records import Artifact, Message
-from rlhf_loop.server.chat.policy_process import Ask, Delta, OwnProcess, Policies, PolicyLost, PolicyRefused, Started
+from rlhf_loop.server.chat.engine import Ask, Delta, PolicyLost, PolicyRefused, Started
+from rlhf_loop.server.chat.policies import Policies
+from rlhf_loop.server.chat.policy_process import OwnProcess
 from rlhf_loop.server.chat.upstream import Upstream
 
 HI = (Message(role="user", content="Name a colour."),)

@@ -19,7 +19,8 @@ from rlhf_loop.recipe import Validation
 from rlhf_loop.records import Artifact
 from rlhf_loop.rows.labels import labels_from_feedback
 from rlhf_loop.server.chat import upstream
-from rlhf_loop.server.chat.policy_process import Policies, PolicyLost
+from rlhf_loop.server.chat.engine import PolicyLost
+from rlhf_loop.server.chat.policies import Policies
 from rlhf_loop.server.chat.upstream import Upstream
 from rlhf_loop.server.service import Service
 

@@ -18,7 +18,8 @@ from rlhf_loop.errors import StoreUnavailable
 from rlhf_loop.records import Message, event_id
 from rlhf_loop.server.chat.answers import Choice, prompt_of, save_answer, usage
 from rlhf_loop.server.chat.drafts import Draft
-from rlhf_loop.server.chat.policy_process import Ask, Delta, Noted, Policies, PolicyLost, PolicyRefused, Started
+from rlhf_loop.server.chat.engine import Ask, Delta, Noted, PolicyLost, PolicyRefused, Started
+from rlhf_loop.server.chat.policies import Policies
 from rlhf_loop.server.chat.request import PROMOTED, UNREAD, ChatRequest
 from rlhf_loop.server.chat.upstream import Upstream
 from rlhf_loop.server.service import Service

@@ -13,7 +13,7 @@ from rlhf_loop.server.access import require
 from rlhf_loop.server.chat.answering import Answer, begin, failure_of, unknown_model
 from rlhf_loop.server.chat.answers import response
 from rlhf_loop.server.chat.drafts import delta_of, fields_of
-from rlhf_loop.server.chat.policy_process import Delta
+from rlhf_loop.server.chat.engine import Delta
 from rlhf_loop.server.chat.request import PROMOTED, ChatRequest
 
 OPENAI_S = ("/v1/chat/completions", "/v1/completions", "/v1/responses")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_loop.server.chat.answers import Choice
-from rlhf_loop.server.chat.policy_process import Delta
+from rlhf_loop.server.chat.engine import Delta
 from rlhf_loop.server.chat.request import text_of
 
 _ONCE = ("id", "name", "role", "type")  # come whole, and perhaps again; all other texts go on

@@ -18,7 +18,7 @@ from rlhf_loop.server.access import require
 from rlhf_loop.server.chat.answering import Answer, begin, failure_of
 from rlhf_loop.server.chat.api import AS_EVENTS
 from rlhf_loop.server.chat.drafts import delta_of
-from rlhf_loop.server.chat.policy_process import Delta
+from rlhf_loop.server.chat.engine import Delta
 from rlhf_loop.server.chat.request import (
     PROMOTED,
     UNREAD,

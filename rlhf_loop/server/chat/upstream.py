@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import httpx_sse
 
-from rlhf_loop.server.chat.policy_process import Ask, Delta, Event, Noted, PolicyLost, PolicyRefused, Started
+from rlhf_loop.server.chat.engine import Ask, Delta, Event, Noted, PolicyLost, PolicyRefused, Started
 
 KEY_VARIABLE = "RLHF_LOOP_UPSTREAM_KEY"
 """The environment variable with the key that the other server wants, if it does."""
