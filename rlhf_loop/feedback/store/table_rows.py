@@ -6,7 +6,7 @@ What was written by earlier versions has spaces in its JSON; both are read alike
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, ValidationError
@@ -27,6 +27,7 @@ from rlhf_loop.records import (
     Thumb,
     adapter,
     from_dict,
+    loads,
     to_dict,
 )
 
@@ -184,55 +185,32 @@ def record_of(record_type: Any, row: Any) -> Any:
     return records_of(record_type, [row])[0]
 
 
-READ = {"completions": (*_COMPLETION, "text", "body"), "scores": (*_SCORE, "body")}
+_BESIDE: dict[Any, tuple[str, ...]] = {Completion: (*_COMPLETION, "text"), Score: _SCORE}
+"""Record -> the columns that hold fields of it, beside the body."""
+
+READ = {"completions": (*_BESIDE[Completion], "body"), "scores": (*_BESIDE[Score], "body")}
 """Table -> the columns that `records_of` looks at, where there are others than the body."""
 
 
 def records_of(record_type: Any, rows: Iterable[Any]) -> list[Any]:
     """The records of many rows."""
-    # What stands in the body too, counts there: a text that its column could not hold, all of an older record.
-    if record_type is Completion:
-        bodies = [
-            _filled(
-                f'"id":{_quote(row.id)},"prompt_id":{_quote(row.prompt_id)},"policy":{_quote(row.policy)},'
-                f'"round":{row.round},"parent":{_quoted(row.parent)},"text":{_quote(row.text)}',
-                row.body,
-            )
-            for row in rows
-        ]
-    elif record_type is Score:
-        bodies = [
-            _filled(
-                f'"completion_id":{_quote(row.completion_id)},"reward_model":{_quote(row.reward_model)},'
-                f'"value":{row.value!r},"round":{row.round}',
-                row.body,
-            )
-            for row in rows
-        ]
-    else:
-        bodies = [row.body for row in rows]
-    try:
-        records: list[Any] = adapter(list[record_type]).validator.validate_json(f"[{','.join(bodies)}]")
+    if record_type in _BESIDE:
+        # What stands in the body too, counts there: a text that its column could not hold, all of an older record.
+        names = _BESIDE[record_type]
+        values = [{**{name: getattr(row, name) for name in names}, **loads(row.body)} for row in rows]
+        records: list[Any] = adapter(list[record_type]).validate_python(values)
         return records
+    bodies = [row.body for row in rows]
+    try:
+        found: list[Any] = adapter(list[record_type]).validator.validate_json(f"[{','.join(bodies)}]")
+        return found
     except ValidationError:  # half of a surrogate pair, if not worse
         return [from_dict(record_type, json.loads(body)) for body in bodies]
-
-
-def _filled(columns: str, body: str) -> str:
-    """A body with the fields of the columns before its own."""
-    return f"{{{columns}{',' if len(body) > 2 else ''}{body[1:]}"
 
 
 def _empty(record: Any, *names: str) -> set[str]:
     """Those of the fields that say nothing."""
     return {name for name in names if getattr(record, name) in (None, {})}
-
-
-def _quoted(text: str | None) -> str:
-    return "null" if text is None else _quote(text)
-
-
-_quote: Callable[[str], str] = json.encoder.encode_basestring
 
 
 def _json(record: Any, leave_out: set[str] | None = None) -> str:
