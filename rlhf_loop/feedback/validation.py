@@ -5,7 +5,6 @@ Nothing is lost: what does not pass is quarantined or set aside, with the reason
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import numpy as np
 
 from rlhf_loop.feedback.circles import in_circles
 from rlhf_loop.feedback.store.table_rows import AnyFeedback, about, pair_key, verdict
+from rlhf_loop.feedback.vague import is_vague
 from rlhf_loop.recipe import Validation
 from rlhf_loop.records import HELD_OUT, Completion, Critique, Edit, Implicit, Preference, Prompt, Rating, Skip, Thumb
 
@@ -38,28 +38,6 @@ that nothing is trained on are counted, not quarantined."""
 
 LEAK_WORDS = 8  # answers shorter than this may well be the same by chance
 EXAMPLES = 3
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-VAGUE_WORDS = _words(
-    """
-    bad wrong vague poor weak terrible awful horrible good nice great fine ok okay better worse best worst
-    unclear boring incorrect right correct nonsense stupid dumb no yes nope meh convincing like liked dislike
-    disliked hate prefer preferred quality low lower high higher sense make makes not dont doesnt didnt isnt
-    wasnt never improve improved fix needs need work none nothing na n/a unsure idk
-    """
-)
-FILLER_WORDS = _words(
-    """
-    a an the this that it its is was are be to i me my you of for and or but at all in on just so too very
-    really quite more less most least much many rather simply totally completely than one other answer answers
-    response responses argument arguments text output completion a1 a2 first second both ones there here some
-    any bit little does do did has have had
-    """
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,14 +113,6 @@ def validate(
     check.critiques()
     check.cycles()
     return check.report()
-
-
-def is_vague(critique: str, min_words: int) -> bool:
-    """Whether a critique says nothing that one could act on: too short, or only words like "bad" and "not good"."""
-    plain = critique.lower().replace("'", "").replace("’", "")
-    words = re.findall(r"[^\W_]+(?:/[^\W_]+)*", plain)
-    unspaced = len(re.findall(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]", plain)) // 2  # scripts without spaces
-    return max(len(words), unspaced) < min_words or all(word in VAGUE_WORDS or word in FILLER_WORDS for word in words)
 
 
 class _Checks:
