@@ -5,7 +5,7 @@ With adapters on the upper half of the layers that is half of the reference's fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping, MutableSequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,6 +17,8 @@ class FrozenLayers:
     """Keeps what the frozen lower layers of a model gave for a batch, and gives it again for the same tokens.
 
     Not with dropout in these layers, nor where something else than the adapters above them differs between the passes.
+    Layers that leave something for those above in a container that they are handed (Gemma 4's keys and values) are
+    computed each time.
     """
 
     def __init__(self, model: Any):
@@ -53,7 +55,8 @@ class FrozenLayers:
             self._now = None
 
     def _once(self, number: int, forward: Any, *arguments: Any, **named: Any) -> Any:
-        if self._now is None:
+        containers = (MutableMapping, MutableSequence)
+        if self._now is None or any(isinstance(given, containers) for given in (*arguments, *named.values())):
             return forward(*arguments, **named)
         if number not in self._now:
             self._now[number] = forward(*arguments, **named)

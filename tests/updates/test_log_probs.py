@@ -11,9 +11,10 @@ import pytest
 import torch
 from samples import families
 from samples.updates import LOSSES, losses
+from transformers import AutoModelForCausalLM, Gemma4TextConfig
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from rlhf_loop.models.loading import load_policy
+from rlhf_loop.models.loading import load_policy, load_tokenizer
 from rlhf_loop.recipe import Lora, Policy, Update
 from rlhf_loop.records import LabelledCompletion, PreferencePair
 from rlhf_loop.updates import dpo, kto
@@ -186,6 +187,28 @@ def test_frozen_layers_are_computed_once_a_batch(
     one_batch(trainer)
     assert calls == [0, 1, 1]
     assert not any("forward" in layer.__dict__ for layer in layers)
+
+
+def test_layers_that_hand_keys_to_those_above_are_computed_each_time(
+    monkeypatch: pytest.MonkeyPatch, family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = Gemma4TextConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, global_head_dim=8, vocab_size=400, vocab_size_per_layer_input=400, hidden_size_per_layer_input=8,
+        num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 2, initializer_range=0.1,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = tmp_path / "model"
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    load_tokenizer(family("llama2")).save_pretrained(model)
+    lora = r".*layers\.3\.self_attn\.(q|o)_proj"
+    results = []
+    for stock in (None, StockDPO):
+        trainer = trainer_of(monkeypatch, dpo, stock, model, tmp_path, lora)
+        results.append(one_batch(trainer))
+        assert stock is not None or len(trainer._frozen) == 3
+    assert_same(*results)
 
 
 def test_a_prompt_is_read_once_where_that_is_less_and_the_model_allows_it(
