@@ -385,9 +385,14 @@ def joined(tables: Sequence[Table]) -> Table:
     filled = [table for table in tables if table.num_rows]
     if len(filled) < 2:
         return filled[0] if filled else as_table([])
-    nested = {name for table in filled for name in json.loads(table.schema.metadata[b"nested"])}
+    nested = {name for table in filled for name in nested_columns(table)}
     table = pa.concat_tables(filled, promote_options="default").combine_chunks()
     return table.replace_schema_metadata({"nested": json.dumps([n for n in table.column_names if n in nested])})
+
+
+def nested_columns(table: Table) -> set[str]:
+    """The columns of a table of records whose cells are JSON."""
+    return set(json.loads((table.schema.metadata or {}).get(b"nested", b"[]")))
 
 
 def write_table(path: Path, table: Table) -> None:
@@ -428,7 +433,7 @@ def _read_records(path: Path, record_type: Any) -> list[Any]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    nested = set(json.loads((table.schema.metadata or {}).get(b"nested", b"[]")))
+    nested = nested_columns(table)
     allowed = _field_names(record_type)
     names = [name for name in table.column_names if allowed is None or name in allowed]
     columns = [_loaded(table.column(name).to_pylist(), name in nested) for name in names]

@@ -6,7 +6,7 @@ preference a question first, and a line below.
 
 from __future__ import annotations
 
-import importlib
+from pkgutil import resolve_name
 from typing import Any
 
 ANNOTATORS = {"simulated": "rlhf_loop.annotators.simulated:SimulatedAnnotator"}
@@ -15,5 +15,4 @@ ANNOTATORS = {"simulated": "rlhf_loop.annotators.simulated:SimulatedAnnotator"}
 
 def make_annotator(settings: Any, seed: int) -> Any:
     """The annotator that the recipe's `feedback.annotator` block asks for; its draws follow from `seed`."""
-    module, _, name = ANNOTATORS[settings.kind].partition(":")
-    return getattr(importlib.import_module(module), name)(settings, seed)
+    return resolve_name(ANNOTATORS[settings.kind])(settings, seed)

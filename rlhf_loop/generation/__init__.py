@@ -7,8 +7,8 @@ sampled in, on the other prompts, or on the number of processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from rlhf_loop import recipe
@@ -38,8 +38,7 @@ def generate(
     if not prompts:
         return []
     model, tokenizer = policy if isinstance(policy, tuple) else load_policy(policy, policy_settings, merged=True)
-    module, function = ENGINES[settings.engine].split(":")
-    answers = getattr(import_module(module), function)(
+    answers = resolve_name(ENGINES[settings.engine])(
         model,
         tokenizer,
         [to_messages(prompt, policy_settings) for prompt in prompts],

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 from rlhf_loop.models import distributed
 from rlhf_loop.progress import Progress
@@ -30,8 +31,7 @@ STAGES = {
 def run_stage(arguments_file: Path, progress: Progress | None = None) -> None:
     """Runs the stage that `arguments_file` describes, on this rank of however many there are."""
     arguments = StageArguments.read(arguments_file)
-    module, function = STAGES[arguments.stage].split(":")
-    run = getattr(import_module(module), function)
+    run = resolve_name(STAGES[arguments.stage])
     import_module("rlhf_loop.models.loading").fit_threads()  # torch is here only now
     distributed.start()
     with _output(arguments) as folder:

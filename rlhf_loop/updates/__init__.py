@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from rlhf_loop.algorithms import ALGORITHMS
@@ -67,8 +68,7 @@ def update_policy(
         online = {"reward": reward, "generation": generation}
     from rlhf_loop.updates.train_and_save import Training  # torch
 
-    module, _, function = algorithm.function.partition(":")
-    update: Callable[..., dict[str, Any]] = getattr(import_module(module), function)
+    update: Callable[..., dict[str, Any]] = resolve_name(algorithm.function)
     training = Training(
         start=start,
         reference=reference,

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from rlhf_loop.damage import damaged, hash_file, reading
 from rlhf_loop.files import read_json, write_json
+from rlhf_loop.records import nested_columns, write_table
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.step_folders import read_manifest
 
@@ -197,7 +198,7 @@ def _redact(path: Path, deletion: Deletion, write: bool) -> int:
 def _redact_table(path: Path, deletion: Deletion, write: bool) -> int:
     """Of a Parquet file."""
     table = pq.read_table(path)
-    nested = set(json.loads((table.schema.metadata or {}).get(b"nested", b"[]")))
+    nested = nested_columns(table)
     kept, count = [], 0
     for row in table.to_pylist():
         new = _redacted_row(row, nested, deletion) if _KNOWN & row.keys() else _without_texts(row, deletion)
@@ -205,9 +206,7 @@ def _redact_table(path: Path, deletion: Deletion, write: bool) -> int:
         if new is not None:
             kept.append(new)
     if count and write:
-        partial = path.with_name(path.name + ".partial")
-        pq.write_table(pa.Table.from_pylist(kept, schema=table.schema), partial)
-        partial.replace(path)
+        write_table(path, pa.Table.from_pylist(kept, schema=table.schema))
     return count
 
 
