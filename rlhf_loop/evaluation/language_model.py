@@ -7,10 +7,10 @@ weights of a `PeftModel` policy (its adapters switched off).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,8 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.models.distributed import sharded_map
 from rlhf_loop.models.turns import Tokens, Turns
 from rlhf_loop.records import Completion, Message
+
+T = TypeVar("T")
 
 BATCH_LOGITS = 64 * 2**20
 """Most logits (rows x answer positions x vocabulary) of one batch, in the model's own precision: 128 MiB in bf16."""
@@ -94,8 +96,7 @@ def log_probs(model: Any, sequences: Sequence[Tokens], batch_tokens: int = 8192)
         return [log_prob for log_prob, _, _ in _sums(_answer_logits(model, batch), None, batch)]
 
     with _no_training(model):
-        result: list[float] = _in_batches(measure, sequences, batch_tokens, _vocabulary(model))
-    return result
+        return _in_batches(measure, sequences, batch_tokens, _vocabulary(model))
 
 
 def perplexity(log_probabilities: Sequence[float], tokens: Sequence[int]) -> float | None:
@@ -151,7 +152,9 @@ def _vocabulary(model: Any) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
 
 
-def _in_batches(measure: Any, sequences: Sequence[Tokens], batch_tokens: int, vocabulary: int) -> list[Any]:
+def _in_batches(
+    measure: Callable[[Sequence[Tokens]], list[T]], sequences: Sequence[Tokens], batch_tokens: int, vocabulary: int
+) -> list[T]:
     """`measure` of batches of similar length, the ranks sharing them; results in the order of `sequences`."""
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].prompt + sequences[i].answer))
 

@@ -6,7 +6,7 @@ Nothing is lost: what does not pass is quarantined or set aside, with the reason
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -328,7 +328,7 @@ class _Checks:
             needed=missing if missing > 0 else None,
         )
 
-    def _quarantine(self, check: str, reason: Any) -> None:
+    def _quarantine(self, check: str, reason: Callable[[AnyFeedback], str | None]) -> None:
         """Takes out the records for which `reason` gives one."""
         kept: list[AnyFeedback] = []
         for record in self.remaining:

@@ -21,6 +21,7 @@ import os
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from rlhf_loop.settings import parse_settings
 class Worker:
     """A policy, its requests, and what is being written."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_tokens: int, say: Any):
+    def __init__(self, model: Any, tokenizer: Any, batch_tokens: int, say: Callable[[dict[str, Any]], object]):
         self.model, self.tokenizer = model, tokenizer
         self.batch_tokens = batch_tokens  # rows x length that are written at once
         self.say = say

@@ -6,6 +6,7 @@ completions.parquet  scores.parquet  ->  questions.parquet  answers.parquet  sum
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def ask(recipe: Recipe, round: int, *, prompts: Path, completions: Path, scores:
         seed=recipe.seed,
         already_asked=set(),
     )
-    answers = []
+    answers: Sequence[Feedback] = []
     if recipe.feedback.annotator is not None:
         annotator = make_annotator(recipe.feedback.annotator, recipe.seed)
         answers = annotator.answer(questions, {c.id: c for c in waiting}, asked, round)

@@ -6,18 +6,22 @@ advantage is how much better than the others of its prompt it is. TRL's default 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from trl import GRPOConfig, GRPOTrainer
 
 from rlhf_loop.recipe import Generation
+from rlhf_loop.records import Prompt
 from rlhf_loop.updates.online import train_online
-from rlhf_loop.updates.reward_functions import watched
+from rlhf_loop.updates.reward_functions import RewardFunction, watched
 from rlhf_loop.updates.rollouts import Rollouts
 from rlhf_loop.updates.train_and_save import Training
 
 
-def update(rows: Any, training: Training, *, reward: Any, generation: Generation) -> dict[str, Any]:
+def update(
+    rows: Sequence[Prompt], training: Training, *, reward: RewardFunction, generation: Generation
+) -> dict[str, Any]:
     """See `rlhf_loop.updates.update_policy`."""
     return train_online(_Trainer, GRPOConfig, rows, training, reward=watched(reward), generation=generation)
 
