@@ -13,10 +13,22 @@ from typing import Any
 import numpy as np
 
 from rlhf_loop.feedback.circles import in_circles
-from rlhf_loop.feedback.store.table_rows import AnyFeedback, about, pair_key, verdict
+from rlhf_loop.feedback.store.table_rows import about, pair_key, verdict
 from rlhf_loop.feedback.vague import is_vague
 from rlhf_loop.recipe import Validation
-from rlhf_loop.records import HELD_OUT, Completion, Critique, Edit, Implicit, Preference, Prompt, Rating, Skip, Thumb
+from rlhf_loop.records import (
+    HELD_OUT,
+    Completion,
+    Critique,
+    Edit,
+    Feedback,
+    Implicit,
+    Preference,
+    Prompt,
+    Rating,
+    Skip,
+    Thumb,
+)
 
 CHECKS = {
     "unknown": "name a prompt or completion that is not there",
@@ -44,9 +56,9 @@ EXAMPLES = 3
 class ValidationReport:
     """What may train, what may not, and why."""
 
-    usable: list[AnyFeedback]  # decided preferences, and the other kinds that passed
-    quarantined: list[tuple[AnyFeedback, str]]  # with the reason
-    set_aside: list[AnyFeedback]  # sound, but no pair: ties, both bad, skips, conversations that are not trained on
+    usable: list[Feedback]  # decided preferences, and the other kinds that passed
+    quarantined: list[tuple[Feedback, str]]  # with the reason
+    set_aside: list[Feedback]  # sound, but no pair: ties, both bad, skips, conversations that are not trained on
     counts: dict[str, int]  # by the names in `CHECKS`
     examples: dict[str, list[str]]  # up to three of each
     per_annotator: dict[str, dict[str, int]]  # given, usable, quarantined, set_aside
@@ -89,7 +101,7 @@ class ValidationReport:
 
 
 def validate(
-    feedback: Sequence[AnyFeedback],
+    feedback: Sequence[Feedback],
     completions: Mapping[str, Completion],
     prompts: Mapping[str, Prompt],
     settings: Validation,
@@ -120,7 +132,7 @@ class _Checks:
 
     def __init__(
         self,
-        feedback: Sequence[AnyFeedback],
+        feedback: Sequence[Feedback],
         completions: Mapping[str, Completion],
         prompts: Mapping[str, Prompt],
         settings: Validation,
@@ -130,15 +142,15 @@ class _Checks:
         self.completions = completions
         self.prompts = prompts
         self.settings = settings
-        self.quarantined: list[tuple[AnyFeedback, str]] = []
-        self.set_aside: list[AnyFeedback] = []
+        self.quarantined: list[tuple[Feedback, str]] = []
+        self.set_aside: list[Feedback] = []
         self.counts: Counter[str] = Counter(dict.fromkeys(CHECKS, 0))
         self.examples: dict[str, list[str]] = defaultdict(list)
 
     def references(self) -> None:
         """Takes out what names prompts or completions that are not there."""
 
-        def reason(record: AnyFeedback) -> str | None:
+        def reason(record: Feedback) -> str | None:
             if record.prompt_id not in self.prompts:
                 return f"there is no prompt {record.prompt_id}"
             for id in about(record):
@@ -152,7 +164,7 @@ class _Checks:
 
     def untrained(self) -> None:
         """Sets aside what is about conversations that nothing is trained on."""
-        kept: list[AnyFeedback] = []
+        kept: list[Feedback] = []
         for record in self.remaining:
             if self.prompts[record.prompt_id].split == "untrained":
                 self._count("untrained", f"{record.id}: on prompt {record.prompt_id}")
@@ -165,21 +177,21 @@ class _Checks:
         """Takes out what is about empty, identical or over-long answers."""
         words = {id: len(self._text(id).split()) for id in self._mentioned()}
 
-        def empty(record: AnyFeedback) -> str | None:
+        def empty(record: Feedback) -> str | None:
             if not self.prompts[record.prompt_id].asked.strip():
                 return f"prompt {record.prompt_id} is empty"
             if isinstance(record, Edit) and not record.edited_completion.strip():
                 return "the edited answer is empty"
             return next((f"completion {id} is empty" for id in about(record) if not words[id]), None)
 
-        def identical(record: AnyFeedback) -> str | None:
+        def identical(record: Feedback) -> str | None:
             ids = about(record)
             if not isinstance(record, Preference) or words[ids[0]] != words[ids[1]]:
                 return None
             plain, other = (" ".join(self._text(id).split()) for id in ids)
             return f"both answers are {plain[:60]!r}" if plain == other else None
 
-        def overlong(record: AnyFeedback) -> str | None:
+        def overlong(record: Feedback) -> str | None:
             limit = self.settings.max_words
             long = [id for id in about(record) if words[id] > limit]
             return f"completion {long[0]} has {words[long[0]]} words, the limit is {limit}" if long else None
@@ -209,7 +221,7 @@ class _Checks:
         }
         normal = {id: _normal(self._text(id)) for id in self._mentioned()} if held_answers else {}
 
-        def reason(record: AnyFeedback) -> str | None:
+        def reason(record: Feedback) -> str | None:
             if self.prompts[record.prompt_id].split != "train":
                 return None
             if record.prompt_id in leaked:
@@ -225,7 +237,7 @@ class _Checks:
         """Takes out what the same annotator said of the same thing before."""
         seen: dict[tuple[Any, ...], str] = {}
 
-        def reason(record: AnyFeedback) -> str | None:
+        def reason(record: Feedback) -> str | None:
             first = seen.setdefault((record.annotator.id, record.kind, *_said(record)), record.id)
             return f"the same as {first}" if first != record.id else None
 
@@ -233,7 +245,7 @@ class _Checks:
 
     def undecided(self) -> None:
         """Sets ties, both-bad verdicts and skips aside: sound, but no pair."""
-        kept: list[AnyFeedback] = []
+        kept: list[Feedback] = []
         for record in self.remaining:
             if isinstance(record, Skip):
                 self._count("skip", f"{record.id}: by {record.annotator.id}")
@@ -254,7 +266,7 @@ class _Checks:
                 counts[winner] = counts.get(winner, 0) + 1
         disputed = {pair: Counter(counts).most_common() for pair, counts in votes.items() if len(counts) > 1}
 
-        def reason(record: AnyFeedback) -> str | None:
+        def reason(record: Feedback) -> str | None:
             pair = pair_key(record.a_id, record.b_id) if isinstance(record, Preference) else ""
             if not isinstance(record, Preference) or pair not in disputed:
                 return None
@@ -274,7 +286,7 @@ class _Checks:
     def critiques(self) -> None:
         """Removes vague critiques from what carries them; a critique that is nothing else goes whole."""
         minimum = self.settings.min_critique_words
-        kept: list[AnyFeedback] = []
+        kept: list[Feedback] = []
         for record in self.remaining:
             comments = [span.comment for span in record.spans] if isinstance(record, Critique) else []
             if not isinstance(record, Critique) if record.comment is None else not is_vague(record.comment, minimum):
@@ -328,9 +340,9 @@ class _Checks:
             needed=missing if missing > 0 else None,
         )
 
-    def _quarantine(self, check: str, reason: Callable[[AnyFeedback], str | None]) -> None:
+    def _quarantine(self, check: str, reason: Callable[[Feedback], str | None]) -> None:
         """Takes out the records for which `reason` gives one."""
-        kept: list[AnyFeedback] = []
+        kept: list[Feedback] = []
         for record in self.remaining:
             why = reason(record)
             if why is None:
@@ -354,7 +366,7 @@ class _Checks:
         return self.completions[completion_id].text
 
 
-def _said(record: AnyFeedback) -> tuple[Any, ...]:
+def _said(record: Feedback) -> tuple[Any, ...]:
     """What a record says, without who, when and where."""
     if isinstance(record, Preference):
         return pair_key(record.a_id, record.b_id), verdict(record)

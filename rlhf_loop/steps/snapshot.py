@@ -16,11 +16,11 @@ from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.collector import collector_paused
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.feedback.store.table_rows import AnyFeedback, about
+from rlhf_loop.feedback.store.table_rows import about
 from rlhf_loop.feedback.validation import ValidationReport, validate
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import Completion, PreferencePair, Prompt, write_records
+from rlhf_loop.records import Completion, Feedback, PreferencePair, Prompt, write_records
 from rlhf_loop.rows.demonstrations import demonstrations
 from rlhf_loop.rows.labels import labels_from_feedback
 from rlhf_loop.rows.pairs import pairs_from_feedback
@@ -97,7 +97,7 @@ def _nothing_held_out(prompts: int, wanted: str) -> UserError:
     )
 
 
-def _said_before(store: Store, round: int) -> tuple[list[AnyFeedback], dict[str, Completion]]:
+def _said_before(store: Store, round: int) -> tuple[list[Feedback], dict[str, Completion]]:
     """The feedback of the rounds before this one, and the answers that it is about."""
     feedback = [record for record in store.feedback() if record.round < round]
     named = {id for record in feedback for id in about(record)}

@@ -19,11 +19,11 @@ from rlhf_loop.feedback.arrivals import Arrivals, arrivals_after, newest_number
 from rlhf_loop.feedback.quality.measures import agreement
 from rlhf_loop.feedback.quality.votes import plain_text, votes_of
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.feedback.store.table_rows import AnyFeedback, about
+from rlhf_loop.feedback.store.table_rows import about
 from rlhf_loop.feedback.validation import validate
 from rlhf_loop.files import read_json
 from rlhf_loop.recipe import Recipe, Watch
-from rlhf_loop.records import Implicit, Preference
+from rlhf_loop.records import Feedback, Implicit, Preference
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.step_folders import read_manifest
 from rlhf_loop.steps.snapshot import learns_from_pairs
@@ -195,7 +195,7 @@ def _few(count: int, useless: int, who: Mapping[str, Consumes], settings: Watch,
     return f"{count + useless} new pieces, {bound}{count} of which {in_words(who)} (watch.min_new: {settings.min_new})"
 
 
-def _counts(record: AnyFeedback, recipe: Recipe) -> bool:
+def _counts(record: Feedback, recipe: Recipe) -> bool:
     """What users did rather than said counts only where the recipe makes it a thumb."""
     return not isinstance(record, Implicit) or record.action in recipe.feedback.implicit
 

@@ -9,18 +9,17 @@ from samples.feedback import completion, preference, prompt
 
 from rlhf_loop.feedback.intake.import_file import import_file
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.feedback.store.table_rows import AnyFeedback
 from rlhf_loop.feedback.vague import is_vague
 from rlhf_loop.feedback.validation import ValidationReport, validate
 from rlhf_loop.recipe import Validation
-from rlhf_loop.records import Annotator, Completion, Critique, Prompt, Rating, Skip, Span
+from rlhf_loop.records import Annotator, Completion, Critique, Feedback, Prompt, Rating, Skip, Span
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LONG = "the sky is blue because short waves of light are scattered more than long ones"
 
 
 def check(
-    feedback: list[AnyFeedback],
+    feedback: list[Feedback],
     completions: list[Completion] | None = None,
     prompts: list[Prompt] | None = None,
     **settings: object,

@@ -20,13 +20,13 @@ from alembic.config import Config
 from rlhf_loop.feedback.store import database
 from rlhf_loop.feedback.store.location import parse_url
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.feedback.store.table_rows import AnyFeedback
 from rlhf_loop.records import (
     Annotator,
     Artifact,
     Completion,
     Critique,
     Edit,
+    Feedback,
     Implicit,
     Preference,
     Prompt,
@@ -68,7 +68,7 @@ def value_counts(units: Iterable[Sequence[Hashable]]) -> np.ndarray:
     return np.array([[unit.count(value) for value in values] for unit in units])
 
 
-def every_kind_of_feedback() -> list[AnyFeedback]:
+def every_kind_of_feedback() -> list[Feedback]:
     about: dict = {"prompt_id": "p", "annotator": Annotator(id="ann")}
     return [
         preference("f1", strength=0.1 + 0.2, comment="Zu kurz – 日本 🙂", lead_time=1.5, shown_order="ba", round=1),

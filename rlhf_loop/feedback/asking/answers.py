@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.conditions import in_force
-from rlhf_loop.feedback.store.table_rows import AnyFeedback, pair_key
-from rlhf_loop.records import Annotator, Critique, Implicit, Preference, Retraction, event_id, stable_id
+from rlhf_loop.feedback.store.table_rows import pair_key
+from rlhf_loop.records import Annotator, Critique, Feedback, Implicit, Preference, Retraction, event_id, stable_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ class ItemRecords:
         """
         self._connection = transaction.connection
         self.user: str | None = user or self._connection.scalar(_WHOSE, {"id": answer.id})
-        self.records: list[AnyFeedback] = []
+        self.records: list[Feedback] = []
         self._who = self.user or f"anonymous-{stable_id(answer.prompt_id)[:12]}"
         self._common: dict[str, Any] = {
             "prompt_id": answer.prompt_id,

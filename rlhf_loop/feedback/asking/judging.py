@@ -21,7 +21,7 @@ from rlhf_loop.feedback.asking.calibration import claim_calibration, is_calibrat
 from rlhf_loop.feedback.store import question_queue, tables
 from rlhf_loop.feedback.store.conditions import in_force
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.feedback.store.table_rows import AnyFeedback, pair_key, records_of
+from rlhf_loop.feedback.store.table_rows import pair_key, records_of
 from rlhf_loop.records import (
     Annotator,
     Completion,
@@ -207,7 +207,7 @@ def _records(
     verdict_id: str,
     round: int,
     lease: tuple[float, float] | None,
-) -> list[AnyFeedback]:
+) -> list[Feedback]:
     """The verdict first, then critiques and edits."""
     order = shown_order(who, question)
     remarks = dict(zip(order, judgement.remarks, strict=True))
@@ -222,7 +222,7 @@ def _records(
         "external_id": question.id,
     }
     pair: dict[str, Any] = {"a_id": ids["a"], "b_id": ids["b"], "lead_time": _lead_time(judgement, lease, now)}
-    records: list[AnyFeedback] = []
+    records: list[Feedback] = []
     if judgement.verdict == "skip":
         records.append(Skip(id=verdict_id, **pair, **common))
     else:
@@ -276,7 +276,7 @@ def _check_spans(spans: Iterable[Span], completion: Completion, shown_as: str) -
             )
 
 
-def _retraction(record: AnyFeedback, round: int) -> Retraction:
+def _retraction(record: Feedback, round: int) -> Retraction:
     return Retraction(
         id=event_id(),
         prompt_id=record.prompt_id,
@@ -306,12 +306,12 @@ def _completions(connection: sa.Connection, question: Question) -> dict[str, Com
     return {completion.id: completion for completion in records_of(Completion, rows)}
 
 
-def _feedback(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[AnyFeedback]:
+def _feedback(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[Feedback]:
     rows = connection.scalars(sa.select(tables.feedback.c.body).where(where).order_by(tables.feedback.c.number))
     return [from_dict(Feedback, json.loads(body)) for body in rows]
 
 
-def _last(connection: sa.Connection, who: str, *where: sa.ColumnElement[bool]) -> AnyFeedback | None:
+def _last(connection: sa.Connection, who: str, *where: sa.ColumnElement[bool]) -> Feedback | None:
     """The newest effective preference or skip that `who` gave on a card."""
     column = tables.feedback.c
     newest = sa.select(column.body).where(column.annotator == who, *_verdicts(), *where).order_by(column.number.desc())

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.conditions import in_force
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.feedback.store.table_rows import AnyFeedback, about, records_of
+from rlhf_loop.feedback.store.table_rows import about, records_of
 from rlhf_loop.records import Completion, Feedback, Prompt, Score
 
 PAGE = 5000
@@ -36,7 +36,7 @@ def pages(store: Store, table: sa.Table, *where: sa.ColumnElement[bool]) -> Iter
         yield records_of(_TYPES[table.name], rows)
 
 
-def effective_feedback(store: Store, left_out: Counter[str]) -> Iterator[list[AnyFeedback]]:
+def effective_feedback(store: Store, left_out: Counter[str]) -> Iterator[list[Feedback]]:
     """Feedback that is in force; how many others there are is counted in `left_out`."""
     with store.database.read() as connection:
         count = sa.select(sa.func.count()).select_from(tables.feedback)
@@ -46,7 +46,7 @@ def effective_feedback(store: Store, left_out: Counter[str]) -> Iterator[list[An
     yield from pages(store, tables.feedback, in_force())
 
 
-def texts_of(store: Store, feedback: list[AnyFeedback]) -> tuple[dict[str, Prompt], dict[str, Completion]]:
+def texts_of(store: Store, feedback: list[Feedback]) -> tuple[dict[str, Prompt], dict[str, Completion]]:
     """The prompts and completions that a page of feedback is about, by id."""
     prompts = {prompt.id: prompt for prompt in store.prompts(ids={record.prompt_id for record in feedback})}
     ids = {id for record in feedback for id in about(record)}

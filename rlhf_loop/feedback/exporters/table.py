@@ -17,8 +17,7 @@ from typing import Any
 
 from rlhf_loop.feedback.exporters.pages import effective_feedback, texts_of
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.feedback.store.table_rows import AnyFeedback
-from rlhf_loop.records import Annotator, Completion, Prompt, to_dict
+from rlhf_loop.records import Annotator, Completion, Feedback, Prompt, to_dict
 
 FILE, CARD = "feedback.parquet", "README.md"
 PEOPLE = 50  # annotators that the card names
@@ -155,9 +154,7 @@ def card(store: Store, contents: Contents, left_out: Counter[str]) -> str:
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def _rows(
-    store: Store, page: list[AnyFeedback], contents: Contents, columns: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
+def _rows(store: Store, page: list[Feedback], contents: Contents, columns: dict[str, Any]) -> Iterator[dict[str, Any]]:
     prompts, completions = texts_of(store, page)
     for record in page:
         row = _row(record, prompts[record.prompt_id], completions)
@@ -173,7 +170,7 @@ def _rows(
         yield row
 
 
-def _row(record: AnyFeedback, prompt: Prompt, completions: dict[str, Completion]) -> dict[str, Any]:
+def _row(record: Feedback, prompt: Prompt, completions: dict[str, Completion]) -> dict[str, Any]:
     row = to_dict(record)
     row["annotator"], row["annotator_kind"] = record.annotator.id, record.annotator.kind
     row["spans"] = json.dumps(row["spans"], ensure_ascii=False) if row.get("spans") else None

@@ -8,8 +8,7 @@ from typing import Any
 
 from rlhf_loop.feedback.exporters.pages import effective_feedback, texts_of
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.feedback.store.table_rows import AnyFeedback
-from rlhf_loop.records import Completion, Preference, Prompt, Thumb
+from rlhf_loop.records import Completion, Feedback, Preference, Prompt, Thumb
 
 
 def preferences(store: Store, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -49,7 +48,7 @@ def unpaired(store: Store, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _trained_on(store: Store, left_out: Counter[str]) -> Iterator[tuple[AnyFeedback, Prompt, dict[str, Completion]]]:
+def _trained_on(store: Store, left_out: Counter[str]) -> Iterator[tuple[Feedback, Prompt, dict[str, Completion]]]:
     """The feedback in force with its prompt and completions, but for conversations that nothing is trained on."""
     for page in effective_feedback(store, left_out):
         prompts, completions = texts_of(store, page)

@@ -9,8 +9,7 @@ from typing import Any
 
 from rlhf_loop.feedback.files.row import Refused, RowError
 from rlhf_loop.feedback.intake.open_rows import Parsed, open_rows
-from rlhf_loop.feedback.store.table_rows import AnyFeedback
-from rlhf_loop.records import Artifact, Completion, Prompt, Question, Score
+from rlhf_loop.records import Artifact, Completion, Feedback, Prompt, Question, Score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +20,7 @@ class ImportResult:
     rows: int = 0  # all of them, refused ones too
     prompts: list[Prompt] = field(default_factory=list)
     completions: list[Completion] = field(default_factory=list)
-    feedback: list[AnyFeedback] = field(default_factory=list)
+    feedback: list[Feedback] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)

@@ -13,8 +13,7 @@ from rlhf_loop.feedback.quality import measures
 from rlhf_loop.feedback.quality.votes import identical_pairs, votes_of, words_of
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.feedback.store.table_rows import AnyFeedback
-from rlhf_loop.records import Preference
+from rlhf_loop.records import Feedback, Preference
 
 
 def stats(store: Store) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def _completions_by_round(store: Store) -> dict[str, int]:
         return {str(round): count for round, count in sorted(rows.tuples())}
 
 
-def _per_annotator(feedback: Iterable[AnyFeedback]) -> dict[str, dict[str, int]]:
+def _per_annotator(feedback: Iterable[Feedback]) -> dict[str, dict[str, int]]:
     """Annotator -> kind of feedback -> how many."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for record in feedback:

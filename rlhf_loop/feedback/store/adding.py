@@ -32,7 +32,6 @@ from rlhf_loop.feedback.store.same_record import (
     without_token_ids,
 )
 from rlhf_loop.feedback.store.table_rows import (
-    AnyFeedback,
     TableRow,
     about,
     completion_row,
@@ -86,7 +85,7 @@ class Transaction(Reading):
         self._check_known(tables.prompts, (c.prompt_id for c in records), "completions")
         return self._add(tables.completions, Completion, records, completion_row, without_token_ids)
 
-    def add_feedback(self, feedback: Iterable[AnyFeedback]) -> int:
+    def add_feedback(self, feedback: Iterable[Feedback]) -> int:
         """Adds feedback; a preference also answers the queued questions about its pair.
 
         Records that differ only in the file they came from (`source`, and the annotator where it stands for the
@@ -102,7 +101,7 @@ class Transaction(Reading):
         self._settle(records)
         return new
 
-    def add_new_feedback(self, feedback: Iterable[AnyFeedback]) -> int:
+    def add_new_feedback(self, feedback: Iterable[Feedback]) -> int:
         """The same for feedback that the caller has just made: with new ids, about answers read in this transaction."""
         records = list(feedback)
         new = insert_rows(self.connection, tables.feedback, map(feedback_row, records))
@@ -154,7 +153,7 @@ class Transaction(Reading):
         """Keeps rows that were refused, with file, line, reason and raw text, so that they can be mended."""
         return self._quarantine({stable_id("quarantine", *row): row for row in refused})
 
-    def quarantine_feedback(self, refused: Iterable[tuple[AnyFeedback, str, int]]) -> int:
+    def quarantine_feedback(self, refused: Iterable[tuple[Feedback, str, int]]) -> int:
         """Notes feedback that failed validation: the record, why, and before which round. It stays in the store.
 
         What failed for the same reason before an earlier round is not noted again.
@@ -237,7 +236,7 @@ class Transaction(Reading):
         known = {record.id for record in stored}
         return insert_rows(self.connection, table, (to_row(record) for id, record in wanted.items() if id not in known))
 
-    def _settle(self, records: Sequence[AnyFeedback]) -> None:
+    def _settle(self, records: Sequence[Feedback]) -> None:
         """Brings the questions up to date that feedback answers, or answered until it was superseded."""
         pairs = {pair_key(f.a_id, f.b_id) for f in records if isinstance(f, (Preference, Skip)) and f.a_id and f.b_id}
         superseded = [f.supersedes for f in records if f.supersedes and not isinstance(f, ONE_ANSWER)]

@@ -13,7 +13,7 @@ from rlhf_loop.feedback.files.row import Refused
 from rlhf_loop.feedback.store import artifacts, tables
 from rlhf_loop.feedback.store.conditions import in_force, is_open
 from rlhf_loop.feedback.store.queries import count, deleted_ids, equal, read_records
-from rlhf_loop.feedback.store.table_rows import READ, AnyFeedback, record_of
+from rlhf_loop.feedback.store.table_rows import READ, record_of
 from rlhf_loop.records import Artifact, Completion, Feedback, Prompt, Question, Score, Split, from_dict
 
 
@@ -56,7 +56,7 @@ class Reading:
         kinds: Iterable[str] | None = None,
         prompt_id: str | None = None,
         ids: Iterable[str] | None = None,
-    ) -> list[AnyFeedback]:
+    ) -> list[Feedback]:
         """Feedback that meets all conditions; `effective`: only what is in force."""
         column = tables.feedback.c
         where = equal({column.prompt_id: prompt_id})

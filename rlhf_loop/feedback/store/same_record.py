@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.store.table_rows import AnyFeedback
-from rlhf_loop.records import Artifact, Completion, Prompt, Score, to_dict
+from rlhf_loop.records import Artifact, Completion, Feedback, Prompt, Score, to_dict
 
 
 def without_source(prompt: Prompt) -> Prompt:
@@ -22,7 +21,7 @@ def without_token_ids(completion: Completion) -> Completion:
     return replace(completion, token_ids=None)
 
 
-def without_file(feedback: AnyFeedback) -> AnyFeedback:
+def without_file(feedback: Feedback) -> Feedback:
     """Without what depends on the name of the file that it was imported from."""
     stands_for_file = feedback.annotator.id.startswith("import:")
     annotator = replace(feedback.annotator, id="import") if stands_for_file else feedback.annotator

@@ -29,9 +29,8 @@ from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.database import Database
 from rlhf_loop.feedback.store.keys import signing_key
 from rlhf_loop.feedback.store.reading import Reading
-from rlhf_loop.feedback.store.table_rows import AnyFeedback
 from rlhf_loop.feedback.store.upgrade import upgrade
-from rlhf_loop.records import Artifact, Completion, Prompt, Question, Score
+from rlhf_loop.records import Artifact, Completion, Feedback, Prompt, Question, Score
 
 
 class Store(Reading):
@@ -113,7 +112,7 @@ class Store(Reading):
         with self.transaction() as transaction:
             return transaction.add_completions(completions)
 
-    def add_feedback(self, feedback: Iterable[AnyFeedback]) -> int:
+    def add_feedback(self, feedback: Iterable[Feedback]) -> int:
         """Adds feedback; a preference also answers the queued questions about its pair."""
         with self.transaction() as transaction:
             return transaction.add_feedback(feedback)
@@ -143,7 +142,7 @@ class Store(Reading):
         with self.transaction() as transaction:
             return transaction.quarantine(refused)
 
-    def quarantine_feedback(self, refused: Iterable[tuple[AnyFeedback, str, int]]) -> int:
+    def quarantine_feedback(self, refused: Iterable[tuple[Feedback, str, int]]) -> int:
         """Notes feedback that failed validation: the record, why, and before which round. It stays in the store."""
         with self.transaction() as transaction:
             return transaction.quarantine_feedback(refused)

@@ -14,24 +14,18 @@ from pydantic_core import PydanticSerializationError, ValidationError
 from rlhf_loop.records import (
     Artifact,
     Completion,
-    Critique,
-    Edit,
-    Implicit,
+    Feedback,
     Preference,
     Prompt,
     Question,
-    Rating,
     Retraction,
     Score,
     Skip,
-    Thumb,
     adapter,
     from_dict,
     loads,
     to_dict,
 )
-
-AnyFeedback = Preference | Rating | Thumb | Critique | Edit | Skip | Implicit | Retraction
 
 COLUMNS = {
     "prompts": ("id", "split", "group_name", "text", "body"),
@@ -90,7 +84,7 @@ def completion_row(completion: Completion) -> TableRow:
     return (*columns, text, _json(completion, own))
 
 
-def feedback_row(feedback: AnyFeedback) -> TableRow:
+def feedback_row(feedback: Feedback) -> TableRow:
     """A row of `feedback`."""
     a_id: str | None = getattr(feedback, "a_id", None)
     b_id: str | None = getattr(feedback, "b_id", None)
@@ -135,7 +129,7 @@ def as_columns(table: str, row: TableRow) -> dict[str, Any]:
     return dict(zip(COLUMNS[table], row, strict=True))
 
 
-def about(feedback: AnyFeedback) -> list[str]:
+def about(feedback: Feedback) -> list[str]:
     """Ids of the completions that a piece of feedback is about."""
     if isinstance(feedback, Preference):
         return [feedback.a_id, feedback.b_id]
