@@ -49,8 +49,8 @@ def token_list(store: StoreOption, as_json: AsJson = False) -> None:
         print(json.dumps([asdict(token) for token in rows], indent=2))
         return
     for token in rows:
-        state = "" if token.revoked_at is None else f"  revoked {_day(token.revoked_at)}"
-        print(f"{token.id}  {token.role:<9}  made {_day(token.created_at)}  {token.name}{state}")
+        state = "" if token.revoked_at is None else f"  revoked {_minute(token.revoked_at)}"
+        print(f"{token.id}  {token.role:<9}  made {_minute(token.created_at)}  {token.name}{state}")
     if not rows:
         print("no tokens; `rlhf-loop token create` makes one")
 
@@ -66,5 +66,5 @@ def token_revoke(id: Annotated[str, typer.Argument(help="Id of a token, from the
     print(f"revoked {token.id}, role {token.role}, of {token.name}")
 
 
-def _day(seconds: float) -> str:
+def _minute(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")

@@ -35,7 +35,6 @@ class Strengths:
 
     theta: Floats  # (C,) comparable within a prompt
     nu: float  # 0 where nobody called a tie
-    iterations: int
 
     def outcomes(self, first: Ints, second: Ints) -> Floats:
         """(U, 3) P(first beats second), P(second beats first), P(tie) of pairs of answers, given by their numbers."""
@@ -69,7 +68,6 @@ def davidson(
     with_ties = bool(ties.sum() > 0)
     theta, eta = np.zeros(answers), (0.0 if with_ties else -np.inf)
     scale = max(1.0, float(_at_answers(first, second, total, total, answers).max(initial=0)))
-    iterations = 0
 
     def loss(theta: Floats, eta: float) -> float:
         half = (theta[first] - theta[second]) / 2
@@ -78,8 +76,7 @@ def davidson(
         return float((total * normaliser - (wins - losses) * half).sum() - tied + penalty * (theta**2).sum())
 
     value = loss(theta, eta)
-    while iterations < most_iterations:
-        iterations += 1
+    for _ in range(most_iterations):
         p = _outcomes(theta[first] - theta[second], eta)  # (E, 3)
         lean = p[:, 0] - p[:, 1]
         slope = (total * lean - (wins - losses)) / 2
@@ -115,7 +112,7 @@ def davidson(
         value = moved
         if penalty == 0 and np.abs(theta).max(initial=0) > 10:  # odds of half a billion: on the way to infinity
             raise UserError("an answer that always wins has no finite strength; give a penalty above 0")
-    return Strengths(theta=theta, nu=float(np.exp(eta)), iterations=iterations)
+    return Strengths(theta=theta, nu=float(np.exp(eta)))
 
 
 def _outcomes(difference: Floats, eta: float) -> Floats:
