@@ -1,14 +1,17 @@
 """The engines that write candidates: one line each says where its `sample` is.
 
-`sample(model, tokenizer, conversations, keys, settings, progress)` gives a list of `Answer`s for each conversation (see
-`rlhf_loop/generation/transformers_engine.py`). To add one: a file in `rlhf_loop/generation/` and a line here.
+`sample(model, tokenizer, conversations, keys, settings, progress)` gives a list of `Answer`s for each conversation,
+which is a list of `{"role", "content"}` (see `rlhf_loop/generation/transformers_engine.py`). To add one: a file in
+`rlhf_loop/generation/` and a line here.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-ENGINES = {"transformers": "rlhf_loop.generation.transformers_engine:sample"}
+ENGINES = {
+    "transformers": "rlhf_loop.generation.transformers_engine:sample",
+}
 """The name in a recipe -> MODULE:FUNCTION."""
 
 if TYPE_CHECKING:

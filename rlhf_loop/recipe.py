@@ -10,12 +10,15 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_loop.algorithms import AlgorithmName
+from rlhf_loop.annotators import ANNOTATORS, AnnotatorSettings, annotator_class
 from rlhf_loop.engines import EngineName
 from rlhf_loop.errors import UserError
 from rlhf_loop.machine import Dtype, native_attention, native_dtype
@@ -109,25 +112,6 @@ class Import(Settings):
         return scale
 
 
-class SimulatedAnnotator(Settings):
-    """An annotator that follows a documented rule and errs as people do; always called simulated in output.
-
-    It prefers a where sigmoid((rule(a) - rule(b) + position_bias*(1 where a is shown first, else -1) +
-    length_bias*(words a - words b)/100) / temperature) exceeds a uniform number; with probability `noise` it answers
-    at random."""
-
-    kind: Literal["simulated"] = "simulated"
-    rule: str = "brief_and_complete"  # a name in rlhf_loop/annotators/rules.py
-    temperature: float = Field(0.1, gt=0)
-    noise: float = Field(0.05, ge=0, le=1)
-    position_bias: float = 0.0
-    length_bias: float = 0.0
-    tie_below: float = Field(0.0, ge=0)  # differences smaller than this are called a tie
-    critiques: bool = True
-    thumbs_above: float | None = Field(None, ge=0, le=1)  # also a thumb on each answer: up where the rule gives more
-    edits: bool = False  # also the losing answer of each question, cut to its best complete part
-
-
 class Validation(Settings):
     """What feedback must satisfy before it trains anything."""
 
@@ -137,15 +121,25 @@ class Validation(Settings):
     contradictions: Literal["majority", "drop"] = "majority"
 
 
+if not TYPE_CHECKING:
+    AnnotatorSettings = reduce(or_, (annotator_class(kind).Settings for kind in ANNOTATORS))
+_BY_KIND: Any = Field(None, discriminator="kind" if len(ANNOTATORS) > 1 else None)  # pydantic asks for two or more
+
+
 class FeedbackSettings(Settings):
     """Where feedback comes from and what is asked of it."""
 
     imports: list[Import] = Field(default_factory=list)
-    annotator: SimulatedAnnotator | None = None  # None: people answer, and the loop waits for them
+    annotator: AnnotatorSettings | None = _BY_KIND  # None: people answer, and the loop waits for them
     questions_per_round: int = Field(64, ge=0)
     question_strategy: str = "spread"  # a name in rlhf_loop/rows/questions.py
     validation: Validation = Field(default_factory=Validation)
     implicit: dict[str, bool] = Field(default_factory=dict)  # what users do that counts as a thumb: {copy: true}
+
+    @field_validator("annotator", mode="before")
+    @classmethod
+    def _is_simulated_unless_it_says(cls, annotator: Any) -> Any:
+        return {"kind": "simulated", **annotator} if isinstance(annotator, dict) else annotator
 
 
 class Annotation(Settings):

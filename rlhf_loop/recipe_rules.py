@@ -24,8 +24,8 @@ def names_are_known(recipe: Recipe) -> str | None:
         ("pairing.strategy", recipe.pairing.strategy, PAIRS),
         ("feedback.question_strategy", recipe.feedback.question_strategy, QUESTIONS),
     ]
-    if recipe.feedback.annotator is not None:
-        named.append(("feedback.annotator.rule", recipe.feedback.annotator.rule, ANNOTATOR_RULES))
+    if (rule := getattr(recipe.feedback.annotator, "rule", None)) is not None:  # not every kind has one
+        named.append(("feedback.annotator.rule", rule, ANNOTATOR_RULES))
     if recipe.evaluation.judge.kind == "rule":
         named.append(("evaluation.judge.rule", recipe.evaluation.judge.rule, ANNOTATOR_RULES))
     for where, name, known in named:
@@ -169,7 +169,7 @@ def labels_have_a_source(recipe: Recipe) -> str | None:
     annotator = recipe.feedback.annotator
     if _holds_feedback(recipe) or _consumes(recipe) != "labels" or annotator is None:
         return None
-    if recipe.feedback.questions_per_round > 0 and annotator.thumbs_above is not None:
+    if recipe.feedback.questions_per_round > 0 and "thumb" in annotator.gives:
         return None
     return (
         "update.algorithm: kto learns from thumbs, and nobody gives any: set `feedback.annotator.thumbs_above: "

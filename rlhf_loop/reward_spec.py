@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from pkgutil import resolve_name
+from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -20,7 +21,10 @@ from rlhf_loop.settings import Settings, parse_settings, read_yaml, write_yaml
 FILE = "reward_model.yaml"
 
 
-class _Spec(Settings):
+class RewardSpec(Settings):
+    """What every kind of reward model has."""
+
+    kind: str
     _folder: Path | None = PrivateAttr(None)
 
     @property
@@ -29,14 +33,19 @@ class _Spec(Settings):
         return self._folder
 
 
-class BradleyTerrySpec(_Spec):
+class TrainedSpec(RewardSpec):
+    """What every kind has that is trained on pairs."""
+
+    base: str = "policy"  # the recipe's base policy, or any model reference
+
+
+class BradleyTerrySpec(TrainedSpec):
     """A language model with one output, trained on pairs through TRL's RewardTrainer.
 
-    `base`: `policy` (the recipe's base policy) or any model reference. `trainer` goes verbatim to TRL's RewardConfig;
-    `per_device_train_batch_size` counts prompts there, each with all its pairs (see `rewards/bradley_terry.py`)."""
+    `trainer` goes verbatim to TRL's RewardConfig; `per_device_train_batch_size` counts prompts there, each with all its
+    pairs (see `rewards/bradley_terry.py`)."""
 
     kind: Literal["bradley_terry"] = "bradley_terry"
-    base: str = "policy"
     lora: Lora | None = Field(default_factory=Lora)  # null: train every weight
     max_length: int = Field(1024, ge=8)  # tokens of prompt and completion; pairs with a longer side are left out
     probe: bool = (
@@ -59,14 +68,13 @@ class BradleyTerrySpec(_Spec):
         return self
 
 
-class HeadSpec(_Spec):
+class HeadSpec(TrainedSpec):
     """A linear Bradley-Terry head on features of a frozen model: trains in seconds, good with 60-300 pairs.
 
     `layers`: hidden states to read, as shares of the depth (1.0 is the last). `l2`: candidates, of which grouped
     cross-validation on the training pairs takes the best."""
 
     kind: Literal["head"] = "head"
-    base: str = "policy"
     layers: list[float] = Field(default=[0.5, 0.75], min_length=1)
     pooling: list[Literal["mean", "last"]] = Field(default=["mean", "last"], min_length=1)
     l2: list[float] = Field(default=[0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0], min_length=1)
@@ -88,7 +96,7 @@ class HeadSpec(_Spec):
         return l2
 
 
-class FunctionSpec(_Spec):
+class FunctionSpec(RewardSpec):
     """A Python function with TRL's interface: `f(prompts, completions, **columns) -> list[float]`.
 
     `format`: what it is handed: conversations (lists of messages) or plain strings."""
@@ -115,16 +123,16 @@ class FunctionSpec(_Spec):
         return place if place.endswith(".py") else None
 
 
-RewardSpec = Annotated[BradleyTerrySpec | HeadSpec | FunctionSpec, Field(discriminator="kind")]
-
-SPECS: dict[str, type[BradleyTerrySpec | HeadSpec | FunctionSpec]] = {
-    "bradley_terry": BradleyTerrySpec,
-    "head": HeadSpec,
-    "function": FunctionSpec,
+SPECS: dict[str, str] = {
+    "bradley_terry": "rlhf_loop.reward_spec:BradleyTerrySpec",
+    "head": "rlhf_loop.reward_spec:HeadSpec",
+    "function": "rlhf_loop.reward_spec:FunctionSpec",
 }
+"""Kind -> MODULE:CLASS of its settings, imported when a folder says that it is of this kind, before any stage runs: a
+file in `rlhf_loop/rewards/` that has its own imports torch where it is used."""
 
 
-def load_spec(folder: Path) -> BradleyTerrySpec | HeadSpec | FunctionSpec:
+def load_spec(folder: Path) -> RewardSpec:
     """The checked `reward_model.yaml` of `folder`.
 
     Raises `UserError` naming the file, the key and the nearest valid name for anything that is wrong.
@@ -141,30 +149,28 @@ def load_spec(folder: Path) -> BradleyTerrySpec | HeadSpec | FunctionSpec:
         raise UserError(f"{path} must hold a mapping of settings, as in reward_models/bradley_terry/{FILE}")
     spec = parse_spec(values, str(path))
     spec._folder = Path(folder)
-    if not isinstance(spec, FunctionSpec) and spec.base != "policy":
+    if isinstance(spec, TrainedSpec) and spec.base != "policy":
         spec.base = absolute_model(relocated(spec.base, path.parent.resolve()), path.parent)
     return spec
 
 
-def parse_spec(values: Mapping[str, Any], where: str = FILE) -> BradleyTerrySpec | HeadSpec | FunctionSpec:
+def parse_spec(values: Mapping[str, Any], where: str = FILE) -> RewardSpec:
     """A spec from plain values; `where` is named in errors."""
     kind = values.get("kind")
     if not isinstance(kind, str) or kind not in SPECS:
         said = "`kind` is missing" if kind is None else f"`kind: {kind}` is not known"
         raise UserError(f"{where}: {said}; valid: {', '.join(SPECS)}")
-    spec: BradleyTerrySpec | HeadSpec | FunctionSpec = parse_settings(SPECS[kind], values, where)
+    spec: RewardSpec = parse_settings(resolve_name(SPECS[kind]), values, where)
     return spec
 
 
-def write_spec(spec: BradleyTerrySpec | HeadSpec | FunctionSpec, folder: Path) -> None:
+def write_spec(spec: RewardSpec, folder: Path) -> None:
     """Writes `spec` as the `reward_model.yaml` of `folder`."""
     text = write_yaml(spec.model_dump(mode="json"))
     write_text(folder / FILE, text)
 
 
-def with_trainer(
-    spec: BradleyTerrySpec | HeadSpec | FunctionSpec, trainer: Mapping[str, Any], where: str = "reward"
-) -> BradleyTerrySpec | HeadSpec | FunctionSpec:
+def with_trainer(spec: RewardSpec, trainer: Mapping[str, Any], where: str = "reward") -> RewardSpec:
     """`spec` with keys of its `trainer` block replaced; raises `UserError` for keys that cannot be there. `where`: the
     block of the recipe that `trainer` stands in."""
     if not trainer:
@@ -178,9 +184,7 @@ def with_trainer(
     return parse_spec(values, where)
 
 
-def check_trainer(
-    specs: Sequence[BradleyTerrySpec | HeadSpec | FunctionSpec], trainer: Mapping[str, Any], where: str
-) -> None:
+def check_trainer(specs: Sequence[RewardSpec], trainer: Mapping[str, Any], where: str) -> None:
     """Raises `UserError` for a recipe's `trainer` block that one of `specs` cannot take, or that none of them reads."""
     for spec in [spec for spec in specs if isinstance(spec, BradleyTerrySpec)] or specs:
         with_trainer(spec, trainer, where)

@@ -1,22 +1,39 @@
 """Who answers without people: kinds of automatic annotators, by the `kind` of the recipe's `feedback.annotator`.
 
-To add one: a file here with a class that is an `AutomaticAnnotator`, and a line below.
+To add one: a file here with its settings and an `AutomaticAnnotator` that names them as `Settings`, and a line below.
+Recipes import these files, so what is large (torch, a client of some API) is imported where it is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from rlhf_loop.records import Completion, Feedback, Prompt, Question
+from rlhf_loop.settings import Settings as Block
 
-ANNOTATORS = {"simulated": "rlhf_loop.annotators.simulated:SimulatedAnnotator"}
-"""Kind -> where the class is."""
+ANNOTATORS = {
+    "simulated": "rlhf_loop.annotators.simulated:SimulatedAnnotator",
+}
+"""Kind -> MODULE:CLASS."""
+
+
+class AnnotatorSettings(Block):
+    """What every kind of automatic annotator has."""
+
+    kind: str
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """The kinds of feedback that it gives."""
+        return frozenset({"preference"})
 
 
 class AutomaticAnnotator(Protocol):
-    """What answers questions in the place of people."""
+    """What answers questions in the place of people; made with its settings and a seed."""
+
+    Settings: ClassVar[type[Any]]
 
     def answer(
         self,
@@ -28,7 +45,12 @@ class AutomaticAnnotator(Protocol):
         """One preference a question, in order, then what else it says; the same questions give the same again."""
 
 
-def make_annotator(settings: Any, seed: int) -> AutomaticAnnotator:
+def annotator_class(kind: str) -> Any:
+    """The class of a kind of annotator."""
+    return resolve_name(ANNOTATORS[kind])
+
+
+def make_annotator(settings: AnnotatorSettings, seed: int) -> AutomaticAnnotator:
     """The annotator that the recipe's `feedback.annotator` block asks for; its draws follow from `seed`."""
-    made: AutomaticAnnotator = resolve_name(ANNOTATORS[settings.kind])(settings, seed)
+    made: AutomaticAnnotator = annotator_class(settings.kind)(settings, seed)
     return made

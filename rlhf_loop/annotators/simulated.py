@@ -7,15 +7,40 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from pydantic import Field
+
+from rlhf_loop.annotators import AnnotatorSettings
 from rlhf_loop.annotators.english import words_of
 from rlhf_loop.annotators.rules import RULES, Rule, RuleResult
 from rlhf_loop.errors import UserError
 from rlhf_loop.records import Annotator, Completion, Edit, Preference, Prompt, Question, Thumb, stable_id
 
-if TYPE_CHECKING:
-    from rlhf_loop.recipe import SimulatedAnnotator as SimulatedAnnotatorSettings
+
+class SimulatedSettings(AnnotatorSettings):
+    """An annotator that follows a documented rule and errs as people do; always called simulated in output.
+
+    It prefers a where sigmoid((rule(a) - rule(b) + position_bias*(1 where a is shown first, else -1) +
+    length_bias*(words a - words b)/100) / temperature) exceeds a uniform number; with probability `noise` it answers
+    at random."""
+
+    kind: Literal["simulated"] = "simulated"
+    rule: str = "brief_and_complete"  # a name in `rules.py`
+    temperature: float = Field(0.1, gt=0)
+    noise: float = Field(0.05, ge=0, le=1)
+    position_bias: float = 0.0
+    length_bias: float = 0.0
+    tie_below: float = Field(0.0, ge=0)  # differences smaller than this are called a tie
+    critiques: bool = True
+    thumbs_above: float | None = Field(None, ge=0, le=1)  # also a thumb on each answer: up where the rule gives more
+    edits: bool = False  # also the losing answer of each question, cut to its best complete part
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """Preferences, and thumbs and edits where they are asked for."""
+        asked = {"preference": True, "thumb": self.thumbs_above is not None, "edit": self.edits}
+        return frozenset(kind for kind, given in asked.items() if given)
 
 
 class SimulatedAnnotator:
@@ -36,7 +61,9 @@ class SimulatedAnnotator:
     preferences, nor their ids.
     """
 
-    def __init__(self, settings: SimulatedAnnotatorSettings, seed: int):
+    Settings = SimulatedSettings
+
+    def __init__(self, settings: SimulatedSettings, seed: int):
         """Every draw is a function of `seed` and the question's id; an unknown rule is a `UserError`."""
         self.settings = settings
         self.seed = seed

@@ -109,7 +109,7 @@ def over_rounds(
             _draw(axes, line, shift * (number - (len(series) - 1) / 2))
         rounds = sorted({point[0] for line in series for point in line.points})
         axes.set_xlim(rounds[0] - 0.4, rounds[-1] + 0.4)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.set_xlabel(axis)
         if limits is not None:

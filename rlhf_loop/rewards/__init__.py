@@ -1,7 +1,7 @@
 """Reward models: train one on preference pairs, load one, score with it. Each works without the loop.
 
-A new kind is one file here, named as the kind, with `load` and (where it is trained) `train`, and its settings with a
-line in `reward_spec.SPECS`; a new model of a known kind is a folder in `reward_models/`.
+A new kind is one file here, named as the kind, with its settings (a `TrainedSpec`), `train` and `load`, and a line in
+`reward_spec.SPECS`; a new model of a known kind is a folder in `reward_models/`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rlhf_loop.reward_spec import (
     FunctionSpec,
     HeadSpec,
     RewardSpec,
+    TrainedSpec,
     load_spec,
     with_trainer,
     write_spec,
@@ -37,7 +38,7 @@ __all__ = ["Reward", "RewardSpec", "combine", "evaluate_reward", "load_reward", 
 
 
 def train_reward_model(
-    spec: BradleyTerrySpec | HeadSpec | FunctionSpec,
+    spec: RewardSpec,
     pairs: Sequence[PreferencePair],
     output: Path,
     *,
@@ -83,7 +84,8 @@ def train_reward_model(
             trained = _module(spec.kind).train(spec, pairs, output, policy=policy, seed=seed, **options)
         metrics.update(trained)
         # Written with the base it was trained on, whatever the recipe's policy is when it is loaded.
-        spec = spec.model_copy(update={"base": policy.model if spec.base == "policy" else spec.base})
+        if isinstance(spec, TrainedSpec) and spec.base == "policy":
+            spec = spec.model_copy(update={"base": policy.model})
     if is_main():
         write_spec(spec, output)
     barrier()

@@ -78,7 +78,7 @@ def check_demonstrations(store: Store, recipe: Recipe) -> None:
             "or import edits of answers with `feedback.imports`"
         )
     asks = recipe.feedback.questions_per_round > 0
-    if not (asks and (annotator is None or annotator.edits)):
+    if not (asks and (annotator is None or "edit" in annotator.gives)):
         raise UserError(f"update.algorithm: sft has no demonstrations to learn from. {REMEDIES['demonstrations']}")
 
 

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says is enough to add a thing: its own examples, put into a copy of the package as it tells."""
+"""What the pages say is enough to add a thing: their own examples, put into a copy of the package as they tell."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PAGES = ("CONTRIBUTING.md", "docs/reward_models.md", "docs/annotators.md")
 
 USED = """
 from pathlib import Path
@@ -43,36 +44,95 @@ assert [score.value for score in scores] == [-1.0, -5.0], scores
 """
 
 
+PARROT = """
+from rlhf_loop.generation.transformers_engine import Answer
+
+
+def sample(model, tokenizer, conversations, keys, settings, progress=None):
+    return [answers(tokenizer, turns[-1]["content"], settings) for turns in conversations]
+
+
+def answers(tokenizer, said, settings):
+    ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+    tokens = [tuple(ids[n : n + 8]) for n in range(settings.samples_per_prompt)]
+    return [Answer(text=tokenizer.decode(ids), finish_reason="length", ids=ids) for ids in tokens]
+"""
+"""An engine that says a part of what was asked."""
+
+RUN = """
+from pathlib import Path
+from rlhf_loop import Loop, Recipe
+from rlhf_loop.files import read_json
+from rlhf_loop.records import Completion, Feedback, Score, read_records
+from rlhf_loop.errors import UserError
+
+for said, answer in (
+    ("{rule: brief_and_complete}", None),  # as before there was a second kind
+    ("{kind: longest, tie_blow: 2}", "did you mean `tie_below`"),
+    ("{kind: shortest}", "'simulated'"),
+):
+    try:
+        recipe = Recipe.load("recipes/smoke.yaml", overrides=[f"feedback.annotator={said}"])
+        assert answer is None and recipe.feedback.annotator.kind == "simulated", said
+    except UserError as error:
+        assert answer is not None and answer in str(error), error
+
+recipe = Recipe.load("recipes/smoke.yaml", overrides=[
+    "rounds=1", "update.algorithm=chosen", "reward.model=reward_models/words", "generation.engine=parrot",
+    "feedback.annotator={kind: longest, tie_below: 2}", "run_dir=run",
+])
+Loop(recipe).run()
+said = read_records(Path("run/round_000/ask/answers.parquet"), Feedback)
+texts = {c.id: c.text for c in read_records(Path("run/round_000/generate/completions.parquet"), Completion)}
+assert said and {one.annotator.id for one in said} == {"longest"}
+for one in said:
+    longer = len(texts[one.a_id]) - len(texts[one.b_id])
+    assert one.winner == ("tie" if abs(longer) < 2 else "a" if longer > 0 else "b"), (one, longer)
+read = read_records(Path("run/round_001/rescore/scores.parquet"), Score)
+texts = {c.id: c.text for c in read_records(Path("run/round_001/generate/completions.parquet"), Completion)}
+(learned,) = Path("run/round_001/reward").rglob("words.json")
+weight = read_json(learned)["weight"]
+assert abs(weight) == 0.5
+assert {score.completion_id for score in read} == set(texts)
+assert all(score.value == weight * len(texts[score.completion_id].split()) for score in read)
+assert read_json(Path("run/round_001/update/metrics.json"))["algorithm"] == "chosen"
+"""
+
+
 def examples() -> dict[str, str]:
-    """Python of the page by its first comment: a file, or a file and the table in it that gets the line."""
-    blocks = re.findall(r"```python\n# (.+?)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    return dict(blocks)
+    """Python of the pages by its first comment: a file, or a file and the table in it that gets the line."""
+    pages = "".join((ROOT / page).read_text() for page in PAGES)
+    return dict(re.findall(r"```python\n# ((?:rlhf_loop|reward_models)/.+?)\n(.*?)```", pages, re.DOTALL))
 
 
 @pytest.mark.slow
-def test_one_file_and_one_line_add_an_update_a_format_and_a_reward_model(tmp_path: Path, model_cache: Path) -> None:
+def test_one_file_and_one_line_add_each_kind_of_thing(tmp_path: Path, model_cache: Path) -> None:
     for name in ("rlhf_loop", "recipes", "reward_models"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for place, code in examples().items():
+    engine = {
+        "rlhf_loop/generation/parrot.py": PARROT,
+        "rlhf_loop/engines.py: ENGINES": '    "parrot": "rlhf_loop.generation.parrot:sample",\n',
+    }
+    for place, code in {**examples(), **engine}.items():
         name, _, table = place.partition(": ")
         file = tmp_path / name
         if table:
-            (begin,) = re.findall(rf"^{table}\b.*= \{{\n", file.read_text(), re.M)
-            text = file.read_text().replace(begin, begin + code)
-            if "importers" in name:
-                text = text.replace("    tutorial,\n", "    triples,\n    tutorial,\n", 1)
-            file.write_text(text)
+            (begin,) = re.findall(rf"^{table}\b.*= [\[{{]\n", file.read_text(), re.M)
+            file.write_text(file.read_text().replace(begin, begin + code))
         else:
             file.parent.mkdir(exist_ok=True)
             file.write_text(code)
     (tmp_path / "reward_models/short/reward_model.yaml").write_text("kind: function\nfunction: reward.py:short\n")
+    (tmp_path / "reward_models/words").mkdir()
+    (tmp_path / "reward_models/words/reward_model.yaml").write_text("kind: words\nscale: 0.5\n")
     row = {"asked": "Which colour is the sky?", "good": "Blue.", "bad": "I would rather not say."}
     (tmp_path / "asked.jsonl").write_text(json.dumps(row) + "\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    finished = subprocess.run(
-        [sys.executable, "-c", USED], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    for used in (USED, RUN):
+        finished = subprocess.run(
+            [sys.executable, "-c", used], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert finished.returncode == 0, finished.stderr[-3000:]
 
 
 def test_each_file_and_table_that_the_page_names_is_there() -> None:

@@ -12,11 +12,10 @@ from statistics import mean
 
 import pytest
 
-from rlhf_loop import recipe
 from rlhf_loop.annotators import ANNOTATORS, make_annotator
 from rlhf_loop.annotators.english import ends_as_sentence, impossible_steps, sentences_of, stem, words_of
 from rlhf_loop.annotators.rules import RULES, RuleResult, brief_and_complete
-from rlhf_loop.annotators.simulated import SimulatedAnnotator, find_rule, gold_scores
+from rlhf_loop.annotators.simulated import SimulatedAnnotator, SimulatedSettings, find_rule, gold_scores
 from rlhf_loop.errors import UserError
 from rlhf_loop.records import Completion, Message, Preference, Prompt, Question, from_dict, to_dict
 
@@ -214,7 +213,7 @@ GOLD = {name: judged(text, name != "cut").value for name, text in TEXTS.items()}
 
 def answers(a: str, b: str, n: int, seed: int = 0, **settings: object) -> list[Preference]:
     questions = [Question(id=f"q{i}", prompt_id="p", a_id=a, b_id=b, round=0) for i in range(n)]
-    annotator = SimulatedAnnotator(recipe.SimulatedAnnotator(**settings), seed)
+    annotator = SimulatedAnnotator(SimulatedSettings(**settings), seed)
     return annotator.answer(questions, COMPLETIONS, {"p": PROMPT}, round=1)
 
 
@@ -316,7 +315,7 @@ def test_thumbs_and_edits_come_after_preferences_that_they_do_not_change():
 def test_an_answer_gets_a_thumb_up_as_often_as_the_formula_says(temperature, noise):
     shown = {f"c{i}": replace(COMPLETIONS["cut"], id=f"c{i}") for i in range(4000)}
     questions = [Question(id=f"q{i}", prompt_id="p", a_id=f"c{i}", b_id=f"c{i + 1}", round=0) for i in range(3999)]
-    settings = recipe.SimulatedAnnotator(temperature=temperature, noise=noise, thumbs_above=0.4)
+    settings = SimulatedSettings(temperature=temperature, noise=noise, thumbs_above=0.4)
     given = SimulatedAnnotator(settings, 0).answer(questions, shown, {"p": PROMPT}, round=1)
     thumbs = [record for record in given if record.kind == "thumb"]
     assert len({thumb.completion_id for thumb in thumbs}) == len(thumbs) == 4000
@@ -331,7 +330,7 @@ def test_an_edit_is_the_preferred_answer_up_to_its_best_sentence():
         "none": replace(COMPLETIONS["cut"], id="none", text="and so on"),
     }
     question = Question(id="q", prompt_id="p", a_id="long", b_id="none", round=0)
-    settings = recipe.SimulatedAnnotator(temperature=0.001, noise=0.0, edits=True)
+    settings = SimulatedSettings(temperature=0.001, noise=0.0, edits=True)
     preference, edit = SimulatedAnnotator(settings, 0).answer([question], shown, {"p": PROMPT}, round=1)
     assert (edit.kind, edit.completion_id, edit.source, edit.round) == ("edit", preference.a_id, "simulated", 1)
     assert edit.edited_completion == GOOD_ICE
@@ -358,16 +357,16 @@ def test_the_rule_reads_what_the_user_said_last():
 def test_an_unknown_rule_is_refused_with_the_names_there_are():
     assert find_rule("brief_and_complete") is RULES["brief_and_complete"]
     with pytest.raises(UserError, match=r"no rule called `nice`.*brief_and_complete"):
-        SimulatedAnnotator(recipe.SimulatedAnnotator(rule="nice"), 0)
+        SimulatedAnnotator(SimulatedSettings(rule="nice"), 0)
 
 
 def test_every_annotator_in_the_table_can_be_made_without_torch():
     assert set(ANNOTATORS) == {"simulated"}
-    assert isinstance(make_annotator(recipe.SimulatedAnnotator(), 0), SimulatedAnnotator)
+    assert isinstance(make_annotator(SimulatedSettings(), 0), SimulatedAnnotator)
     code = (
         "import sys; from rlhf_loop import recipe; from rlhf_loop.rows import pairs; "
-        "from rlhf_loop.annotators import make_annotator; "
-        "make_annotator(recipe.SimulatedAnnotator(), 0); sys.exit('torch' in sys.modules)"
+        "from rlhf_loop.annotators import make_annotator, simulated; "
+        "make_annotator(simulated.SimulatedSettings(), 0); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -6,6 +6,7 @@ import csv
 import json
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -874,3 +875,19 @@ def test_gradio_guards_against_formulas_are_no_part_of_a_text(tmp_path: Path) ->
     result = read(path)
     assert [p.messages[0]["content"] for p in result.prompts] == ["=1+1", "'Why'"]
     assert [c.text for c in result.completions] == ["-2", "'tis"]
+
+
+def test_a_field_that_a_format_looks_for_in_vain_is_named_and_the_other_rows_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = FORMATS["pairs"]
+    simple = ModuleType("simple")
+    vars(simple).update(vars(kept), parse=lambda row, place: kept.parse({**row, "rejected": row["bad"]}, place))
+    monkeypatch.setitem(FORMATS, "simple", simple)
+    row = {"prompt": "Why?", "chosen": "Because.", "bad": "No."}
+    (tmp_path / "f.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "bad": None}) + "\n")
+    with (tmp_path / "f.jsonl").open("a") as file:
+        file.write('{"prompt": "Why?", "chosen": "Because."}\n')
+    result = read(tmp_path / "f.jsonl", "simple")
+    assert [one.reason for one in result.refused] == ["missing: `rejected`", "`bad` is missing"]
+    assert len(result.feedback) == 1

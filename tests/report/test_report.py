@@ -147,6 +147,13 @@ def test_charts_take_their_colours_from_the_page(whole: tuple[_Page, str]):
     assert set(re.findall(r"var\((--[a-z-]+)\)", text)) <= defined
 
 
+def test_a_chart_of_one_round_counts_no_parts_of_a_round():
+    chart = over_rounds("Win-rate", [Series(label="base", colour="blue", points=[(1, 0.5, 0.3, 0.6)])], limits=(0, 1))
+    assert chart is not None
+    said = re.findall(r"<text[^>]*>([^<]*)</text>", chart.svg)
+    assert said[: said.index("round")] == ["1"]
+
+
 def test_no_point_lies_below_its_chart():
     points = [(1, 0.0, 0.0, 0.0), (2, 0.5, 0.0, 1.0)]
     chart = over_rounds("Accuracy", [Series(label="head", colour="violet", points=points)], limits=(0.4, 1.02))

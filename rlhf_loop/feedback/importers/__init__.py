@@ -1,51 +1,35 @@
-"""The formats of feedback that can be read, in the order in which `auto` tries them: the more particular first.
+"""The formats of feedback that can be read.
 
 A format is one file here that has four things: `RECOGNISES`, what a row of it looks like, in words; `REQUIRED`, the
 fields that it cannot do without (any one of the lists is enough); `recognises(row)`; and `parse(row, place)`, which
-gives the row's records or raises `RowError` with what is wrong. `FORMATS` names them.
+gives the row's records or raises `RowError` with what is wrong. `NAMES` has its name.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 
-from rlhf_loop.feedback.importers import (
-    arena,
-    argilla,
-    chat,
-    comparison,
-    gradio,
-    hh_rlhf,
-    label_studio,
-    langfuse,
-    mlflow,
-    native,
-    open_webui,
-    pairs,
-    phoenix,
-    potato,
-    trl,
-    tutorial,
-    ultrafeedback,
-)
+NAMES = [
+    "native",
+    "hh-rlhf",
+    "ultrafeedback",
+    "arena",
+    "argilla",
+    "label-studio",
+    "open-webui",
+    "mlflow",
+    "langfuse",
+    "phoenix",
+    "potato",
+    "gradio",
+    "comparison",
+    "pairs",
+    "tutorial",
+    "chat",
+    "trl",
+]
+"""In the order in which `auto` tries them: the more particular first. `hh-rlhf` is `hh_rlhf.py`."""
 
-FORMATS: dict[str, ModuleType] = {
-    "native": native,
-    "hh-rlhf": hh_rlhf,
-    "ultrafeedback": ultrafeedback,
-    "arena": arena,
-    "argilla": argilla,
-    "label-studio": label_studio,
-    "open-webui": open_webui,
-    "mlflow": mlflow,
-    "langfuse": langfuse,
-    "phoenix": phoenix,
-    "potato": potato,
-    "gradio": gradio,
-    "comparison": comparison,
-    "pairs": pairs,
-    "tutorial": tutorial,
-    "chat": chat,
-    "trl": trl,
-}
+FORMATS: dict[str, ModuleType] = {name: import_module(f"{__name__}.{name.replace('-', '_')}") for name in NAMES}
 """Name of a format -> the file that reads it."""

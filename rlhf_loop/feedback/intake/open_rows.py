@@ -192,6 +192,8 @@ def _parsed(
             reason = "it is nested too deeply"
         except UnicodeEncodeError:
             reason = "it holds half of a surrogate pair: broken escapes like \\ud83d"
+        except KeyError as error:
+            reason = f"`{error.args[0]}` is missing"
         except ODD as error:
             reason = f"a value is not of the kind that the format has there: {error}"
         else:
