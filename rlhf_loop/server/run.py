@@ -137,7 +137,7 @@ def greeting(service: Service, host: str, port: int) -> list[str]:
     """What to open, and who may."""
     shown = "localhost" if host in ("127.0.0.1", "::1", "localhost") else host
     base = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
-    where = service.run_dir.name if service.run_dir is not None else service.store.database.name
+    where = service.run_dir.name if service.run_dir is not None else service.store.name
     chat = f"{base}/v1 (OpenAI-compatible; model `promoted`)" if service.policies is not None else service.chat_off
     if service.open_access:
         access = "open to everybody on this machine, for no token was made (rlhf-loop token create)"

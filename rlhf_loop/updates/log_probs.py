@@ -38,7 +38,7 @@ class LogProbs:
     """Where TRL looks in a batch for what its `compute_ref_log_probs` gives."""
 
     def __init__(self: Any, *arguments: Any, **named: Any):
-        super().__init__(*arguments, **named)  # type: ignore[misc]
+        super().__init__(*arguments, **named)
         if self.accelerator.device.type == "cpu" and not getattr(self, "use_weighting", False):
             add_cpu_head(self.model, outputs=PAIR_OUTPUTS)
             if self.ref_model is not None:

@@ -31,7 +31,7 @@ class Rollouts:
     """Rows x padded length that are sampled together at most."""
 
     def __init__(self: Any, *arguments: Any, **named: Any):
-        super().__init__(*arguments, **named)  # type: ignore[misc]
+        super().__init__(*arguments, **named)
         policy = self.accelerator.unwrap_model(self.model)
         if isinstance(policy, PeftModel):
             check_adapted(policy, "the policy")

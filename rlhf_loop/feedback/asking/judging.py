@@ -297,7 +297,7 @@ def _further_ids(verdict_id: str) -> list[str]:
 
 def _question(connection: sa.Connection, id: str) -> Question | None:
     body = connection.scalar(sa.select(tables.questions.c.body).where(tables.questions.c.id == id))
-    return None if body is None else from_dict(Question, json.loads(body))  # type: ignore[no-any-return]
+    return None if body is None else from_dict(Question, json.loads(body))
 
 
 def _completions(connection: sa.Connection, question: Question) -> dict[str, Completion]:

@@ -278,10 +278,7 @@ def _ids_where(
 
 
 def _delete_where(connection: sa.Connection, column: sa.Column[Any], values: Iterable[Any]) -> int:
-    return sum(
-        connection.execute(column.table.delete().where(column.in_(chunk))).rowcount  # type: ignore[attr-defined]
-        for chunk in chunks(values)
-    )
+    return sum(connection.execute(column.table.delete().where(column.in_(chunk))).rowcount for chunk in chunks(values))
 
 
 def _column(

@@ -79,7 +79,7 @@ def add_delta(whole: dict[str, Any], delta: Mapping[str, Any]) -> None:
         elif name == "tool_calls":
             _add_calls(old, value)
         elif type(old) is type(value) and isinstance(value, str | list) and name not in _ONCE:
-            whole[name] = old + value  # type: ignore[operator]
+            whole[name] = old + value
         elif isinstance(old, dict) and isinstance(value, dict):
             add_delta(old, value)
         else:
