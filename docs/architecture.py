@@ -209,10 +209,12 @@ def drawing(found: Iterable[tuple[str, str]]) -> str:
                 f'<tspan class="says" dx="8">{layer.says}</tspan></text>'
             )
             shown = [room for room in layer.rooms if (PACKAGE / room).exists() or (PACKAGE / f"{room}.py").exists()]
-            each = (width - 16) / len(shown)
-            for position, room in enumerate(shown):
-                x = left + 8 + position * each
-                places[room] = (x + each / 2, top + 26, each - 6)
+            each = (width - 16 - _LETTER * sum(map(len, shown))) / len(shown)  # beside the room for its name
+            x = left + 8
+            for room in shown:
+                wide = each + _LETTER * len(room)
+                places[room] = (x + wide / 2, top + 26, wide - 6)
+                x += wide
     lines = []
     used_by_all = {room for layer in LAYERS if layer.name in ("ground", "words") for room in layer.rooms}
     for importer, imported in sorted(rooms):
@@ -243,7 +245,7 @@ def drawing(found: Iterable[tuple[str, str]]) -> str:
 
 
 _FLOORS = (("ground",), ("words",), ("memory", "models"), ("steps", "work"), ("loop", "stages"), ("doors",))
-_WIDTH, _FLOOR = 1180, 104
+_WIDTH, _FLOOR, _LETTER = 1180, 104, 5.5
 _STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1f2328 } text.room { text-anchor: middle; font-size: 11px }
 text.name { font-weight: 600 } .says { font-weight: 400; fill: #59636e }
