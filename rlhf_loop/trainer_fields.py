@@ -36,6 +36,17 @@ RESERVED = {
     "use_cpu": "it follows from the machine and the Accelerate config",
 }
 
+LOSSES = {
+    "DPOConfig": (
+        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+        "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+    ),
+    "KTOConfig": ("kto", "apo_zero_unpaired"),
+    "GRPOConfig": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "SFTConfig": ("nll", "dft", "chunked_nll"),
+}  # fmt: skip
+"""What `loss_type` may name in the configs that have it; TRL's trainers would say so in their first step only."""
+
 
 def check_trainers(algorithm: str, trainer: Mapping[str, Any], trainers: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises `ValueError` for an unknown algorithm or key in `trainers`, or an unknown key in `trainer`, which is
@@ -68,6 +79,18 @@ def check_trainer(kind: str, trainer: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}.{key}: {owner} {config} has no such field{remedy}")
         if not _is(known[key], value):
             raise ValueError(f"{where}.{key} must be {known[key]}, got {value!r}")
+        if key == "loss_type" and value is not None and config in LOSSES:
+            _check_losses(config, value, f"{where}.{key}")
+
+
+def _check_losses(config: str, value: Any, where: str) -> None:
+    """Raises `ValueError` for a loss that TRL's trainer does not know; DPO takes several."""
+    several = isinstance(value, list)
+    for name in value if several else [value]:
+        if name not in LOSSES[config]:
+            raise ValueError(f"{where}: {config} knows no loss {name!r}{nearest(str(name), LOSSES[config])}")
+    if several and config != "DPOConfig":
+        raise ValueError(f"{where} must be one of {', '.join(LOSSES[config])}, got {value!r}")
 
 
 def _is(kind: str, value: Any) -> bool:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from rlhf_loop.algorithms import TRAINER_CONFIGS
 from rlhf_loop.errors import UserError
 from rlhf_loop.recipe import Recipe, parse
 from rlhf_loop.settings import read_yaml, write_yaml
-from rlhf_loop.trainer_fields import RESERVED
+from rlhf_loop.trainer_fields import LOSSES, RESERVED, trl_fields
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "recipes" / "smoke.yaml"
@@ -211,6 +213,41 @@ def test_trainer_fields_kept_as_data_are_those_of_the_installed_configs(config: 
     kept = json.loads(FILE.read_text())[config.partition(":")[2]]
     assert kept == fields_of(config), "write them anew with: python tests/samples/trl_fields.py"
     assert set(RESERVED) & set(kept)
+
+
+def test_losses_kept_as_data_are_those_of_the_installed_trainers() -> None:
+    import trl
+
+    for trainer in (trl.DPOTrainer, trl.KTOTrainer, trl.GRPOTrainer):
+        lines = [
+            line
+            for line in inspect.getsource(trainer._compute_loss).splitlines()
+            if re.search(r"if (self\.)?loss_type (==|in)", line)
+        ]
+        named = re.findall(r'"(\w+)"', "\n".join(lines))
+        assert set(LOSSES[trainer.__name__.replace("Trainer", "Config")]) == set(named)
+    assert '("nll", "dft")' in inspect.getsource(trl.SFTTrainer.__init__)
+    assert set(LOSSES) == {name for name, fields in trl_fields().items() if "loss_type" in fields} - {"PPOConfig"}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "loss", "said"),
+    [
+        ("dpo", "sigmod", "did you mean `sigmoid`?"),
+        ("dpo", ["sigmoid", "sfd"], "did you mean `sft`?"),
+        ("kto", "sigmoid", "valid: apo_zero_unpaired, kto"),
+        ("grpo", "dr_gpo", "did you mean `dr_grpo`?"),
+        ("grpo", ["grpo", "dapo"], "must be one of grpo"),
+        ("sft", 3, "valid: chunked_nll"),
+    ],
+)
+def test_a_loss_that_the_trainer_does_not_know_is_refused_when_the_recipe_is_loaded(
+    algorithm: str, loss: object, said: str
+) -> None:
+    with pytest.raises(UserError, match=r"update\.trainers\.\w+\.loss_type") as refused:
+        Recipe.load(SMOKE, [f"update.trainers.{algorithm}.loss_type={json.dumps(loss)}"])
+    assert said in str(refused.value)
+    assert Recipe.load(SMOKE, ["update.trainers.dpo.loss_type=[sigmoid,sft]", "update.trainers.kto.loss_type=null"])
 
 
 def test_recipes_from_values_are_checked_the_same_way() -> None:
