@@ -15,16 +15,27 @@ from typing import Any, cast
 
 import torch
 
+from rlhf_loop.errors import UserError
 from rlhf_loop.machine import GROUPED
+from rlhf_loop.near import nearest
 from rlhf_loop.recipe import Policy
 
 _MOST_KEYS = 1024  # beyond, scores take most of the memory, and torch's blocked attention, which keeps none, is as fast
 
 
 def attention_option(settings: Policy) -> dict[str, str]:
-    """What `from_pretrained` is told: nothing where transformers is to choose, and for `grouped`, which comes after."""
+    """What `from_pretrained` is told: nothing where transformers is to choose, and for `grouped`, which comes after.
+
+    Raises `UserError` for a name that neither knows; those with a `/` are of kernels on the hub."""
+    from transformers import AttentionInterface
+
     name = settings.attention
-    return {} if name is None or name == GROUPED else {"attn_implementation": name}
+    if name is None or name == GROUPED:
+        return {}
+    known = ["auto", GROUPED, "eager", *AttentionInterface().valid_keys()]
+    if name not in known and "/" not in name:
+        raise UserError(f"policy.attn_implementation: there is no `{name}`{nearest(name, known)}")
+    return {"attn_implementation": name}
 
 
 def with_attention(model: Any, settings: Policy) -> Any:

@@ -261,7 +261,12 @@ def _check_own_page(request: Request) -> None:
 def _check_origin(request: Request) -> None:
     origin = request.headers.get("Origin")
     if origin is not None and _parts(origin).netloc != request.headers.get("Host", ""):
-        raise HTTPException(403, "a page of another site sent this")
+        said = "a page of another site sent this"
+        if request.headers.get("Sec-Fetch-Site") == "same-origin":
+            said = (
+                f"a proxy before this service changes `Host`: it must pass on {_parts(origin).netloc[:100]} as it came"
+            )
+        raise HTTPException(403, said)
 
 
 def _by_proxy(request: Request) -> bool:

@@ -11,6 +11,7 @@ import torch
 from samples import families
 from transformers import AutoModelForCausalLM, DeepseekV2Config, GptOssConfig, JetMoeConfig
 
+from rlhf_loop.errors import UserError
 from rlhf_loop.generation import transformers_engine
 from rlhf_loop.models import attention
 from rlhf_loop.models.attention import attention_option, grouped_attention, with_attention
@@ -167,6 +168,14 @@ def test_a_model_with_sinks_keeps_the_attention_that_knows_them() -> None:
     config = GptOssConfig(vocab_size=64, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1, **small)
     model = AutoModelForCausalLM.from_config(config)
     assert with_attention(model, Policy(model="", attn_implementation="grouped")).config._attn_implementation == "eager"
+
+
+def test_an_attention_that_there_is_not_is_refused_by_the_name_of_its_setting() -> None:
+    with pytest.raises(UserError, match=r"policy\.attn_implementation: there is no `groupd`; did you mean `grouped`?"):
+        attention_option(Policy(model="", attn_implementation="groupd"))
+    for name in ("eager", "sdpa", "flash_attention_2", "kernels-community/flash-attn2"):
+        assert attention_option(Policy(model="", attn_implementation=name)) == {"attn_implementation": name}
+    assert attention_option(Policy(model="", attn_implementation=None)) == {}
 
 
 def test_a_saved_model_does_not_name_it(family: Callable[[str], Path], tmp_path: Path) -> None:

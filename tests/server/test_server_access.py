@@ -199,6 +199,16 @@ def test_what_is_refused_without_a_page_is_taken_with_a_token_in_the_header(serv
             assert http.post("/page", headers={**bearer(secret), **headers}).json() == {"who": "ann"}
 
 
+def test_a_proxy_that_changes_the_host_is_told_of(served: Service) -> None:
+    secret = token(served.store, "annotator", "ann")
+    sent = {"Origin": "https://loop.example", "Sec-Fetch-Site": "same-origin"}
+    with client(served) as http:
+        for host, status in (("127.0.0.1:8000", 403), ("loop.example", 303)):
+            answer = http.post("/login", data={"token": secret}, headers={**sent, "Host": host}, follow_redirects=False)
+            assert answer.status_code == status
+            assert status == 303 or "must pass on loop.example" in answer.json()["error"]["message"]
+
+
 def test_nothing_that_a_link_can_lead_to_changes_anything(served: Service) -> None:
     """The cookie goes with links from other sites."""
     fill_queue(served.store)
