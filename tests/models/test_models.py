@@ -20,7 +20,6 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.models import files
 from rlhf_loop.models.files import WHEEL_MODEL, give_pad_token, resolve_model
 from rlhf_loop.models.loading import (
-    encode_prompts,
     load_policy,
     load_tokenizer,
     merge_policy,
@@ -28,6 +27,7 @@ from rlhf_loop.models.loading import (
     to_messages,
     tune_cpu_memory,
 )
+from rlhf_loop.models.turns import encode_prompts
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Message, Prompt
 
