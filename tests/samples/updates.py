@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from rlhf_loop.recipe import Generation, Lora, Policy, Update
 from rlhf_loop.records import Demonstration, LabelledCompletion, Message, PreferencePair, Prompt
@@ -140,3 +143,17 @@ def losses() -> list[str]:
 
     listed = re.search(r"Possible values are: (`'sigmoid'`.*?)\. If multiple", inspect.getdoc(DPOConfig), re.DOTALL)
     return re.findall(r"`'(\w+)'`", listed.group(1))
+
+
+def answer_log_probs(model: Any, tokenizer: Any, rows: Iterable[tuple[Sequence[Message], Sequence[Message]]]) -> Tensor:
+    """Sum of log-probabilities of each (prompt, answer)'s answer, computed one by one: (rows,)."""
+    sums = []
+    for prompt, answer in rows:
+        asked = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False)
+        both = tokenizer.apply_chat_template([*prompt, *answer], return_dict=False)
+        both = both[: -len(tokenizer.encode("\n"))]  # which the template puts after the end of a turn
+        ids = torch.tensor([both])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1].log_softmax(-1)  # (T - 1, V)
+        sums.append(logits.gather(1, ids[0, 1:, None])[len(asked) - 1 :].sum())
+    return torch.stack(sums)

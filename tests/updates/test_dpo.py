@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from samples import updates as samples
-from samples.updates import LOSSES, PAIRS, losses, pair, policy
+from samples.updates import LOSSES, PAIRS, answer_log_probs, losses, pair, policy
 from trl import DPOConfig, DPOTrainer
 
 from rlhf_loop.errors import UserError
@@ -28,18 +28,7 @@ def train(base: Path, output: Path, *, start: Path, reference: Path, lora: bool 
 
 
 def log_probs(model: torch.nn.Module, tokenizer: object, side: str) -> torch.Tensor:
-    """Sum of log-probabilities of each pair's answer, computed one by one: (pairs,)."""
-    sums = []
-    for row in PAIRS:
-        prompt = tokenizer.apply_chat_template(list(row.prompt), add_generation_prompt=True, return_dict=False)
-        both = tokenizer.apply_chat_template([*row.prompt, *getattr(row, side)], return_dict=False)
-        both = both[: -len(tokenizer.encode("\n"))]  # which the template puts after the end of a turn
-        ids = torch.tensor([both])
-        with torch.no_grad():
-            logits = model(input_ids=ids).logits[0, :-1].log_softmax(-1)  # (T - 1, V)
-        picked = logits.gather(1, ids[0, 1:, None])[:, 0]
-        sums.append(picked[len(prompt) - 1 :].sum())
-    return torch.stack(sums)
+    return answer_log_probs(model, tokenizer, [(row.prompt, getattr(row, side)) for row in PAIRS])
 
 
 def first_step(output: Path) -> dict:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from samples import updates as samples
 from samples.updates import LABELLED as ROWS
+from samples.updates import answer_log_probs
 from samples.updates import labelled as row
 from trl import KTOConfig, KTOTrainer
 
@@ -28,17 +29,8 @@ def train(base: Path, output: Path, *, start: Path, reference: Path, lora: bool 
 
 
 def log_probs(reference: Path, base: Path) -> torch.Tensor:
-    """Sum of log-probabilities of each answer, computed one by one: (rows,)."""
     model, tokenizer = load_policy(reference, Policy(model=str(base), dtype="float32"))
-    sums = []
-    for one in ROWS:
-        prompt = tokenizer.apply_chat_template(list(one.prompt), add_generation_prompt=True, return_dict=False)
-        both = tokenizer.apply_chat_template([*one.prompt, *one.completion], return_dict=False)
-        both = both[: -len(tokenizer.encode("\n"))]  # which the template puts after the end of a turn
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([both])).logits[0, :-1].log_softmax(-1)  # (T - 1, V)
-        sums.append(logits.gather(1, torch.tensor(both)[1:, None])[len(prompt) - 1 :].sum())
-    return torch.stack(sums)
+    return answer_log_probs(model, tokenizer, [(row.prompt, row.completion) for row in ROWS])
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from samples import updates as samples
 from samples.updates import DEMONSTRATIONS as ROWS
+from samples.updates import answer_log_probs
 from samples.updates import demonstration as row
 from trl import SFTConfig, SFTTrainer
 
@@ -32,15 +32,7 @@ def train(base: Path, output: Path, start: Path, update: Update, rows: list[Demo
 def log_prob(reference: Path, base: Path) -> float:
     """Mean of the log-probabilities of the answers."""
     model, tokenizer = load_policy(reference, Policy(model=str(base), dtype="float32"))
-    sums = []
-    for one in ROWS:
-        prompt = tokenizer.apply_chat_template(list(one.prompt), add_generation_prompt=True, return_dict=False)
-        both = tokenizer.apply_chat_template([*one.prompt, *one.completion], return_dict=False)
-        both = both[: -len(tokenizer.encode("\n"))]  # which the template puts after the end of a turn
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([both])).logits[0, :-1].log_softmax(-1)  # (T - 1, V)
-        sums.append(logits.gather(1, torch.tensor(both)[1:, None])[len(prompt) - 1 :].sum())
-    return torch.stack(sums).mean().item()
+    return answer_log_probs(model, tokenizer, [(row.prompt, row.completion) for row in ROWS]).mean().item()
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
