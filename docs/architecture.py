@@ -36,8 +36,8 @@ LAYERS = (
         name="ground",
         says="files, locks, processes, errors: all may use it (no lines are drawn)",
         rooms=(
-            "batches", "damage", "errors", "files", "locks", "machine", "near", "places", "private", "processes",
-            "progress", "resampling", "settings", "step_folders",
+            "batches", "damage", "errors", "files", "locks", "machine", "near", "ngrams", "places", "private",
+            "processes", "progress", "resampling", "settings", "step_folders",
         ),
         may_import=(),
     ),

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
+from rlhf_loop.ngrams import distinct_share as distinct
+from rlhf_loop.ngrams import ngrams, tokenize
 from rlhf_loop.records import Completion
-
-_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 
 def length(completions: Sequence[Completion]) -> dict[str, float]:
@@ -32,20 +30,14 @@ def diversity(texts: Sequence[str]) -> dict[str, float | None]:
     return {
         **{f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)},
         "self_bleu": self_bleu(texts),
-        "repeated_4grams": repeated_ngrams(texts, 4),
+        "repeated_4grams": repeatedngrams(texts, 4),
         "empty": sum(not text.strip() for text in texts) / max(len(texts), 1),
     }
 
 
-def distinct(texts: Sequence[str], n: int) -> float | None:
-    """Different n-grams over all n-grams of all texts, 0..1 (Li et al. 2016); None when there are none."""
-    grams = Counter(chain.from_iterable(_ngrams(tokenize(text), n) for text in texts))
-    return len(grams) / grams.total() if grams else None
-
-
-def repeated_ngrams(texts: Sequence[str], n: int = 4) -> float | None:
+def repeatedngrams(texts: Sequence[str], n: int = 4) -> float | None:
     """The share of n-grams that stood earlier in the same text, over all texts: 0 none, near 1 a stuck model."""
-    counts = [Counter(_ngrams(tokenize(text), n)) for text in texts]
+    counts = [Counter(ngrams(tokenize(text), n)) for text in texts]
     total = sum(count.total() for count in counts)
     return 1 - sum(len(count) for count in counts) / total if total else None
 
@@ -60,19 +52,10 @@ def self_bleu(texts: Sequence[str], max_n: int = 4) -> float | None:
     words = [tokens for text in texts if (tokens := tokenize(text))]
     if len(words) < 2:
         return None
-    grams = [[Counter(_ngrams(tokens, n)) for n in range(1, max_n + 1)] for tokens in words]
+    grams = [[Counter(ngrams(tokens, n)) for n in range(1, max_n + 1)] for tokens in words]
     clips = [_best_two(order) for order in zip(*grams, strict=True)]
     lengths = Counter(len(tokens) for tokens in words)
     return sum(_bleu(i, len(words[i]), grams[i], clips, lengths) for i in range(len(words))) / len(words)
-
-
-def tokenize(text: str) -> list[str]:
-    """Lower-case words and single punctuation marks."""
-    return _WORD.findall(text.lower())
-
-
-def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return list(zip(*(tokens[i:] for i in range(n)), strict=False))
 
 
 def _best_two(counts: Sequence[Counter[Any]]) -> dict[Any, tuple[int, int, int]]:

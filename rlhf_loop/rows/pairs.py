@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
+from rlhf_loop.ngrams import ngrams, tokenize
 from rlhf_loop.records import Completion, Preference, PreferencePair, Prompt, Score, stable_id
 from rlhf_loop.rows.parts import answer, best_first, choose, origin_of, scored_candidates
 
@@ -131,10 +132,36 @@ def all_above_margin(
     return _labelled(combinations(best_first(completions, scores), 2), min_margin)
 
 
+def diverse(
+    prompt: Prompt, completions: Sequence[Completion], scores: Sequence[float], min_margin: float, seed: int
+) -> list[Labelled]:
+    """The least common of the good answers against the most common of the bad ones (DivPO, Lanchantin et al. 2025,
+    arXiv 2501.18101).
+
+    Good and bad: above and below the middle between the prompt's best and worst score. How common an answer is: the
+    mean share of the other answers that each of its words and word pairs stands in; equals by score.
+    """
+    if len(completions) < 2:
+        return []
+    ranked = best_first(completions, scores)
+    common = dict(
+        zip((completion.id for completion, _ in ranked), _commonness([c.text for c, _ in ranked]), strict=True)
+    )
+    middle = (ranked[0][1] + ranked[-1][1]) / 2
+    good = [row for row in ranked if row[1] > middle]
+    bad = [row for row in ranked if row[1] < middle]
+    if not good or not bad:
+        return []
+    chosen = min(good, key=lambda row: common[row[0].id])
+    rejected = max(reversed(bad), key=lambda row: common[row[0].id])
+    return _labelled([(chosen, rejected)], min_margin)
+
+
 PAIRS: dict[str, Callable[[Prompt, Sequence[Completion], Sequence[float], float, int], list[Labelled]]] = {
     "best_worst": best_worst,
     "best_random": best_random,
     "all_above_margin": all_above_margin,
+    "diverse": diverse,
 }
 """Name -> `f(prompt, completions, scores, min_margin, seed)`, `scores[i]` being that of `completions[i]`."""
 
@@ -147,6 +174,15 @@ def _labelled(
         for (better, high), (worse, low) in pairs
         if _wide_enough(high - low, min_margin) and not _same_text(better, worse)
     ]
+
+
+def _commonness(texts: Sequence[str]) -> list[float]:
+    """Of each of two texts or more, 0..1."""
+    tokens = [tokenize(text) for text in texts]
+    grams = [{gram for n in (1, 2) for gram in ngrams(words, n)} for words in tokens]
+    holders = Counter(gram for mine in grams for gram in mine)
+    others = len(texts) - 1
+    return [sum(holders[gram] - 1 for gram in mine) / others / len(mine) if mine else 1.0 for mine in grams]
 
 
 def _wide_enough(margin: float, min_margin: float) -> bool:

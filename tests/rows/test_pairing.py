@@ -269,3 +269,24 @@ def test_a_hundred_thousand_candidates_take_seconds():
     assert time.process_time() - started < 30
     many = [completion(f"c{i}", text=f"text {i}") for i in range(20_000)]
     assert len(choose_questions("spread", [prompt()], many, None, 64, 0, 0)) == 64
+
+
+def test_diverse_takes_the_rarest_good_answer_and_the_commonest_bad_one():
+    texts = {
+        "best": "a cat sat on the mat",
+        "rare": "purple thunder sang quietly",
+        "plain": "a cat sat on the hat",
+        "odd": "zebras juggle seven lemons",
+        "worst": "a cat sat on the bat",
+    }
+    values = {"best": 1.0, "rare": 0.8, "plain": 0.3, "odd": 0.1, "worst": 0.0}
+    pairs, _ = made("diverse", values, texts)
+    assert sides(pairs) == [("rare", "worst")]  # `plain` is as common, and scored higher
+    assert pairs[0].margin == pytest.approx(0.8)
+    assert sides(made("best_worst", values, texts)[0]) == [("best", "worst")]
+
+
+def test_diverse_makes_no_pair_where_all_scores_are_equal_or_the_margin_is_small():
+    assert made("diverse", {"x": 1.0, "y": 1.0})[0] == []
+    assert made("diverse", {"x": 1.0, "y": 0.9}, min_margin=0.2)[0] == []
+    assert sides(made("diverse", {"x": 1.0, "y": 0.9})[0]) == [("x", "y")]
