@@ -30,12 +30,12 @@ def diversity(texts: Sequence[str]) -> dict[str, float | None]:
     return {
         **{f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)},
         "self_bleu": self_bleu(texts),
-        "repeated_4grams": repeatedngrams(texts, 4),
+        "repeated_4grams": repeated_ngrams(texts, 4),
         "empty": sum(not text.strip() for text in texts) / max(len(texts), 1),
     }
 
 
-def repeatedngrams(texts: Sequence[str], n: int = 4) -> float | None:
+def repeated_ngrams(texts: Sequence[str], n: int = 4) -> float | None:
     """The share of n-grams that stood earlier in the same text, over all texts: 0 none, near 1 a stuck model."""
     counts = [Counter(ngrams(tokenize(text), n)) for text in texts]
     total = sum(count.total() for count in counts)
