@@ -16,7 +16,7 @@ from rlhf_loop.machine import native_dtype
 from rlhf_loop.places import cache_folder
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-_EXTRAS = {"postgres": "psycopg", "server": "fastapi", "vllm": "vllm", "deepspeed": "deepspeed"}
+_EXTRAS = {"postgres": "psycopg", "server": "fastapi", "endpoints": "openai", "vllm": "vllm", "deepspeed": "deepspeed"}
 
 
 def examine(folder: Path | None = None) -> list[dict[str, Any]]:

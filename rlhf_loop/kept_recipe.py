@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlhf_loop.damage import damaged, reading
+from rlhf_loop.endpoints import settings as endpoint_settings
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json, write_json, write_text
 from rlhf_loop.places import PLACES, content, paths_in, read_places, relocated, sqlite_file
@@ -114,10 +115,17 @@ def _changed(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
         return [
             change
             for name in dict.fromkeys([*old, *new])
-            if key or name not in _MAY_CHANGE
+            if not _may_change(key, name)
             for change in _changed(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         ]
     return [] if old == new else [(key, old, new)]
+
+
+def _may_change(block: str, name: str) -> bool:
+    """Whether the setting `name` of a block, "" for the recipe itself, may differ when a run goes on."""
+    if re.fullmatch(r"endpoints\.[^.]+", block):
+        return name in endpoint_settings.MAY_CHANGE
+    return not block and name in _MAY_CHANGE
 
 
 def _only_moved(old: Any, new: Any, contents: Mapping[str, str]) -> bool:

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rlhf_loop.algorithms import AlgorithmName
 from rlhf_loop.annotators import ANNOTATORS, AnnotatorSettings, annotator_class
+from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.engines import EngineName
 from rlhf_loop.errors import UserError
 from rlhf_loop.machine import Dtype, native_attention, native_dtype
@@ -311,6 +312,7 @@ class Recipe(Settings):
     launch: Literal["auto", "inline", "child", "ranks"] = "auto"
     accelerate_config: Path | None = None  # for `launch: child`
     report_to: list[Tracker] = Field(default_factory=list)
+    endpoints: dict[str, EndpointSettings] = Field(default_factory=dict)  # servers of models, by the names used below
     policy: Policy
     prompts: Prompts = Field(default_factory=Prompts)
     feedback: FeedbackSettings = Field(default_factory=FeedbackSettings)

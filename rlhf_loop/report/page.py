@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader, Undefined
 
+from rlhf_loop.endpoints.answers import spent_in
 from rlhf_loop.feedback.validation import CHECKS
 from rlhf_loop.records import Completion, Prompt
 from rlhf_loop.report import charts
@@ -59,6 +60,7 @@ def render(run: RunDir) -> str:
         versions=_latest(rounds, lambda r: r.manifest.get("versions")) or {},
         python=_latest(rounds, lambda r: r.manifest.get("python")),
         lineage=[lineage_row(r) for r in rounds],
+        endpoints=endpoint_rows(recipe, spent_in(run.path)),
         evaluation=_latest(rounds, lambda r: r.evaluation if r.number else None) or {},
     )
 
@@ -183,6 +185,16 @@ def validation(rounds: Sequence[Round]) -> dict[str, Any]:
         "examples": examples,
         "of_others": sum(row.get("given", 0) for who, row in given.items() if not who.startswith("simulated:")),
     }
+
+
+def endpoint_rows(recipe: Mapping[str, Any], spent: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
+    """What was spent on each endpoint of the recipe, with its model and its server."""
+    known: Mapping[str, Any] = recipe.get("endpoints") or {}
+    of = {name: known.get(name) or {} for name in spent}
+    return [
+        {"name": name, "model": of[name].get("model"), "base_url": of[name].get("base_url"), **numbers}
+        for name, numbers in spent.items()
+    ]
 
 
 def lineage_row(r: Round) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rlhf_loop.endpoints.answers import spent_in
 from rlhf_loop.report.data import Round, read_recipe, read_rounds
 from rlhf_loop.run_dir import RunDir
 
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
 
 
 def status(run: RunDir) -> dict[str, Any]:
-    """`{name, recipe, rounds, waiting_for_labels, next}`, plain values for JSON.
+    """`{name, recipe, rounds, endpoints, waiting_for_labels, next}`, plain values for JSON.
 
     Each of `rounds` is `{round, complete, win_rate_vs_base: {mean, low, high, n}, decision, timings: {step: seconds}}`;
-    the rate is None before an evaluation, the decision "promoted", "kept" or None. `waiting_for_labels`: questions that
+    the rate is None before an evaluation, the decision "promoted", "kept" or None. `endpoints`: what was spent on each,
+    `{requests, answers, prompt_tokens, completion_tokens, cached, failures, ...}`. `waiting_for_labels`: questions that
     people have not answered, None where an automatic annotator answers. `next`: the command that goes on from here.
     Raises `UserError` if there is no run.
     """
@@ -36,6 +38,7 @@ def status(run: RunDir) -> dict[str, Any]:
         "name": recipe.get("name", run.name),
         "recipe": str(run.path / "recipe.yaml"),
         "rounds": [_row(r) for r in rounds],
+        "endpoints": spent_in(run.path),
         "waiting_for_labels": waiting,
         "next": following,
     }
@@ -61,9 +64,25 @@ def render(values: dict[str, Any]) -> Table:
 
 
 def what_next(values: dict[str, Any]) -> str:
-    """What `status` gave for people to do; the command in one line, so that it can be copied."""
+    """What `status` gave of endpoints, and for people to do; the command in one line, so that it can be copied."""
     waiting = values["waiting_for_labels"]
-    return (f"waiting for labels: {waiting} queued\n" if waiting else "") + f"next: {values['next']}"
+    lines = [f"endpoint {name}: {shown_spent(spent)}" for name, spent in values["endpoints"].items()]
+    if waiting:
+        lines.append(f"waiting for labels: {waiting} queued")
+    return "\n".join([*lines, f"next: {values['next']}"])
+
+
+def shown_spent(spent: Mapping[str, int]) -> str:
+    """What was spent on an endpoint, in words."""
+    told = [
+        f"{spent['requests']:,} requests",
+        f"{spent['prompt_tokens']:,} tokens read and {spent['completion_tokens']:,} written",
+        f"{spent['cached']:,} answered from the run's file",
+        f"{spent['failures']:,} questions without an answer",
+    ]
+    if spent["without_usage"]:
+        told.append(f"{spent['without_usage']:,} answers of unknown length")
+    return ", ".join(told)
 
 
 def shown_rate(rate: Mapping[str, Any] | None) -> str:

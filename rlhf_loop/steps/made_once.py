@@ -37,6 +37,8 @@ class StepMaker:
         self.progress = progress
         self.values = recipe.model_dump(mode="json")
         self._portable = without_place(self.values, run.path)
+        # How fast a server is asked, and how much may be spent on it, changes nothing of what it answers.
+        self._portable["endpoints"] = {name: one.identity for name, one in recipe.endpoints.items()}
         self._checked: set[Path] = set()  # folders whose files are what their steps wrote
 
     def blocks(self, *names: str) -> dict[str, Any]:

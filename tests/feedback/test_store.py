@@ -32,10 +32,11 @@ from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.files.row import Refused
 from rlhf_loop.feedback.provenance.lineage import lineage
 from rlhf_loop.feedback.store import database, tables
-from rlhf_loop.feedback.store.location import network_file_system, parse_url
+from rlhf_loop.feedback.store.location import parse_url
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import as_columns, prompt_row
 from rlhf_loop.feedback.store.tables import SCHEMA, VERSION_TABLE, metadata
+from rlhf_loop.machine import network_file_system
 from rlhf_loop.records import Annotator, Artifact, Question, Score, Skip
 
 KINDS = ["memory", "sqlite", pytest.param("postgres", marks=needs_postgres)]

@@ -17,6 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlhf_loop.damage import damaged, hash_file, reading
+from rlhf_loop.endpoints.answers import FILE, Answers
 from rlhf_loop.files import read_json, write_json
 from rlhf_loop.records import nested_columns, write_table
 from rlhf_loop.run_dir import RunDir
@@ -103,7 +105,16 @@ def redact_run(run: RunDir, deletion: Deletion, key: str) -> dict[str, int]:
             _redact(path, deletion, write=True)
         changed.update({str(path.relative_to(run.path)): count for path, count in found.items()})
         _mark(folder)
+    if (run.path / FILE).exists():
+        with closing(Answers(run.path / FILE)) as answers:
+            if gone := answers.forget(lambda ids, text: _is_about(deletion, ids, text)):
+                changed[FILE] = gone
     return changed
+
+
+def _is_about(deletion: Deletion, ids: Iterable[str], text: str) -> bool:
+    """Whether an endpoint's answer speaks of what goes, or repeats it."""
+    return any(deletion.named_in(id) for id in ids) or deletion.repeated_in(text)
 
 
 def _refuse_damaged(run: RunDir) -> None:

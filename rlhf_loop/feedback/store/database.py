@@ -23,14 +23,8 @@ from sqlalchemy.pool import StaticPool
 from rlhf_loop import private
 from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.store.database_errors import explain_postgres, explain_sqlite, holders, not_writable
-from rlhf_loop.feedback.store.location import (
-    check_file,
-    is_writable,
-    network_file_system,
-    parse_url,
-    read_only_url,
-    sqlite_path,
-)
+from rlhf_loop.feedback.store.location import check_file, is_writable, parse_url, read_only_url, sqlite_path
+from rlhf_loop.machine import network_file_system
 
 PAGE_BYTES = 16384
 """Of a new SQLite file: a row of ours takes a quarter of a page of 4 KiB, and larger pages hold more of an index."""

@@ -12,33 +12,6 @@ from sqlalchemy.exc import ArgumentError
 from rlhf_loop import private
 from rlhf_loop.errors import UserError
 
-NETWORK_FILE_SYSTEMS = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "glusterfs",
-    "9p",
-    "afs",
-    "pvfs2",
-    "orangefs",
-    "ocfs2",
-    "gfs2",
-    "fuse.sshfs",
-    "fuse.glusterfs",
-    "fuse.ceph-fuse",
-    "fuse.s3fs",
-    "fuse.gcsfuse",
-    "fuse.rclone",
-    "fuse.juicefs",
-}
-"""Where SQLite's write-ahead log is unsafe: it needs memory shared among all users of the file."""
-
 
 def parse_url(url: str | Path) -> URL:
     """`:memory:`, a path, `sqlite:///FILE` or `postgresql://...` as SQLAlchemy's URL; others are a `UserError`."""
@@ -62,28 +35,6 @@ def parse_url(url: str | Path) -> URL:
 
 
 _URLS = "give sqlite:///FILE, a path, :memory: or postgresql://USER:PASSWORD@HOST/DATABASE"
-
-
-def network_file_system(path: Path, mounts: str | None = None) -> str | None:
-    """The type of the network file system that holds `path`, or None where the disk is local or nobody can tell.
-
-    `mounts`: the text of /proc/mounts.
-    """
-    if mounts is None:
-        try:
-            mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return None
-    real = Path(os.path.realpath(path))
-    found, kind = Path(), ""
-    for line in mounts.splitlines():
-        fields = line.split()
-        if len(fields) < 3:
-            continue
-        mount = Path(fields[1].replace("\\040", " "))
-        if real.is_relative_to(mount) and len(mount.parts) >= len(found.parts):
-            found, kind = mount, fields[2]
-    return kind if kind in NETWORK_FILE_SYSTEMS else None
 
 
 def sqlite_path(url: URL) -> Path | None:

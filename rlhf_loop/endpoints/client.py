@@ -1,0 +1,331 @@
+"""Who asks an endpoint: many questions at a time, each once, within a budget; what is answered stays answered.
+
+Retries with back-off and jitter after 408, 409, 429, 5xx, lost connections and time-outs are the `openai` package's:
+0.5 s doubled up to 8 s, or as long as `Retry-After` says, up to two minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rlhf_loop.endpoints.answers import Answers, Reply
+from rlhf_loop.endpoints.settings import EndpointSettings
+from rlhf_loop.errors import UserError
+from rlhf_loop.files import fingerprint
+from rlhf_loop.progress import Count
+from rlhf_loop.records import Message, sound
+
+if TYPE_CHECKING:
+    import openai
+
+T = TypeVar("T")
+
+TRIES = 2
+"""How often a question is asked whose answer is not of the wanted form."""
+
+IN_A_ROW = 8
+"""Questions in a row that the server fails on, after all retries, before nothing more is asked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ask:
+    """One question. Equal ones are asked once; `sample` tells draws of the same question apart."""
+
+    messages: tuple[Message, ...]
+    about: tuple[str, ...] = ()  # ids of the prompts and completions that it speaks of, for deletions
+    sample: int = 0
+    schema: Mapping[str, Any] | None = None  # of the JSON that is wanted
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of the request, over those of the settings
+    optional: Mapping[str, Any] = field(default_factory=dict)  # further ones, left out where the server refuses them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unanswered:
+    """What stands for a question that got no answer that could be used."""
+
+    reason: str  # the same for all that failed in the same way, to be counted
+
+
+class Unreadable(ValueError):
+    """A reply is not of the wanted form."""
+
+
+class Client:
+    """One endpoint of a recipe, with the answers that a run keeps."""
+
+    def __init__(self, name: str, settings: EndpointSettings, answers: Answers):
+        """Raises `UserError` where the variable with the key is not set, or the `openai` package is missing."""
+        self.name = name
+        self.settings = settings
+        self.answers = answers
+        self._key = _key(name, settings)
+        self._plain = False  # the server refused optional fields
+        self._failed_in_a_row = 0
+        self._stopped: UserError | None = None
+        _openai(name)
+
+    def ask(
+        self, asks: Sequence[Ask], read: Callable[[Reply], T], progress: Count | None = None
+    ) -> list[T | Unanswered]:
+        """What `read` makes of the answer to each, in order.
+
+        `read` raises `Unreadable` for an answer that is not of the wanted form: the question is asked once more, and is
+        then unanswered. Raises `UserError` where the budget is spent or the server answers nobody, after the requests
+        that were on their way came back; what was answered is kept, and is not asked again.
+        """
+        keys = [fingerprint(self.settings.identity, _content(ask)) for ask in asks]
+        different = dict(zip(reversed(keys), reversed(asks), strict=True))
+        found = _run(self._ask_all(dict(reversed(different.items())), read, progress))
+        return [found[key] for key in keys]
+
+    async def _ask_all(
+        self, asks: Mapping[str, Ask], read: Callable[[Reply], T], progress: Count | None
+    ) -> dict[str, T | Unanswered]:
+        found: dict[str, T | Unanswered] = {}
+        tally = _Tally()
+        waiting: Iterator[tuple[str, Ask]] = iter(asks.items())
+        self._stopped, self._failed_in_a_row = None, 0
+
+        async def work(server: openai.AsyncOpenAI) -> None:
+            for key, ask in waiting:  # shared: each takes the next
+                if self._stopped is not None:
+                    return
+                try:
+                    found[key] = await self._answer(server, key, ask, read, tally)
+                except UserError as error:
+                    self._stopped = self._stopped or error
+                    return
+                if progress:
+                    progress(len(found), len(asks))
+
+        try:
+            async with self._server() as server:
+                await asyncio.gather(*(work(server) for _ in range(min(self.settings.concurrency, len(asks)))))
+        finally:
+            self.answers.count(self.name, cached=tally.cached, failures=tally.failures, unreadable=tally.unreadable)
+        if self._stopped is not None:
+            raise self._stopped
+        return found
+
+    async def _answer(
+        self, server: openai.AsyncOpenAI, key: str, ask: Ask, read: Callable[[Reply], T], tally: _Tally
+    ) -> T | Unanswered:
+        reason = ""
+        for attempt in range(TRIES):
+            place = key if attempt == 0 else f"{key}/{attempt}"
+            reply = self.answers.find(place)
+            tally.cached += reply is not None
+            try:
+                if reply is None:
+                    asked = await self._send(server, ask)
+                    if isinstance(asked, Unanswered):
+                        tally.failures += 1
+                        return asked
+                    reply = self.answers.keep(place, self.name, asked, ask.about)
+                    self._check_usage(reply)
+                return read(reply)
+            except Unreadable as error:
+                tally.unreadable += 1
+                reason = str(error)
+        tally.failures += 1
+        return Unanswered(reason=reason)
+
+    async def _send(self, server: openai.AsyncOpenAI, ask: Ask) -> Reply | Unanswered:
+        """One answer of the server, or why there is none. Raises `UserError` where it would answer nobody."""
+        import openai
+
+        self._check_tokens()
+        optional = {} if self._plain else self._optional(ask)
+        try:
+            try:
+                reply = await self._post(server, {**self._body(ask), **optional})
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                if not optional:
+                    raise
+                reply = await self._post(server, self._body(ask))
+                self._plain = True  # it does not know the fields
+        except openai.APIError as error:
+            return self._failed(error)
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise Unreadable(self._failed(error).reason) from None
+        self._failed_in_a_row = 0
+        return reply
+
+    async def _post(self, server: openai.AsyncOpenAI, body: Mapping[str, Any]) -> Reply:
+        raw = await server.chat.completions.with_raw_response.create(
+            model=self.settings.model, messages=[], extra_body=dict(body)
+        )
+        return _parsed(json.loads(raw.text))
+
+    def _failed(self, error: Exception) -> Unanswered:
+        """Why a question has no answer; raises `UserError` where others would have none either."""
+        import openai
+
+        status = error.status_code if isinstance(error, openai.APIStatusError) else None
+        told = self._scrubbed(str(error))
+        where = f"endpoints.{self.name}: {self.settings.base_url}"
+        if status in (401, 403):
+            named = self.settings.api_key_env
+            raise UserError(
+                f"{where} refuses the key ({told}); "
+                + (f"check what is in {named}" if named else "name the variable that holds one in `api_key_env`")
+            )
+        if status == 404:
+            raise UserError(f"{where} knows no such address or model ({told}); check `base_url` and `model`")
+        if status == 429:
+            raise UserError(
+                f"{where} takes no more after {self.settings.max_retries} retries ({told}). {_KEPT}; lower "
+                "`concurrency`, or wait until the server's own limit allows more"
+            )
+        reason = _reason(error, status)
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= IN_A_ROW:
+            raise UserError(
+                f"{where} answers nobody: {self._failed_in_a_row} questions in a row failed, the last because {reason} "
+                f"({told}). {_KEPT}: see to the server"
+            )
+        return Unanswered(reason=reason)
+
+    def _body(self, ask: Ask) -> dict[str, Any]:
+        """The request; the package writes it over its own fields."""
+        settings = self.settings
+        body = {
+            "model": settings.model,
+            "messages": [{"role": m["role"], "content": sound(m["content"])} for m in ask.messages],
+            "temperature": settings.temperature,
+            "max_tokens": settings.max_answer_tokens,
+            **ask.fields,
+            **settings.body,
+        }
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _optional(self, ask: Ask) -> dict[str, Any]:
+        optional = {name: value for name, value in ask.optional.items() if name not in self.settings.body}
+        if ask.schema is not None and self.settings.structured:
+            named = {"name": "answer", "strict": True, "schema": dict(ask.schema)}
+            optional["response_format"] = {"type": "json_schema", "json_schema": named}
+        return optional
+
+    def _server(self) -> openai.AsyncOpenAI:
+        """The package's client; each request, retries too, is counted before it is sent."""
+        import openai
+
+        async def count(request: object) -> None:
+            limit = self.settings.max_requests
+            if not self.answers.may_ask(self.name, limit):
+                raise UserError(f"endpoints.{self.name}: {limit} requests are spent. {_KEPT}: raise `max_requests`")
+
+        return openai.AsyncOpenAI(
+            base_url=self.settings.base_url,
+            api_key=self._key or "none",  # never the package's own variable: that key is another server's
+            timeout=self.settings.timeout,
+            max_retries=self.settings.max_retries,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [count]}),
+        )
+
+    def _check_tokens(self) -> None:
+        limit = self.settings.max_total_tokens
+        if limit is not None and (spent := self.answers.spent(self.name).tokens) >= limit:
+            raise UserError(
+                f"endpoints.{self.name}: {spent} of {limit} tokens are spent. {_KEPT}: raise `max_total_tokens`"
+            )
+
+    def _check_usage(self, reply: Reply) -> None:
+        if self.settings.max_total_tokens is not None and None in (reply.prompt_tokens, reply.completion_tokens):
+            raise UserError(
+                f"endpoints.{self.name}: {self.settings.base_url} does not say how many tokens an answer took, so "
+                "`max_total_tokens` cannot be kept to; set `max_requests` instead"
+            )
+
+    def _scrubbed(self, text: str) -> str:
+        """What a server said, without the key, which some repeat."""
+        shown = text if len(text) <= 300 else f"{text[:297]}..."
+        return shown.replace(self._key, "***") if self._key else shown
+
+
+_KEPT = "What was answered is kept and not asked again when the same command is typed"
+
+
+@dataclass(slots=True)
+class _Tally:
+    cached: int = 0
+    failures: int = 0
+    unreadable: int = 0
+
+
+def _content(ask: Ask) -> list[Any]:
+    return [list(ask.messages), ask.sample, ask.schema, ask.fields, ask.optional]
+
+
+def _parsed(body: Any) -> Reply:
+    """The first choice of a chat completion; raises what Python raises where it is none."""
+    choice = body["choices"][0]
+    text = choice["message"]["content"]
+    if not isinstance(text, str):
+        raise TypeError("an answer without text")
+    usage = body.get("usage") or {}
+    logprobs = (choice.get("logprobs") or {}).get("content") or []
+    top = [[(one["token"], float(one["logprob"])) for one in token.get("top_logprobs") or []] for token in logprobs]
+    return Reply(
+        text=sound(text),
+        finish_reason=str(choice.get("finish_reason") or "stop"),
+        prompt_tokens=_whole(usage.get("prompt_tokens")),
+        completion_tokens=_whole(usage.get("completion_tokens")),
+        created_at=round(time.time(), 3),
+        top_logprobs=tuple(map(tuple, top)),
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _reason(error: Exception, status: int | None) -> str:
+    import openai
+
+    if isinstance(error, openai.APITimeoutError):
+        return "no answer came in time"
+    if isinstance(error, openai.APIConnectionError):
+        return "the connection broke"
+    if status is not None:
+        return f"the server failed (HTTP {status})" if status >= 500 else f"the server refused it (HTTP {status})"
+    return "what the server sent is no chat completion"
+
+
+def _key(name: str, settings: EndpointSettings) -> str | None:
+    if settings.api_key_env is None:
+        return None
+    key = os.environ.get(settings.api_key_env, "").strip()
+    if not key:
+        raise UserError(
+            f"endpoints.{name}: the environment variable {settings.api_key_env} is not set; put the key into it"
+        )
+    return key
+
+
+def _openai(name: str) -> None:
+    try:
+        import openai  # noqa: F401
+    except ImportError:
+        raise UserError(
+            f"endpoints.{name}: the `openai` package is missing; pip install 'rlhf-loop[endpoints]'"
+        ) from None
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, also where an event loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
