@@ -45,8 +45,8 @@ LAYERS = (
         name="words",
         says="what flows, and every setting: all may use them (no lines are drawn)",
         rooms=(
-            "algorithms", "annotators", "columns", "endpoints", "engines", "model_checks", "recipe", "recipe_rules",
-            "records", "reward_function", "reward_spec", "reward_values", "rows", "trainer_fields",
+            "algorithms", "annotators", "columns", "critique_methods", "endpoints", "engines", "model_checks", "recipe",
+            "recipe_rules", "records", "reward_function", "reward_spec", "reward_values", "rows", "trainer_fields",
         ),
         may_import=("ground",),
     ),

@@ -34,6 +34,11 @@ from rlhf_loop.steps.made_once import StepMaker
 from rlhf_loop.steps.prepare import check_demonstrations, check_rewards, take_in
 from rlhf_loop.steps.snapshot import snapshot
 
+CONTROL = (
+    "CONTROL EXPERIMENT: critiques are shuffled between answers (critiques.control), so nothing can be learned from "
+    "what they say"
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
@@ -162,7 +167,7 @@ class _Rounds:
         def make(partial: Path) -> None:
             snapshot(self.store, self.recipe, n, partial, self.run.promoted_before(self.store, n))
 
-        folder = self.make.step(n, "snapshot", [], {}, make)
+        folder = self.make.step(n, "snapshot", [], self._critiques(), make)
         report = read_json(folder / "validation.json")
         pairs, refused = report["pairs"]["train"], len(report["quarantined"])
         self.figures |= {"pairs": pairs, "quarantined": refused}
@@ -199,7 +204,7 @@ class _Rounds:
             read=[frozen, *kept.values()],
             values={"role": "reward", "specs": specs},
         )
-        made = keep_reward_model(self.store, folder, n, "reward_model", frozen / "pairs.parquet")
+        made = keep_reward_model(self.store, folder, n, "reward_model", [frozen / "pairs.parquet"])
         for name, values in made.metrics.items():
             if values.get("accuracy"):
                 self.progress.note("", f"{name}: held-out accuracy {_interval(values['accuracy'])}")
@@ -232,7 +237,7 @@ class _Rounds:
             n,
             "assemble",
             [path for path in (frozen, waiting, scores) if path is not None],
-            {**self.make.blocks("pairing"), "algorithm": algorithm},
+            {**self.make.blocks("pairing"), "algorithm": algorithm, **self._critiques()},
             lambda partial: assemble(
                 self.recipe,
                 n,
@@ -246,6 +251,8 @@ class _Rounds:
         summary = read_json(folder / "summary.json")
         origins = ", ".join(f"{count} {origin}" for origin, count in summary["by_origin"].items())
         self.progress.note("", f"{summary['rows']} rows to train {algorithm} on ({origins})")
+        if summary.get("control") is not None:
+            self.progress.note("", CONTROL)
         return folder
 
     def _update(self, n: int, frozen: Path, training: Path, reward: Path | None) -> Artifact:
@@ -257,6 +264,9 @@ class _Rounds:
         follows, inputs, read = ["update"], {"training_data": training / "training_data.parquet"}, [training]
         if n == 0:
             follows.append("warm_start")
+        if (training / "critiques.parquet").exists():
+            follows.append("critiques")
+            inputs["critiques"] = training / "critiques.parquet"
         if algorithm.online:
             assert reward is not None
             follows.append("generation")
@@ -277,7 +287,8 @@ class _Rounds:
         )
         # Where only the reward model speaks, the policy was trained on what that was trained on.
         only_reward = algorithm.consumes in ("prompts", "best_of_n")
-        rows = frozen / "pairs.parquet" if only_reward else training / "training_data.parquet"
+        rows = [frozen / "pairs.parquet" if only_reward else training / "training_data.parquet"]
+        rows += [inputs["critiques"]] if "critiques" in inputs else []
         return keep_model(self.store, folder, n, self.run.made_in(n), "policy", parent=start, rows=rows)
 
     def _evaluate(self, n: int, frozen: Path, candidate: Artifact, reward: Path | None, step: str = "evaluate") -> Path:
@@ -373,6 +384,10 @@ class _Rounds:
     def open_questions(self) -> int:
         """Questions that people have not answered yet."""
         return self.store.open_questions() if self.recipe.feedback.annotator is None else 0
+
+    def _critiques(self) -> dict[str, Any]:
+        """The block of the recipe, where it has one: what a step without it made stays as it is."""
+        return {} if self.recipe.critiques is None else self.make.blocks("critiques")
 
     def _algorithm(self, n: int) -> AlgorithmName:
         """The algorithm of round `n`'s update; in round 0 that of the warm start."""

@@ -15,10 +15,18 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from rlhf_loop.algorithms import AlgorithmName
 from rlhf_loop.annotators import ANNOTATORS, AnnotatorSettings, annotator_class
+from rlhf_loop.critique_methods import METHODS
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.engines import EngineName
 from rlhf_loop.errors import UserError
@@ -141,6 +149,43 @@ class FeedbackSettings(Settings):
     @classmethod
     def _is_simulated_unless_it_says(cls, annotator: Any) -> Any:
         return {"kind": "simulated", **annotator} if isinstance(annotator, dict) else annotator
+
+
+class Critiques(Settings):
+    """What is learned from critiques: one key for each method (`critique_methods.py`), which is on when its key is
+    there: `critiques: {edits: {}}`. See docs/critiques.md."""
+
+    control: Literal["shuffled"] | None = None  # shuffled: each critique goes to another answer; nothing to be learned
+    kinds: list[Literal["human", "simulated", "llm", "code"]] = Field(  # whose critiques count
+        default=["human", "simulated", "llm", "code"], min_length=1
+    )
+
+    def methods(self) -> dict[str, Settings]:
+        """The methods that are on, with their settings, in the order of the table."""
+        return {name: value for name in METHODS if (value := getattr(self, name, None)) is not None}
+
+    def gives(self, what: str) -> dict[str, Settings]:
+        """Those of `methods` that give `what` (`pairs`, `term`)."""
+        return {name: value for name, value in self.methods().items() if METHODS[name].gives == what}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_or_left_out(cls, values: Any) -> Any:
+        for name in METHODS if isinstance(values, dict) else ():
+            if name in values and values[name] is None:
+                raise ValueError(f"critiques.{name}: write `{name}: {{}}` to use it, or leave the key out")
+        return values
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that a new method in the table changes nothing of the runs there are."""
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if name not in METHODS or value is not None}
+
+
+if not TYPE_CHECKING:
+    _FIELDS = {name: (method.settings | None, None) for name, method in METHODS.items()}
+    Critiques = create_model("Critiques", __base__=Critiques, __doc__=Critiques.__doc__, **_FIELDS)
 
 
 class Annotation(Settings):
@@ -319,6 +364,7 @@ class Recipe(Settings):
     reward: Reward | None = None  # None: nothing is scored; for updates on what people say alone
     generation: Generation = Field(default_factory=Generation)
     pairing: Pairing = Field(default_factory=Pairing)
+    critiques: Critiques | None = None  # None: nothing is learned from critiques
     warm_start: WarmStart | None = None
     update: Update = Field(default_factory=Update)
     evaluation: Evaluation

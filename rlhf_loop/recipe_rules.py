@@ -178,6 +178,18 @@ def labels_have_a_source(recipe: Recipe) -> str | None:
     )
 
 
+def critiques_give_what_the_update_takes(recipe: Recipe) -> str | None:
+    """Pairs go to an update that learns from pairs."""
+    if recipe.critiques is None or _consumes(recipe) == "pairs":
+        return None
+    for name in recipe.critiques.gives("pairs"):
+        return (
+            f"critiques.{name}: it gives pairs, and {recipe.update.algorithm} learns from none; set "
+            "`update.algorithm: dpo`, or leave it out"
+        )
+    return None
+
+
 def accelerate_is_started_once(recipe: Recipe) -> str | None:
     """By the loop, or by the user."""
     if recipe.accelerate_config is not None and recipe.launch in ("inline", "ranks"):
@@ -199,6 +211,7 @@ RULES: tuple[Callable[[Recipe], str | None], ...] = (
     the_reference_is_one,
     pairs_have_a_source,
     labels_have_a_source,
+    critiques_give_what_the_update_takes,
     accelerate_is_started_once,
 )
 """In the order in which they are looked at; the first that is broken is told."""

@@ -237,7 +237,7 @@ class PreferencePair:
     rejected_token_ids: tuple[int, ...] | None = None
     chosen_by_policy: bool = True
     rejected_by_policy: bool = True
-    origin: Literal["human", "simulated", "reward", "llm", "code"]
+    origin: Literal["human", "simulated", "reward", "llm", "code", "edit", "fresh"]
     feedback_ids: tuple[str, ...] = ()
     reward_model: str | None = None
     round: int = 0
@@ -261,6 +261,38 @@ class LabelledCompletion:
     origin: Literal["human", "simulated", "llm", "code", "implicit"]
     feedback_ids: tuple[str, ...] = ()
     round: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CritiquedCompletion:
+    """One answer of the training split and what somebody said of it, in TRL's prompt-completion format.
+
+    `critique` is empty for a verdict without words and for an edit. What somebody wrote in its place (`revision`)
+    stands in a row without critique; the same `completion_id` has what was said beside it."""
+
+    id: str
+    prompt_id: str
+    group: str
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    finished: bool = True  # False: cut off at the length limit, so no end token may be trained after it
+    token_ids: tuple[int, ...] | None = None  # of the completion; None: not known
+    by_policy: bool = True
+    completion_id: str
+    critique: str = ""
+    spans: tuple[Span, ...] = ()  # parts of the completion that it is about
+    label: bool | None = None  # False: the answer was complained of; True: called good; None: nobody said
+    revision: str | None = None
+    origin: Literal["human", "simulated", "llm", "code"]  # who said it
+    annotator: str
+    feedback_ids: tuple[str, ...] = ()
+    said_of: str | None = None  # the completion that the critique was really about, where `control: shuffled` moved it
+    round: int = 0
+
+    @property
+    def text(self) -> str:
+        """The answer itself."""
+        return self.completion[-1]["content"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.records import Completion, Message, Preference, Prompt, Score, Thumb
+from rlhf_loop.records import Completion, Feedback, Message, Prompt, Score
 
 T = TypeVar("T")
 
@@ -52,12 +52,12 @@ def best_first(completions: Sequence[Completion], scores: Sequence[float]) -> li
     return sorted(zip(completions, scores, strict=True), key=lambda row: (-row[1], row[0].sample, row[0].id))
 
 
-def origin_of(preference: Preference | Thumb) -> Literal["human", "simulated", "llm", "code"]:
+def origin_of(said: Feedback) -> Literal["human", "simulated", "llm", "code"]:
     """Who said it."""
-    if preference.source == "simulated":
+    if said.source == "simulated":
         return "simulated"
     origins: dict[str, Literal["human", "simulated", "llm", "code"]] = {"HUMAN": "human", "LLM": "llm", "CODE": "code"}
-    return origins[preference.annotator.kind]
+    return origins[said.annotator.kind]
 
 
 def answer(text: str) -> tuple[Message, ...]:

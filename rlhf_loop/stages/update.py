@@ -1,6 +1,7 @@
 """Stage 5: the policy update.
 
-training_data.parquet  start  reference  (reward/ for an online update)  ->  policy/  train_log.jsonl  metrics.json
+training_data.parquet  start  reference  (reward/ for an online update, critiques.parquet for losses that learn from
+them)  ->  policy/  train_log.jsonl  metrics.json
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from rlhf_loop.files import write_json
 from rlhf_loop.models.distributed import is_main
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import parse
-from rlhf_loop.records import read_records, stable_id
+from rlhf_loop.records import CritiquedCompletion, read_records, stable_id
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.stages.reward import load
 from rlhf_loop.updates import update_policy
@@ -26,6 +27,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         assert recipe.warm_start is not None
         settings = recipe.warm_start.as_update(recipe.update)
     reward = arguments.inputs.get("reward")
+    critiques = arguments.inputs.get("critiques")
     metrics = update_policy(
         read_records(Path(arguments.inputs["training_data"]), ROWS[ALGORITHMS[settings.algorithm].consumes]),
         start=arguments.values["start"],
@@ -42,6 +44,8 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         progress=progress,
         reward=load(Path(reward), arguments.recipe) if reward else None,
         generation=recipe.generation,
+        critiques=read_records(Path(critiques), CritiquedCompletion) if critiques else (),
+        critique_settings=recipe.critiques if critiques else None,
     )
     if is_main():
         write_json(folder / "metrics.json", metrics)

@@ -1,6 +1,7 @@
 """Step 4: what this update consumes, each row with its provenance.
 
 snapshot/  completions.parquet  scores.parquet  ->  training_data.parquet  summary.json
+                                                    critiques.parquet, for a loss that learns from them
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import (
     Completion,
+    CritiquedCompletion,
     Demonstration,
     LabelledCompletion,
     Prompt,
@@ -28,8 +30,10 @@ from rlhf_loop.records import (
     as_table,
     joined,
     read_records,
+    write_records,
     write_table,
 )
+from rlhf_loop.rows.critiques import Material, pairs_of
 from rlhf_loop.rows.demonstrations import best_of_n
 from rlhf_loop.rows.pairs import pairs_from_scores
 
@@ -81,6 +85,8 @@ def assemble(
     summary["consumes"] = consumes
     summary["by_origin"] = dict(Counter(origins))
     write_table(folder / "training_data.parquet", table if consumes == "pairs" else as_table(rows))
+    if round and recipe.critiques is not None:
+        _critiques_for_terms(recipe, round, frozen, folder, summary)
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -119,6 +125,16 @@ def _pairs(
         recent = people.filter(pc.greater_equal(people["round"], _oldest(recipe, round))) if len(people) else people
         summary["feedback"] = {"pairs": len(recent), "older_left_out": len(people) - len(recent)}
         parts.append(recent)
+    if recipe.critiques is not None:
+        summary["critiques"] = {}
+        for name, method in recipe.critiques.gives("pairs").items():
+            of_method, none = pairs_of(name, method, _material(recipe, round, frozen, prompts, completions, scores))
+            asked = {pair for part in parts for pair in _answers(part)}
+            kept = [pair for pair in of_method if frozenset((pair.chosen_id, pair.rejected_id)) not in asked]
+            summary["critiques"][name] = {
+                "pairs": len(kept), "already_there": len(of_method) - len(kept), "none": dict(none)
+            }  # fmt: skip
+            parts.append(as_table(kept))
     if "reward" in settings.sources:
         made, counts = pairs_from_scores(
             settings.strategy,
@@ -141,6 +157,44 @@ def _pairs(
         order = sorted((origin == "reward", -margin, id, place) for place, (origin, margin, id) in enumerate(worth))
         rows = rows.take([place for *_, place in order[: settings.max_pairs]])
     return rows
+
+
+def _material(
+    recipe: Recipe,
+    round: int,
+    frozen: Path,
+    prompts: list[Prompt],
+    candidates: list[Completion],
+    scores: list[Score],
+) -> Material:
+    return Material(
+        critiques=_critiques(recipe, round, frozen),
+        prompts=prompts,
+        candidates=candidates,
+        scores={score.completion_id: score.value for score in scores},
+        reward_model=scores[0].reward_model if scores else None,
+        round=round,
+        seed=recipe.seed,
+    )
+
+
+def _critiques_for_terms(recipe: Recipe, round: int, frozen: Path, folder: Path, summary: dict[str, Any]) -> None:
+    """Writes the critiques that a loss learns from, those with words, where the recipe has such a loss."""
+    assert recipe.critiques is not None
+    terms = recipe.critiques.gives("term")
+    if terms:
+        rows = [row for row in _critiques(recipe, round, frozen) if row.critique]
+        write_records(folder / "critiques.parquet", rows)
+        summary["critiques"] = {**summary.get("critiques", {}), "terms": list(terms), "rows_for_terms": len(rows)}
+        for origin, count in Counter(row.origin for row in rows).items():
+            summary["by_origin"][f"{origin} critiques"] = count
+    if recipe.critiques.control is not None:
+        summary["control"] = recipe.critiques.control
+
+
+def _critiques(recipe: Recipe, round: int, frozen: Path) -> list[CritiquedCompletion]:
+    rows: list[CritiquedCompletion] = read_records(frozen / "critiques.parquet", CritiquedCompletion)
+    return [row for row in rows if row.round >= _oldest(recipe, round)]
 
 
 def _answers(pairs: pa.Table) -> Iterator[frozenset[str]]:

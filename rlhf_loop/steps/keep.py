@@ -6,6 +6,7 @@ Each is written by its id, so that a second time changes nothing.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +25,9 @@ def keep_model(
     id: str,
     kind: Literal["policy", "reward_model", "judge"],
     parent: str | None = None,
-    rows: Path | None = None,
+    rows: Sequence[Path] = (),
 ) -> Artifact:
-    """The model that a training stage of round `n` left in `folder`, with its metrics. `rows`: the file of what it
+    """The model that a training stage of round `n` left in `folder`, with its metrics. `rows`: the files of what it
     learned from, whose `feedback_ids` it was trained on."""
     model = Artifact(
         id=id,
@@ -34,7 +35,7 @@ def keep_model(
         path=str(folder / "policy" if kind == "policy" else folder),
         round=n,
         parent=parent,
-        trained_on=() if rows is None else tuple(feedback_ids(rows)),
+        trained_on=tuple(sorted({id for file in rows for id in feedback_ids(file)})),
         metrics=read_json(folder / "metrics.json"),
     )
     store.add_artifact(model)
@@ -42,7 +43,7 @@ def keep_model(
 
 
 def keep_reward_model(
-    store: Store, folder: Path, n: int, kind: Literal["reward_model", "judge"], rows: Path | None = None
+    store: Store, folder: Path, n: int, kind: Literal["reward_model", "judge"], rows: Sequence[Path] = ()
 ) -> Artifact:
     """As `keep_model`, with the id that the stage gave it."""
     return keep_model(store, folder, n, read_json(folder / "components.json")["id"], kind, rows=rows)

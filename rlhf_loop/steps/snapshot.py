@@ -2,6 +2,7 @@
 
     store  ->  feedback.parquet  pairs.parquet  labels.parquet  demonstrations.parquet  judge_pairs.parquet
                judge_prompts.parquet  prompts.parquet  held_out.parquet  validation.json  state.json
+               and critiques.parquet where the recipe has `critiques`
 
 Everything a round reads of the store is in this folder, so the round can be made again from it, whatever is said in
 the meantime.
@@ -9,18 +10,23 @@ the meantime.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.collector import collector_paused
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import about
+from rlhf_loop.feedback.vague import is_vague
 from rlhf_loop.feedback.validation import ValidationReport, validate
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Completion, Feedback, PreferencePair, Prompt, write_records
+from rlhf_loop.rows.critiqued import Limits, critiqued_completions, shuffled
 from rlhf_loop.rows.demonstrations import demonstrations
 from rlhf_loop.rows.labels import labels_from_feedback
 from rlhf_loop.rows.pairs import pairs_from_feedback
@@ -64,6 +70,7 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path, promoted: s
     write_records(folder / "judge_prompts.parquet", _of_split(list(prompts.values()), "judge"))
     write_records(folder / "prompts.parquet", _of_split(list(prompts.values()), "train"))
     write_records(folder / "held_out.parquet", held_out)
+    critiques = _critiques(recipe, folder, sound, completions, training)
     unused = {split: len(of_split) for split, of_split in by_split.items()}
     write_json(
         folder / "validation.json",
@@ -73,6 +80,7 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path, promoted: s
             "no_pair": dict(no_pair),
             "labels": {"up": sum(row.label for row in labels), "down": sum(not row.label for row in labels)},
             "no_label": dict(no_label),
+            **critiques,
         },
     )
     newest = feedback[-1].id if feedback else None
@@ -105,6 +113,48 @@ def _said_before(store: Store, round: int) -> tuple[list[Feedback], dict[str, Co
         return feedback, {}
     ids = named if len(named) < MANY * store.completion_count() else None
     return feedback, {c.id: c for c in store.completions(ids=ids) if c.id in named}
+
+
+def _critiques(
+    recipe: Recipe,
+    folder: Path,
+    sound: Sequence[Feedback],
+    completions: Mapping[str, Completion],
+    prompts: Mapping[str, Prompt],
+) -> dict[str, Any]:
+    """Writes what is learned from critiques, where the recipe does; gives its part of the validation report."""
+    settings, limits = recipe.critiques, recipe.feedback.validation
+    if settings is None:
+        return {}
+    rows, left_out = critiqued_completions(
+        sound,
+        completions,
+        prompts,
+        Limits(
+            is_vague=partial(is_vague, min_words=limits.min_critique_words),
+            max_words=limits.max_words,
+            kinds=settings.kinds,
+            system_prompt=recipe.policy.system_prompt,
+        ),
+    )
+    if settings.control == "shuffled":
+        rows = shuffled(rows, recipe.seed)
+    write_records(folder / "critiques.parquet", rows)
+    with_words = [row for row in rows if row.critique]
+    counts = {
+        "rows": len(rows),
+        "critiques": len(with_words),
+        "by_origin": dict(Counter(row.origin for row in with_words)),
+        "edits": sum(row.revision is not None for row in rows),
+        "answers_called": {
+            "good": len({row.completion_id for row in rows if row.label is True}),
+            "bad": len({row.completion_id for row in rows if row.label is False}),
+        },
+        "left_out": dict(left_out),
+        "control": settings.control,
+        "moved_to_another_answer": sum(row.said_of is not None for row in rows),
+    }
+    return {"critiques": counts}
 
 
 def _by_split(pairs: Sequence[PreferencePair], prompts: Mapping[str, Prompt]) -> dict[str, list[PreferencePair]]:

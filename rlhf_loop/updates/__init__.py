@@ -19,7 +19,8 @@ from typing import Any
 from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.errors import UserError
 from rlhf_loop.progress import Progress
-from rlhf_loop.recipe import Generation, Policy, Update
+from rlhf_loop.recipe import Critiques, Generation, Policy, Update
+from rlhf_loop.records import CritiquedCompletion
 
 
 def update_policy(
@@ -39,17 +40,20 @@ def update_policy(
     progress: Progress | None = None,
     reward: Callable[..., Sequence[float | None]] | None = None,
     generation: Generation | None = None,
+    critiques: Sequence[CritiquedCompletion] = (),
+    critique_settings: Critiques | None = None,
 ) -> dict[str, Any]:
     """Trains a new policy with `settings.algorithm` and returns the metrics of the training.
 
     `rows`: what the algorithm consumes (`rlhf_loop.algorithms.ROWS`: `PreferencePair`s for dpo, `LabelledCompletion`s
     for kto, `Demonstration`s for sft and rejection_sampling, `Prompt`s for the online ones). `start` and `reference`:
     the base model's reference, or a folder that an earlier update made (sft and rejection_sampling use no reference).
-    `reward` (a `rlhf_loop.rewards.Reward`) and `generation` are for the online updates, which need both. The new
-    policy is written to `output/policy`, the log to `output/train_log.jsonl`. A second call with the same `output`
-    goes on from the last whole checkpoint. Trackers (`report_to`) get a run called `run_name` in `project`;
-    `step_offset` shifts the steps that they see, so that rounds follow one another; those that write files write to
-    `tracking` (default: `output/tracking`).
+    `reward` (a `rlhf_loop.rewards.Reward`) and `generation` are for the online updates, which need both.
+    `critiques`, answers with what was said of them in words, are for the losses that `critique_settings` (the recipe's
+    `critiques` block) switches on. The new policy is written to `output/policy`, the log to `output/train_log.jsonl`. A
+    second call with the same `output` goes on from the last whole checkpoint. Trackers (`report_to`) get a run called
+    `run_name` in `project`; `step_offset` shifts the steps that they see, so that rounds follow one another; those that
+    write files write to `tracking` (default: `output/tracking`).
 
     Raises `UserError` when there is nothing to train on, or the start does not fit the settings.
     """
@@ -82,6 +86,8 @@ def update_policy(
         run_name=run_name,
         tracking=tracking,
         progress=progress,
+        critiques=critiques,
+        critique_settings=critique_settings,
     )
     return update(rows, training, **online)
 

@@ -20,8 +20,8 @@ from rlhf_loop.models.quiet import quiet
 from rlhf_loop.models.training import callbacks, mean_loss, training_arguments
 from rlhf_loop.models.weights import leave_frozen_ties_out
 from rlhf_loop.progress import Progress
-from rlhf_loop.recipe import Policy, Update
-from rlhf_loop.records import Message, Prompt
+from rlhf_loop.recipe import Critiques, Policy, Update
+from rlhf_loop.records import CritiquedCompletion, Message, Prompt
 from rlhf_loop.tracking import training_run
 
 
@@ -41,6 +41,8 @@ class Training:
     run_name: str = "rlhf-loop"
     tracking: Path | None = None
     progress: Progress | None = None
+    critiques: Sequence[CritiquedCompletion] = ()
+    critique_settings: Critiques | None = None
 
     @contextmanager
     def begun(self) -> Iterator[None]:

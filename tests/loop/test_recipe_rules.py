@@ -51,6 +51,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         "pairing.sources: [feedback, reward]",
     ),
     "labels_have_a_source": ({"update": {"algorithm": "kto"}}, "feedback.annotator.thumbs_above: 0.5"),
+    "critiques_give_what_the_update_takes": (
+        {"update": {"algorithm": "grpo"}, "critiques": {"edits": {}}},
+        "update.algorithm: dpo",
+    ),
     "accelerate_is_started_once": ({"accelerate_config": "x.yaml", "launch": "inline"}, "launch: child"),
 }
 

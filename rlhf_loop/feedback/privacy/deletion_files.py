@@ -40,7 +40,7 @@ _PROMPT_IDS = ("id", "prompt_id")
 _COMPLETION_IDS = ("id", "completion_id", "a_id", "b_id", "chosen_id", "rejected_id", "parent")
 _KNOWN = {"id", "prompt_id", "completion_id", "feedback_ids"}
 _OURS = (".parquet", ".json")  # ends of the names of files that rows and entries are taken out of
-_TRAINING_DATA = "training_data.parquet"
+_TRAINED_ON = ("training_data.parquet", "critiques.parquet")  # of the assemble step
 _QUOTED = 16  # characters: shorter texts are everybody's
 
 
@@ -135,12 +135,12 @@ def _refuse_damaged(run: RunDir) -> None:
 def trained_in(run_dirs: Iterable[Path], key: str) -> list[tuple[int, Path]]:
     """The rounds, with their folders, whose training data held something of this user, deleted now or before."""
     rounds = [(number, run.round(number)) for run in map(RunDir, run_dirs) for number in run.rounds()]
-    return [
-        (number, folder)
-        for number, folder in rounds
-        if key
-        in (read_manifest(folder / "assemble") or {}).get("redacted", {}).get("users", {}).get(_TRAINING_DATA, ())
-    ]
+    return [(number, folder) for number, folder in rounds if _trained_on(folder / "assemble", key)]
+
+
+def _trained_on(assembled: Path, key: str) -> bool:
+    users = (read_manifest(assembled) or {}).get("redacted", {}).get("users", {})
+    return any(key in users.get(name, ()) for name in _TRAINED_ON)
 
 
 def is_redacted(folder: Path) -> bool:

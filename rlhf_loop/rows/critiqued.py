@@ -1,0 +1,216 @@
+"""Answers and what was said of them: critiques, comments, verdicts and edits as rows to learn from.
+
+Which answer a comment is about: that of a critique, thumb, rating or edit, the one it names; that of a preference, the
+losing one (where both are called bad, each of them; at a tie nobody knows).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rlhf_loop.records import (
+    Completion,
+    Critique,
+    CritiquedCompletion,
+    Edit,
+    Feedback,
+    Preference,
+    Prompt,
+    Rating,
+    Span,
+    Thumb,
+    stable_id,
+)
+from rlhf_loop.rows.parts import answer, origin_of
+
+QUOTED_WORDS = 8
+"""So many words of a system prompt in a row are a quotation of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Which critiques are left out."""
+
+    is_vague: Callable[[str], bool]
+    max_words: int
+    kinds: Collection[str]  # whose critiques count
+    system_prompt: str | None = None
+
+
+def critiqued_completions(
+    feedback: Iterable[Feedback],
+    completions: Mapping[str, Completion],
+    prompts: Mapping[str, Prompt],
+    limits: Limits,
+) -> tuple[list[CritiquedCompletion], Counter[str]]:
+    """Rows in the order of `feedback`, which passed validation, and counts of critiques that are left out, by reason.
+
+    A thumb is a verdict of the answer, so is a rating above or below the middle of its scale, and the comment on the
+    losing answer of a pair. A critique calls its answer bad unless the same person's thumb or rating of it says
+    otherwise. What the same person said of the same answer in the same words is one row. A critique that quotes the
+    policy's system prompt, or one of the conversation's, is left out: a policy that learns to write critiques would
+    learn to recite it.
+    """
+    feedback = list(feedback)
+    verdicts = {
+        (record.annotator.id, record.completion_id): label
+        for record in feedback
+        if isinstance(record, Thumb | Rating) and (label := _verdict(record)) is not None
+    }
+    rows: dict[tuple[str, ...], CritiquedCompletion] = {}
+    left_out: Counter[str] = Counter()
+    for record in feedback:
+        if isinstance(record, Preference) and record.winner == "tie" and record.comment:
+            left_out["about_neither_answer"] += 1
+        for said in _said(record, completions, limits):
+            prompt = prompts[record.prompt_id]
+            if origin_of(record) not in limits.kinds:
+                left_out["of_a_kind_that_does_not_count"] += 1
+                continue
+            text = said.critique
+            if text and (reason := _refusal(text, prompt, limits)) is not None:
+                left_out[reason] += 1
+                if isinstance(record, Critique):
+                    continue
+                text = ""
+            if not text and said.label is None and said.revision is None:
+                continue
+            label = said.label
+            if isinstance(record, Critique):
+                label = verdicts.get((record.annotator.id, said.completion_id), False)
+            row = _row(record, said, text, label, completions[said.completion_id], prompt)
+            key = (row.annotator, row.completion_id, row.critique, row.revision or "", "" if text else str(row.label))
+            rows[key] = _merged(rows[key], row) if key in rows else row
+    return list(rows.values()), left_out
+
+
+def shuffled(rows: Sequence[CritiquedCompletion], seed: int) -> list[CritiquedCompletion]:
+    """The rows with each critique at another answer, wherever another prompt has one: a control that leaves nothing to
+    learn from what critiques say. Verdicts and edits stay where they are. A function of the rows and the seed."""
+    order = sorted(
+        (place for place, row in enumerate(rows) if row.critique),
+        key=lambda place: (stable_id("shuffled", seed, rows[place].prompt_id), stable_id(seed, rows[place].id)),
+    )
+    # The critiques of a prompt stand side by side, so a step of the largest number of one prompt leaves each prompt.
+    step = max(Counter(rows[place].prompt_id for place in order).values(), default=0)
+    mixed = list(rows)
+    for number, here in enumerate(order):
+        source = rows[order[(number + step) % len(order)]]
+        if source is not rows[here]:
+            mixed[here] = replace(
+                rows[here],
+                critique=source.critique,
+                spans=(),  # its places are those of another text
+                origin=source.origin,
+                annotator=source.annotator,
+                feedback_ids=source.feedback_ids,
+                said_of=source.completion_id,
+            )
+    return mixed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Said:
+    completion_id: str
+    critique: str = ""
+    spans: tuple[Span, ...] = ()
+    label: bool | None = None
+    revision: str | None = None
+
+
+def _said(record: Feedback, completions: Mapping[str, Completion], limits: Limits) -> Iterator[_Said]:
+    comment = (record.comment or "").strip()
+    if isinstance(record, Critique):
+        text = _with_spans(comment, record.spans, completions[record.completion_id].text, limits)
+        yield _Said(completion_id=record.completion_id, critique=text, spans=record.spans)
+    elif isinstance(record, Thumb | Rating):
+        yield _Said(completion_id=record.completion_id, critique=comment, label=_verdict(record))
+    elif isinstance(record, Edit):
+        yield _Said(completion_id=record.completion_id, revision=record.edited_completion.strip())
+        if comment:
+            yield _Said(completion_id=record.completion_id, critique=comment, label=False)
+    elif isinstance(record, Preference) and comment and record.winner != "tie":
+        losers = {"a": [record.b_id], "b": [record.a_id]}.get(record.winner, [record.a_id, record.b_id])
+        for completion_id in losers:
+            yield _Said(completion_id=completion_id, critique=comment, label=False)
+
+
+def _with_spans(comment: str, spans: Sequence[Span], text: str, limits: Limits) -> str:
+    """The critique, and what it says of parts of the answer, each with the words that it is about."""
+    about_parts = [
+        f'"{text[span.start : span.end].strip()}": {span.comment.strip()}'
+        for span in spans
+        if span.comment.strip() and not limits.is_vague(span.comment)
+    ]
+    return "\n".join([*([comment] if comment else []), *about_parts])
+
+
+def _verdict(record: Thumb | Rating) -> bool | None:
+    if isinstance(record, Thumb):
+        return record.label
+    low, high = record.scale
+    middle = (low + high) / 2
+    return None if record.score == middle else (record.score > middle) == (high > low)
+
+
+def _refusal(text: str, prompt: Prompt, limits: Limits) -> str | None:
+    if limits.is_vague(text):
+        return "vague"
+    if len(text.split()) > limits.max_words:
+        return "too_long"
+    systems = [m["content"] for m in prompt.messages if m["role"] == "system"]
+    if any(_quotes(text, system) for system in [limits.system_prompt or "", *systems]):
+        return "quotes_the_system_prompt"
+    return None
+
+
+def _quotes(text: str, system: str) -> bool:
+    """Whether `text` repeats the system prompt whole, or `QUOTED_WORDS` of its words in a row."""
+    theirs, words = _words(system), _words(text)
+    length = min(QUOTED_WORDS, len(theirs))
+    if length < 3:  # a word or two are everybody's
+        return False
+    parts = {tuple(theirs[i : i + length]) for i in range(len(theirs) - length + 1)}
+    return any(tuple(words[i : i + length]) in parts for i in range(len(words) - length + 1))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _row(
+    record: Feedback, said: _Said, text: str, label: bool | None, completion: Completion, prompt: Prompt
+) -> CritiquedCompletion:
+    return CritiquedCompletion(
+        id=stable_id("critiqued", record.id, completion.id, "revision" if said.revision is not None else "critique"),
+        prompt_id=prompt.id,
+        group=prompt.group,
+        prompt=prompt.messages,
+        completion=answer(completion.text),
+        finished=completion.finish_reason == "stop",
+        token_ids=completion.token_ids,
+        by_policy=completion.by_policy,
+        completion_id=completion.id,
+        critique=text,
+        spans=said.spans,
+        label=label,
+        revision=said.revision,
+        origin=origin_of(record),
+        annotator=record.annotator.id,
+        feedback_ids=(record.id,),
+        round=record.round,
+    )
+
+
+def _merged(first: CritiquedCompletion, again: CritiquedCompletion) -> CritiquedCompletion:
+    """The same words of the same person: said of a pair, and marked in the answer too."""
+    return replace(
+        first,
+        spans=first.spans or again.spans,
+        label=again.label if first.label is None else first.label,
+        feedback_ids=(*first.feedback_ids, *again.feedback_ids),
+        round=max(first.round, again.round),
+    )
