@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
+
 from rlhf_loop.settings import Settings
 
 Gives = Literal["pairs", "term"]
@@ -24,6 +26,12 @@ class Edits(Settings):
     """People's edits as pairs: what they wrote is better than what they edited."""
 
 
+class Fresh(Settings):
+    """A fresh candidate over each answer that was complained of."""
+
+    margin: float = Field(0.0, ge=0)  # of the reward model's scores, by which it must be better
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
     """One way to learn from critiques."""
@@ -31,9 +39,11 @@ class Method:
     gives: Gives
     function: str  # MODULE:FUNCTION
     settings: type[Settings]
+    needs_fresh: bool = False  # whether it compares what was complained of with fresh candidates of the same prompts
 
 
 METHODS: dict[str, Method] = {
     "edits": Method(gives="pairs", function="rlhf_loop.rows.critiques.edits:pairs", settings=Edits),
+    "fresh": Method(gives="pairs", function="rlhf_loop.rows.critiques.fresh:pairs", settings=Fresh, needs_fresh=True),
 }
 """The key in a recipe's `critiques:` block -> the method."""

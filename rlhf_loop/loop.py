@@ -212,15 +212,17 @@ class _Rounds:
 
     def _score(self, n: int, step: str, frozen: Path, reward: Path, completions: Path) -> Path:
         kept = kept_features(self.files, n, ("rescore", "reward"), rounds=1) if step == "score" else {}
+        critiqued = self._complained_of(frozen) if step == "score" else {}
         folder = self.make.stage(
             n,
             step,
             "score",
-            follows=["reward"],
+            follows=["reward", *critiqued],
             inputs={
                 "reward": reward,
                 "prompts": frozen / "prompts.parquet",
                 "completions": completions / "completions.parquet",
+                **critiqued,
                 **kept,
             },
             read=[frozen, reward, completions, *kept.values()],
@@ -233,6 +235,7 @@ class _Rounds:
 
     def _assemble(self, n: int, frozen: Path, waiting: Path | None, scores: Path | None) -> Path:
         algorithm = self._algorithm(n)
+        critiqued = self._complained_of(frozen)
         folder = self.make.step(
             n,
             "assemble",
@@ -246,6 +249,7 @@ class _Rounds:
                 folder=partial,
                 completions=waiting / "completions.parquet" if waiting else None,
                 scores=scores / "scores.parquet" if scores else None,
+                critiqued_scores=scores / "critiqued_scores.parquet" if scores and critiqued else None,
             ),
         )
         summary = read_json(folder / "summary.json")
@@ -346,8 +350,8 @@ class _Rounds:
             n,
             "generate",
             "generate",
-            follows=["generation"],
-            inputs={"prompts": frozen / "prompts.parquet"},
+            follows=["generation", *(["critiques", "pairing"] if self._complained_of(frozen) else [])],
+            inputs={"prompts": frozen / "prompts.parquet", **self._complained_of(frozen)},
             read=[frozen, *([self.files.step(writer.round, "update")] if policy != BASE else [])],
             values={"policy": self.run.weights(writer), "policy_id": policy},
         )
@@ -388,6 +392,11 @@ class _Rounds:
     def _critiques(self) -> dict[str, Any]:
         """The block of the recipe, where it has one: what a step without it made stays as it is."""
         return {} if self.recipe.critiques is None else self.make.blocks("critiques")
+
+    def _complained_of(self, frozen: Path) -> dict[str, Path]:
+        """The input of a stage that looks at what was complained of, where a method does; else none."""
+        wanted = self.recipe.critiques is not None and self.recipe.critiques.need_fresh
+        return {"critiques": frozen / "critiques.parquet"} if wanted else {}
 
     def _algorithm(self, n: int) -> AlgorithmName:
         """The algorithm of round `n`'s update; in round 0 that of the warm start."""

@@ -168,6 +168,12 @@ class Critiques(Settings):
         """Those of `methods` that give `what` (`pairs`, `term`)."""
         return {name: value for name, value in self.methods().items() if METHODS[name].gives == what}
 
+    @property
+    def need_fresh(self) -> bool:
+        """Whether answers that were complained of are scored by each round's reward model, and their prompts drawn
+        before others."""
+        return any(METHODS[name].needs_fresh for name in self.methods())
+
     @model_validator(mode="before")
     @classmethod
     def _on_or_left_out(cls, values: Any) -> Any:

@@ -81,6 +81,11 @@ def what_needs_a_reward_model_has_one(recipe: Recipe) -> str | None:
     consumes = _consumes(recipe)
     if recipe.reward is not None:
         return None
+    if recipe.critiques is not None and recipe.critiques.need_fresh:
+        return (
+            "reward: critiques.fresh asks a reward model which fresh answers are better than those that people "
+            "complained of; set `reward: {model: FOLDER}` to a folder such as reward_models/frozen_head"
+        )
     if consumes in ("prompts", "best_of_n"):
         return (
             f"reward: {recipe.update.algorithm} needs a reward model; set `reward: {{model: FOLDER}}` to a folder "

@@ -47,20 +47,23 @@ def assemble(
     folder: Path,
     completions: Path | None = None,
     scores: Path | None = None,
+    critiqued_scores: Path | None = None,
 ) -> dict[str, Any]:
     """Writes the rows that `algorithm` consumes, of the training split alone.
 
     `frozen`: the round's snapshot. `completions` and `scores`: files of the waiting candidates; labels and
-    demonstrations need none. Raises `UserError` with the remedy when there is nothing for the algorithm to learn from.
+    demonstrations need none. `critiqued_scores`: of answers that were complained of. Raises `UserError` with the remedy
+    when there is nothing for the algorithm to learn from.
     """
     consumes = ALGORITHMS[algorithm].consumes
     waiting: list[Completion] = read_records(completions, Completion) if completions else []
     known: list[Score] = read_records(scores, Score) if scores else []
+    of_critiqued: list[Score] = read_records(critiqued_scores, Score) if critiqued_scores else []
     prompts: list[Prompt] = read_records(frozen / "prompts.parquet", Prompt)
     rows: list[Any]
     summary: dict[str, Any] = {}
     if consumes == "pairs":
-        table = _pairs(recipe, round, frozen, prompts, waiting, known, summary)
+        table = _pairs(recipe, round, frozen, prompts, waiting, known, of_critiqued, summary)
         origins = [f"{origin} pairs" for origin in table.column("origin").to_pylist()] if table.num_rows else []
     elif consumes == "labels":
         given: list[LabelledCompletion] = read_records(frozen / "labels.parquet", LabelledCompletion)
@@ -110,6 +113,7 @@ def _pairs(
     prompts: list[Prompt],
     completions: list[Completion],
     scores: list[Score],
+    critiqued_scores: list[Score],
     summary: dict[str, Any],
 ) -> pa.Table:
     """People's pairs and reward-labelled pairs, as `pairing` says; the same two answers never twice.
@@ -127,8 +131,9 @@ def _pairs(
         parts.append(recent)
     if recipe.critiques is not None:
         summary["critiques"] = {}
+        material = _material(recipe, round, frozen, prompts, completions, [*critiqued_scores, *scores])
         for name, method in recipe.critiques.gives("pairs").items():
-            of_method, none = pairs_of(name, method, _material(recipe, round, frozen, prompts, completions, scores))
+            of_method, none = pairs_of(name, method, material)
             asked = {pair for part in parts for pair in _answers(part)}
             kept = [pair for pair in of_method if frozenset((pair.chosen_id, pair.rejected_id)) not in asked]
             summary["critiques"][name] = {

@@ -14,11 +14,22 @@ from rlhf_loop.files import read_json
 from rlhf_loop.loop import CONTROL, Loop
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, parse
-from rlhf_loop.records import Annotator, Critique, CritiquedCompletion, Edit, PreferencePair, read_records
+from rlhf_loop.records import (
+    Annotator,
+    Completion,
+    Critique,
+    CritiquedCompletion,
+    Edit,
+    PreferencePair,
+    Score,
+    read_records,
+)
+from rlhf_loop.rows.critiques.fresh import complained_of
 from rlhf_loop.run_dir import RunDir
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 EDITED = "The sky is blue."
+BOTH = ("critiques={edits: {}, fresh: {}}", "generation.prompts_per_round=6")
 
 
 def test_an_unknown_method_is_named_with_the_nearest() -> None:
@@ -64,7 +75,7 @@ def made(folder: Path, *overrides: str, progress: RunProgress | None = None) -> 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
-    return made(tmp_path_factory.mktemp("critiques") / "run", "critiques.edits={}")
+    return made(tmp_path_factory.mktemp("critiques") / "run", *BOTH)
 
 
 def test_edits_train_the_policy_as_pairs_of_their_own_origin(run: Path) -> None:
@@ -89,10 +100,45 @@ def test_edits_train_the_policy_as_pairs_of_their_own_origin(run: Path) -> None:
     assert "edit" in policy.trained_on
 
 
+def test_fresh_candidates_go_over_what_was_complained_of_by_this_rounds_scores(run: Path) -> None:
+    files = RunDir(run)
+    frozen, score, assembled = (files.step(1, step) for step in ("snapshot", "score", "assemble"))
+    complaints = complained_of(read_records(frozen / "critiques.parquet", CritiquedCompletion))
+    of_complaints = read_records(score / "critiqued_scores.parquet", Score)
+    assert {one.completion_id for one in of_complaints} == set(complaints)
+    scores = read_records(score / "scores.parquet", Score)
+    values = {one.completion_id: one.value for one in [*of_complaints, *scores]}
+    assert len({one.reward_model for one in [*of_complaints, *scores]}) == 1
+    waiting = read_records(files.step(0, "generate") / "completions.parquet", Completion)
+    assert [one.completion_id for one in scores] == [one.id for one in waiting]
+    pairs = read_records(assembled / "training_data.parquet", PreferencePair)
+    fresh = [pair for pair in pairs if pair.origin == "fresh"]
+    counts = read_json(assembled / "summary.json")
+    assert counts["by_origin"]["fresh pairs"] == counts["critiques"]["fresh"]["pairs"] == len(fresh) > 0
+    texts = {one.id: one.text for one in waiting}
+    for pair in fresh:
+        assert pair.rejected_id in complaints
+        assert pair.chosen_id not in complaints
+        assert pair.chosen[0]["content"] == texts[pair.chosen_id] != pair.rejected[0]["content"]
+        assert pair.margin == pytest.approx(values[pair.chosen_id] - values[pair.rejected_id])
+        assert pair.margin > 0
+    sides = Counter(frozenset((pair.chosen_id, pair.rejected_id)) for pair in pairs)
+    assert max(sides.values()) == 1
+
+
+def test_prompts_with_complaints_are_drawn_first(run: Path) -> None:
+    files = RunDir(run)
+    rows = complained_of(read_records(files.step(1, "snapshot") / "critiques.parquet", CritiquedCompletion))
+    complained = {given[0].prompt_id for given in rows.values()}
+    drawn = {one.prompt_id for one in read_records(files.step(1, "generate") / "completions.parquet", Completion)}
+    assert len(drawn) == 6
+    assert drawn <= complained or complained <= drawn
+
+
 def test_a_rerun_makes_nothing_again(run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.glob("round_*/*/manifest.json")}
     (run / "round_001" / "manifest.json").unlink()
-    Loop(Recipe.load(SMOKE, ["critiques.edits={}"]), run_dir=run).run(rounds=1)
+    Loop(Recipe.load(SMOKE, BOTH), run_dir=run).run(rounds=1)
     assert {path: path.stat().st_mtime_ns for path in run.glob("round_*/*/manifest.json")} == before
 
 
@@ -100,8 +146,8 @@ def test_a_block_without_methods_changes_nothing_that_is_trained_on(
     run: Path, tmp_path: Path, model_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain, control = tmp_path / "plain", tmp_path / "control"
-    made(plain)
-    made(control, "critiques.control=shuffled", progress=RunProgress())
+    made(plain, BOTH[1])
+    made(control, "critiques.control=shuffled", BOTH[1], progress=RunProgress())
     assert CONTROL in " ".join(capsys.readouterr().out.split())
     with_block, without = outputs(control), outputs(plain)
     for name, files in without.items():

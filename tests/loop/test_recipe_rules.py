@@ -59,6 +59,12 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_fresh_answers_need_a_reward_model() -> None:
+    values = {**SOUND, "reward": None, "pairing": {"sources": ["feedback"]}, "critiques": {"fresh": {}}}
+    with pytest.raises(UserError, match=r"critiques.fresh asks a reward model .* set `reward: \{model: FOLDER\}`"):
+        parse(values)
+
+
 def test_every_rule_is_here() -> None:
     assert [rule.__name__ for rule in recipe_rules.RULES] == list(BROKEN)
 
