@@ -4,7 +4,9 @@
     python benchmarks/generation.py --compare grouped --profile  # where the time of one sampling goes
 
 All sample the same prompts at temperature 1 with the same model in memory, taking turns; `generate` has transformers'
-choice of attention (sdpa) and gets batches of `--batch` rows, length-sorted and left-padded.
+choice of attention (sdpa) and gets batches of `--batch` rows, length-sorted and left-padded. `products` is the limit:
+the products with the model's weights alone, of as many rows, and nothing else. `compiled` is `grouped` with norms and
+feed-forward layers under `torch.compile`; compiling is not in its time.
 """
 
 from __future__ import annotations
@@ -70,6 +72,8 @@ def main() -> None:
         chosen = sampling.model_copy(update={"max_new_tokens": tokens})
         if name == "generate":
             return stock(model, tokenizer, prompts, settings, chosen, arguments.batch)
+        if name == "products":
+            return products(model, tokenizer, prompts, settings, chosen)
         attend(model, name)
         made = generate(
             (model, tokenizer), prompts, chosen, policy_settings=settings, policy_id="p", round=0, seed=seed
@@ -82,6 +86,7 @@ def main() -> None:
                 tokens_of(name, 0)
             print(name, profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30), sep="\n")
         return
+    torch._dynamo.config.recompile_limit = 1000  # one code object serves all layers
     rates: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
         tokens_of(name, 0, tokens=2)  # to warm up
@@ -107,10 +112,37 @@ def main() -> None:
 def attend(model: Any, name: str) -> None:
     """Computes the model's attention as `name` says."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if name == GROUPED:
+    for module in plain.modules():
+        if type(module).__name__.endswith(("RMSNorm", "MLP")):
+            module.__dict__.pop("forward", None)
+            if name == "compiled":
+                module.forward = torch.compile(module.forward, dynamic=True)
+    if name in (GROUPED, "compiled"):
         with_attention(plain, Policy(model="", attn_implementation=GROUPED))
     else:
         plain.set_attn_implementation(name)
+
+
+def products(model: Any, tokenizer: Any, prompts: list[Prompt], settings: Policy, sampling: Generation) -> int:
+    """Multiplies what a sampling multiplies with weights, if no answer ends early; the number of tokens that it is."""
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    *inner, head = layers
+    assert head.out_features == model.config.vocab_size
+    read = len(prompts) * max(
+        len(ids) for ids in encode_prompts(tokenizer, [to_messages(p, settings) for p in prompts])
+    )
+    rows = len(prompts) * sampling.samples_per_prompt
+    inputs = {
+        (n, layer.in_features): torch.randn(n, layer.in_features, dtype=layer.weight.dtype)
+        for n in (read, rows, len(prompts))
+        for layer in layers
+    }
+    with torch.inference_mode():
+        for step in range(sampling.max_new_tokens):
+            for layer in inner:
+                torch.nn.functional.linear(inputs[rows if step else read, layer.in_features], layer.weight)
+            torch.nn.functional.linear(inputs[rows if step else len(prompts), head.in_features], head.weight)
+    return rows * sampling.max_new_tokens
 
 
 def stock(model: Any, tokenizer: Any, prompts: list[Prompt], settings: Policy, sampling: Generation, batch: int) -> int:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.near import near, nearest
@@ -22,6 +23,17 @@ class Settings(BaseModel):
     """A block of a recipe or of a reward model: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_switch_is_no_number(cls, values: Any) -> Any:
+        """Pydantic would take `true` for 1."""
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            if isinstance(value, bool) and (field := cls.model_fields.get(name)) is not None:
+                kinds = _kinds(field.annotation)
+                if kinds & {int, float} and not kinds & {bool, Any}:
+                    raise ValueError(f"`{name}`: a number is needed, got {str(value).lower()}")
+        return values
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -114,6 +126,13 @@ def resolve_paths(value: Any, bases: Bases, key: tuple[str, ...] = ()) -> Any:
     elif key == ("policy", "model"):
         return absolute_model(value, bases.of(key))
     return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The classes that an annotation allows for the value itself, not for what is in it."""
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for part in get_args(annotation) for kind in _kinds(part)}
+    return {annotation}
 
 
 def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ what is read of it, and of the text's tokens) and `values` (float32, as bytes). 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import pyarrow.parquet as pq
 import torch
 
 from rlhf_loop.damage import reading
+from rlhf_loop.errors import UserError
 from rlhf_loop.files import fingerprint
 from rlhf_loop.models.distributed import gather, is_main
 from rlhf_loop.records import write_table
 from rlhf_loop.rewards.texts import Text
+
+logger = logging.getLogger(__name__)
 
 NAME = "features.parquet"
 
@@ -40,8 +44,12 @@ class KeptFeatures:
         size = 0
         for folder in folders:
             if (folder / NAME).exists() and (size := size + (folder / NAME).stat().st_size) <= MOST_READ:
-                with reading(folder / NAME):
-                    table = pq.read_table(folder / NAME, columns=["key", "values"])
+                try:
+                    with reading(folder / NAME):
+                        table = pq.read_table(folder / NAME, columns=["key", "values"])
+                except UserError as error:  # an earlier round's, whose step need not be made again for it
+                    logger.warning("its texts are computed anew: %s", error)
+                    continue
                 for key, values in zip(*(column.to_pylist() for column in table.columns), strict=True):
                     self.rows.setdefault(key, values)
 

@@ -174,6 +174,12 @@ def test_typed_paths_start_from_where_one_stands(tmp_path: Path, monkeypatch: py
     assert getattr(recipe.evaluation.judge, "model", None) == ROOT / "reward_models" / "frozen_head"
 
 
+def test_a_switch_is_no_number() -> None:
+    assert "`rounds`: a number is needed, got true" in refused(SMOKE, "rounds=true")
+    assert "`max_kl`: a number is needed, got false" in refused(SMOKE, "gate.max_kl=false")  # null: off
+    assert Recipe.load(SMOKE, ["policy.trust_remote_code=true"]).policy.trust_remote_code is True
+
+
 def test_a_malformed_override_is_explained() -> None:
     assert "write key.sub=value" in refused(SMOKE, "seed")
     assert "is not one of the 1 items" in refused(SMOKE, "prompts.train.3=x")

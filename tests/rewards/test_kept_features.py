@@ -25,6 +25,21 @@ TEXTS = [Text(prompt=(("user", f"What is {word}?"),), completion=f"A {word}.") f
 SIDES = [(f"prompt-{number}", f"completion-{number}", text) for number, text in enumerate(TEXTS)]
 
 
+def test_a_damaged_file_is_said_and_its_texts_are_computed_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    kept = KeptFeatures()
+    first = head.Features(HeadSpec(), POLICY, kept)(TEXTS)
+    for name in ("damaged", "whole"):
+        (tmp_path / name).mkdir()
+        kept.write(tmp_path / name, SIDES[:2] if name == "damaged" else SIDES[2:])
+    path = tmp_path / "damaged" / "features.parquet"
+    path.write_bytes(path.read_bytes()[:-40])
+
+    again = KeptFeatures([tmp_path / "damaged", tmp_path / "whole"])
+    assert len(again.rows) == 1  # of the whole one
+    assert f"its texts are computed anew: {path} is damaged" in caplog.text
+    assert torch.equal(head.Features(HeadSpec(), POLICY, again)(TEXTS), first)
+
+
 def test_what_was_kept_is_not_computed_again_and_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     kept = KeptFeatures()
     first = head.Features(HeadSpec(), POLICY, kept)(TEXTS)
