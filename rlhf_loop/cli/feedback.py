@@ -134,12 +134,17 @@ def feedback_check(
 
 def _validated(store: Store, settings: Validation | None) -> tuple[dict[str, Any], list[str]]:
     """What validation says; the records that it reads are let go of here, before the next measures need memory."""
-    from rlhf_loop.feedback.validation import validate
+    from rlhf_loop.feedback.validation import limits_of, validate
     from rlhf_loop.recipe import Validation
+    from rlhf_loop.rows.critiqued import counts_of, critique_lines, critiqued_completions
 
-    completions = {c.id: c for c in store.completions()}
-    result = validate(store.feedback(), completions, {p.id: p for p in store.prompts()}, settings or Validation())
-    return result.to_dict(), result.lines()
+    completions, prompts = {c.id: c for c in store.completions()}, {p.id: p for p in store.prompts()}
+    limits = settings or Validation()
+    result = validate(store.feedback(), completions, prompts, limits)
+    training = {prompt.id: prompt for prompt in prompts.values() if prompt.split == "train"}
+    sound = [record for record in [*result.usable, *result.set_aside] if record.prompt_id in training]
+    critiques = counts_of(*critiqued_completions(sound, completions, training, limits_of(limits)))
+    return {**result.to_dict(), "critiques": critiques}, [*result.lines(), *critique_lines(critiques)]
 
 
 @app.command("stats")

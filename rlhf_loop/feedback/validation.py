@@ -6,8 +6,9 @@ Nothing is lost: what does not pass is quarantined or set aside, with the reason
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from rlhf_loop.records import (
     Skip,
     Thumb,
 )
+from rlhf_loop.rows.critiqued import ALL_KINDS, Limits
 
 CHECKS = {
     "unknown": "name a prompt or completion that is not there",
@@ -125,6 +127,16 @@ def validate(
     check.critiques()
     check.cycles()
     return check.report()
+
+
+def limits_of(settings: Validation, kinds: Collection[str] = ALL_KINDS, system_prompt: str | None = None) -> Limits:
+    """Which critiques are left out of what is learned from, by the same settings."""
+    return Limits(
+        is_vague=partial(is_vague, min_words=settings.min_critique_words),
+        max_words=settings.max_words,
+        kinds=kinds,
+        system_prompt=system_prompt,
+    )
 
 
 class _Checks:
@@ -284,7 +296,8 @@ class _Checks:
                 self.remaining[number] = replace(record, strength=(most - fewest) / (most + fewest))
 
     def critiques(self) -> None:
-        """Removes vague critiques from what carries them; a critique that is nothing else goes whole."""
+        """Removes vague critiques from what carries them; a critique that is nothing else, and has no tag that says
+        what is wrong, goes whole."""
         minimum = self.settings.min_critique_words
         kept: list[Feedback] = []
         for record in self.remaining:
@@ -292,6 +305,10 @@ class _Checks:
             if not isinstance(record, Critique) if record.comment is None else not is_vague(record.comment, minimum):
                 kept.append(record)
             elif any(not is_vague(comment, minimum) for comment in comments):
+                kept.append(replace(record, comment=None))
+            elif isinstance(record, Critique) and any(span.label.strip() for span in record.spans):
+                if record.comment is not None:
+                    self._count("vague_critique", f"{record.id}: {record.comment[:80]!r}")
                 kept.append(replace(record, comment=None))
             else:
                 self._count("vague_critique", f"{record.id}: {(record.comment or '')[:80]!r}")

@@ -12,7 +12,7 @@ from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json
 from rlhf_loop.kept_recipe import read_kept
-from rlhf_loop.records import Completion, Prompt, read_records
+from rlhf_loop.records import Completion, Feedback, Prompt, read_records
 from rlhf_loop.run_dir import STEPS, RunDir
 from rlhf_loop.step_folders import read_manifest
 
@@ -109,6 +109,11 @@ class Round:
     def answers(self) -> list[Completion]:
         """What the evaluated policy answered to the held-out prompts; in round 0 the base policy."""
         return self._records("evaluate/answers.parquet", Completion)
+
+    @cached_property
+    def feedback(self) -> list[Feedback]:
+        """What of the feedback before it was usable."""
+        return self._records("snapshot/feedback.parquet", Feedback)
 
     @cached_property
     def prompts(self) -> list[Prompt]:

@@ -9,11 +9,13 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader, Undefined
 
 from rlhf_loop.endpoints.answers import spent_in
+from rlhf_loop.feedback.quality.themes import themes
 from rlhf_loop.feedback.validation import CHECKS
 from rlhf_loop.records import Completion, Prompt
 from rlhf_loop.report import charts
 from rlhf_loop.report.data import SHARED, Round, read_recipe, read_rounds
 from rlhf_loop.report.round_charts import MOST_TIMED, progress_charts, reward_charts, timings_chart
+from rlhf_loop.report.theme_charts import theme_page
 from rlhf_loop.run_dir import RunDir
 
 SAMPLE_PROMPTS = 6
@@ -49,6 +51,8 @@ def render(run: RunDir) -> str:
         rounds=rounds,
         samples=sample_answers(rounds),
         answered_prompts=len(_latest(rounds, lambda r: r.prompts) or []),
+        control=(recipe.get("critiques") or {}).get("control"),
+        complaints=theme_page(themes(_latest(rounds, lambda r: r.feedback) or [])),
         feedback=[feedback_row(r) for r in rounds if _was_asked(r)],
         validation=validation(rounds),
         timings=timings_chart(rounds),
@@ -172,6 +176,7 @@ def validation(rounds: Sequence[Round]) -> dict[str, Any]:
         _table("Pieces that", {name: count for name, count in found.items() if count}),
         _table("Annotators", last.get("per_annotator") or {}),
         _table("Preferences without a pair", last.get("no_pair") or {}),
+        *_critique_tables(last.get("critiques") or {}),
     ]
     examples = [
         f"{CHECKS.get(name, _words(name))}: {line}"
@@ -185,6 +190,21 @@ def validation(rounds: Sequence[Round]) -> dict[str, Any]:
         "examples": examples,
         "of_others": sum(row.get("given", 0) for who, row in given.items() if not who.startswith("simulated:")),
     }
+
+
+def _critique_tables(counts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What there is to learn from critiques, and what was left out."""
+    by = {f"critiques of {_SAID_BY.get(who, who)}": count for who, count in (counts.get("by_origin") or {}).items()}
+    called = {f"answers called {what}": count for what, count in (counts.get("answers_called") or {}).items()}
+    moved = counts.get("moved_to_another_answer")
+    there = {**by, "edits": counts.get("edits"), **called, "critiques moved to another answer": moved}
+    return [
+        _table("To learn from critiques", {name: count for name, count in there.items() if count}),
+        _table("Critiques left out", counts.get("left_out") or {}),
+    ]
+
+
+_SAID_BY = {"human": "people", "simulated": "a simulated annotator", "llm": "a model"}
 
 
 def endpoint_rows(recipe: Mapping[str, Any], spent: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:

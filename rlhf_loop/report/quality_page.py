@@ -15,6 +15,7 @@ from rlhf_loop.report import charts
 from rlhf_loop.report.charts import Chart, Series
 from rlhf_loop.report.data import SHARED
 from rlhf_loop.report.page import number, percent
+from rlhf_loop.report.theme_charts import theme_page
 
 ANNOTATORS = 200  # rows of the table; the JSON has all
 
@@ -49,6 +50,7 @@ def render(name: str, validation: Mapping[str, Any], quality: Mapping[str, Any])
         hidden=max(0, len(annotators) - ANNOTATORS),
         flagged=sum(bool(row["flags"]) for row in annotators),
         series=SERIES,
+        complaints=theme_page(quality["themes"]),
         drift_charts=[chart for key, series in quality["drift"].items() if (chart := _drift_chart(key, series))],
         annotator_chart=charts.intervals(
             "Accuracy of annotators",

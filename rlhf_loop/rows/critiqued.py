@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rlhf_loop.records import (
     Completion,
@@ -25,6 +26,9 @@ from rlhf_loop.records import (
     stable_id,
 )
 from rlhf_loop.rows.parts import answer, origin_of
+
+ALL_KINDS = ("human", "simulated", "llm", "code")
+"""Who may have said it: people, a simulated annotator, a model that judges, a program."""
 
 QUOTED_WORDS = 8
 """So many words of a system prompt in a row are a quotation of it."""
@@ -55,11 +59,7 @@ def critiqued_completions(
     learn to recite it.
     """
     feedback = list(feedback)
-    verdicts = {
-        (record.annotator.id, record.completion_id): label
-        for record in feedback
-        if isinstance(record, Thumb | Rating) and (label := _verdict(record)) is not None
-    }
+    verdicts = verdicts_of(feedback)
     rows: dict[tuple[str, ...], CritiquedCompletion] = {}
     left_out: Counter[str] = Counter()
     for record in feedback:
@@ -70,21 +70,61 @@ def critiqued_completions(
             if origin_of(record) not in limits.kinds:
                 left_out["of_a_kind_that_does_not_count"] += 1
                 continue
-            text = said.critique
-            if text and (reason := _refusal(text, prompt, limits)) is not None:
-                left_out[reason] += 1
-                if isinstance(record, Critique):
-                    continue
-                text = ""
-            if not text and said.label is None and said.revision is None:
-                continue
-            label = said.label
+            text, label = said.critique, said.label
             if isinstance(record, Critique):
                 label = verdicts.get((record.annotator.id, said.completion_id), False)
+            if text and (reason := _refusal(text, prompt, limits)) is not None:
+                left_out[reason] += 1
+                text = ""
+            says_nothing = isinstance(record, Critique) and not any(span.label for span in record.spans)
+            if not text and said.revision is None and (says_nothing or label is None):
+                continue
             row = _row(record, said, text, label, completions[said.completion_id], prompt)
             key = (row.annotator, row.completion_id, row.critique, row.revision or "", "" if text else str(row.label))
             rows[key] = _merged(rows[key], row) if key in rows else row
     return list(rows.values()), left_out
+
+
+def verdicts_of(feedback: Iterable[Feedback]) -> dict[tuple[str, str], bool]:
+    """What thumbs and ratings say of answers, by annotator and completion; the last one counts."""
+    return {
+        (record.annotator.id, record.completion_id): label
+        for record in feedback
+        if isinstance(record, Thumb | Rating) and (label := _verdict(record)) is not None
+    }
+
+
+def losers_of(preference: Preference) -> list[str]:
+    """The answers that a comment on a preference is about: none at a tie."""
+    a, b = preference.a_id, preference.b_id
+    return {"a": [b], "b": [a], "tie": [], "both_bad": [a, b]}[preference.winner]
+
+
+def counts_of(rows: Sequence[CritiquedCompletion], left_out: Mapping[str, int]) -> dict[str, Any]:
+    """What there is to learn from, for reports; `left_out` as `critiqued_completions` gives it."""
+    with_words = [row for row in rows if row.critique]
+    return {
+        "critiques": len(with_words),
+        "by_origin": dict(Counter(row.origin for row in with_words)),
+        "edits": sum(row.revision is not None for row in rows),
+        "answers_called": {
+            "good": len({row.completion_id for row in rows if row.label is True}),
+            "bad": len({row.completion_id for row in rows if row.label is False}),
+        },
+        "left_out": dict(left_out),
+    }
+
+
+def critique_lines(counts: Mapping[str, Any]) -> list[str]:
+    """`counts_of` for people."""
+    by = ", ".join(f"{count:,} {origin}" for origin, count in counts["by_origin"].items())
+    called = counts["answers_called"]
+    text = [
+        f"critiques     {counts['critiques']:,} to learn from{f' ({by})' if by else ''}, {counts['edits']:,} edits; "
+        f"{called['bad']:,} answers called bad, {called['good']:,} good"
+    ]
+    text += [f"  {count:,} left out: {reason.replace('_', ' ')}" for reason, count in counts["left_out"].items()]
+    return text
 
 
 def shuffled(rows: Sequence[CritiquedCompletion], seed: int) -> list[CritiquedCompletion]:
@@ -132,9 +172,8 @@ def _said(record: Feedback, completions: Mapping[str, Completion], limits: Limit
         yield _Said(completion_id=record.completion_id, revision=record.edited_completion.strip())
         if comment:
             yield _Said(completion_id=record.completion_id, critique=comment, label=False)
-    elif isinstance(record, Preference) and comment and record.winner != "tie":
-        losers = {"a": [record.b_id], "b": [record.a_id]}.get(record.winner, [record.a_id, record.b_id])
-        for completion_id in losers:
+    elif isinstance(record, Preference) and comment:
+        for completion_id in losers_of(record):
             yield _Said(completion_id=completion_id, critique=comment, label=False)
 
 

@@ -10,9 +10,7 @@ the meantime.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,11 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.collector import collector_paused
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import about
-from rlhf_loop.feedback.vague import is_vague
-from rlhf_loop.feedback.validation import ValidationReport, validate
+from rlhf_loop.feedback.validation import ValidationReport, limits_of, validate
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Completion, Feedback, PreferencePair, Prompt, write_records
-from rlhf_loop.rows.critiqued import Limits, critiqued_completions, shuffled
+from rlhf_loop.rows.critiqued import counts_of, critiqued_completions, shuffled
 from rlhf_loop.rows.demonstrations import demonstrations
 from rlhf_loop.rows.labels import labels_from_feedback
 from rlhf_loop.rows.pairs import pairs_from_feedback
@@ -130,31 +127,13 @@ def _critiques(
         sound,
         completions,
         prompts,
-        Limits(
-            is_vague=partial(is_vague, min_words=limits.min_critique_words),
-            max_words=limits.max_words,
-            kinds=settings.kinds,
-            system_prompt=recipe.policy.system_prompt,
-        ),
+        limits_of(limits, settings.kinds, recipe.policy.system_prompt),
     )
     if settings.control == "shuffled":
         rows = shuffled(rows, recipe.seed)
     write_records(folder / "critiques.parquet", rows)
-    with_words = [row for row in rows if row.critique]
-    counts = {
-        "rows": len(rows),
-        "critiques": len(with_words),
-        "by_origin": dict(Counter(row.origin for row in with_words)),
-        "edits": sum(row.revision is not None for row in rows),
-        "answers_called": {
-            "good": len({row.completion_id for row in rows if row.label is True}),
-            "bad": len({row.completion_id for row in rows if row.label is False}),
-        },
-        "left_out": dict(left_out),
-        "control": settings.control,
-        "moved_to_another_answer": sum(row.said_of is not None for row in rows),
-    }
-    return {"critiques": counts}
+    moved = sum(row.said_of is not None for row in rows)
+    return {"critiques": {**counts_of(rows, left_out), "control": settings.control, "moved_to_another_answer": moved}}
 
 
 def _by_split(pairs: Sequence[PreferencePair], prompts: Mapping[str, Prompt]) -> dict[str, list[PreferencePair]]:

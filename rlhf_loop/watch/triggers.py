@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import pyarrow.parquet as pq
 
-from rlhf_loop.algorithms import Consumes
 from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.arrivals import Arrivals, arrivals_after, newest_number
@@ -27,7 +26,7 @@ from rlhf_loop.records import Feedback, Implicit, Preference
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.step_folders import read_manifest
 from rlhf_loop.steps.snapshot import learns_from_pairs
-from rlhf_loop.watch.consumed import consumed, consumers, hunger, in_words, possible_kinds
+from rlhf_loop.watch.consumed import Eats, consumed, consumers, hunger, in_words, possible_kinds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,8 +41,8 @@ class News:
     missing_pairs: int  # how many more pairs the round needs (`feedback.validation.min_pairs`)
     refused: dict[str, int] = field(default_factory=dict)  # new pieces that are not valid, by kind
     useless: int = 0  # new pieces that nothing in the round trains on, though nothing is wrong with them
-    consumers: dict[str, Consumes] = field(default_factory=dict)  # what learns from feedback, and from what
-    starved: dict[str, Consumes] = field(default_factory=dict)  # those that would have nothing to train on
+    consumers: dict[str, Eats] = field(default_factory=dict)  # what learns from feedback, and from what
+    starved: dict[str, Eats] = field(default_factory=dict)  # those that would have nothing to train on
 
 
 def arrivals(store: Store, run: RunDir) -> Arrivals:
@@ -188,7 +187,7 @@ def _too_few(count: int, oldest: float | None, settings: Watch, now: float) -> b
     return count < settings.min_new and not is_old
 
 
-def _few(count: int, useless: int, who: Mapping[str, Consumes], settings: Watch, bound: str = "") -> str:
+def _few(count: int, useless: int, who: Mapping[str, Eats], settings: Watch, bound: str = "") -> str:
     """How many there are, and why those that nothing in the round trains on do not count."""
     if not useless or not who:
         return f"{count} of {settings.min_new} new pieces of feedback"

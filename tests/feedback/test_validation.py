@@ -243,3 +243,12 @@ def test_real_debates_are_validated() -> None:
         )
     assert (report.pairs, report.counts["contradiction"], report.needed) == (7150, 12, None)
     assert 0 < report.counts["vague_critique"] < 100
+
+
+def test_a_critique_of_tags_alone_says_what_is_wrong() -> None:
+    tagged = (Span(start=0, end=3, label="too long"),)
+    about: dict = {"prompt_id": "p", "completion_id": "b", "spans": tagged}
+    of_ann = Critique(id="f1", annotator=Annotator(id="ann"), **about)
+    report = check([of_ann, Critique(id="f2", annotator=Annotator(id="bob"), comment="bad", **about)])
+    assert [(record.comment, record.spans) for record in report.usable] == [(None, tagged)] * 2
+    assert report.counts["vague_critique"] == 1

@@ -135,6 +135,17 @@ def test_prompts_with_complaints_are_drawn_first(run: Path) -> None:
     assert drawn <= complained or complained <= drawn
 
 
+def test_the_report_shows_the_pairs_the_critiques_and_the_reasons(run: Path) -> None:
+    html = (run / "report.html").read_text()
+    assert "edit pair" in html
+    assert "fresh pairs" in html
+    assert "critiques of people" in html
+    assert "critiques of a simulated annotator" in html
+    assert "What is complained of" in html
+    assert "1 complaint by people" in html
+    assert "control experiment" not in html
+
+
 def test_a_rerun_makes_nothing_again(run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.glob("round_*/*/manifest.json")}
     (run / "round_001" / "manifest.json").unlink()
@@ -156,6 +167,7 @@ def test_a_block_without_methods_changes_nothing_that_is_trained_on(
     assert "critiques.parquet" not in without["1/snapshot"]
     assert without["1/assemble"]["training_data.parquet"] == with_block["1/assemble"]["training_data.parquet"]
     assert read_json(RunDir(control).step(1, "assemble") / "summary.json")["control"] == "shuffled"
+    assert "control experiment" in (control / "report.html").read_text()
     frozen = RunDir(control).step(1, "snapshot")
     mixed = read_records(frozen / "critiques.parquet", CritiquedCompletion)
     moved = [row for row in mixed if row.said_of is not None]

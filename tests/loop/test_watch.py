@@ -190,6 +190,7 @@ def test_new_is_what_the_last_snapshot_did_not_hold_and_validation_lets_pass(tmp
 
 KTO = ["update.algorithm=kto", "reward=null"]
 DPO = ["reward=null", "pairing.sources=[feedback]"]
+FRESH = ["critiques.fresh={}"]
 FUNCTION = f"reward.model={ROOT}/reward_models/brief_and_complete"
 
 
@@ -231,6 +232,12 @@ def some_feedback(kind: str) -> list[Any]:
         ("pairs", ["update.algorithm=sft", "reward=null"], 0,
          "3 new pieces, 0 of which sft can use: it consumes edits"),
         ("edits", ["update.algorithm=sft", "reward=null"], 3, None),
+        ("edits", [*DPO, "critiques.edits={}"], 3, None),
+        ("critiques", FRESH, 3, None),
+        ("edits", FRESH, 0,
+         "3 new pieces, 0 of which dpo or the reward model or learning from critiques can use: dpo consumes pairs, the "
+         "reward model consumes pairs, learning from critiques consumes critiques, comments, thumbs and edits"),
+        ("thumbs", FRESH, 2, None),  # the thumb up is no complaint
         ("critiques", ["update.algorithm=ppo", FUNCTION], 3, None),  # nothing learns from feedback
     ],
 )  # fmt: skip

@@ -22,7 +22,7 @@ from rlhf_loop.records import (
     Span,
     Thumb,
 )
-from rlhf_loop.rows.critiqued import Limits, critiqued_completions, shuffled
+from rlhf_loop.rows.critiqued import Limits, counts_of, critique_lines, critiqued_completions, shuffled
 from rlhf_loop.rows.critiques import Material, pairs_of
 
 SYSTEM = "You are Ada, the assistant of a shop in Ghent, and never name the prices of others."
@@ -105,6 +105,27 @@ def test_the_same_words_of_the_same_person_are_one_row_with_the_spans() -> None:
     assert (row.feedback_ids, row.spans, row.label) == (("f", "c"), (span,), False)
     rows, _ = rows_of(pair("f", "a"), said(Critique, "c", who="bob", comment=COMMENT))
     assert len(rows) == 2
+
+
+def test_a_critique_of_tags_alone_is_a_complaint_without_words() -> None:
+    tags = (Span(start=0, end=20, label="too long"),)
+    (row,), _ = rows_of(said(Critique, "c", comment=None, spans=tags))
+    assert (row.critique, row.label, row.spans) == ("", False, tags)
+
+
+def test_counts_are_by_whom_and_say_what_was_left_out() -> None:
+    counts = counts_of(*rows_of(pair("f", "a"), pair("g", "tie"), said(Thumb, "t", completion_id="c", label=True)))
+    assert counts == {
+        "critiques": 1,
+        "by_origin": {"human": 1},
+        "edits": 0,
+        "answers_called": {"good": 1, "bad": 1},
+        "left_out": {"about_neither_answer": 1},
+    }
+    assert critique_lines(counts) == [
+        "critiques     1 to learn from (1 human), 0 edits; 1 answers called bad, 1 good",
+        "  1 left out: about neither answer",
+    ]
 
 
 def test_what_is_said_of_a_part_stands_with_its_words() -> None:

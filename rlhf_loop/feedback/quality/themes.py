@@ -1,0 +1,251 @@
+"""What people complain about, and whether it gets better: their reasons in groups, by tags where they gave some, else
+by words, without a model.
+
+The measure is the share of judged answers that somebody complained of for a reason, in each round; its interval
+resamples prompts. A text that no word of the lexicon is in counts as `other`; of these, those that do not read as
+English are counted apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_loop.annotators.english import FUNCTION_WORDS
+from rlhf_loop.feedback.store.table_rows import about
+from rlhf_loop.records import Critique, Edit, Feedback, Implicit, Preference, Rating, Retraction, Skip, Thumb
+from rlhf_loop.resampling import Floats, percentile_interval, resampled_ratios
+from rlhf_loop.rows.critiqued import losers_of, verdicts_of
+from rlhf_loop.rows.parts import origin_of
+
+LEXICON: dict[str, tuple[str, ...]] = {
+    "length": (
+        "long", "short", "length", "brief", "concise", "succinct", "verbos", "wordy", "rambl", "trim", "padding",
+        "fluff",
+    ),
+    "tone": (
+        "tone", "rude", "polite", "impolite", "friendl", "unfriendl", "formal", "informal", "cold", "arrogan",
+        "condescend", "patroni", "preach", "lectur", "harsh", "sarcas", "aggressiv", "robotic", "stiff", "apologi",
+    ),
+    "facts": (
+        "wrong", "incorrect", r"correct(?!ly)", "false", "inaccura", "accura", "error", "mistake",
+        r"fact(?:s|ual|ually)?\b", "hallucinat", "made up", "makes up", "invent", "untrue", "outdated", "source",
+        "citation", "evidence",
+    ),
+    "relevance": (
+        "off.topic", "topic", "irrelevan", "relevan", "unrelated", "question", "request", "asked", "wander", "ignor",
+        "never mentions", "instruction", "misunderst", "beside the point",
+    ),
+    "clarity": (
+        "unclear", r"clear(?!ly)", "clarity", "confus", "understand", "incoheren", "coheren", "ambig", "vague",
+        "jargon", "complicated", "grammar", "spelling", "typo", "sentences?", "readab", "unreadab", "nonsens",
+        "gibberish", "repeat", "repetit",
+    ),
+    "completeness": (
+        "incomplete", r"complete(?!ly)", "missing", "misses", "lack", "omit", "leaves out", "left out", "detail",
+        "example", "cut off", "cuts off", "unfinished", "finish", "stops in the middle", "partial", "depth", "shallow",
+        "superficial", "not enough",
+    ),
+    "safety": (
+        "unsafe", r"safe(?:ty|r)?\b", "harm", "danger", "offens", "toxic", r"hate(?:s|ful)?\b", "bias", "racis",
+        "sexis", "illegal", "privacy", "violen", "inappropriate", "refus",
+    ),
+    "format": (
+        "format", "markdown", "bullet", r"lists?\b", r"tables?\b", "heading", "code block", "layout", "paragraph",
+        "indent", "json", "latex", "emoji", "symbol", "capital", "punctuat",
+    ),
+}  # fmt: skip
+"""Theme -> beginnings of words (regular expressions) that stand for it."""
+
+OTHER = "other"
+THEMES = (*LEXICON, OTHER)
+
+FUNCTION_WORDS_SHARE = 0.2
+"""Of the words of an English text at least; neighbouring languages share one or two."""
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+def themes_of(text: str, tags: Iterable[str] = ()) -> list[str]:
+    """The themes of one complaint, in the order of `THEMES`: those of its tags, where it has any, else those of its
+    words; `other` where they name none."""
+    given = [tag for tag in tags if tag.strip()]
+    said = "\n".join(given) if given else text
+    return [theme for theme, pattern in _PATTERNS.items() if pattern.search(said)] or [OTHER]
+
+
+def reads_as_english(text: str) -> bool:
+    """Whether enough of its words hold English sentences together. A few words may not, though they are English."""
+    words = re.findall(r"[\w']+", text.lower())
+    return sum(word in FUNCTION_WORDS for word in words) >= FUNCTION_WORDS_SHARE * len(words)
+
+
+def themes(feedback: Sequence[Feedback]) -> dict[str, Any]:
+    """Counts of complaints and of answers by theme, over all and by round, as plain JSON types.
+
+    Only people's complaints count where there are any; else those of the first kind there is (`whose`), and `others`
+    says how many each other kind made. `themes` has the share of judged answers complained of by theme (`share, low,
+    high, n`), the same in each round, and the change from the first round to the last, whose interval allows for as
+    many comparisons as there are themes (Bonferroni).
+    """
+    found = list(_complaints(feedback))
+    made = Counter(origin for origin, *_ in found)
+    whose = next((kind for kind in ("human", "llm", "code", "simulated") if made[kind]), None)
+    mine = [complaint for complaint in found if complaint[0] == whose]
+    judged = _judged(feedback, whose)
+    answers: dict[str, set[tuple[int, str, str]]] = {theme: set() for theme in THEMES}
+    texts: Counter[str] = Counter()
+    unknown = 0
+    for _, place, text, tags in mine:
+        named = themes_of(text, tags)
+        unknown += named == [OTHER] and not any(tags) and not reads_as_english(text)
+        texts.update(named)
+        for theme in named:
+            answers[theme].add(place)
+    tables = {theme: _Table(judged, answers[theme]) for theme in THEMES if answers[theme]}
+    return {
+        "whose": whose,
+        "others": {kind: count for kind, count in made.items() if kind != whose},
+        "complaints": len(mine),
+        "judged": len(judged),
+        "not_english": unknown,
+        "themes": {
+            theme: {"complaints": texts[theme], **table.measured(None), "rounds": table.rounds(), "change": change}
+            for theme, table in sorted(tables.items(), key=lambda item: (-texts[item[0]], item[0]))
+            for change in [table.change(comparisons=len(tables))]
+        },
+    }
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """`themes` for people."""
+    if found["whose"] is None:
+        return []
+    text = [
+        f"complaints    {found['complaints']:,} by {WHOSE[found['whose']]}, on {found['judged']:,} judged answers; "
+        "the share of these that somebody complained of for"
+    ]
+    for theme, row in found["themes"].items():
+        text.append(f"  {theme:<12} {_shown(row)}{change_in_words(row['change'])}")
+    if found["not_english"]:
+        text.append(
+            f"  {found['not_english']:,} of `other` do not read as English, which is all that the lexicon knows"
+        )
+    return text
+
+
+WHOSE = {
+    "human": "people",
+    "llm": "a model that judges",
+    "code": "code",
+    "simulated": "a simulated annotator, not by people",
+}
+
+
+def change_in_words(change: Mapping[str, Any] | None) -> str:
+    """`; round 1 to 3: -12 points [-20, -4], less of it`, or that no change is shown."""
+    if change is None:
+        return ""
+    said = "less of it" if change["high"] < 0 else "more of it" if change["low"] > 0 else "no change shown"
+    points = [100 * change[name] for name in ("difference", "low", "high")]
+    shown = "{:+.0f} points [{:+.0f}, {:+.0f}]".format(*points)
+    return f"; round {change['from']} to {change['to']}: {shown}, {said}"
+
+
+class _Table:
+    """Judged answers, and those complained of, by round and prompt."""
+
+    def __init__(self, judged: Iterable[tuple[int, str, str]], complained: set[tuple[int, str, str]]):
+        self.by_round: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+        for round, prompt_id, completion_id in judged:
+            cell = self.by_round[round][prompt_id]
+            cell[0] += (round, prompt_id, completion_id) in complained
+            cell[1] += 1
+
+    def measured(self, round: int | None) -> dict[str, Any]:
+        """`{share, low, high, n}` of a round (None: of all); no interval where all is of one prompt."""
+        counts = self._counts(round)
+        total, n = (int(number) for number in counts.sum(0))
+        low, high = None, None
+        if len(counts) > 1:
+            low, high = percentile_interval(self._drawn(round), CONFIDENCE)
+        return {"share": total / n if n else None, "low": low, "high": high, "n": n}
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The same of each round."""
+        return [{"round": round, **self.measured(round)} for round in sorted(self.by_round)]
+
+    def change(self, comparisons: int) -> dict[str, Any] | None:
+        """From the first round to the last; None where there is one round, or prompts are too few for an interval."""
+        first, last = min(self.by_round), max(self.by_round)
+        if first == last or min(len(self.by_round[first]), len(self.by_round[last])) < 2:
+            return None
+        difference = self._drawn(last) - self._drawn(first)
+        low, high = percentile_interval(difference, 1 - (1 - CONFIDENCE) / comparisons)
+        shares = [self.measured(round)["share"] for round in (first, last)]
+        return {"from": first, "to": last, "difference": shares[1] - shares[0], "low": low, "high": high}
+
+    def _counts(self, round: int | None) -> np.ndarray:
+        """(G, 2): of each prompt, the answers complained of, and all that were judged."""
+        parts = [self.by_round[round]] if round is not None else self.by_round.values()
+        summed: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for part in parts:
+            for prompt_id, (complained, judged) in part.items():
+                summed[prompt_id][0] += complained
+                summed[prompt_id][1] += judged
+        return np.array([summed[prompt_id] for prompt_id in sorted(summed)], dtype=np.int64).reshape(-1, 2)
+
+    def _drawn(self, round: int | None) -> Floats:
+        counts = self._counts(round)
+        return resampled_ratios(counts[:, 0], counts[:, 1], seed=0 if round is None else round + 1, resamples=RESAMPLES)
+
+
+def _complaints(feedback: Sequence[Feedback]) -> Iterator[tuple[str, tuple[int, str, str], str, list[str]]]:
+    """Whose, of which answer (round, prompt, completion), in which words, with which tags. The same words of the same
+    person about the same answer count once."""
+    verdicts = verdicts_of(feedback)
+    seen: set[tuple[str, str, str, tuple[str, ...]]] = set()
+    for record in sorted(feedback, key=lambda r: not isinstance(r, Critique)):  # which has the tags
+        text, tags = (record.comment or "").strip(), []
+        if isinstance(record, Preference):
+            ids = losers_of(record)
+        elif isinstance(record, Critique):
+            ids = [] if verdicts.get((record.annotator.id, record.completion_id)) else [record.completion_id]
+            tags = list(dict.fromkeys(span.label for span in record.spans if span.label.strip()))
+            text = "\n".join([text, *(span.comment for span in record.spans)]).strip()
+        elif isinstance(record, Thumb | Rating):
+            good = verdicts.get((record.annotator.id, record.completion_id))
+            ids = [] if good else [record.completion_id]
+        elif isinstance(record, Edit):
+            ids = [record.completion_id]
+        else:
+            continue
+        for completion_id in ids if text or tags else ():
+            said = (record.annotator.id, completion_id, (record.comment or "").strip() or text, ())
+            if said not in seen:
+                seen.add(said)
+                yield origin_of(record), (record.round, record.prompt_id, completion_id), text, tags
+
+
+def _judged(feedback: Iterable[Feedback], whose: str | None) -> list[tuple[int, str, str]]:
+    return sorted(
+        {
+            (record.round, record.prompt_id, completion_id)
+            for record in feedback
+            if not isinstance(record, Skip | Implicit | Retraction) and origin_of(record) == whose
+            for completion_id in about(record)
+        }
+    )
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    interval = "" if row["low"] is None else f" [{row['low']:.0%}, {row['high']:.0%}]"
+    return f"{row['share']:.0%}{interval} ({row['complaints']:,} complaints)"
+
+
+_PATTERNS = {theme: re.compile(rf"\b(?:{'|'.join(stems)})", re.IGNORECASE) for theme, stems in LEXICON.items()}
