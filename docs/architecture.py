@@ -46,7 +46,8 @@ LAYERS = (
         says="what flows, and every setting: all may use them (no lines are drawn)",
         rooms=(
             "algorithms", "annotators", "columns", "critique_methods", "endpoints", "engines", "model_checks", "recipe",
-            "recipe_rules", "records", "reward_function", "reward_spec", "reward_values", "rows", "trainer_fields",
+            "recipe_rules", "records", "reward_function", "reward_spec", "reward_values", "rows", "strategies",
+            "trainer_fields",
         ),
         may_import=("ground",),
     ),
@@ -72,7 +73,7 @@ LAYERS = (
     Layer(
         name="work",
         says="none of these knows another",
-        rooms=("evaluation", "generation", "rewards", "updates"),
+        rooms=("evaluation", "generation", "retrieval", "rewards", "updates"),
         may_import=("ground", "words", "models"),
         torch=True,
         apart=True,

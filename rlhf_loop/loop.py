@@ -18,22 +18,24 @@ from rlhf_loop.files import read_json, write_json
 from rlhf_loop.kept_recipe import keep_recipe
 from rlhf_loop.launch.launcher import Launcher
 from rlhf_loop.progress import RunProgress
-from rlhf_loop.recipe import EndpointJudge, Recipe, RewardModelJudge
+from rlhf_loop.recipe import Recipe, RewardModelJudge
 from rlhf_loop.records import Artifact
 from rlhf_loop.report import write_report
 from rlhf_loop.report.status import with_interval
 from rlhf_loop.runs import BASE, Run
 from rlhf_loop.steps.ask import ask
 from rlhf_loop.steps.assemble import assemble
-from rlhf_loop.steps.calibrate import calibrate, calibration_hash
 from rlhf_loop.steps.complete import complete
 from rlhf_loop.steps.contents import plain_text_hash, spec_hashes
-from rlhf_loop.steps.earlier import kept_features, reward_of_same_pairs, steps_before
-from rlhf_loop.steps.gate import decide, judge_agreement
+from rlhf_loop.steps.earlier import kept_features, reward_of_same_pairs, steps_before, steps_of_rounds
+from rlhf_loop.steps.gate import decide
 from rlhf_loop.steps.keep import keep_completions, keep_model, keep_questions, keep_reward_model, keep_scores
 from rlhf_loop.steps.made_once import StepMaker
 from rlhf_loop.steps.prepare import check_demonstrations, check_rewards, take_in
+from rlhf_loop.steps.recall import recall
 from rlhf_loop.steps.snapshot import snapshot
+from rlhf_loop.steps.variety import variety
+from rlhf_loop.strategies import STRATEGIES
 
 CONTROL = (
     "CONTROL EXPERIMENT: critiques are shuffled between answers (critiques.control), so nothing can be learned from "
@@ -129,11 +131,10 @@ class _Rounds:
         frozen = self._snapshot(0)
         if isinstance(self.recipe.evaluation.judge, RewardModelJudge):
             self._judge(frozen)
-        elif isinstance(self.recipe.evaluation.judge, EndpointJudge):
-            self._calibrate(self.recipe.evaluation.judge)
         self._evaluate(0, frozen, self.run.policy(self.store, BASE), None)
         policy = BASE if self.recipe.warm_start is None else self._warm_start(frozen)
-        candidates = self._generate(0, frozen, policy)
+        candidates = self._generate(0, frozen, policy, None)
+        self._embed(0, frozen, candidates)
         self._ask(0, frozen, candidates, None)
 
     def _improve(self, n: int) -> None:
@@ -149,7 +150,8 @@ class _Rounds:
             candidate = self._update(n, frozen, training, reward)
             evaluation = self._evaluate(n, frozen, candidate, reward)
             policy = self._gate(n, frozen, candidate, evaluation)
-        fresh = self._generate(n, frozen, policy)
+        fresh = self._generate(n, frozen, policy, reward)
+        self._embed(n, frozen, fresh)
         rescored = None if reward is None else self._score(n, "rescore", frozen, reward, fresh)
         self._ask(n, frozen, fresh, rescored)
 
@@ -191,28 +193,13 @@ class _Rounds:
         )
         keep_reward_model(self.store, folder, 0, "judge")
 
-    def _calibrate(self, judge: EndpointJudge) -> None:
-        """A judge behind a server shows what it is worth, where a trained one would be trained."""
-        folder = self.make.step(
-            0,
-            "judge",
-            [],
-            {
-                "judge": self.make.blocks("evaluation")["evaluation"]["judge"],
-                "endpoint": self.make.blocks("endpoints")["endpoints"][judge.endpoint],
-                "calibration": calibration_hash(judge),
-            },
-            lambda partial: calibrate(self.recipe, partial, self.files.path),
-        )
-        self.progress.note("", judge_agreement(read_json(folder / "calibration.json"))["text"])
-
     def _reward(self, n: int, frozen: Path) -> Path:
         specs = spec_hashes(self.recipe)
         earlier = reward_of_same_pairs(self.files, n, frozen, specs)
         if earlier is not None:
             self.progress.note("reward", f"no new pairs: the reward model of round {earlier} stays")
             return self.files.step(earlier, "reward")
-        kept = kept_features(self.files, n, ("rescore", "reward", "score"))
+        kept = kept_features(self.files, n, ("rescore", "reward", "score", "generate"))
         folder = self.make.stage(
             n,
             "reward",
@@ -229,7 +216,9 @@ class _Rounds:
         return folder
 
     def _score(self, n: int, step: str, frozen: Path, reward: Path, completions: Path) -> Path:
-        kept = kept_features(self.files, n, ("rescore", "reward"), rounds=1) if step == "score" else {}
+        kept = kept_features(self.files, n, ("rescore", "reward", "generate"), rounds=1) if step == "score" else {}
+        if step == "rescore" and (completions / "features.parquet").exists():
+            kept[f"features_{n:03d}_generate"] = completions
         critiqued = self._complained_of(frozen) if step == "score" else {}
         folder = self.make.stage(
             n,
@@ -316,7 +305,7 @@ class _Rounds:
     def _evaluate(self, n: int, frozen: Path, candidate: Artifact, reward: Path | None, step: str = "evaluate") -> Path:
         inputs = {"prompts": frozen / "held_out.parquet"}
         read = [frozen]
-        if self.recipe.evaluation.judge.kind != "rule":
+        if isinstance(self.recipe.evaluation.judge, RewardModelJudge):
             inputs["judge"] = self.files.step(0, "judge")
             read.append(inputs["judge"])
         if candidate.id != BASE:
@@ -332,7 +321,7 @@ class _Rounds:
             n,
             step,
             "evaluate",
-            follows=["evaluation", "generation", *_endpoints(self.recipe.evaluation.judge)],
+            follows=["evaluation", "generation"],
             inputs=inputs,
             read=read,
             values={
@@ -362,27 +351,76 @@ class _Rounds:
             self.store.promote(policy)
         return policy
 
-    def _generate(self, n: int, frozen: Path, policy: str) -> Path:
+    def _generate(self, n: int, frozen: Path, policy: str, reward: Path | None) -> Path:
         writer = self.run.policy(self.store, policy)
+        inputs, read = {"prompts": frozen / "prompts.parquet", **self._complained_of(frozen)}, [frozen]
+        if policy != BASE:
+            read.append(self.files.step(writer.round, "update"))
+        past = self._past(n, frozen, reward)
         folder = self.make.stage(
             n,
             "generate",
             "generate",
             follows=["generation", *(["critiques", "pairing"] if self._complained_of(frozen) else [])],
-            inputs={"prompts": frozen / "prompts.parquet", **self._complained_of(frozen)},
-            read=[frozen, *([self.files.step(writer.round, "update")] if policy != BASE else [])],
+            inputs=inputs | past,
+            read=[*read, *past.values()],
             values={"policy": self.run.weights(writer), "policy_id": policy},
         )
         candidates = keep_completions(self.store, folder / "completions.parquet")
         self.figures |= {"candidates": len(candidates), "generated_by": policy}
+        before = self.files.step(n - 1, "generate") / "completions.parquet" if n else None
+        self.figures["variety"] = variety(candidates, before, self.recipe.seed)
         return folder
+
+    def _past(self, n: int, frozen: Path, reward: Path | None) -> dict[str, Path]:
+        """What the strategy of generation reads of the run's past: stage inputs. Round 0 has none."""
+        strategy, past = STRATEGIES[self.recipe.generation.strategy], {}
+        if n and strategy.scores and reward is not None:
+            past["reward"] = reward
+        if n and (strategy.revises or strategy.exemplars):
+            past["recalled"] = self.make.step(
+                n,
+                "recall",
+                [frozen],
+                {**self.make.blocks("generation", "pairing"), **self._critiques()},
+                lambda partial: recall(self.store, self.recipe, n, frozen, partial),
+            )
+        if n and strategy.exemplars:
+            past |= steps_of_rounds(self.files, n, "embed", "embedded")
+        return past
+
+    def _embed(self, n: int, frozen: Path, candidates: Path) -> None:
+        """Vectors of the texts that no earlier round embedded, where `generation` asks for them."""
+        if self.recipe.generation.embeds is None:
+            return
+        earlier = steps_of_rounds(self.files, n, "embed", "embedded")
+        older = {
+            name: path
+            for name, path in steps_of_rounds(self.files, n, "generate", "completions").items()
+            if name.replace("completions", "embedded") not in earlier
+        }
+        folder = self.make.stage(
+            n,
+            "embed",
+            "embed",
+            follows=["generation"],
+            inputs={
+                "prompts": frozen / "prompts.parquet",
+                "completions": candidates / "completions.parquet",
+                **{name: path / "completions.parquet" for name, path in older.items()},
+                **earlier,
+            },
+            read=[frozen, candidates, *older.values(), *earlier.values()],
+            values={},
+        )
+        self.figures["variety"] |= read_json(folder / "embed.json")["variety"]
 
     def _ask(self, n: int, frozen: Path, candidates: Path, scores: Path | None) -> None:
         folder = self.make.step(
             n,
             "ask",
             [frozen, candidates, *([scores] if scores else [])],
-            self.make.blocks("feedback", *_endpoints(self.recipe.feedback.annotator)),
+            self.make.blocks("feedback"),
             lambda partial: ask(
                 self.recipe,
                 n,
@@ -390,12 +428,10 @@ class _Rounds:
                 completions=candidates / "completions.parquet",
                 scores=scores / "scores.parquet" if scores else None,
                 folder=partial,
-                run=self.files.path,
             ),
         )
-        annotator = self.recipe.feedback.annotator
-        overlap = self.recipe.annotation.overlap if annotator is None else None
-        self.progress.note("", keep_questions(self.store, folder, overlap, annotator.called if annotator else ""))
+        overlap = self.recipe.annotation.overlap if self.recipe.feedback.annotator is None else None
+        self.progress.note("", keep_questions(self.store, folder, overlap))
 
     # What the run knows
 
@@ -427,11 +463,6 @@ def _promoted_at(frozen: Path) -> str:
     """The policy that a round started from, as its snapshot says."""
     promoted: str = read_json(frozen / "state.json")["promoted"]
     return promoted
-
-
-def _endpoints(block: object) -> list[str]:
-    """The block of the recipe that a step follows too whose settings name an endpoint."""
-    return ["endpoints"] if getattr(block, "endpoint", None) is not None else []
 
 
 def _interval(value: Mapping[str, Any]) -> str:

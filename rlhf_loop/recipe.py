@@ -27,7 +27,6 @@ from pydantic import (
 from rlhf_loop.algorithms import AlgorithmName
 from rlhf_loop.annotators import ANNOTATORS, AnnotatorSettings, annotator_class
 from rlhf_loop.critique_methods import METHODS
-from rlhf_loop.endpoints.judging import RUBRIC
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.engines import EngineName
 from rlhf_loop.errors import UserError
@@ -46,6 +45,7 @@ from rlhf_loop.settings import (
     resolve_paths,
     write_yaml,
 )
+from rlhf_loop.strategies import STRATEGIES, BestOfN, Embed, Exemplars, Refine, StrategyName
 from rlhf_loop.trainer_fields import check_trainer, check_trainers, refuse_overrides_without_effect
 
 RedactorName = Literal["patterns", "presidio", "none"]
@@ -256,9 +256,10 @@ class Reward(Settings):
 
 
 class Generation(Settings):
-    """How candidates are sampled."""
+    """How candidates are made, and sampled."""
 
     engine: EngineName = "transformers"  # rlhf_loop/engines.py
+    strategy: StrategyName = "fresh"  # rlhf_loop/strategies.py; which when: docs/generation.md
     samples_per_prompt: int = Field(4, ge=1)
     prompts_per_round: int | None = Field(None, ge=1)  # None: all of them, each round
     max_new_tokens: int = Field(64, ge=1)
@@ -266,6 +267,24 @@ class Generation(Settings):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)  # 0: all
     batch_tokens: int = Field(16384, ge=1)  # rows x padded length of one batch
+    best_of_n: BestOfN = Field(default_factory=BestOfN)
+    refine: Refine = Field(default_factory=Refine)
+    exemplars: Exemplars = Field(default_factory=Exemplars)
+    embed: Embed | None = None  # None: texts are embedded only where the strategy needs it
+
+    @property
+    def embeds(self) -> Embed | None:
+        """How texts are embedded; None where they are not."""
+        return self.embed or (Embed() if STRATEGIES[self.strategy].exemplars else None)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that strategies change nothing of the runs that have none."""
+        values: dict[str, Any] = dump(self)
+        unused = {name for name in ("best_of_n", "refine", "exemplars") if name not in self.strategy}
+        unused |= {"strategy"} if self.strategy == "fresh" else set()
+        unused |= {"embed"} if self.embed is None else set()
+        return {name: value for name, value in values.items() if name not in unused}
 
 
 class Pairing(Settings):
@@ -322,21 +341,10 @@ class RewardModelJudge(Settings):
     trainer: dict[str, Any] = Field(default_factory=dict)
 
 
-class EndpointJudge(Settings):
-    """A model of the recipe's `endpoints` that compares answers in both orders. It answers pairs with known answers
-    first: where it agrees with fewer than `min_agreement` of them, the gate promotes nothing."""
-
-    kind: Literal["endpoint"] = "endpoint"
-    endpoint: str  # a name in `endpoints`
-    calibration: Path  # pairs with known answers, in any format that `feedback import` reads
-    min_agreement: float = Field(0.7, ge=0, le=1)  # of those pairs
-    rubric: str = RUBRIC
-
-
 class Evaluation(Settings):
     """Held-out prompts: the candidate policy against the base and the last promoted policy."""
 
-    judge: RuleJudge | RewardModelJudge | EndpointJudge = Field(discriminator="kind")
+    judge: RuleJudge | RewardModelJudge = Field(discriminator="kind")
     split: Literal["test", "dev"] = "test"
     samples_per_prompt: int = Field(1, ge=1)
     max_prompts: int | None = Field(None, ge=1)
@@ -358,6 +366,8 @@ class Gate(Settings):
     max_perplexity_ratio: float | None = Field(1.2, gt=0)  # base perplexity of its answers / of the base's answers
     max_plain_text_ratio: float | None = Field(1.1, gt=0)  # its perplexity on plain text / the base's
     max_length_ratio: float | None = Field(None, gt=0)
+    min_distinct_ratio: float | None = Field(0.5, gt=0)  # different word pairs over all, over the base's: no collapse
+    max_overlap: float | None = Field(None, gt=0, le=1)  # of the last policy's 4-grams, in answers to the same prompts
 
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]

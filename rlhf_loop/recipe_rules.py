@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlhf_loop.algorithms import ALGORITHMS, Consumes
-from rlhf_loop.endpoints.client import unknown
+from rlhf_loop.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from rlhf_loop.recipe import Recipe
@@ -35,23 +35,12 @@ def names_are_known(recipe: Recipe) -> str | None:
     return None
 
 
-def endpoints_are_known(recipe: Recipe) -> str | None:
-    """Those that other settings name."""
-    blocks = {"feedback.annotator": recipe.feedback.annotator, "evaluation.judge": recipe.evaluation.judge}
-    for where, block in blocks.items():
-        named = getattr(block, "endpoint", None)
-        if named is not None and named not in recipe.endpoints:
-            return f"{where}.endpoint: {unknown(named, recipe.endpoints)}"
-    return None
-
-
 def a_rule_judges_only_simulations(recipe: Recipe) -> str | None:
-    """The rule knows nothing of what people, or a model, wanted."""
-    annotator = recipe.feedback.annotator
-    others = recipe.feedback.imports if annotator is None else annotator.kind == "endpoint"
-    if recipe.evaluation.judge.kind == "rule" and others:
+    """The rule knows nothing of what people wanted."""
+    people = recipe.feedback.annotator is None and recipe.feedback.imports
+    if recipe.evaluation.judge.kind == "rule" and people:
         return (
-            "evaluation.judge: a rule is an honest judge only of a simulation; with feedback of others use "
+            "evaluation.judge: a rule is an honest judge only of a simulation; with imported feedback use "
             "`judge: {kind: reward_model, model: FOLDER}` and `prompts.judge_fraction: 0.3`"
         )
     return None
@@ -142,6 +131,23 @@ def samples_differ(recipe: Recipe) -> str | None:
     return None
 
 
+def the_strategy_has_what_it_reads(recipe: Recipe) -> str | None:
+    """A reward model, and no fewer samples than are kept."""
+    generation = recipe.generation
+    strategy = STRATEGIES[generation.strategy]
+    if (strategy.scores or strategy.exemplars) and recipe.reward is None:
+        return (
+            f"generation.strategy: {generation.strategy} goes by a reward model's scores; set `reward: {{model: "
+            "FOLDER}` to a folder such as reward_models/frozen_head"
+        )
+    if strategy.scores and generation.best_of_n.n < generation.samples_per_prompt:
+        return (
+            f"generation.best_of_n.n: of {generation.best_of_n.n} samples {generation.samples_per_prompt} are to be "
+            "kept (generation.samples_per_prompt); set n to more than that"
+        )
+    return None
+
+
 def exo_pair_is_smoothed(recipe: Recipe) -> str | None:
     """TRL's loss is not finite without."""
     trainer = recipe.update.trainer_settings()
@@ -216,7 +222,6 @@ def accelerate_is_started_once(recipe: Recipe) -> str | None:
 
 RULES: tuple[Callable[[Recipe], str | None], ...] = (
     names_are_known,
-    endpoints_are_known,
     a_rule_judges_only_simulations,
     a_trained_judge_has_feedback_of_its_own,
     there_are_training_prompts,
@@ -224,6 +229,7 @@ RULES: tuple[Callable[[Recipe], str | None], ...] = (
     what_needs_a_reward_model_has_one,
     samples_are_enough,
     samples_differ,
+    the_strategy_has_what_it_reads,
     exo_pair_is_smoothed,
     kto_has_batches,
     the_reference_is_one,

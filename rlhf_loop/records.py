@@ -219,6 +219,20 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Recalled:
+    """An earlier answer that a policy is shown again: to revise, or as an exemplar."""
+
+    prompt_id: str  # that it answers
+    completion_id: str
+    text: str
+    standing: float | None = None  # the share of what its reward model scored with it that it scores above
+    critique: str | None = None
+    feedback_ids: tuple[str, ...] = ()  # of the critique
+    before: tuple[str, ...] = ()  # the texts that it is a revision of, the latest first
+    near: tuple[str, ...] = ()  # other prompts that are nearly the same as its own
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PreferencePair:
     """One training pair in TRL's conversational format, with where it came from."""
 

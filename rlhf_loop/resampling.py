@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,3 +35,20 @@ def percentile_interval(values: Floats, confidence: float) -> tuple[float, float
     tail = (1 - confidence) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def grouped_mean(
+    values: Sequence[float], groups: Sequence[str], *, seed: int = 0, confidence: float = 0.95, resamples: int = 2000
+) -> dict[str, Any] | None:
+    """`{mean, low, high, n}` of values (N,), whole groups resampled; `groups[i]` names what value i is of. None without
+    values; without an interval (`low` and `high` None) where all are of one group."""
+    if not len(values):
+        return None
+    _, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    totals, sizes = np.bincount(member, weights=np.asarray(values, dtype=np.float64)), np.bincount(member)
+    mean = float(totals.sum() / sizes.sum())
+    if len(sizes) < 2:
+        return {"mean": mean, "low": None, "high": None, "n": len(values)}
+    drawn = resampled_ratios(totals, sizes.astype(np.float64), seed=seed, resamples=resamples)
+    low, high = percentile_interval(drawn, confidence)
+    return {"mean": mean, "low": low, "high": high, "n": len(values)}

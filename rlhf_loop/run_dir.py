@@ -27,11 +27,14 @@ STEPS = (
     "evaluate",
     "evaluate_warm_start",
     "gate",
+    "recall",
     "generate",
+    "embed",
     "rescore",
     "ask",
 )
-"""The folders of a round, in order. `judge` and `evaluate_warm_start` are made in round 0 only."""
+"""The folders of a round, in order. `judge` and `evaluate_warm_start` are made in round 0 only; `recall` and
+`embed` where `generation` asks for them."""
 
 
 PROGRESS = "::progress::"

@@ -123,7 +123,7 @@ def resolve_paths(value: Any, bases: Bases, key: tuple[str, ...] = ()) -> Any:
         return absolute_path(value, bases.of(key))
     elif value is not None and key == ("store",):
         return absolute_store(value, bases.of(key))
-    elif key == ("policy", "model"):
+    elif value is not None and key in (("policy", "model"), ("generation", "embed", "model")):
         return absolute_model(value, bases.of(key))
     return value
 

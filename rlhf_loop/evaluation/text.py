@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from rlhf_loop.ngrams import distinct_share as distinct
-from rlhf_loop.ngrams import ngrams, tokenize
+from rlhf_loop.ngrams import ngrams, self_bleu, shared, tokenize
 from rlhf_loop.records import Completion
+from rlhf_loop.resampling import grouped_mean
 
 
 def length(completions: Sequence[Completion]) -> dict[str, float]:
@@ -42,52 +42,35 @@ def repeated_ngrams(texts: Sequence[str], n: int = 4) -> float | None:
     return 1 - sum(len(count) for count in counts) / total if total else None
 
 
-def self_bleu(texts: Sequence[str], max_n: int = 4) -> float | None:
-    """Mean BLEU of each text against all others, 0..1; high means that the texts are alike (Zhu et al. 2018, Texygen).
+def collapse(
+    ours: Sequence[Completion], base: Sequence[Completion], previous: Sequence[Completion], seed: int = 0
+) -> dict[str, Any]:
+    """`{distinct_2_ratio, overlap}`: what shows that a policy says the same to everything, or the same as before.
 
-    Sentence BLEU (Papineni et al. 2002) with uniform weights over the orders that the text is long enough for, the
-    brevity penalty against the closest length, and 0.1 for an order without a match (Chen and Cherry 2014, method 1).
-    Texts without a word are left out (`diversity` counts them); None for fewer than two.
+    All three hold the same samples of the same prompts, in the same order. `distinct_2_ratio`: different word pairs
+    over all word pairs, over the base's; of two answers the longer one is cut, as of longer texts a smaller share is
+    different. `overlap`: `{mean, low, high, n}`, the share of an answer's 4-grams that stand in the previous policy's
+    answer. None where there is too little text.
     """
-    words = [tokens for text in texts if (tokens := tokenize(text))]
-    if len(words) < 2:
-        return None
-    grams = [[Counter(ngrams(tokens, n)) for n in range(1, max_n + 1)] for tokens in words]
-    clips = [_best_two(order) for order in zip(*grams, strict=True)]
-    lengths = Counter(len(tokens) for tokens in words)
-    return sum(_bleu(i, len(words[i]), grams[i], clips, lengths) for i in range(len(words))) / len(words)
+    mine, theirs = [], []
+    for one, other in zip(ours, base, strict=True):
+        words, base_words = tokenize(one.text), tokenize(other.text)
+        size = min(len(words), len(base_words))
+        mine.append(words[:size])
+        theirs.append(base_words[:size])
+    ratio = [_distinct_pairs(answers) for answers in (mine, theirs)]
+    overlaps = [
+        (share, one.prompt_id)
+        for one, other in zip(ours, previous, strict=True)
+        if (share := shared(one.text, [other.text], 4)) is not None
+    ]
+    values, groups = [value for value, _ in overlaps], [prompt for _, prompt in overlaps]
+    return {
+        "distinct_2_ratio": ratio[0] / ratio[1] if ratio[0] is not None and ratio[1] else None,
+        "overlap": grouped_mean(values, groups, seed=seed),
+    }
 
 
-def _best_two(counts: Sequence[Counter[Any]]) -> dict[Any, tuple[int, int, int]]:
-    """For each n-gram: its highest count in one text, that text, and the highest count in any other.
-
-    With it, clipping against all other texts takes time linear in the text, not quadratic in the number of texts.
-    """
-    best: dict[Any, tuple[int, int, int]] = {}
-    for i, count in enumerate(counts):
-        for gram, number in count.items():
-            first, owner, second = best.get(gram, (0, -1, 0))
-            best[gram] = (number, i, first) if number > first else (first, owner, max(second, number))
-    return best
-
-
-def _bleu(
-    index: int,
-    size: int,
-    grams: Sequence[Counter[Any]],
-    clips: Sequence[dict[Any, tuple[int, int, int]]],
-    lengths: Counter[int],
-) -> float:
-    logs = []
-    for count, clip in zip(grams, clips, strict=True):
-        if not count:
-            break
-        matched = 0
-        for gram, number in count.items():
-            first, owner, second = clip[gram]
-            matched += min(number, second if owner == index else first)
-        logs.append(math.log((matched or 0.1) / count.total()))
-    others = [length for length, number in lengths.items() if number - (length == size) > 0]
-    closest = min(others, key=lambda length: (abs(length - size), length))
-    brevity = min(0.0, 1 - closest / size)
-    return math.exp(brevity + sum(logs) / len(logs))
+def _distinct_pairs(answers: Sequence[Sequence[str]]) -> float | None:
+    grams = Counter(pair for words in answers for pair in ngrams(words, 2))
+    return len(grams) / grams.total() if grams else None

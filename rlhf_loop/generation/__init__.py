@@ -6,7 +6,8 @@ sampled in, on the other prompts, or on the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -14,12 +15,25 @@ from typing import Any
 from rlhf_loop import recipe
 from rlhf_loop.engines import ENGINES
 from rlhf_loop.progress import Count
-from rlhf_loop.records import Completion, Prompt, stable_id
+from rlhf_loop.records import Completion, Message, Prompt, stable_id
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a policy reads to answer a prompt: the prompt's own messages, or a conversation that leads to an answer."""
+
+    prompt: Prompt
+    messages: tuple[Message, ...] | None = None  # None: the prompt's
+    draws: str = ""  # names other random numbers, where a prompt is asked in two ways
+    first_sample: int = 0  # the number of the first answer among the prompt's
+    parent: str | None = None  # of each answer: the completion it revises
+    critique: str | None = None
+    note: Mapping[str, Any] = field(default_factory=dict)  # goes into `Completion.sampling`
 
 
 def generate(
     policy: str | Path | tuple[Any, Any],
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Asked],
     settings: recipe.Generation,
     *,
     policy_settings: recipe.Policy,
@@ -30,37 +44,42 @@ def generate(
 ) -> list[Completion]:
     """`settings.samples_per_prompt` completions of each prompt: prompts as given, samples from 0.
 
+    A completion of what was `Asked` is one of its prompt, whatever conversation the policy read.
+
     `policy`: a model reference, a folder, or a loaded (model, tokenizer). `progress(done, total)` is called with
     numbers of finished completions. Raises `UserError` for a prompt that leaves no room in the model's context.
     """
-    from rlhf_loop.models.loading import load_policy, to_messages
+    from rlhf_loop.models.loading import load_policy
+    from rlhf_loop.models.turns import with_system_prompt
 
     if not prompts:
         return []
+    asked = [one if isinstance(one, Asked) else Asked(prompt=one) for one in prompts]
     model, tokenizer = policy if isinstance(policy, tuple) else load_policy(policy, policy_settings, merged=True)
     answers = resolve_name(ENGINES[settings.engine])(
         model,
         tokenizer,
-        [to_messages(prompt, policy_settings) for prompt in prompts],
-        [(seed, round, prompt.id) for prompt in prompts],
+        [with_system_prompt(one.messages or one.prompt.messages, policy_settings.system_prompt) for one in asked],
+        [(seed, round, f"{one.prompt.id} {one.draws}" if one.draws else one.prompt.id) for one in asked],
         settings,
         progress,
     )
     sampling = settings.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"})
     return [
         _completion(
-            prompt_id=prompt.id,
+            prompt_id=one.prompt.id,
             text=answer.text,
             policy=policy_id,
             round=round,
-            sample=sample,
+            sample=one.first_sample + sample,
             seed=seed,
-            sampling=sampling,
+            sampling={**sampling, **one.note},
             finish_reason=answer.finish_reason,
             tokens=len(answer.ids),
             token_ids=answer.ids,
+            **({"parent": one.parent, "critique": one.critique} if one.parent is not None else {}),
         )
-        for prompt, samples in zip(prompts, answers, strict=True)
+        for one, samples in zip(asked, answers, strict=True)
         for sample, answer in enumerate(samples)
     ]
 

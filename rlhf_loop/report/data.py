@@ -12,7 +12,7 @@ from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json
 from rlhf_loop.kept_recipe import read_kept
-from rlhf_loop.records import Completion, Feedback, Prompt, read_records
+from rlhf_loop.records import Completion, Feedback, Prompt, Recalled, read_records
 from rlhf_loop.run_dir import STEPS, RunDir
 from rlhf_loop.step_folders import read_manifest
 
@@ -78,6 +78,28 @@ class Round:
     def kl(self) -> float | None:
         """Nats a completion between its policy and the base."""
         return (self._measured("kl") or {}).get("per_completion")
+
+    def variety(self, measure: str) -> dict[str, Any] | None:
+        """`{mean, low, high, n}` of its candidates: `distinct_2, self_bleu, overlap`, and where texts are embedded
+        `spread, novelty`."""
+        found: dict[str, Any] | None = ((self.manifest.get("figures") or {}).get("variety") or {}).get(measure)
+        return found
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """`{counts, set_aside}` of a strategy of generation that reads of the run's past or keeps less than it
+        writes."""
+        return self.json("generate", "written.json")
+
+    @property
+    def revisions(self) -> list[tuple[Recalled, Completion]]:
+        """Answers that were revised, each with its first revision."""
+        earlier = {one.completion_id: one for one in self._records("recall/to_revise.parquet", Recalled)}
+        made: dict[str, Completion] = {}
+        for completion in self._records("generate/completions.parquet", Completion) if earlier else []:
+            if completion.parent in earlier:
+                made.setdefault(completion.parent, completion)
+        return [(earlier[id], completion) for id, completion in made.items()]
 
     @property
     def training_rows(self) -> dict[str, int]:

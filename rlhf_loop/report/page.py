@@ -8,14 +8,19 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader, Undefined
 
-from rlhf_loop.annotators import called
 from rlhf_loop.endpoints.answers import spent_in
 from rlhf_loop.feedback.quality.themes import themes
 from rlhf_loop.feedback.validation import CHECKS
 from rlhf_loop.records import Completion, Prompt
 from rlhf_loop.report import charts
 from rlhf_loop.report.data import SHARED, Round, read_recipe, read_rounds
-from rlhf_loop.report.round_charts import MOST_TIMED, progress_charts, reward_charts, timings_chart
+from rlhf_loop.report.round_charts import (
+    MOST_TIMED,
+    progress_charts,
+    reward_charts,
+    timings_chart,
+    variety_charts,
+)
 from rlhf_loop.report.theme_charts import theme_page
 from rlhf_loop.run_dir import RunDir
 
@@ -29,7 +34,6 @@ MOST_ANSWERS = 6
 def render(run: RunDir) -> str:
     """The report as HTML text."""
     recipe, recipe_text = read_recipe(run)
-    annotator = (recipe.get("feedback") or {}).get("annotator") or {}
     rounds = read_rounds(run)
     environment = Environment(
         loader=FileSystemLoader([Path(__file__).parent, SHARED]),
@@ -44,12 +48,14 @@ def render(run: RunDir) -> str:
         description=recipe.get("description") or "",
         model=(recipe.get("policy") or {}).get("model", "the base model"),
         algorithm=algorithm_words((recipe.get("update") or {}).get("algorithm", "dpo")),
-        simulated=annotator.get("kind") == "simulated",
-        annotator=annotator,
-        called=called(annotator.get("kind")),
-        asked=(recipe.get("endpoints") or {}).get(annotator.get("endpoint")),
+        simulated=is_simulated(recipe),
+        annotator=(recipe.get("feedback") or {}).get("annotator") or {},
         headline=headline(rounds),
         charts=progress_charts(rounds),
+        variety_charts=variety_charts(rounds),
+        strategy=(recipe.get("generation") or {}).get("strategy", "fresh"),
+        written=[written_row(r) for r in rounds if r.written],
+        revisions=revisions(rounds),
         reward_charts=reward_charts(rounds),
         reward_models=reward_rows(rounds),
         rounds=rounds,
@@ -71,6 +77,11 @@ def render(run: RunDir) -> str:
         endpoints=endpoint_rows(recipe, spent_in(run.path)),
         evaluation=_latest(rounds, lambda r: r.evaluation if r.number else None) or {},
     )
+
+
+def is_simulated(recipe: Mapping[str, Any]) -> bool:
+    """Whether feedback comes from a rule rather than from people."""
+    return ((recipe.get("feedback") or {}).get("annotator") or {}).get("kind") == "simulated"
 
 
 def headline(rounds: Sequence[Round]) -> dict[str, Any]:
@@ -143,23 +154,49 @@ def sample_answers(rounds: Sequence[Round]) -> list[dict[str, Any]]:
     ]
 
 
+def written_row(r: Round) -> dict[str, Any]:
+    """What a round's strategy of generation counted, and the shares of its revisions that are none."""
+    counts, aside = r.written.get("counts") or {}, r.written.get("set_aside") or {}
+    made = counts.get("revisions")
+    copies = aside.get("copy", 0) + aside.get("back to an earlier answer", 0)
+    return {
+        "round": r.number,
+        "kept": r.candidates,
+        "aside": sum(aside.values()),
+        "revisions": made,
+        "copies": copies / made if made else None,
+        "refusals": aside.get("refusal", 0) / made if made else None,
+        "details": {**counts, **{f"set aside: {reason}": count for reason, count in aside.items()}},
+    }
+
+
+def revisions(rounds: Sequence[Round]) -> list[dict[str, Any]]:
+    """Some answers of the last round that revised any, with their critiques and revisions: at equal distances."""
+    last = next((r for r in reversed(rounds) if r.revisions), None)
+    made = last.revisions if last else []
+    chosen = [made[i * len(made) // SAMPLE_PROMPTS] for i in range(min(SAMPLE_PROMPTS, len(made)))]
+    return [
+        {"round": last.number if last else None, "text": one.text, "critique": new.critique, "revision": new.text}
+        for one, new in chosen
+    ]
+
+
 def feedback_row(r: Round) -> dict[str, Any]:
     """What was asked at the end of a round, and what was waiting when it began."""
     asked = r.json("ask", "summary.json")
-    by = asked.get("annotator")
     return {
         "round": r.number,
         "questions": asked.get("questions"),
         "answered": asked.get("answered"),
-        "annotator": by if by in (None, "people") else called(by),
+        "annotator": asked.get("annotator"),
         "usable": r.pairs,
         "quarantined": r.quarantined,
     }
 
 
 def validation(rounds: Sequence[Round]) -> dict[str, Any]:
-    """The last validation: `{round, tables, examples, of_people}`; a table is `{title, columns, rows}`, a row (name,
-    cells). `of_people`: pieces of feedback that no rule and no model gave."""
+    """The last validation: `{round, tables, examples, of_others}`; a table is `{title, columns, rows}`, a row (name,
+    cells). `of_others`: pieces of feedback that no simulated annotator gave."""
     checked = _latest(rounds, lambda r: r if r.json("snapshot", "validation.json") else None)
     last = checked.json("snapshot", "validation.json") if checked else {}
     pairs = last.get("pairs")
@@ -188,9 +225,7 @@ def validation(rounds: Sequence[Round]) -> dict[str, Any]:
         "round": checked.number if checked else None,
         "tables": [table for table in tables if table["rows"]],
         "examples": examples,
-        "of_people": sum(
-            row.get("given", 0) for who, row in given.items() if not who.startswith(("simulated:", "llm:"))
-        ),
+        "of_others": sum(row.get("given", 0) for who, row in given.items() if not who.startswith("simulated:")),
     }
 
 

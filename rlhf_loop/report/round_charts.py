@@ -19,7 +19,7 @@ STEP_GROUPS = {
     "update": (("update",), "blue"),
     "evaluate": (("evaluate", "evaluate_warm_start"), "orange"),
     "generate": (("generate",), "green"),
-    "the rest": (("snapshot", "assemble", "gate", "ask"), "grey"),
+    "the rest": (("snapshot", "assemble", "gate", "recall", "embed", "ask"), "grey"),
 }
 """What the timings chart adds together."""
 
@@ -103,6 +103,41 @@ def progress_charts(rounds: Sequence[Round]) -> list[Chart]:
             ],
             note="Coherence and general ability: 1 is as good as the base policy, higher is worse.",
             level=1.0,
+        ),
+    ]
+    return [chart for chart in made if chart]
+
+
+def variety_charts(rounds: Sequence[Round]) -> list[Chart]:
+    """How varied the candidates of each round are, and how new."""
+
+    def line(label: str, colour: str, measure: str) -> Series:
+        return _line(label, colour, rounds, lambda r: r.variety(measure))
+
+    made = [
+        charts.over_rounds(
+            "Answers to one prompt",
+            [
+                line("distinct-2 (higher: more varied)", "green", "distinct_2"),
+                line("self-BLEU (higher: more alike)", "orange", "self_bleu"),
+            ],
+            note="Among a prompt's candidates, averaged over prompts; compare rounds with as many samples of a prompt.",
+            limits=(0, 1.03),
+        ),
+        charts.over_rounds(
+            "Repeated from the round before",
+            [line("4-grams", "blue", "overlap")],
+            note="The share of a candidate's runs of four words that stand in the last round's answers to its prompt.",
+            level=0.0,
+        ),
+        charts.over_rounds(
+            "Distance of answers",
+            [
+                line("of two answers to a prompt (spread)", "green", "spread"),
+                line("to the nearest answer of an earlier round (novelty)", "violet", "novelty"),
+            ],
+            note="1 - cosine of mean hidden states of the frozen base.",
+            level=0.0,
         ),
     ]
     return [chart for chart in made if chart]

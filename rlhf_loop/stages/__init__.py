@@ -24,6 +24,7 @@ STAGES = {
     "update": "rlhf_loop.stages.update:run",
     "evaluate": "rlhf_loop.stages.evaluate:run",
     "generate": "rlhf_loop.stages.generate:run",
+    "embed": "rlhf_loop.stages.embed:run",
 }
 """Name -> function of (arguments, folder to fill, progress)."""
 

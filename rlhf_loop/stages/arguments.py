@@ -24,14 +24,9 @@ class StageArguments:
     values: dict[str, Any] = field(default_factory=dict)  # plain settings of this call
 
     @property
-    def run(self) -> Path:
-        """The folder of the run."""
-        return Path(self.output).parent.parent
-
-    @property
     def tracking(self) -> Path:
         """The run's folder for trackers that write files."""
-        return self.run / "tracking"
+        return Path(self.output).parent.parent / "tracking"
 
     def write(self, path: Path) -> None:
         """As JSON."""

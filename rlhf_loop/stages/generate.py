@@ -1,74 +1,199 @@
-"""Stage 8: a policy writes candidates.
+"""Stage 8: a policy writes candidates, in the way that `generation.strategy` names.
 
-prompts.parquet  policy  ->  completions.parquet
+prompts.parquet  policy  [recall/  reward/  embed/ of earlier rounds]
+    ->  completions.parquet  [set_aside.parquet  shown.parquet  written.json  features.parquet]
+
+What is in brackets is there for strategies that read of the run's past or keep less than they write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 
-from rlhf_loop.generation import generate
+import pyarrow as pa
+
+from rlhf_loop.files import write_json
+from rlhf_loop.generation import Asked, generate
+from rlhf_loop.generation.strategies.given import Exemplar, Given, Written
 from rlhf_loop.models.distributed import is_main, rank, sharded_map, world_size
 from rlhf_loop.models.loading import load_policy
+from rlhf_loop.models.turns import encode_prompts, with_system_prompt
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Generation, Recipe, parse
-from rlhf_loop.records import Completion, CritiquedCompletion, Prompt, read_records, stable_id, write_records
-from rlhf_loop.rows.critiques.fresh import answers
+from rlhf_loop.records import (
+    Completion,
+    Message,
+    Prompt,
+    Recalled,
+    Score,
+    as_table,
+    read_records,
+    write_records,
+    write_table,
+)
+from rlhf_loop.retrieval.index import Index
+from rlhf_loop.rewards.kept_features import KeptFeatures
+from rlhf_loop.rewards.texts import of_completions
+from rlhf_loop.rows.drawn import prompts_of_round
 from rlhf_loop.stages.arguments import StageArguments
+from rlhf_loop.stages.embed import embedded
+from rlhf_loop.stages.reward import kept_before, load
+from rlhf_loop.strategies import STRATEGIES
 
 
 def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     """Candidates for this round's share of the prompts; those with a complaint that the next round may learn from go
     first."""
     recipe = parse(arguments.recipe)
-    prompts = read_records(Path(arguments.inputs["prompts"]), Prompt)
-    first: set[str] = set()
-    if "critiques" in arguments.inputs:
-        rows = read_records(Path(arguments.inputs["critiques"]), CritiquedCompletion)
-        kept = recipe.pairing.feedback_rounds
-        recent = [row for row in rows if kept is None or row.round >= arguments.round + 1 - kept]
-        first = {answer.prompt_id for answer in answers(recent)}
-    chosen = prompts_of_round(prompts, recipe.generation, recipe.seed, arguments.round, first)
-    completions = sample(recipe, recipe.generation, chosen, arguments, progress)
+    settings = recipe.generation
+    prompts: list[Prompt] = read_records(Path(arguments.inputs["prompts"]), Prompt)
+    critiques = Path(arguments.inputs["critiques"]) if "critiques" in arguments.inputs else None
+    chosen = prompts_of_round(
+        prompts,
+        settings.prompts_per_round,
+        seed=recipe.seed,
+        round=arguments.round,
+        critiques=critiques,
+        feedback_rounds=recipe.pairing.feedback_rounds,
+    )
+    sampler = Sampler(recipe, arguments, progress)
+    features = KeptFeatures(kept_before(arguments))
+    given = Given(
+        prompts=chosen,
+        settings=settings,
+        sample=lambda asked, samples: sampler(asked, settings.model_copy(update={"samples_per_prompt": samples})),
+        fits=sampler.fits,
+        score=_scorer(arguments, prompts, features) if "reward" in arguments.inputs else None,
+        earlier=_earlier(arguments),
+        exemplars=_exemplars(arguments, recipe, prompts, chosen),
+    )
+    written: Written = resolve_name(STRATEGIES[settings.strategy].function)(given)
+    features.write(folder, of_completions(prompts, written.completions))
     if is_main():
-        write_records(folder / "completions.parquet", completions)
+        write_records(folder / "completions.parquet", written.completions)
+        _write_rest(folder, written)
+
+
+class Sampler:
+    """The policy in `values["policy"]`, loaded once.
+
+    An adapter is added to the base in float32 and rounded once, which samples twice as fast and is no further from the
+    float32 policy than the adapter in bf16 beside a bf16 base.
+    """
+
+    def __init__(self, recipe: Recipe, arguments: StageArguments, progress: Progress):
+        self.recipe = recipe
+        self.arguments = arguments
+        self.progress = progress
+        self.loaded = load_policy(arguments.values["policy"], recipe.policy, merged=True)
+
+    def __call__(self, asked: Sequence[Prompt | Asked], settings: Generation) -> list[list[Completion]]:
+        """`settings.samples_per_prompt` answers to each, the ranks sharing the work; on every rank, in order."""
+        return sharded_map(lambda share: self._share(share, settings), asked)
+
+    def fits(self, messages: Sequence[Message]) -> bool:
+        """Whether a conversation leaves room for an answer in the model's context."""
+        model, tokenizer = self.loaded
+        limit = getattr(model.config, "max_position_embeddings", None)
+        if limit is None:
+            return True
+        read = encode_prompts(tokenizer, [with_system_prompt(messages, self.recipe.policy.system_prompt)])[0]
+        return len(read) + self.recipe.generation.max_new_tokens <= int(limit)
+
+    def _share(self, share: Sequence[Prompt | Asked], settings: Generation) -> list[list[Completion]]:
+        who = f"rank {rank()} of {world_size()}" * (world_size() > 1)
+        completions = generate(
+            self.loaded,
+            share,
+            settings,
+            policy_settings=self.recipe.policy,
+            policy_id=self.arguments.values["policy_id"],
+            round=self.arguments.round,
+            seed=self.recipe.seed,
+            progress=lambda done, total: self.progress(done, total, who),
+        )
+        n = settings.samples_per_prompt
+        return [completions[i : i + n] for i in range(0, len(completions), n)]
 
 
 def sample(
     recipe: Recipe, settings: Generation, prompts: Sequence[Prompt], arguments: StageArguments, progress: Progress
 ) -> list[Completion]:
-    """Completions of the policy in `values["policy"]`, the ranks sharing the prompts; on every rank, in order.
+    """Completions of the policy in `values["policy"]`, the ranks sharing the prompts; on every rank, in order."""
+    groups = Sampler(recipe, arguments, progress)(prompts, settings)
+    return [completion for group in groups for completion in group]
 
-    An adapter is added to the base in float32 and rounded once, which samples twice as fast and is no further from the
-    float32 policy than the adapter in bf16 beside a bf16 base.
+
+def _scorer(
+    arguments: StageArguments, prompts: Sequence[Prompt], features: KeptFeatures
+) -> Callable[[Sequence[Completion]], Mapping[str, float]]:
+    """What the round's reward model says, which is loaded when it is asked."""
+
+    def score(completions: Sequence[Completion]) -> Mapping[str, float]:
+        reward = load(Path(arguments.inputs["reward"]), arguments.recipe, features)
+        by_length = sorted(completions, key=lambda c: (len(c.text), c.id))  # so that ranks get equal work
+        scores: list[Score] = sharded_map(lambda share: reward.score(prompts, share), by_length)
+        return {score.completion_id: score.value for score in scores}
+
+    return score
+
+
+def _earlier(arguments: StageArguments) -> dict[str, Recalled]:
+    """The answer to revise of each prompt."""
+    if "recalled" not in arguments.inputs:
+        return {}
+    recalled: list[Recalled] = read_records(Path(arguments.inputs["recalled"]) / "to_revise.parquet", Recalled)
+    return {one.prompt_id: one for one in recalled}
+
+
+def _exemplars(
+    arguments: StageArguments, recipe: Recipe, prompts: Sequence[Prompt], chosen: Sequence[Prompt]
+) -> dict[str, list[Exemplar]]:
+    """For each prompt the best-scored answers to the prompts most like it, the nearest last.
+
+    Neither the prompt's own answers nor those to a prompt that is nearly the same.
     """
-    loaded = load_policy(arguments.values["policy"], recipe.policy, merged=True)
+    if "recalled" not in arguments.inputs or not STRATEGIES[recipe.generation.strategy].exemplars:
+        return {}
+    recalled: list[Recalled] = read_records(Path(arguments.inputs["recalled"]) / "exemplars.parquet", Recalled)
+    answers = {one.prompt_id: one for one in recalled}
+    index = Index.open(embedded(arguments, recipe), "prompts")
+    row_of = {key.prompt_id: row for row, key in enumerate(index.keys) if key is not None}
+    asked = [prompt for prompt in chosen if prompt.id in row_of]
+    known = {prompt.id: prompt for prompt in prompts}
+    among = [row_of[id] for id in answers if id in row_of and id in known]
+    if not asked or not among:
+        return {}
+    settings = recipe.generation.exemplars
+    most = min(len(among), settings.neighbours + 1 + max(len(one.near) for one in recalled))
+    cosines, rows = index.search(index.vectors([row_of[prompt.id] for prompt in asked]), most, among)
+    found: dict[str, list[Exemplar]] = {}
+    for prompt, near, places in zip(asked, cosines.tolist(), rows.tolist(), strict=True):
+        neighbours = []
+        for similarity, row in zip(near, places, strict=True):
+            key = index.keys[row]
+            if similarity == -math.inf or key is None:
+                continue
+            one = answers[key.prompt_id]
+            if one.prompt_id != prompt.id and prompt.id not in one.near:
+                neighbours.append(Exemplar(prompt=known[one.prompt_id], answer=one, similarity=similarity))
+        best = sorted(neighbours[: settings.neighbours], key=lambda one: -(one.answer.standing or 0.0))[: settings.k]
+        found[prompt.id] = sorted(best, key=lambda one: one.similarity)
+    return found
 
-    def share_of_prompts(share: Sequence[Prompt]) -> list[list[Completion]]:
-        completions = generate(
-            loaded,
-            share,
-            settings,
-            policy_settings=recipe.policy,
-            policy_id=arguments.values["policy_id"],
-            round=arguments.round,
-            seed=recipe.seed,
-            progress=lambda done, total: progress(done, total, f"rank {rank()} of {world_size()}" * (world_size() > 1)),
-        )
-        n = settings.samples_per_prompt
-        return [completions[i : i + n] for i in range(0, len(completions), n)]
 
-    return [completion for group in sharded_map(share_of_prompts, prompts) for completion in group]
-
-
-def prompts_of_round(
-    prompts: Sequence[Prompt], settings: Generation, seed: int, round: int, first: Collection[str] = ()
-) -> list[Prompt]:
-    """All prompts, or `prompts_per_round` of them drawn anew each round, as a function of seed and round; those whose
-    ids are in `first` before others."""
-    if settings.prompts_per_round is None or settings.prompts_per_round >= len(prompts):
-        return list(prompts)
-    drawn = sorted(prompts, key=lambda p: (p.id not in first, stable_id("prompts of round", seed, round, p.id)))
-    kept = {prompt.id for prompt in drawn[: settings.prompts_per_round]}
-    return [prompt for prompt in prompts if prompt.id in kept]
+def _write_rest(folder: Path, written: Written) -> None:
+    """What is no candidate, what was shown, and counts; nothing where there is none of it."""
+    reasons = Counter(reason for _, reason in written.set_aside)
+    if written.set_aside:
+        table = as_table([completion for completion, _ in written.set_aside])
+        reason = pa.array([reason for _, reason in written.set_aside])
+        write_table(folder / "set_aside.parquet", table.append_column("reason", reason))
+    if written.shown:
+        write_records(folder / "shown.parquet", written.shown)
+    if written.counts or reasons:
+        write_json(folder / "written.json", {"counts": dict(written.counts), "set_aside": dict(reasons)})

@@ -50,6 +50,12 @@ def kept_features(run: RunDir, n: int, steps: Sequence[str], rounds: int = 32) -
     return found
 
 
+def steps_of_rounds(run: RunDir, n: int, step: str, name: str) -> dict[str, Path]:
+    """The folders of a step in the rounds before `n` that have it complete: stage inputs, `NAME_ROUND`."""
+    folders = {f"{name}_{earlier:03d}": run.step(earlier, step) for earlier in range(n)}
+    return {name: folder for name, folder in folders.items() if (folder / "manifest.json").exists()}
+
+
 def _hash_of_pairs(snapshot: Path) -> str | None:
     """That of its `pairs.parquet`; None where the snapshot is not complete."""
     manifest = read_manifest(snapshot)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 from typing import Any
 
 from rlhf_loop.recipe import Gate
@@ -35,25 +37,18 @@ def decide(evaluation: dict[str, Any], settings: Gate) -> dict[str, Any]:
         value = _number(evaluation, "length", "ratio")
         label = "length of its answers, over that of the base's,"
         checks.append(_at_most("length_ratio", label, value, settings.max_length_ratio, "x"))
-    calibration = (evaluation.get("judge") or {}).get("calibration")
-    if calibration is not None:
-        checks.append(judge_agreement(calibration))
+    if settings.min_distinct_ratio is not None:
+        value = _number(evaluation, "collapse", "distinct_2_ratio")
+        label = "share of different word pairs in its answers, over the base's,"
+        checks.append(_at_least("distinct_ratio", label, value, settings.min_distinct_ratio, "x"))
+    if settings.max_overlap is not None:
+        value = _number(evaluation.get("collapse") or {}, "overlap", "mean")
+        label = "share of its answers' 4-grams that the last policy's answers hold"
+        checks.append(_at_most("overlap", label, value, settings.max_overlap, ""))
     failed = [check["text"] for check in checks if not check["passed"]]
     if failed:
         return {"promoted": False, "checks": checks, "reason": "kept the last policy: " + "; ".join(failed)}
     return {"promoted": True, "checks": checks, "reason": f"promoted: {checks[0]['text']}, and all limits hold"}
-
-
-def judge_agreement(calibration: dict[str, Any]) -> dict[str, Any]:
-    """The check of a judge that answered pairs with known answers (`steps/calibrate.py`): the share of them that it got
-    right is at least `min_agreement`."""
-    rate, limit = calibration["agreement"], calibration["min_agreement"]
-    share, passed = rate["share"], rate["share"] >= limit
-    text = (
-        f"the judge agrees with {share:.2f} [{rate['low']:.2f}, {rate['high']:.2f}] of {rate['n']} pairs with known "
-        f"answers; the limit is {limit:.2f}"
-    )
-    return {"name": "judge_agreement", "value": share, "limit": limit, "passed": passed, "text": text}
 
 
 def _win_rate(evaluation: dict[str, Any], settings: Gate) -> dict[str, Any]:
@@ -75,18 +70,28 @@ def _win_rate(evaluation: dict[str, Any], settings: Gate) -> dict[str, Any]:
 
 
 def _at_most(name: str, label: str, value: float | None, limit: float, unit: str) -> dict[str, Any]:
+    return _limited(name, label, value, limit, unit, operator.le)
+
+
+def _at_least(name: str, label: str, value: float | None, limit: float, unit: str) -> dict[str, Any]:
+    return _limited(name, label, value, limit, unit, operator.ge)
+
+
+def _limited(
+    name: str, label: str, value: float | None, limit: float, unit: str, holds: Callable[[float, float], bool]
+) -> dict[str, Any]:
     check: dict[str, Any] = {"name": name, "value": value, "limit": limit}
     if value is None:
         return check | {"passed": False, "text": f"{label} was not measured; the limit is {limit:.2f}{unit}"}
-    text = f"{label} is {_short(value, limit)}{unit}; the limit is {limit:.2f}{unit}"
-    return check | {"passed": value <= limit, "text": text}
+    text = f"{label} is {_short(value, limit, holds)}{unit}; the limit is {limit:.2f}{unit}"
+    return check | {"passed": holds(value, limit), "text": text}
 
 
-def _short(value: float, limit: float) -> str:
+def _short(value: float, limit: float, holds: Callable[[float, float], bool]) -> str:
     """Two decimals, or as many as show on which side of the limit the value is."""
     for digits in range(2, 7):
         text = f"{value:.{digits}f}"
-        if (float(text) <= limit) == (value <= limit):
+        if holds(float(text), limit) == holds(value, limit):
             return text
     return repr(value)
 

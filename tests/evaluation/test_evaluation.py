@@ -431,3 +431,20 @@ def test_plain_text_that_is_none_is_named_with_its_file(line: str | bytes, tmp_p
     file.write_bytes(b'{"text": "Prose."}\n' + (line if isinstance(line, bytes) else line.encode()))
     with pytest.raises(UserError, match=r'evaluation\.plain_text: .*plain\.jsonl must hold a \{"text"'):
         _plain_text(file)
+
+
+def test_collapse_compares_answers_of_one_length_with_the_base_and_with_the_previous_policy():
+    base = [_completion("a", "one two three four"), _completion("b", "five six seven")]
+    ours = [_completion("a", "x y x y x y"), _completion("b", "five six seven eight")]
+    found = text.collapse(ours, base, base)
+    # cut to 4 and 3 words: xy yx xy, and five six, six seven: 4 of 5; the base's are 5 of 5
+    assert found["distinct_2_ratio"] == pytest.approx(4 / 5)
+    assert found["overlap"]["mean"] == 0.0
+    longer = [_completion("a", "one two three four five"), _completion("b", "five six seven")]
+    again = text.collapse(longer, base, base)
+    assert again["distinct_2_ratio"] == 1.0
+    assert again["overlap"] == {"mean": 0.5, "low": None, "high": None, "n": 2 - 1}  # b has no run of four
+    assert text.collapse([_completion("a", "")], [_completion("a", "")], [_completion("a", "")]) == {
+        "distinct_2_ratio": None,
+        "overlap": None,
+    }

@@ -19,6 +19,7 @@ def _evaluation(**changes: Any) -> dict[str, Any]:
         "perplexity": {"candidate": 11.0, "base": 10.0, "ratio": 1.1},
         "plain_text_perplexity": {"candidate": 20.2, "base": 20.0, "ratio": 1.01},
         "length": {"words": 20.0, "ratio": 0.8},
+        "collapse": {"distinct_2_ratio": 0.9, "overlap": {"mean": 0.2, "low": 0.1, "high": 0.3, "n": 64}},
     } | changes
 
 
@@ -35,6 +36,7 @@ def test_a_policy_that_is_not_worse_is_promoted_and_every_check_is_listed():
         "perplexity_ratio",
         "plain_text_ratio",
         "length_ratio",
+        "distinct_ratio",
     ]
     assert decision["checks"][0]["value"] == 0.46
     assert decision["checks"][0]["limit"] == 0.45
@@ -60,6 +62,8 @@ def test_non_inferiority_holds_at_the_margin_itself():
         ({"perplexity": {"ratio": 1.43}}, {}, "perplexity_ratio", "is 1.43x; the limit is 1.20x"),
         ({"plain_text_perplexity": {"ratio": 1.2}}, {}, "plain_text_ratio", "1.20x; the limit is 1.10x"),
         ({"length": {"ratio": 2.5}}, {"max_length_ratio": 2.0}, "length_ratio", "2.50x"),
+        ({"collapse": {"distinct_2_ratio": 0.499}}, {}, "distinct_ratio", "is 0.499x; the limit is 0.50x"),
+        ({"collapse": {"distinct_2_ratio": 0.8, "overlap": {"mean": 0.7}}}, {"max_overlap": 0.6}, "overlap", "is 0.70"),
     ],
 )
 def test_each_limit_keeps_the_last_policy_and_says_why(
@@ -87,7 +91,7 @@ def test_a_limit_on_something_unmeasured_fails(missing: Any):
 def test_plain_text_need_not_be_given():
     decision = decide(_evaluation(plain_text_perplexity=None), Gate())
     assert decision["promoted"]
-    assert "evaluation.plain_text" in decision["checks"][-1]["text"]
+    assert "evaluation.plain_text" in {check["name"]: check["text"] for check in decision["checks"]}["plain_text_ratio"]
 
 
 def test_the_text_never_shows_a_failed_value_rounded_to_its_limit():

@@ -24,10 +24,6 @@ TRAINED_JUDGE: dict[str, Any] = {"evaluation": {"judge": {"kind": "reward_model"
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "names_are_known": ({"pairing": {"strategy": "best_of_all"}}, "there are: best_worst"),
-    "endpoints_are_known": (
-        {"evaluation": {"judge": {"kind": "endpoint", "endpoint": "big", "calibration": "known.jsonl"}}},
-        "Endpoints stand in the recipe's `endpoints:`",
-    ),
     "a_rule_judges_only_simulations": (PEOPLE, "kind: reward_model"),
     "a_trained_judge_has_feedback_of_its_own": (TRAINED_JUDGE, "prompts.judge_fraction: 0.3"),
     "there_are_training_prompts": ({"prompts": {"test": ["test.jsonl"]}}, "prompts.train: [FILE.jsonl]"),

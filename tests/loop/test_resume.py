@@ -14,6 +14,8 @@ from rlhf_loop.run_dir import STEPS, RunDir
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 DRIVER = Path(__file__).parents[1] / "samples" / "kill_and_resume.py"
 
+NOT_MADE = ("judge", "evaluate_warm_start", "recall", "embed")
+
 
 def drive(run: Path, *points: str) -> None:
     command = [sys.executable, str(DRIVER), str(SMOKE), str(run), *points]
@@ -36,7 +38,7 @@ def same(run: Path, whole: Path) -> None:
 
 def test_killed_before_each_step_is_in_place(uninterrupted: Path, tmp_path: Path) -> None:
     run = tmp_path / "before"
-    steps = [step for step in STEPS if step not in ("judge", "evaluate_warm_start")]
+    steps = [step for step in STEPS if step not in NOT_MADE]
     first = [f"0/{step}/before" for step in ("snapshot", "evaluate", "generate", "ask")]
     drive(run, *first, *(f"1/{step}/before" for step in steps), "2/update/before")
     same(run, uninterrupted)
@@ -44,7 +46,7 @@ def test_killed_before_each_step_is_in_place(uninterrupted: Path, tmp_path: Path
 
 def test_killed_after_each_step_is_in_place_and_before_the_store_has_it(uninterrupted: Path, tmp_path: Path) -> None:
     run = tmp_path / "after"
-    steps = [step for step in STEPS if step not in ("judge", "evaluate_warm_start")]
+    steps = [step for step in STEPS if step not in NOT_MADE]
     first = [f"0/{step}/after" for step in ("snapshot", "evaluate", "generate", "ask")]
     drive(run, *first, *(f"1/{step}/after" for step in steps), "2/gate/after")
     same(run, uninterrupted)
@@ -56,7 +58,7 @@ def test_stopped_by_a_signal_in_every_step_and_inside_training(
     uninterrupted: Path, tmp_path: Path, number: str
 ) -> None:
     run = tmp_path / "stopped"
-    steps = [step for step in STEPS if step not in ("judge", "evaluate_warm_start")]
+    steps = [step for step in STEPS if step not in NOT_MADE]
     first = [f"0/{step}/before" for step in ("snapshot", "evaluate", "generate", "ask")]
     inside = ["1/update/step-1", "1/update/checkpoint-2", "2/update/step-3"]
     points = [*first, *(f"1/{step}/before" for step in steps), *inside[2:]]

@@ -23,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -39,7 +40,7 @@ REDACTED = "inputs redacted"
 _PROMPT_IDS = ("id", "prompt_id")
 _COMPLETION_IDS = ("id", "completion_id", "a_id", "b_id", "chosen_id", "rejected_id", "parent")
 _KNOWN = {"id", "prompt_id", "completion_id", "feedback_ids"}
-_OURS = (".parquet", ".json")  # ends of the names of files that rows and entries are taken out of
+_OURS = (".parquet", ".json", ".npy")  # ends of the names of files that rows and entries are taken out of
 _TRAINED_ON = ("training_data.parquet", "critiques.parquet")  # of the assemble step
 _QUOTED = 16  # characters: shorter texts are everybody's
 
@@ -202,6 +203,8 @@ def _redact(path: Path, deletion: Deletion, write: bool) -> int:
             if any(part.endswith((".partial", ".old")) for part in path.parts):
                 return 1
             raise damaged(path, f"{error}, so what is in it cannot be deleted by user") from None
+    if path.suffix == ".npy" and path.is_file():
+        return _redact_vectors(path, deletion, write)
     ours = path.name == "manifest.json" or path.name.endswith(".arguments.json")  # no texts in them
     return _redact_json(path, deletion, write) if path.suffix == ".json" and not ours and path.is_file() else 0
 
@@ -219,6 +222,23 @@ def _redact_table(path: Path, deletion: Deletion, write: bool) -> int:
     if count and write:
         write_table(path, pa.Table.from_pylist(kept, schema=table.schema))
     return count
+
+
+def _redact_vectors(path: Path, deletion: Deletion, write: bool) -> int:
+    """Of a matrix whose rows the table beside it names: zeros in place of what goes, before the table forgets it."""
+    table = path.with_suffix(".parquet")
+    if not table.exists():
+        return 0
+    named = pq.read_table(table).to_pylist()
+    rows = [row["row"] for row in named if "row" in row and _redacted_row(row, set(), deletion) is None]
+    if rows and write:
+        matrix = np.load(path)
+        matrix[rows] = 0
+        unfinished = path.with_name(path.name + ".partial")
+        with unfinished.open("wb") as file:
+            np.save(file, matrix)
+        unfinished.replace(path)
+    return len(rows)
 
 
 def _redacted_row(row: dict[str, Any], nested: set[str], deletion: Deletion) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
@@ -15,6 +15,15 @@ from rlhf_loop.feedback.store.conditions import in_force, is_open
 from rlhf_loop.feedback.store.queries import count, deleted_ids, equal, read_records
 from rlhf_loop.feedback.store.table_rows import READ, record_of
 from rlhf_loop.records import Artifact, Completion, Feedback, Prompt, Question, Score, Split, from_dict
+
+
+class ScoredAnswer(NamedTuple):
+    """An answer with the score that was given last."""
+
+    completion_id: str
+    prompt_id: str
+    reward_model: str
+    value: float
 
 
 class Reading:
@@ -125,6 +134,19 @@ class Reading:
         """Those of the ids whose records were deleted on request."""
         with self._reading() as connection:
             return deleted_ids(connection, kind, ids)
+
+    def scored_answers(self, *, before: int) -> list[ScoredAnswer]:
+        """Every answer of a round before `before` that has a score, in the order in which they were added."""
+        completion, score = tables.completions.c, tables.scores.c
+        last = sa.select(sa.func.max(score.number)).group_by(score.completion_id)
+        query = (
+            sa.select(completion.id, completion.prompt_id, score.reward_model, score.value)
+            .join(tables.scores, score.completion_id == completion.id)
+            .where(completion.round < before, score.number.in_(last))
+            .order_by(completion.number)
+        )
+        with self._reading() as connection:
+            return [ScoredAnswer(*row) for row in connection.execute(query)]
 
     def search_completions(
         self,

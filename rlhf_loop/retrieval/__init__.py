@@ -1,0 +1,1 @@
+"""Texts as vectors: computed once, kept in files, searched exactly."""
