@@ -52,11 +52,11 @@ def critiqued_completions(
 ) -> tuple[list[CritiquedCompletion], Counter[str]]:
     """Rows in the order of `feedback`, which passed validation, and counts of critiques that are left out, by reason.
 
-    A thumb is a verdict of the answer, so is a rating above or below the middle of its scale, and the comment on the
-    losing answer of a pair. A critique calls its answer bad unless the same person's thumb or rating of it says
-    otherwise. What the same person said of the same answer in the same words is one row. A critique that quotes the
-    policy's system prompt, or one of the conversation's, is left out: a policy that learns to write critiques would
-    learn to recite it.
+    A thumb is a verdict of the answer, so is a rating above or below the middle of its scale, the comment on the losing
+    answer of a pair, and `both_bad` of each of its answers. A critique calls its answer bad unless the same person's
+    thumb or rating of it says otherwise. What the same person said of the same answer in the same words is one row. A
+    critique that quotes the policy's system prompt, or one of the conversation's, is left out: a policy that learns to
+    write critiques would learn to recite it.
     """
     feedback = list(feedback)
     verdicts = verdicts_of(feedback)
@@ -76,7 +76,9 @@ def critiqued_completions(
             if text and (reason := _refusal(text, prompt, limits)) is not None:
                 left_out[reason] += 1
                 text = ""
-            says_nothing = isinstance(record, Critique) and not any(span.label for span in record.spans)
+            says_nothing = (isinstance(record, Critique) and not any(span.label for span in record.spans)) or (
+                isinstance(record, Preference) and record.winner != "both_bad"  # what lost may be good
+            )
             if not text and said.revision is None and (says_nothing or label is None):
                 continue
             row = _row(record, said, text, label, completions[said.completion_id], prompt)
@@ -172,7 +174,7 @@ def _said(record: Feedback, completions: Mapping[str, Completion], limits: Limit
         yield _Said(completion_id=record.completion_id, revision=record.edited_completion.strip())
         if comment:
             yield _Said(completion_id=record.completion_id, critique=comment, label=False)
-    elif isinstance(record, Preference) and comment:
+    elif isinstance(record, Preference) and (comment or record.winner == "both_bad"):
         for completion_id in losers_of(record):
             yield _Said(completion_id=completion_id, critique=comment, label=False)
 

@@ -31,7 +31,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.files.row import Refused
 from rlhf_loop.feedback.privacy import deletion
 from rlhf_loop.feedback.privacy.deletion import DeletionReport, remember, user_key
-from rlhf_loop.feedback.privacy.deletion_files import is_redacted
+from rlhf_loop.feedback.privacy.deletion_files import is_redacted, trained_in
 from rlhf_loop.feedback.provenance.lineage import lineage
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.database import Database
@@ -42,6 +42,7 @@ from rlhf_loop.records import (
     Artifact,
     Completion,
     Critique,
+    CritiquedCompletion,
     Edit,
     Feedback,
     Preference,
@@ -424,6 +425,38 @@ def test_the_files_of_a_run_lose_the_texts_and_say_so(store: Store, tmp_path: Pa
     taken = report.runs[str(run.path)]
     assert taken["round_001/snapshot/pairs.parquet"] == 2
     assert taken["round_001/snapshot/feedback.parquet"] == 4
+
+
+def test_critiques_to_learn_from_go_with_who_said_them_and_what_they_are_about(store: Store, tmp_path: Path) -> None:
+    key = talk(store)
+    run = RunDir(tmp_path / "run")
+    write_json(run.path / "recipe.yaml", {"name": "x", "policy": {}, "update": {}, "feedback": {}})
+
+    def row(id: str, of: str, feedback_id: str, critique: str, said_of: str | None = None) -> CritiquedCompletion:
+        prompt_id = "private-prompt" if of.startswith("private") else "other-prompt"
+        message = ({"role": "assistant", "content": f"{REPLY} 1" if of.startswith("private") else "x"},)
+        return CritiquedCompletion(
+            id=id, prompt_id=prompt_id, group=prompt_id, prompt=message, completion=message, completion_id=of,
+            critique=critique, origin="human", annotator="x", feedback_ids=(feedback_id,), said_of=said_of,
+        )  # fmt: skip
+
+    rows = [
+        row("by the user", "other-answer-1", "feedback-elsewhere", CRITIQUE),
+        row("of the user", "private-answer-1", "feedback-about", "the garden, again"),
+        row("moved", "other-answer-1", "feedback-about", "the garden, again", "private-answer-1"),
+        row("stays", "other-answer-1", "feedback-others", "too long by half", "other-answer-2"),
+    ]
+    for step in ("snapshot", "assemble"):
+        with step_folder(run.step(1, step), step, {}) as folder:
+            write_records(folder / "critiques.parquet", rows)
+    report = delete_user(store, "ann@example.org", [run.path])
+    for step in ("snapshot", "assemble"):
+        left = read_records(run.step(1, step) / "critiques.parquet", CritiquedCompletion)
+        assert [one.id for one in left] == ["stays"]
+    content = files(run.path)
+    assert not [text for text in TEXTS if text.encode() in content]
+    assert report.runs[str(run.path)]["round_001/assemble/critiques.parquet"] == 3
+    assert [number for number, _ in trained_in([run.path], key)] == [1]  # though no other rows are there
 
 
 def test_an_interrupted_deletion_is_finished_by_the_next(store: Store, tmp_path: Path) -> None:

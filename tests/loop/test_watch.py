@@ -237,7 +237,6 @@ def some_feedback(kind: str) -> list[Any]:
         ("edits", FRESH, 0,
          "3 new pieces, 0 of which dpo or the reward model or learning from critiques can use: dpo consumes pairs, the "
          "reward model consumes pairs, learning from critiques consumes critiques, comments, thumbs and edits"),
-        ("thumbs", FRESH, 2, None),  # the thumb up is no complaint
         ("critiques", ["update.algorithm=ppo", FUNCTION], 3, None),  # nothing learns from feedback
     ],
 )  # fmt: skip

@@ -66,6 +66,12 @@ def test_a_comment_on_a_pair_is_about_what_lost(winner: str, about: list[str]) -
     assert all(row.feedback_ids == ("f",) and row.annotator == "ann" and row.origin == "human" for row in rows)
 
 
+def test_both_bad_is_a_complaint_without_words_and_a_lost_pair_is_none() -> None:
+    rows, left_out = rows_of(pair("f", "both_bad", None), pair("g", "a", None), pair("h", "a", "too bad"))
+    assert [(row.completion_id, row.critique, row.label) for row in rows] == [("a", "", False), ("b", "", False)]
+    assert left_out == {"vague": 1}
+
+
 def test_a_comment_on_a_tie_is_about_neither_and_counted() -> None:
     assert rows_of(pair("f", "tie")) == ([], {"about_neither_answer": 1})
 

@@ -38,7 +38,7 @@ REDACTED = "inputs redacted"
 """The `state` of a manifest."""
 
 _PROMPT_IDS = ("id", "prompt_id")
-_COMPLETION_IDS = ("id", "completion_id", "a_id", "b_id", "chosen_id", "rejected_id", "parent")
+_COMPLETION_IDS = ("id", "completion_id", "a_id", "b_id", "chosen_id", "rejected_id", "parent", "said_of")
 _KNOWN = {"id", "prompt_id", "completion_id", "feedback_ids"}
 _OURS = (".parquet", ".json", ".npy")  # ends of the names of files that rows and entries are taken out of
 _TRAINED_ON = ("training_data.parquet", "critiques.parquet")  # of the assemble step

@@ -172,7 +172,7 @@ _BY = {
 }
 _NOTHING = {
     "skip": "counted; a skip trains nothing",
-    "critique": "read; critiques train what goes with their pairs",
+    "critique": "read; a critique trains what the recipe's `critiques:` block says",
     "implicit": "counted; implicit feedback trains only what the recipe's feedback.implicit names",
 }
 

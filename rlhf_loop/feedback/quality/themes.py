@@ -127,8 +127,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     if found["whose"] is None:
         return []
     text = [
-        f"complaints    {found['complaints']:,} by {WHOSE[found['whose']]}, on {found['judged']:,} judged answers; "
-        "the share of these that somebody complained of for"
+        f"complaints    {found['complaints']:,} by {WHOSE[found['whose']]}, on {found['judged']:,} judged "
+        f"answer{'s' * (found['judged'] != 1)}; the share of these that somebody complained of for"
     ]
     for theme, row in found["themes"].items():
         text.append(f"  {theme:<12} {_shown(row)}{change_in_words(row['change'])}")
@@ -245,7 +245,7 @@ def _judged(feedback: Iterable[Feedback], whose: str | None) -> list[tuple[int, 
 
 def _shown(row: Mapping[str, Any]) -> str:
     interval = "" if row["low"] is None else f" [{row['low']:.0%}, {row['high']:.0%}]"
-    return f"{row['share']:.0%}{interval} ({row['complaints']:,} complaints)"
+    return f"{row['share']:.0%}{interval} ({row['complaints']:,} complaint{'s' * (row['complaints'] != 1)})"
 
 
 _PATTERNS = {theme: re.compile(rf"\b(?:{'|'.join(stems)})", re.IGNORECASE) for theme, stems in LEXICON.items()}
