@@ -32,6 +32,34 @@ class Fresh(Settings):
     margin: float = Field(0.0, ge=0)  # of the reward model's scores, by which it must be better
 
 
+class Predict(Settings):
+    """The policy also learns to say what was said of its answers: a loss of `weight` times the mean negative
+    log-probability of a critique's tokens (RLTF-FM, arXiv 2602.02482)."""
+
+    weight: float = Field(0.1, gt=0)
+    batch_size: int | None = Field(None, ge=1)  # critiques beside a batch of the update; None: as many as it has rows
+
+
+class Unlikelihood(Settings):
+    """What a critique complains of becomes less likely, the rest of the answer stays (CUT, arXiv 2312.14591)."""
+
+    weight: float = Field(1.0, gt=0)
+    threshold: float = Field(1.1, ge=1)  # a token is meant where told the critique makes it so many times as likely
+    penalty: float = Field(1.0, ge=0)  # of a token that is meant; 0.5 for answers of other policies
+    good_share: float = Field(0.25, ge=0)  # answers called good, of the number of those complained of
+    batch_size: int | None = Field(None, ge=1)  # answers beside a batch of the update; None: as many as it has rows
+
+
+class Hindsight(Settings):
+    """The policy learns what it would make of its answers, told what was said of them (arXiv 2603.12273). Refused where
+    it makes nothing of that (`entry_test`)."""
+
+    weight: float = Field(1.0, gt=0)
+    batch_size: int | None = Field(None, ge=1)  # answers beside a batch of the update; None: as many as it has rows
+    entry_test: bool = True
+    unrelated_share: float = Field(0.5, gt=0, lt=1)  # what critiques of other answers may signal, of what its own do
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
     """One way to learn from critiques."""
@@ -45,5 +73,10 @@ class Method:
 METHODS: dict[str, Method] = {
     "edits": Method(gives="pairs", function="rlhf_loop.rows.critiques.edits:pairs", settings=Edits),
     "fresh": Method(gives="pairs", function="rlhf_loop.rows.critiques.fresh:pairs", settings=Fresh, needs_fresh=True),
+    "predict": Method(gives="term", function="rlhf_loop.updates.terms.predict:PredictTerm", settings=Predict),
+    "unlikelihood": Method(
+        gives="term", function="rlhf_loop.updates.terms.unlikelihood:UnlikelihoodTerm", settings=Unlikelihood
+    ),
+    "hindsight": Method(gives="term", function="rlhf_loop.updates.terms.hindsight:HindsightTerm", settings=Hindsight),
 }
 """The key in a recipe's `critiques:` block -> the method."""

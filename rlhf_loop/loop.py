@@ -296,6 +296,10 @@ class _Rounds:
                 "step_offset": steps_before(self.files, n),
             },
         )
+        for name, counts in read_json(folder / "metrics.json").get("critiques", {}).items():
+            left_out = "".join(f", {count} left out ({reason})" for reason, count in counts["left_out"].items())
+            found = f"off, {counts['off']}" if "off" in counts else f"{counts['examples']} answers{left_out}"
+            self.progress.note("", f"critiques.{name}: {found}")
         # Where only the reward model speaks, the policy was trained on what that was trained on.
         only_reward = algorithm.consumes in ("prompts", "best_of_n")
         rows = [frozen / "pairs.parquet" if only_reward else training / "training_data.parquet"]

@@ -213,6 +213,18 @@ def critiques_give_what_the_update_takes(recipe: Recipe) -> str | None:
     return None
 
 
+def losses_of_critiques_have_an_update(recipe: Recipe) -> str | None:
+    """They stand beside its own."""
+    if recipe.critiques is None or _consumes(recipe) != "nothing":
+        return None
+    for name in recipe.critiques.gives("term"):
+        return (
+            f"critiques.{name}: it is a loss beside that of an update, and update.algorithm {recipe.update.algorithm} "
+            "trains nothing; set another algorithm, such as dpo, or leave it out"
+        )
+    return None
+
+
 def accelerate_is_started_once(recipe: Recipe) -> str | None:
     """By the loop, or by the user."""
     if recipe.accelerate_config is not None and recipe.launch in ("inline", "ranks"):
@@ -236,6 +248,7 @@ RULES: tuple[Callable[[Recipe], str | None], ...] = (
     pairs_have_a_source,
     labels_have_a_source,
     critiques_give_what_the_update_takes,
+    losses_of_critiques_have_an_update,
     accelerate_is_started_once,
 )
 """In the order in which they are looked at; the first that is broken is told."""

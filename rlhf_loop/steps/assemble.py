@@ -184,14 +184,14 @@ def _material(
 
 
 def _critiques_for_terms(recipe: Recipe, round: int, frozen: Path, folder: Path, summary: dict[str, Any]) -> None:
-    """Writes the critiques that a loss learns from, those with words, where the recipe has such a loss."""
+    """Writes the critiques that a loss learns from, those with words, and good verdicts, where the recipe has one."""
     assert recipe.critiques is not None
     terms = recipe.critiques.gives("term")
     if terms:
-        rows = [row for row in _critiques(recipe, round, frozen) if row.critique]
+        rows = [row for row in _critiques(recipe, round, frozen) if row.critique or row.label]
         write_records(folder / "critiques.parquet", rows)
         summary["critiques"] = {**summary.get("critiques", {}), "terms": list(terms), "rows_for_terms": len(rows)}
-        for origin, count in Counter(row.origin for row in rows).items():
+        for origin, count in Counter(row.origin for row in rows if row.critique).items():
             summary["by_origin"][f"{origin} critiques"] = count
     if recipe.critiques.control is not None:
         summary["control"] = recipe.critiques.control

@@ -23,6 +23,7 @@ from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair
 from rlhf_loop.updates.adapters import build_trainer
 from rlhf_loop.updates.log_probs import PairLogProbs
+from rlhf_loop.updates.terms.trainer import WithTerms
 from rlhf_loop.updates.train_and_save import Training, as_asked, that_fit, train_and_save
 
 
@@ -67,7 +68,7 @@ def _trainer(
     return trainer, tokenizer, {"pairs": len(rows), "dropped_prompt_too_long": dropped, "truncated": over_long}
 
 
-class _Tokenised(PairLogProbs, DPOTrainer):  # type: ignore[misc]
+class _Tokenised(WithTerms, PairLogProbs, DPOTrainer):  # type: ignore[misc]
     """Takes token ids, where TRL would apply the chat template to texts."""
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:

@@ -16,6 +16,7 @@ from rlhf_loop.records import Prompt
 from rlhf_loop.updates.online import train_online
 from rlhf_loop.updates.reward_functions import RewardFunction, watched
 from rlhf_loop.updates.rollouts import Rollouts
+from rlhf_loop.updates.terms.trainer import WithTerms
 from rlhf_loop.updates.train_and_save import Training
 
 
@@ -26,7 +27,7 @@ def update(
     return train_online(_Trainer, GRPOConfig, rows, training, reward=watched(reward), generation=generation)
 
 
-class _Trainer(Rollouts, GRPOTrainer):  # type: ignore[misc]
+class _Trainer(WithTerms, Rollouts, GRPOTrainer):  # type: ignore[misc]
     """TRL's trainer with our sampler."""
 
     _name = "GRPO"

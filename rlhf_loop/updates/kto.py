@@ -22,6 +22,7 @@ from rlhf_loop.recipe import Policy
 from rlhf_loop.records import LabelledCompletion
 from rlhf_loop.updates.adapters import build_trainer
 from rlhf_loop.updates.log_probs import LogProbs
+from rlhf_loop.updates.terms.trainer import WithTerms
 from rlhf_loop.updates.train_and_save import Training, as_asked, that_fit, train_and_save
 
 
@@ -79,7 +80,7 @@ def _trainer(
     return trainer, tokenizer, counts
 
 
-class _Tokenised(LogProbs, KTOTrainer):  # type: ignore[misc]
+class _Tokenised(WithTerms, LogProbs, KTOTrainer):  # type: ignore[misc]
     """Takes token ids, where TRL would apply the chat template to texts."""
 
     reference_columns = ("ref_logps", "ref_KL_logps")

@@ -21,6 +21,7 @@ from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Demonstration
 from rlhf_loop.updates.adapters import adapter_folder, load_base, lora_config, put_adapter, refuse_adapter
 from rlhf_loop.updates.cpu_head import add_cpu_head
+from rlhf_loop.updates.terms.trainer import WithTerms
 from rlhf_loop.updates.train_and_save import Training, as_asked, none_fit, train_and_save
 
 
@@ -70,7 +71,7 @@ def _trainer(
     return trainer, tokenizer, counts
 
 
-class _Counting(SFTTrainer):  # type: ignore[misc]
+class _Counting(WithTerms, SFTTrainer):  # type: ignore[misc]
     """Counts what the length limit cuts and takes away."""
 
     def _prepare_dataset(

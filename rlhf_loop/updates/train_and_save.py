@@ -23,6 +23,7 @@ from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Critiques, Policy, Update
 from rlhf_loop.records import CritiquedCompletion, Message, Prompt
 from rlhf_loop.tracking import training_run
+from rlhf_loop.updates.terms.trainer import add_terms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,10 +73,12 @@ def train_and_save(
 
     `of_policy` says which of the model's weights, by name, are the policy's.
 
-    Gives `{steps, train_loss}`. Raises `UserError` when the weights end up not finite; nothing is saved then.
+    Gives `{steps, train_loss}`, and `critiques`, counts of what their losses have to train on, where there are such.
+    Raises `UserError` when the weights end up not finite; nothing is saved then.
     """
     output, log = training.output, training.output / "train_log.jsonl"
     trainer.remove_callback(PrinterCallback)
+    terms = add_terms(trainer, tokenizer, training)
     for callback in callbacks(log, training.report_to, training.step_offset, training.progress, training.tracking):
         trainer.add_callback(callback)
     if trainer.is_deepspeed_enabled and isinstance(trainer.model, PeftModel):
@@ -86,7 +89,7 @@ def train_and_save(
     save_policy(model, tokenizer, output / "policy", training.policy.model, of_policy)
     if is_main():
         remove_all(output / "checkpoints")
-    return {"steps": int(trainer.state.global_step), "train_loss": mean_loss(log)}
+    return {"steps": int(trainer.state.global_step), "train_loss": mean_loss(log), **terms}
 
 
 def as_asked(messages: Sequence[Message], policy: Policy) -> list[Message]:

@@ -55,6 +55,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"update": {"algorithm": "grpo"}, "critiques": {"edits": {}}},
         "update.algorithm: dpo",
     ),
+    "losses_of_critiques_have_an_update": (
+        {"update": {"algorithm": "none"}, "critiques": {"predict": {}}},
+        "trains nothing; set another algorithm",
+    ),
     "accelerate_is_started_once": ({"accelerate_config": "x.yaml", "launch": "inline"}, "launch: child"),
 }
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_loop.recipe import Generation, Lora, Policy, Update
-from rlhf_loop.records import Demonstration, LabelledCompletion, Message, PreferencePair, Prompt
+from rlhf_loop.recipe import Critiques, Generation, Lora, Policy, Update
+from rlhf_loop.records import CritiquedCompletion, Demonstration, LabelledCompletion, Message, PreferencePair, Prompt
 from rlhf_loop.updates import update_policy
 
 WORDS = ["red", "green", "blue", "seven", "eight", "nine", "apple", "pear", "plum", "cat", "dog", "cow"]
@@ -65,6 +65,27 @@ def demonstration(number: int, finished: bool = True) -> Demonstration:
     )
 
 
+def critiqued(number: int, **more: Any) -> CritiquedCompletion:
+    """An answer that was complained of in words; every third one was called good."""
+    fields: dict[str, Any] = {
+        "critique": f"It should say {WORDS[number % 12]}, and say it as a whole sentence.",
+        "label": number % 3 == 2,
+        **more,
+    }
+    return CritiquedCompletion(
+        id=str(number),
+        prompt_id=str(number),
+        group=str(number),
+        prompt=_prompt(number),
+        completion=(Message(role="assistant", content=f"no {WORDS[(number + 5) % 12]} here, none"),),
+        completion_id=f"c{number}",
+        origin="simulated",
+        annotator="a",
+        **fields,
+    )
+
+
+CRITIQUED = [critiqued(number) for number in range(12)]
 PAIRS = [pair(number) for number in range(8)]
 LABELLED = [labelled(number) for number in range(8)]  # six good, two bad
 DEMONSTRATIONS = [demonstration(number) for number in range(8)]
@@ -127,6 +148,11 @@ def train(
         seed=1,
         **{**given, **more},
     )
+
+
+def with_critiques(methods: dict[str, Any], rows: Sequence[CritiquedCompletion] = CRITIQUED) -> dict[str, Any]:
+    """Arguments of `train` that switch on losses of critiques."""
+    return {"critiques": rows, "critique_settings": Critiques.model_validate(methods)}
 
 
 LOSSES = {

@@ -49,11 +49,12 @@ from rlhf_loop.updates.ppo.reward_models import as_function, move_classifiers, s
 from rlhf_loop.updates.ppo.rollout import missing_end, shaped, targets
 from rlhf_loop.updates.reward_functions import watched
 from rlhf_loop.updates.rollouts import Rollouts
+from rlhf_loop.updates.terms.trainer import WithTerms
 
 logger = logging.getLogger(__name__)
 
 
-class PPOTrainer(CriticCheckpoints, CriticOptimizer, Rollouts, GRPOTrainer):  # type: ignore[misc]
+class PPOTrainer(WithTerms, CriticCheckpoints, CriticOptimizer, Rollouts, GRPOTrainer):  # type: ignore[misc]
     """PPO (Schulman et al. 2017, arXiv 1707.06347; Ouyang et al. 2022, arXiv 2203.02155) with TRL's conventions.
 
         trainer = PPOTrainer(
