@@ -34,7 +34,7 @@ from rlhf_loop.machine import Dtype, native_attention, native_dtype
 from rlhf_loop.model_checks import check_files, check_targets
 from rlhf_loop.near import did_you_mean
 from rlhf_loop.places import relocated
-from rlhf_loop.recipe_rules import RULES
+from rlhf_loop.recipe_rules import RULES, check_judge
 from rlhf_loop.settings import (
     Bases,
     Settings,
@@ -334,7 +334,8 @@ class RuleJudge(Settings):
 
 
 class RewardModelJudge(Settings):
-    """A reward model trained at round 0 on the feedback kept apart in split `judge`."""
+    """A folder of the catalogue: trained at round 0 on the feedback kept apart in split `judge`, or a function, which
+    nothing trains."""
 
     kind: Literal["reward_model"] = "reward_model"
     model: Path
@@ -435,6 +436,7 @@ class Recipe(Settings):
             _refuse_missing_trackers(recipe, str(path))
         resolve_paths(recipe, Bases(path.parent.resolve(), [key_of(override) for override in overrides]))
         if to_run:
+            check_judge(recipe)
             check_files(recipe.policy.model, recipe.update.lora.target_modules if recipe.update.lora else None)
         return recipe
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlhf_loop.algorithms import ALGORITHMS, Consumes
+from rlhf_loop.errors import UserError
 from rlhf_loop.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -41,18 +42,7 @@ def a_rule_judges_only_simulations(recipe: Recipe) -> str | None:
     if recipe.evaluation.judge.kind == "rule" and people:
         return (
             "evaluation.judge: a rule is an honest judge only of a simulation; with imported feedback use "
-            "`judge: {kind: reward_model, model: FOLDER}` and `prompts.judge_fraction: 0.3`"
-        )
-    return None
-
-
-def a_trained_judge_has_feedback_of_its_own(recipe: Recipe) -> str | None:
-    """Feedback that trains nothing else."""
-    apart = recipe.prompts.judge_fraction > 0 or any(one.split == "judge" for one in recipe.feedback.imports)
-    if recipe.evaluation.judge.kind == "reward_model" and not apart:
-        return (
-            "evaluation.judge: a reward-model judge needs feedback of its own; set `prompts.judge_fraction: "
-            "0.3` or give one of `feedback.imports` the setting `split: judge`"
+            "`judge: {kind: reward_model, model: FOLDER}`, and `prompts.judge_fraction: 0.3` where it is trained"
         )
     return None
 
@@ -235,7 +225,6 @@ def accelerate_is_started_once(recipe: Recipe) -> str | None:
 RULES: tuple[Callable[[Recipe], str | None], ...] = (
     names_are_known,
     a_rule_judges_only_simulations,
-    a_trained_judge_has_feedback_of_its_own,
     there_are_training_prompts,
     there_are_held_out_prompts,
     what_needs_a_reward_model_has_one,
@@ -252,6 +241,25 @@ RULES: tuple[Callable[[Recipe], str | None], ...] = (
     accelerate_is_started_once,
 )
 """In the order in which they are looked at; the first that is broken is told."""
+
+
+def check_judge(recipe: Recipe) -> None:
+    """Raises `UserError` for a judge that is to be trained and has no feedback that trains nothing else.
+
+    Apart from `RULES`: its folder says whether it is trained, so the recipe's paths must be known. What is wrong with
+    the folder itself is told by `steps/prepare.py`."""
+    from rlhf_loop.reward_spec import FILE, FunctionSpec, load_spec
+
+    judge = recipe.evaluation.judge
+    apart = recipe.prompts.judge_fraction > 0 or any(one.split == "judge" for one in recipe.feedback.imports)
+    if judge.kind != "reward_model" or apart or not (judge.model / FILE).is_file():
+        return
+    if not isinstance(load_spec(judge.model), FunctionSpec):
+        raise UserError(
+            f"evaluation.judge: {judge.model.name} is trained and needs feedback of its own; set "
+            "`prompts.judge_fraction: 0.3`, give one of `feedback.imports` the setting `split: judge`, or name a "
+            "folder of `kind: function`, which nothing trains"
+        )
 
 
 def _consumes(recipe: Recipe) -> Consumes:

@@ -27,6 +27,7 @@ from rlhf_loop.models.loading import check_model, load_policy
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Recipe, RewardModelJudge, parse
 from rlhf_loop.records import Completion, Prompt, read_records, write_records
+from rlhf_loop.reward_spec import FunctionSpec, load_spec
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_completions
 from rlhf_loop.stages.arguments import StageArguments
@@ -121,11 +122,10 @@ def _judge(recipe: Recipe, folder: Path | None, scorer: Callable[[Path], Scorer]
     judge = recipe.evaluation.judge
     if isinstance(judge, RewardModelJudge):
         assert folder is not None
-        return (
-            scorer(folder),
-            f"reward model {judge.model.name}, of feedback kept apart",
-            False,
-        )
+        name = judge.model.name
+        if isinstance(load_spec(folder / name), FunctionSpec):
+            return scorer(folder), f"function {name}", False
+        return scorer(folder), f"reward model {name}, of feedback kept apart", False
     return lambda prompts, answers: gold_scores(judge.rule, prompts, answers), f"gold rule {judge.rule}", True
 
 

@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -76,7 +77,6 @@ def test_what_the_loop_owns_cannot_be_set_and_the_message_says_why(tmp_path: Pat
         ({"generation": {"samples_per_prompt": 1}}, "at least 2 are needed"),
         ({"update": {"trainer": {"loss_type": "exo_pair"}}}, "label_smoothing: 0.001"),
         ({"update": {"reference": "previous", "trainer": {"sync_ref_model": True}}}, "contradict"),
-        ({"evaluation": {"judge": {"kind": "reward_model", "model": "x"}}}, "judge_fraction"),
         ({"launch": "inline", "accelerate_config": "x.yaml"}, "launch: child"),
         ({"reward": {}}, "give either"),
         ({"rounds": 0}, "greater than or equal to 1"),
@@ -94,6 +94,21 @@ def test_settings_that_cannot_work_are_refused_at_load_with_the_remedy(
     tmp_path: Path, blocks: dict[str, object], remedy: str
 ) -> None:
     assert remedy in refused(changed(tmp_path, **blocks))
+
+
+def test_a_trained_judge_needs_feedback_of_its_own_and_a_function_none(tmp_path: Path) -> None:
+    def judge(name: str) -> dict[str, Any]:
+        return {"evaluation": {"judge": {"kind": "reward_model", "model": str(ROOT / "reward_models" / name)}}}
+
+    message = refused(changed(tmp_path, **judge("frozen_head")))
+    assert "evaluation.judge: frozen_head is trained" in message
+    assert "prompts.judge_fraction: 0.3" in message
+    apart = {"prompts": {"from_feedback": True, "judge_fraction": 0.3}}
+    assert Recipe.load(changed(tmp_path, **judge("frozen_head"), **apart)).prompts.judge_fraction == 0.3
+    votes = {"feedback": {"imports": [{"path": "votes.jsonl", "split": "judge"}]}}
+    assert Recipe.load(changed(tmp_path, **judge("frozen_head"), **votes)).feedback.imports[0].split == "judge"
+    recipe = Recipe.load(changed(tmp_path, **judge("brief_and_complete")))
+    assert getattr(recipe.evaluation.judge, "model", None) == ROOT / "reward_models" / "brief_and_complete"
 
 
 def test_overrides_reach_nested_keys_and_lists() -> None:

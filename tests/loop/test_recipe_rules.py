@@ -20,12 +20,10 @@ SOUND: dict[str, Any] = {
 }
 
 PEOPLE: dict[str, Any] = {"feedback": {"annotator": None, "imports": [{"path": "votes.jsonl"}]}}
-TRAINED_JUDGE: dict[str, Any] = {"evaluation": {"judge": {"kind": "reward_model", "model": "m"}}}
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "names_are_known": ({"pairing": {"strategy": "best_of_all"}}, "there are: best_worst"),
     "a_rule_judges_only_simulations": (PEOPLE, "kind: reward_model"),
-    "a_trained_judge_has_feedback_of_its_own": (TRAINED_JUDGE, "prompts.judge_fraction: 0.3"),
     "there_are_training_prompts": ({"prompts": {"test": ["test.jsonl"]}}, "prompts.train: [FILE.jsonl]"),
     "there_are_held_out_prompts": ({"prompts": {"train": ["train.jsonl"]}}, "give a file of prompts"),
     "what_needs_a_reward_model_has_one": ({"reward": None}, "reward: {model: FOLDER}"),

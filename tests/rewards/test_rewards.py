@@ -40,10 +40,17 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 # Specs
 
 
-@pytest.mark.parametrize("name", ["bradley_terry", "frozen_head", "brief_and_complete"])
+@pytest.mark.parametrize("name", sorted(path.name for path in CATALOGUE.iterdir()))
 def test_each_folder_of_the_catalogue_has_a_valid_spec_and_a_card(name):
     assert load_spec(CATALOGUE / name).folder == CATALOGUE / name
     assert "Known biases" in (CATALOGUE / name / "README.md").read_text()
+
+
+def test_the_lexicon_scores_as_its_authors_say():
+    pytest.importorskip("vaderSentiment", reason="the VADER lexicon is not installed")
+    reward = load_reward(CATALOGUE / "vader", id="vader", policy=POLICY)
+    texts = ["VADER is smart, handsome, and funny.", "Today SUX!", ""]  # of the data's own README
+    assert reward(prompts=["What?"] * 3, completions=texts) == [0.8316, -0.5461, 0.0]
 
 
 def test_reading_a_spec_does_not_import_torch():
