@@ -94,7 +94,7 @@ LAYERS = (
     Layer(
         name="doors",
         says="the command line, the service",
-        rooms=("cli", "doctor", "policies", "server", "watch"),
+        rooms=("cli", "comparison", "doctor", "policies", "server", "watch"),
         may_import=("ground", "words", "memory", "steps", "loop", "stages.arguments"),
     ),
 )  # fmt: skip
@@ -105,6 +105,7 @@ EXCEPTIONS = {
     ("launch.ranks", "stages"): "the way in which all ranks run a stage",
     ("launch.ranks", "models"): "who this rank is",
     ("cli", "stages"): "`rlhf-loop stage`",
+    ("comparison.results", "evaluation"): "who won a comparison, as an evaluation counts (numpy alone)",
     ("updates.rollouts", "generation"): "an online trainer, used by hand too, samples as candidates are written",
     ("policies", "models"): "`rlhf-loop policy export` merges weights and writes a card",
 }

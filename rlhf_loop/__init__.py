@@ -3,6 +3,7 @@
     from rlhf_loop import Loop, Recipe
     Loop(Recipe.load("recipes/quickstart.yaml")).run(rounds=3)
 
+`compare("recipes/compare/algorithms.yaml")` runs several strategies and says what differs.
 Each step also works alone: `train_reward_model`, `load_reward`, `update_policy`, `generate`, `evaluate`.
 Nothing here imports torch until it is needed.
 """
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rlhf_loop.comparison import compare
     from rlhf_loop.evaluation import evaluate
     from rlhf_loop.feedback.store.store import Store
     from rlhf_loop.generation import generate
@@ -25,6 +27,7 @@ __all__ = [
     "Loop",
     "Recipe",
     "Store",
+    "compare",
     "evaluate",
     "generate",
     "load_reward",
@@ -37,6 +40,7 @@ _HOMES = {
     "Loop": "loop",
     "Recipe": "recipe",
     "Store": "feedback.store.store",
+    "compare": "comparison",
     "evaluate": "evaluation",
     "generate": "generation",
     "load_reward": "rewards",

@@ -34,11 +34,13 @@ _NAMED = 3  # changed settings in the name of a folder
 
 
 class RecipeChanged(UserError):
-    """The run's folder holds a run of another recipe. `elsewhere` is a folder for a run of this one."""
+    """The run's folder holds a run of another recipe. `elsewhere` is a folder for a run of this one, `changes` what
+    differs, in words."""
 
-    def __init__(self, message: str, elsewhere: Path):
+    def __init__(self, message: str, elsewhere: Path, changes: str):
         super().__init__(message)
         self.elsewhere = elsewhere
+        self.changes = changes
 
 
 def keep_recipe(recipe: Recipe, run: RunDir) -> Recipe:
@@ -72,6 +74,7 @@ def check_recipe(recipe: Recipe, run: RunDir) -> Recipe:
             raise RecipeChanged(
                 f"{run.path} holds a run of recipe `{name}`, not `{recipe.name}`; choose another folder with --run-dir",
                 run.path.with_name(recipe.name if recipe.name != run.name else f"{run.name}-2"),
+                f"name: {name!r} -> {recipe.name!r}",
             )
         contents = read_places(run.path)["contents"]
         changed = [
@@ -85,6 +88,7 @@ def check_recipe(recipe: Recipe, run: RunDir) -> Recipe:
                 f"the recipe changed since {run.path} was begun:\n  {listed}\nPut the old values back to go on, or "
                 "start a run of the new recipe with --run-dir DIR. Nothing was touched",
                 run.path.with_name("-".join([run.name, *(_named(key, new) for key, _, new in changed[:_NAMED])])),
+                listed,
             )
     return in_force
 

@@ -419,10 +419,17 @@ class Recipe(Settings):
         return named
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Iterable[str] = (), to_run: bool = True) -> Recipe:
+    def load(
+        cls,
+        path: str | Path,
+        overrides: Iterable[str] = (),
+        to_run: bool = True,
+        overridden_in: Path | None = None,
+    ) -> Recipe:
         """Reads and checks a recipe; `overrides` are `key.sub=value` (YAML values), as on the command line.
 
-        Paths in the file are relative to its folder, those of `overrides` to the working folder. `to_run`: the packages
+        Paths in the file are relative to its folder, those of `overrides` to `overridden_in`, an absolute folder (None:
+        the working folder). `to_run`: the packages
         that a run needs must be here too; a finished run is looked at without them. Raises `UserError` naming the file,
         the key and the nearest valid name for anything that is wrong.
         """
@@ -434,7 +441,7 @@ class Recipe(Settings):
         recipe = parse(values, where=str(path))
         if to_run:
             _refuse_missing_trackers(recipe, str(path))
-        resolve_paths(recipe, Bases(path.parent.resolve(), [key_of(override) for override in overrides]))
+        resolve_paths(recipe, Bases(path.parent.resolve(), map(key_of, overrides), overridden_in))
         if to_run:
             check_judge(recipe)
             check_files(recipe.policy.model, recipe.update.lora.target_modules if recipe.update.lora else None)

@@ -98,15 +98,17 @@ def _item(place: list[Any], index: str, override: str) -> Any:
 
 
 class Bases:
-    """The folder that a path starts from: the recipe's, or the working folder where its key was typed."""
+    """The folder that a path starts from: the recipe's, or for keys that were overridden another: the working folder,
+    where they were typed."""
 
-    def __init__(self, folder: Path, typed: Iterable[tuple[str, ...]]):
+    def __init__(self, folder: Path, overridden: Iterable[tuple[str, ...]], overridden_in: Path | None = None):
         self.folder = folder
-        self.typed = list(typed)
+        self.overridden = list(overridden)
+        self.overridden_in = overridden_in or Path.cwd()
 
     def of(self, key: tuple[str, ...]) -> Path:
         """For the value at `key`."""
-        return Path.cwd() if any(key[: len(typed)] == typed for typed in self.typed) else self.folder
+        return self.overridden_in if any(key[: len(one)] == one for one in self.overridden) else self.folder
 
 
 def resolve_paths(value: Any, bases: Bases, key: tuple[str, ...] = ()) -> Any:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from rlhf_loop.resampling import percentile_interval, resampled_ratios
+from rlhf_loop.resampling import Floats, percentile_interval, resampled_ratios
 
 PSEUDO_GROUPS = 2
 """Wins and losses, each, that are added before resampling (Agresti and Coull 1998: "add two of each")."""
@@ -48,13 +47,10 @@ def win_rate(
     wrong = np.flatnonzero(np.isnan(a) | np.isnan(b))
     if len(wrong):
         raise ValueError(f"the judge gave no number for comparison {wrong[0]} (prompt {groups[wrong[0]]})")
-    with np.errstate(invalid="ignore"):  # infinity against infinity is a tie
-        tie = (a == b) | (np.abs(a - b) < tie_below)
-    won = ~tie & (a > b)
-    outcome = np.where(tie, 0.5, won)  # (n,)
+    outcome = outcomes(a, b, tie_below)
     low, high = _interval(outcome, groups, confidence, bootstrap, seed)
     mean = float(outcome.mean())
-    wins, ties = int(won.sum()), int(tie.sum())
+    wins, ties = int((outcome == 1).sum()), int((outcome == 0.5).sum())
     return {
         "mean": mean,
         "low": min(low, mean),
@@ -64,6 +60,14 @@ def win_rate(
         "ties": ties,
         "losses": len(outcome) - wins - ties,
     }
+
+
+def outcomes(scores_a: Sequence[float] | Floats, scores_b: Sequence[float] | Floats, tie_below: float = 1e-9) -> Floats:
+    """(n,) what became of each comparison: 1 where a wins, 0 where b does, 0.5 for a tie, as `win_rate` counts them."""
+    a, b = np.asarray(scores_a, dtype=np.float64), np.asarray(scores_b, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # infinity against infinity is a tie
+        tie = (a == b) | (np.abs(a - b) < tie_below)
+    return np.where(tie, 0.5, a > b)
 
 
 def length_matched(
@@ -91,7 +95,7 @@ def length_matched(
 
 
 def _interval(
-    outcome: npt.NDArray[np.float64], groups: Sequence[str], confidence: float, bootstrap: int, seed: int
+    outcome: Floats, groups: Sequence[str], confidence: float, bootstrap: int, seed: int
 ) -> tuple[float, float]:
     _, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     sizes = np.bincount(member).astype(np.float64)  # (G,)

@@ -65,14 +65,15 @@ _STYLE = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """One line of a chart: `(round, value, low, high)` a point; low and high None without an interval.
+    """One line of a chart: `(round, value, low, high)` a point, or what else the axis counts; low and high None without
+    an interval.
 
     Rounds in `open` are drawn hollow: their policy was not promoted.
     """
 
     label: str
     colour: str
-    points: Sequence[tuple[int, float, float | None, float | None]]
+    points: Sequence[tuple[float, float, float | None, float | None]]
     open: frozenset[int] = field(default_factory=frozenset)
 
 
@@ -124,6 +125,42 @@ def over_rounds(
     return Chart(title=title, note=note, svg=svg, legend=[(line.label, line.colour) for line in series])
 
 
+def over_amounts(
+    title: str,
+    series: Sequence[Series],
+    *,
+    axis: str,
+    note: str = "",
+    level: float | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Chart | None:
+    """As `over_rounds`, over an amount of any size from 0 on, such as what was spent."""
+    series = [line for line in series if line.points]
+    if not series:
+        return None
+    with _styled():
+        figure, axes = _figure(4.6, 2.6)
+        if level is not None:
+            axes.axhline(level, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
+        most = max(point[0] for line in series for point in line.points) or 1.0
+        for number, line in enumerate(series):
+            _draw(axes, line, 0.012 * most * (number - (len(series) - 1) / 2))
+        axes.set_xlim(-0.05 * most, 1.05 * most)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.set_xlabel(axis)
+        if limits is not None:
+            _hold(axes, *limits)
+        else:
+            _breathe(axes, level)
+        said = "; ".join(
+            f"{line.label}: " + ", ".join(f"{point[1]:.3g} at {point[0]:.4g}" for point in line.points)
+            for line in series
+        )
+        svg = _svg(figure, f"{title}. {said}")
+    return Chart(title=title, note=note, svg=svg, legend=[(line.label, line.colour) for line in series])
+
+
 def over_time(title: str, counts: Sequence[tuple[str, int]], *, every: int) -> Chart:
     """Bars of `(when, how many)`; each `every`th is named, counted from the last."""
     with _styled():
@@ -167,13 +204,22 @@ def reliability(title: str, bins: Sequence[Mapping[str, Any]], *, note: str = ""
 
 
 def intervals(
-    title: str, rows: Sequence[tuple[str, float, float, float]], *, note: str = "", limits: tuple[float, float] = (0, 1)
+    title: str,
+    rows: Sequence[tuple[str, float, float, float]],
+    *,
+    note: str = "",
+    limits: tuple[float, float] = (0, 1),
+    level: float | None = None,
+    confidence: float = 0.95,
 ) -> Chart | None:
-    """A point with its interval for each row `(name, value, low, high)`, the first on top; None without rows."""
+    """A point with its interval for each row `(name, value, low, high)`, the first on top, and a dashed line at
+    `level`; None without rows."""
     if not rows:
         return None
     with _styled():
         figure, axes = _figure(6.2, 0.75 + 0.2 * len(rows))
+        if level is not None:
+            axes.axvline(level, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
         for place, (_, value, low, high) in enumerate(rows):
             axes.plot([low, high], [place, place], color=COLOURS["blue"], linewidth=1.4, solid_capstyle="butt")
             axes.plot([value], [place], "o", markersize=4.5, color=COLOURS["blue"])
@@ -184,7 +230,7 @@ def intervals(
         axes.set_xlim(*limits)
         said = ", ".join(f"{name} {value:.2f}" for name, value, *_ in rows)
         svg = _svg(figure, f"{title}. {said}")
-    return Chart(title=title, note=note, svg=svg, legend=[("with 95% interval", "blue")])
+    return Chart(title=title, note=note, svg=svg, legend=[(f"with {100 * confidence:.0f}% interval", "blue")])
 
 
 def timings(title: str, rounds: Mapping[int, Mapping[str, float]], groups: Mapping[str, str]) -> Chart | None:

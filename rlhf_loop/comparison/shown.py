@@ -1,0 +1,139 @@
+"""What the comparison showed: each cell against the reference, with what may be said of it in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rlhf_loop.comparison.paired import Estimate, crossed_mean, holm
+from rlhf_loop.comparison.results import MEASURES, ByPrompt, Measured
+from rlhf_loop.resampling import Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellResult:
+    """What a cell came to after its last round, and how that differs from the reference."""
+
+    cell: str
+    seeds: Sequence[int]  # whose runs are complete
+    values: Mapping[str, Estimate]  # measure -> over the seeds
+    differences: Mapping[str, Estimate]  # measure -> over seeds that are complete in both; empty for the reference
+    p_holm: float | None  # of the first measure, over all cells
+    left_out: int  # prompts that not every seed answered, in the first measure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """A cell after a round, over the seeds that have come so far."""
+
+    round: int
+    labels: float
+    values: Mapping[str, Estimate]
+    seeds: int
+
+
+def cell_results(
+    measured: Mapping[str, Sequence[Measured]], reference: str, confidence: float
+) -> dict[str, CellResult]:
+    """Of each cell after its last round, the reference first; cells without a complete run are left out.
+
+    A difference is taken prompt by prompt and seed by seed, so what a seed or a prompt does to both cells cancels out.
+    """
+    ended = {cell: {one.run.seed: one.answers[-1] for one in runs if one.complete} for cell, runs in measured.items()}
+    found = {}
+    for cell, by_seed in ended.items():
+        if not by_seed:
+            continue
+        differences, left_out = {}, 0
+        for name in MEASURES if cell != reference else ():
+            both = [seed for seed in by_seed if seed in ended[reference]]
+            pairs = [_difference(by_seed[seed].get(name, {}), ended[reference][seed].get(name, {})) for seed in both]
+            if (table := by_prompt(pairs)) is not None:
+                differences[name] = crossed_mean(table, confidence)
+                if name == next(iter(MEASURES)):
+                    left_out = len({prompt for pair in pairs for prompt in pair}) - table.shape[1]
+        found[cell] = CellResult(
+            cell=cell,
+            seeds=list(by_seed),
+            values=_estimates(list(by_seed.values()), confidence),
+            differences=differences,
+            p_holm=None,
+            left_out=left_out,
+        )
+    return _with_holm(found)
+
+
+def curve(runs: Sequence[Measured], confidence: float) -> list[Point]:
+    """A cell round by round: what its policy in force gave, for the labels that it had learned from."""
+    points = []
+    for number in range(max((len(one.rows) for one in runs), default=0)):
+        there = [one for one in runs if len(one.rows) > number]
+        labels = sum(float(one.rows[number]["labels"]) for one in there) / len(there)
+        values = _estimates([one.answers[number] for one in there], confidence)
+        points.append(Point(round=number, labels=labels, values=values, seeds=len(there)))
+    return points
+
+
+def by_prompt(of_seeds: Sequence[ByPrompt]) -> Floats | None:
+    """(S, P) of the prompts that every seed has a value of; None where there are none."""
+    if not of_seeds:
+        return None
+    shared = sorted(set.intersection(*(set(values) for values in of_seeds)))
+    return np.array([[values[prompt] for prompt in shared] for values in of_seeds]) if shared else None
+
+
+def sentence(results: Mapping[str, CellResult], reference: str, confidence: float) -> str:
+    """What was shown, in plain words, "no difference shown" included."""
+    if reference not in results:
+        return f"Nothing can be said: no run of the reference {reference} is complete."
+    tested = [one for one in results.values() if "win_rate" in one.differences]
+    if not tested:
+        return f"Nothing can be said: no cell shares a complete seed with the reference {reference}."
+    said = []
+    for one in sorted(tested, key=lambda one: -one.differences["win_rate"].mean):
+        found = one.differences["win_rate"]
+        numbers = f"{signed(found)}, Holm p {p_text(one.p_holm)}"
+        if one.p_holm is not None and one.p_holm < 1 - confidence:
+            said.append(f"{one.cell} is {'better' if found.mean > 0 else 'worse'} than {reference} ({numbers})")
+        else:
+            said.append(f"no difference shown between {one.cell} and {reference} ({numbers})")
+    text = "; ".join(said)
+    few = min(one.differences["win_rate"].seeds for one in tested)
+    end = {1: "One seed: this says nothing of other seeds.", 2: "Two seeds say little of others."}.get(few, "")
+    return f"In win-rate over the base policy, {text}. {end}".rstrip()
+
+
+def signed(value: Estimate, digits: int = 2) -> str:
+    """A difference with its interval: +.04 [-.02, +.10] in full figures."""
+    interval = "" if value.low is None else f" [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
+    return f"{value.mean:+.{digits}f}{interval}".replace("-", "−")
+
+
+def p_text(p: float | None) -> str:
+    """A p-value for people."""
+    return "unknown" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _difference(ours: ByPrompt, theirs: ByPrompt) -> dict[str, float]:
+    return {prompt: value - theirs[prompt] for prompt, value in ours.items() if prompt in theirs}
+
+
+def _estimates(answers: Sequence[Mapping[str, ByPrompt]], confidence: float) -> dict[str, Estimate]:
+    tables = {name: by_prompt([one.get(name, {}) for one in answers]) for name in MEASURES}
+    found = {name: crossed_mean(table, confidence) for name, table in tables.items() if table is not None}
+    if (rate := found.get("win_rate")) is not None and rate.low is not None and rate.high is not None:
+        found["win_rate"] = replace(rate, low=max(0.0, rate.low), high=min(1.0, rate.high))  # a share
+    return found
+
+
+def _with_holm(results: dict[str, CellResult]) -> dict[str, CellResult]:
+    first = next(iter(MEASURES))
+    tested = [
+        (cell, p)
+        for cell, one in results.items()
+        if first in one.differences and (p := one.differences[first].p) is not None
+    ]
+    adjusted = dict(zip((cell for cell, _ in tested), holm([p for _, p in tested]), strict=True))
+    return {cell: replace(one, p_holm=adjusted.get(cell)) for cell, one in results.items()}
