@@ -130,6 +130,7 @@ def command(run: CellRun) -> list[str]:
 
 
 def _start(run: CellRun, slot: int, jobs: int) -> _Job:
+    private.make_folder(run.folder.parent)
     write_text(run.folder.parent / "recipe.yaml", run.recipe.to_yaml())
     process = subprocess.Popen(
         command(run),
@@ -145,9 +146,7 @@ def _start(run: CellRun, slot: int, jobs: int) -> _Job:
 
 def _hear(job: _Job, heard: queue.Queue[tuple[_Job, str | None]]) -> None:
     assert job.process.stdout is not None
-    log = Path(f"{job.run.folder}.log")
-    private.make_folder(log.parent)
-    with log.open("a", encoding="utf-8") as file:
+    with Path(f"{job.run.folder}.log").open("a", encoding="utf-8") as file:
         for line in job.process.stdout:
             file.write(line)
             file.flush()

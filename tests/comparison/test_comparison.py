@@ -36,7 +36,7 @@ def changed(folder: Path, **values: Any) -> Path:
     """The smoke sweep with some of it replaced."""
     sweep = yaml.safe_load(SWEEP.read_text()) | {"recipe": str(ROOT / "recipes" / "smoke.yaml")} | values
     path = folder / "changed.yaml"
-    path.write_text(yaml.safe_dump(sweep))
+    path.write_text(yaml.safe_dump(sweep, sort_keys=False))
     return path
 
 

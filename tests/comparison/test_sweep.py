@@ -17,7 +17,7 @@ SMOKE = ROOT / "recipes" / "smoke.yaml"
 
 def written(folder: Path, **values: Any) -> Path:
     path = folder / "sweep.yaml"
-    path.write_text(yaml.safe_dump({"recipe": str(SMOKE), "reference": "a", **values}))
+    path.write_text(yaml.safe_dump({"recipe": str(SMOKE), "reference": "a", **values}, sort_keys=False))
     return path
 
 
