@@ -2,9 +2,12 @@
 
     OMP_NUM_THREADS=2 python benchmarks/retrieval.py --out benchmarks/results/retrieval.json
 
-Vectors are random directions of SmolLM2's width, in float16 and float32 files as the step `embed` writes them. A search
+Vectors are random directions of SmolLM2's width, in files as the step `embed` writes them. A search
 reads all of them, so what they hold does not change its time. The files are in the page cache: each size is searched
 once before it is measured. `same`: whether the rows found are those of one product in float64.
+
+`--parts quality`: of the 240 prompts of the quickstart, how many of each one's five nearest are of its kind (their
+first tag: recommend, explain, compare, ...), by layer, with and without taking the mean out.
 """
 
 from __future__ import annotations
@@ -21,7 +24,11 @@ import numpy as np
 import torch
 from machine import describe, peak_memory
 
+from rlhf_loop.models.files import WHEEL_MODEL
+from rlhf_loop.recipe import Policy
+from rlhf_loop.retrieval.embedding import embed, unit
 from rlhf_loop.retrieval.index import Index, Key, write
+from rlhf_loop.rewards.trunk import load_trunk
 
 
 def main() -> None:
@@ -31,17 +38,21 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=5)
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--dtype", choices=["float16", "float32"], default="float16")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=["speed", "quality"], default=["speed", "quality"])
+    parser.add_argument("--model", default=WHEEL_MODEL)
     arguments = parser.parse_args()
-    measured = [measure(rows, dtype, arguments) for dtype in ("float16", "float32") for rows in arguments.rows]
-    result = {
-        "machine": describe(),
-        "threads": torch.get_num_threads(),
-        "width": arguments.width,
-        "k": arguments.k,
-        "searches": [row for rows in measured for row in rows],
-        "peak_memory_gib": round(peak_memory(), 2),
-    }
+    result: dict[str, object] = {"machine": describe(), "threads": torch.get_num_threads(), "k": arguments.k}
+    if arguments.out and arguments.out.exists():
+        result = {**json.loads(arguments.out.read_text()), **result}
+    if "speed" in arguments.parts:
+        measured = [measure(rows, arguments.dtype, arguments) for rows in arguments.rows]
+        result["width"] = arguments.width
+        result["searches"] = [row for rows in measured for row in rows]
+        result["peak_memory_gib"] = round(peak_memory(), 2)
+    if "quality" in arguments.parts:
+        result["quality"] = quality(arguments)
     print(json.dumps(result, indent=1))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +98,31 @@ def same(index: Index, query: torch.Tensor, places: torch.Tensor, k: int) -> boo
     """Whether these are the rows of the `k` largest products in float64."""
     products = np.concatenate([matrix.numpy().astype(np.float64) @ query.numpy() for matrix in index._matrices])
     return set(np.argsort(-products)[:k].tolist()) == set(places.tolist())
+
+
+def quality(arguments: argparse.Namespace) -> list[dict[str, object]]:
+    """The share of the nearest prompts that are of a prompt's kind; `chance` is that of all others."""
+    folder = Path(__file__).parent.parent / "recipes" / "data"
+    files = [folder / f"quickstart_{name}.jsonl" for name in ("train", "dev", "test")]
+    prompts = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    kinds = [prompt["tags"][0] for prompt in prompts]
+    alike = torch.tensor([[one == other for other in kinds] for one in kinds])
+    chance = float((alike.sum() - len(kinds)) / (len(kinds) * (len(kinds) - 1)))
+    policy = Policy(model=arguments.model, dtype="float32")
+    found: list[dict[str, object]] = []
+    for layer in (0.25, 0.5, 0.75, 1.0):
+        trunk, tokenizer, layers = load_trunk("policy", policy, [layer])
+        states = embed(trunk, tokenizer, layers[0], [prompt["prompt"] for prompt in prompts])
+        for centred in (False, True):
+            vectors = unit(states, states.mean(0) if centred else torch.zeros(states.shape[1]))
+            cosines = (vectors @ vectors.T).fill_diagonal_(-torch.inf)
+            nearest = cosines.topk(arguments.k, dim=1).indices
+            share = float(alike.gather(1, nearest).float().mean())
+            found.append(
+                {"layer": layer, "centred": centred, "of_its_kind": round(share, 3), "chance": round(chance, 3)}
+            )
+            print(found[-1], flush=True)
+    return found
 
 
 if __name__ == "__main__":

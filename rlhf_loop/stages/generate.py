@@ -68,7 +68,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         sample=lambda asked, samples: sampler(asked, settings.model_copy(update={"samples_per_prompt": samples})),
         fits=sampler.fits,
         score=_scorer(arguments, prompts, features) if "reward" in arguments.inputs else None,
-        earlier=_earlier(arguments),
+        earlier=_earlier(arguments, recipe),
         exemplars=_exemplars(arguments, recipe, prompts, chosen),
     )
     written: Written = resolve_name(STRATEGIES[settings.strategy].function)(given)
@@ -142,9 +142,9 @@ def _scorer(
     return score
 
 
-def _earlier(arguments: StageArguments) -> dict[str, Recalled]:
+def _earlier(arguments: StageArguments, recipe: Recipe) -> dict[str, Recalled]:
     """The answer to revise of each prompt."""
-    if "recalled" not in arguments.inputs:
+    if "recalled" not in arguments.inputs or not STRATEGIES[recipe.generation.strategy].revises:
         return {}
     recalled: list[Recalled] = read_records(Path(arguments.inputs["recalled"]) / "to_revise.parquet", Recalled)
     return {one.prompt_id: one for one in recalled}

@@ -65,6 +65,18 @@ def test_best_of_n_keeps_the_best_by_the_rounds_reward_model(tmp_path: Path, mod
         assert not store.completions(ids=[c.id for c in aside])
 
 
+@pytest.mark.parametrize("strategy", ["refine", "exemplars"])
+def test_each_alone_reads_its_own_part_of_the_past(tmp_path: Path, model_cache: Path, strategy: str) -> None:
+    made = run(tmp_path / "run", f"generation.strategy={strategy}", "generation.exemplars.min_standing=0", rounds=1)
+    shown: list[Shown] = read_records(made.step(1, "generate") / "shown.parquet", Shown)
+    assert {one.use for one in shown} == {"to revise" if strategy == "refine" else "exemplar"}
+    revised = [c for c in candidates(made, 1) if c.parent is not None]
+    assert bool(revised) == (strategy == "refine")
+    assert made.step(1, "embed").exists() == (strategy == "exemplars")
+    written = {path.name for path in made.step(1, "recall").iterdir()}
+    assert written == {"manifest.json", "recall.json", "to_revise.parquet" if revised else "exemplars.parquet"}
+
+
 @pytest.fixture(scope="module")
 def refined(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> RunDir:
     folder = tmp_path_factory.mktemp("refined") / "run"
