@@ -56,7 +56,7 @@ class Index:
     def __init__(self, parts: Sequence[tuple[Sequence[Key | None], torch.Tensor]]):
         """`parts`: keys (None: deleted) and vectors (N, D) of each step."""
         self.keys = [key for keys, _ in parts for key in keys]
-        self._matrices = [matrix for _, matrix in parts]
+        self._matrices = [matrix for _, matrix in parts if len(matrix)]  # a step may have had nothing new
         self._there = torch.tensor([key is not None for key in self.keys])
 
     @classmethod
@@ -117,8 +117,7 @@ class Index:
             for block in matrix.split(BLOCK):
                 cosines = queries @ buffer[: len(block)].copy_(block).T  # (Q, b)
                 cosines.masked_fill_(~allowed[start : start + len(block)], -torch.inf)
-                better = bool((cosines.amax(dim=1) > best[:, -1]).any())
-                if better:
+                if bool((cosines.amax(dim=1) > best[:, -1]).any()):
                     found = cosines.topk(min(k, len(block)), dim=1)
                     joined = torch.cat([best, found.values], dim=1)
                     places = torch.cat([rows, found.indices + start], dim=1)

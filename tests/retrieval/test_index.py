@@ -31,12 +31,14 @@ def test_a_search_over_several_files_is_that_of_brute_force(
     tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_module, "BLOCK", 7)  # blocks and files that do not fit each other
-    sizes = (10, 1, 25)
+    sizes = (10, 1, 0, 25)
     for number, rows in enumerate(sizes):
         (tmp_path / str(number)).mkdir()
-        write(tmp_path / str(number), "prompts", keys(rows, f"{number}-"), directions(rows, seed=number), dtype)
+        vectors = directions(rows, seed=number) if rows else torch.zeros(0, 0)
+        write(tmp_path / str(number), "prompts", keys(rows, f"{number}-"), vectors, dtype)
     index = Index.open([tmp_path / str(number) for number in range(len(sizes))], "prompts")
-    stored = np.concatenate([np.load(tmp_path / str(n) / "prompts.npy") for n in range(len(sizes))]).astype(np.float64)
+    stored = np.concatenate([np.load(tmp_path / f"{n}" / "prompts.npy") for n, rows in enumerate(sizes) if rows])
+    stored = stored.astype(np.float64)
     queries = directions(5, seed=9)
     cosines, rows = index.search(queries, 6)
     products = queries.double().numpy() @ stored.T
