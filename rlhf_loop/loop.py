@@ -18,17 +18,18 @@ from rlhf_loop.files import read_json, write_json
 from rlhf_loop.kept_recipe import keep_recipe
 from rlhf_loop.launch.launcher import Launcher
 from rlhf_loop.progress import RunProgress
-from rlhf_loop.recipe import Recipe, RewardModelJudge
+from rlhf_loop.recipe import EndpointJudge, Recipe, RewardModelJudge
 from rlhf_loop.records import Artifact
 from rlhf_loop.report import write_report
 from rlhf_loop.report.status import with_interval
 from rlhf_loop.runs import BASE, Run
 from rlhf_loop.steps.ask import ask
 from rlhf_loop.steps.assemble import assemble
+from rlhf_loop.steps.calibrate import calibrate, calibration_hash
 from rlhf_loop.steps.complete import complete
 from rlhf_loop.steps.contents import plain_text_hash, spec_hashes
 from rlhf_loop.steps.earlier import kept_features, reward_of_same_pairs, steps_before, steps_of_rounds
-from rlhf_loop.steps.gate import decide
+from rlhf_loop.steps.gate import decide, judge_agreement
 from rlhf_loop.steps.keep import keep_completions, keep_model, keep_questions, keep_reward_model, keep_scores
 from rlhf_loop.steps.made_once import StepMaker
 from rlhf_loop.steps.prepare import check_demonstrations, check_rewards, take_in
@@ -131,6 +132,8 @@ class _Rounds:
         frozen = self._snapshot(0)
         if isinstance(self.recipe.evaluation.judge, RewardModelJudge):
             self._judge(frozen)
+        elif isinstance(self.recipe.evaluation.judge, EndpointJudge):
+            self._calibrate(self.recipe.evaluation.judge)
         self._evaluate(0, frozen, self.run.policy(self.store, BASE), None)
         policy = BASE if self.recipe.warm_start is None else self._warm_start(frozen)
         candidates = self._generate(0, frozen, policy, None)
@@ -192,6 +195,21 @@ class _Rounds:
             values={"role": "judge", "specs": spec_hashes(self.recipe)},
         )
         keep_reward_model(self.store, folder, 0, "judge")
+
+    def _calibrate(self, judge: EndpointJudge) -> None:
+        """A judge behind a server shows what it is worth, where a trained one would be trained."""
+        folder = self.make.step(
+            0,
+            "judge",
+            [],
+            {
+                "judge": self.make.blocks("evaluation")["evaluation"]["judge"],
+                "endpoint": self.make.blocks("endpoints")["endpoints"][judge.endpoint],
+                "calibration": calibration_hash(judge),
+            },
+            lambda partial: calibrate(self.recipe, partial, self.files.path),
+        )
+        self.progress.note("", judge_agreement(read_json(folder / "calibration.json"))["text"])
 
     def _reward(self, n: int, frozen: Path) -> Path:
         specs = spec_hashes(self.recipe)
@@ -309,7 +327,7 @@ class _Rounds:
     def _evaluate(self, n: int, frozen: Path, candidate: Artifact, reward: Path | None, step: str = "evaluate") -> Path:
         inputs = {"prompts": frozen / "held_out.parquet"}
         read = [frozen]
-        if isinstance(self.recipe.evaluation.judge, RewardModelJudge):
+        if self.recipe.evaluation.judge.kind != "rule":
             inputs["judge"] = self.files.step(0, "judge")
             read.append(inputs["judge"])
         if candidate.id != BASE:
@@ -325,7 +343,7 @@ class _Rounds:
             n,
             step,
             "evaluate",
-            follows=["evaluation", "generation"],
+            follows=["evaluation", "generation", *_endpoints(self.recipe.evaluation.judge)],
             inputs=inputs,
             read=read,
             values={
@@ -424,7 +442,7 @@ class _Rounds:
             n,
             "ask",
             [frozen, candidates, *([scores] if scores else [])],
-            self.make.blocks("feedback"),
+            self.make.blocks("feedback", *_endpoints(self.recipe.feedback.annotator)),
             lambda partial: ask(
                 self.recipe,
                 n,
@@ -432,10 +450,12 @@ class _Rounds:
                 completions=candidates / "completions.parquet",
                 scores=scores / "scores.parquet" if scores else None,
                 folder=partial,
+                run=self.files.path,
             ),
         )
-        overlap = self.recipe.annotation.overlap if self.recipe.feedback.annotator is None else None
-        self.progress.note("", keep_questions(self.store, folder, overlap))
+        annotator = self.recipe.feedback.annotator
+        overlap = self.recipe.annotation.overlap if annotator is None else None
+        self.progress.note("", keep_questions(self.store, folder, overlap, annotator.called if annotator else ""))
 
     # What the run knows
 
@@ -467,6 +487,11 @@ def _promoted_at(frozen: Path) -> str:
     """The policy that a round started from, as its snapshot says."""
     promoted: str = read_json(frozen / "state.json")["promoted"]
     return promoted
+
+
+def _endpoints(block: object) -> list[str]:
+    """The block of the recipe that a step follows too whose settings name an endpoint."""
+    return ["endpoints"] if getattr(block, "endpoint", None) is not None else []
 
 
 def _interval(value: Mapping[str, Any]) -> str:

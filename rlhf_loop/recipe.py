@@ -27,6 +27,7 @@ from pydantic import (
 from rlhf_loop.algorithms import AlgorithmName
 from rlhf_loop.annotators import ANNOTATORS, AnnotatorSettings, annotator_class
 from rlhf_loop.critique_methods import METHODS
+from rlhf_loop.endpoints.judging import RUBRIC
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.engines import EngineName
 from rlhf_loop.errors import UserError
@@ -342,10 +343,21 @@ class RewardModelJudge(Settings):
     trainer: dict[str, Any] = Field(default_factory=dict)
 
 
+class EndpointJudge(Settings):
+    """A model of the recipe's `endpoints` that compares answers in both orders. It answers pairs with known answers
+    first: where it agrees with fewer than `min_agreement` of them, the gate promotes nothing."""
+
+    kind: Literal["endpoint"] = "endpoint"
+    endpoint: str  # a name in `endpoints`
+    calibration: Path  # pairs with known answers, in any format that `feedback import` reads
+    min_agreement: float = Field(0.7, ge=0, le=1)  # of those pairs
+    rubric: str = RUBRIC
+
+
 class Evaluation(Settings):
     """Held-out prompts: the candidate policy against the base and the last promoted policy."""
 
-    judge: RuleJudge | RewardModelJudge = Field(discriminator="kind")
+    judge: RuleJudge | RewardModelJudge | EndpointJudge = Field(discriminator="kind")
     split: Literal["test", "dev"] = "test"
     samples_per_prompt: int = Field(1, ge=1)
     max_prompts: int | None = Field(None, ge=1)

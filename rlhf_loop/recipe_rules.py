@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlhf_loop.algorithms import ALGORITHMS, Consumes
+from rlhf_loop.endpoints.client import unknown
 from rlhf_loop.errors import UserError
 from rlhf_loop.strategies import STRATEGIES
 
@@ -36,12 +37,23 @@ def names_are_known(recipe: Recipe) -> str | None:
     return None
 
 
+def endpoints_are_known(recipe: Recipe) -> str | None:
+    """Those that other settings name."""
+    blocks = {"feedback.annotator": recipe.feedback.annotator, "evaluation.judge": recipe.evaluation.judge}
+    for where, block in blocks.items():
+        named = getattr(block, "endpoint", None)
+        if named is not None and named not in recipe.endpoints:
+            return f"{where}.endpoint: {unknown(named, recipe.endpoints)}"
+    return None
+
+
 def a_rule_judges_only_simulations(recipe: Recipe) -> str | None:
-    """The rule knows nothing of what people wanted."""
-    people = recipe.feedback.annotator is None and recipe.feedback.imports
-    if recipe.evaluation.judge.kind == "rule" and people:
+    """The rule knows nothing of what people, or a model, wanted."""
+    annotator = recipe.feedback.annotator
+    others = recipe.feedback.imports if annotator is None else annotator.kind == "endpoint"
+    if recipe.evaluation.judge.kind == "rule" and others:
         return (
-            "evaluation.judge: a rule is an honest judge only of a simulation; with imported feedback use "
+            "evaluation.judge: a rule is an honest judge only of a simulation; with feedback of others use "
             "`judge: {kind: reward_model, model: FOLDER}`, and `prompts.judge_fraction: 0.3` where it is trained"
         )
     return None
@@ -224,6 +236,7 @@ def accelerate_is_started_once(recipe: Recipe) -> str | None:
 
 RULES: tuple[Callable[[Recipe], str | None], ...] = (
     names_are_known,
+    endpoints_are_known,
     a_rule_judges_only_simulations,
     there_are_training_prompts,
     there_are_held_out_prompts,

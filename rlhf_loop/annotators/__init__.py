@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any, ClassVar, Protocol
 
+from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.records import Completion, Feedback, Prompt, Question
 from rlhf_loop.settings import Settings as Block
 
 ANNOTATORS = {
     "simulated": "rlhf_loop.annotators.simulated:SimulatedAnnotator",
+    "endpoint": "rlhf_loop.annotators.endpoint:EndpointAnnotator",
 }
 """Kind -> MODULE:CLASS."""
 
@@ -23,6 +25,7 @@ class AnnotatorSettings(Block):
     """What every kind of automatic annotator has."""
 
     kind: str
+    called: ClassVar[str] = "an automatic annotator"  # who gave the feedback, on pages and cards
 
     @property
     def gives(self) -> frozenset[str]:
@@ -31,7 +34,8 @@ class AnnotatorSettings(Block):
 
 
 class AutomaticAnnotator(Protocol):
-    """What answers questions in the place of people; made with its settings and a seed."""
+    """What answers questions in the place of people; made with its settings and a seed, and one whose settings name an
+    `endpoint` with who asks it."""
 
     Settings: ClassVar[type[Any]]
 
@@ -42,7 +46,8 @@ class AutomaticAnnotator(Protocol):
         prompts: Mapping[str, Prompt],
         round: int,
     ) -> Sequence[Feedback]:
-        """One preference a question, in order, then what else it says; the same questions give the same again."""
+        """One preference (or skip) a question, in order, then what else it says; the same questions give the same
+        again."""
 
 
 def annotator_class(kind: str) -> Any:
@@ -50,7 +55,18 @@ def annotator_class(kind: str) -> Any:
     return resolve_name(ANNOTATORS[kind])
 
 
-def make_annotator(settings: AnnotatorSettings, seed: int) -> AutomaticAnnotator:
-    """The annotator that the recipe's `feedback.annotator` block asks for; its draws follow from `seed`."""
-    made: AutomaticAnnotator = annotator_class(settings.kind)(settings, seed)
+def make_annotator(settings: AnnotatorSettings, seed: int, endpoints: Endpoints | None = None) -> AutomaticAnnotator:
+    """The annotator that the recipe's `feedback.annotator` block asks for; its draws follow from `seed`. `endpoints`:
+    the recipe's, for one that asks one of them."""
+    named = getattr(settings, "endpoint", None)
+    client = () if named is None else ((endpoints or Endpoints({}))[named],)
+    made: AutomaticAnnotator = annotator_class(settings.kind)(settings, seed, *client)
     return made
+
+
+def called(kind: str | None) -> str:
+    """Who answers, on pages and cards, by the kind in a recipe; None: people do."""
+    if kind is None:
+        return "people"
+    name: str = annotator_class(kind).Settings.called if kind in ANNOTATORS else AnnotatorSettings.called
+    return name

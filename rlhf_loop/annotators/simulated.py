@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,7 @@ class SimulatedSettings(AnnotatorSettings):
     at random."""
 
     kind: Literal["simulated"] = "simulated"
+    called: ClassVar[str] = "a simulated annotator"
     rule: str = "brief_and_complete"  # a name in `rules.py`
     temperature: float = Field(0.1, gt=0)
     noise: float = Field(0.05, ge=0, le=1)

@@ -10,15 +10,17 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rlhf_loop.endpoints.answers import Answers, Reply
+from rlhf_loop.endpoints.answers import FILE, Answers, Reply
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import fingerprint
+from rlhf_loop.near import did_you_mean
 from rlhf_loop.progress import Count
 from rlhf_loop.records import Message, sound
 
@@ -200,7 +202,7 @@ class Client:
         settings = self.settings
         body = {
             "model": settings.model,
-            "messages": [{"role": m["role"], "content": sound(m["content"])} for m in ask.messages],
+            "messages": _messages(ask),
             "temperature": settings.temperature,
             "max_tokens": settings.max_answer_tokens,
             **ask.fields,
@@ -252,6 +254,49 @@ class Client:
         return shown.replace(self._key, "***") if self._key else shown
 
 
+class Endpoints:
+    """The endpoints of a recipe, each opened when it is first asked for, with the answers that a run keeps.
+
+    A context manager that closes the file of answers."""
+
+    def __init__(self, settings: Mapping[str, EndpointSettings], run: Path | None = None):
+        """`run`: the folder that keeps the answers; None: they are kept while this object lives."""
+        self.settings = settings
+        self._run = run
+        self._clients: dict[str, Client] = {}
+        self._answers: Answers | None = None
+
+    def __getitem__(self, name: str) -> Client:
+        """Who asks the endpoint of this name; raises `UserError` where there is none, or it cannot be asked."""
+        if name not in self.settings:
+            raise UserError(unknown(name, self.settings))
+        if name not in self._clients:
+            if self._answers is None:
+                self._answers = Answers(None if self._run is None else self._run / FILE)
+            self._clients[name] = Client(name, self.settings[name], self._answers)
+        return self._clients[name]
+
+    def __enter__(self) -> Endpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file of answers."""
+        self._clients.clear()
+        if self._answers is not None:
+            self._answers.close()
+            self._answers = None
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """What is wrong with a name that no endpoint has, and the remedy."""
+    names = list(known)
+    there = f"there are: {', '.join(names)}{did_you_mean(name, names)}" if names else "the recipe has none"
+    return f"there is no endpoint `{name}`; {there}. Endpoints stand in the recipe's `endpoints:` (docs/endpoints.md)"
+
+
 _KEPT = "What was answered is kept and not asked again when the same command is typed"
 
 
@@ -263,7 +308,11 @@ class _Tally:
 
 
 def _content(ask: Ask) -> list[Any]:
-    return [list(ask.messages), ask.sample, ask.schema, ask.fields, ask.optional]
+    return [_messages(ask), ask.sample, ask.schema, ask.fields, ask.optional]
+
+
+def _messages(ask: Ask) -> list[dict[str, str]]:
+    return [{"role": message["role"], "content": sound(message["content"])} for message in ask.messages]
 
 
 def _parsed(body: Any) -> Reply:

@@ -17,10 +17,18 @@ from rlhf_loop.evaluation.winrate import length_matched, win_rate
 from rlhf_loop.recipe import Evaluation, Policy
 from rlhf_loop.records import Completion, Prompt
 
-__all__ = ["Measured", "Models", "Scorer", "diversity", "evaluate", "length", "length_matched", "win_rate"]
+__all__ = ["Comparer", "Measured", "Models", "Scorer", "diversity", "evaluate", "length", "length_matched", "win_rate"]
 
 Scorer = Callable[[Sequence[Prompt], Sequence[Completion]], Sequence[float | None]]
 """Scores each completion as an answer to the prompt at its place; higher is better."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparer:
+    """A judge that looks at two answers at once and scores neither."""
+
+    compare: Callable[[Sequence[tuple[Prompt, Completion, Completion]]], Sequence[float | None]]
+    """1 where the first answer is better, 0 where the second is, 0.5 for a tie; None: it does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +49,7 @@ def evaluate(
     base: Sequence[Completion],
     previous: Sequence[Completion] | None,
     *,
-    judge: Scorer,
+    judge: Scorer | Comparer,
     judge_name: str,
     simulated: bool,
     settings: Evaluation,
@@ -55,9 +63,11 @@ def evaluate(
 
     `candidate`, `base` and `previous` hold the same samples of the same prompts, in any order; `previous` is None
     while the base is the last promoted policy. `judge` is never the reward model that drove the update; `proxy` is
-    that one, to see how far its opinion and the judge's part. Without `models` there is no KL or perplexity; without
-    `plain_text` (one paragraph each) no general-ability guard. `measured`: what earlier evaluations found out about the
-    reference, which is not measured again. With several ranks all of them call this and all get the whole result.
+    that one, to see how far its opinion and the judge's part. What a `Comparer` does not decide is left out and counted
+    (`judge.unanswered`); scores of its rows are what the candidate's answers won. Without `models` there is no KL or
+    perplexity; without `plain_text` (one paragraph each) no general-ability guard. `measured`: what earlier evaluations
+    found out about the reference, which is not measured again. With several ranks all of them call this and all get the
+    whole result.
 
     The result is made of plain numbers, ready for JSON; docs/evaluation.md describes each:
     `win_rate_vs_base`, `win_rate_vs_previous`, `length_matched_win_rate_vs_base` (None: too few), `judge`, `proxy`,
@@ -84,22 +94,14 @@ def evaluate(
         "seed": seed,
     }
 
-    our_scores, base_scores = _scores(judge, questions, ours), _scores(judge, questions, theirs)
-    last_scores = base_scores if previous is None else _scores(judge, questions, last)
+    if isinstance(judge, Comparer):
+        judged = _compared(judge, questions, ours, theirs, None if previous is None else last, settings, statistics)
+    else:
+        judged = _scored(judge, questions, ours, theirs, None if previous is None else last, settings, statistics)
     result: dict[str, Any] = {
         "prompts": len(set(groups)),
-        "win_rate_vs_base": win_rate(our_scores, base_scores, groups, **statistics),
-        "win_rate_vs_previous": win_rate(our_scores, last_scores, groups, **statistics),
-        "length_matched_win_rate_vs_base": length_matched(
-            our_scores, base_scores, our_words, their_words, groups, settings.length_match, **statistics
-        ),
-        "judge": {
-            "name": judge_name,
-            "simulated": simulated,
-            "candidate": _mean(our_scores),
-            "base": _mean(base_scores),
-            "previous": _mean(last_scores),
-        },
+        **judged.rates,
+        "judge": {"name": judge_name, "simulated": simulated, **judged.means},
         "length": _beside_base(length(ours), length(theirs)),
         "diversity": _beside_base(diversity([c.text for c in ours]), diversity([c.text for c in theirs])),
         "collapse": collapse(ours, theirs, last, seed),
@@ -118,9 +120,7 @@ def evaluate(
             "candidate_id": ours[i].id,
             "base_id": theirs[i].id,
             "previous_id": last[i].id,
-            "candidate_score": our_scores[i],
-            "base_score": base_scores[i],
-            "previous_score": last_scores[i],
+            **judged.rows[i],
             "candidate_words": our_words[i],
             "base_words": their_words[i],
         }
@@ -135,6 +135,102 @@ def evaluate(
             row["kl"] = value
     result["rows"] = rows
     return result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Judged:
+    """What a judge says: win-rates, its means, and its part of each row."""
+
+    rates: dict[str, Any]
+    means: dict[str, Any]
+    rows: list[dict[str, float | None]]
+
+
+def _scored(
+    judge: Scorer,
+    questions: Sequence[Prompt],
+    ours: Sequence[Completion],
+    theirs: Sequence[Completion],
+    last: Sequence[Completion] | None,
+    settings: Evaluation,
+    statistics: Mapping[str, Any],
+) -> _Judged:
+    groups = [c.prompt_id for c in ours]
+    our_scores, base_scores = _scores(judge, questions, ours), _scores(judge, questions, theirs)
+    last_scores = base_scores if last is None else _scores(judge, questions, last)
+    return _Judged(
+        rates={
+            "win_rate_vs_base": win_rate(our_scores, base_scores, groups, **statistics),
+            "win_rate_vs_previous": win_rate(our_scores, last_scores, groups, **statistics),
+            "length_matched_win_rate_vs_base": length_matched(
+                our_scores, base_scores, _words(ours), _words(theirs), groups, settings.length_match, **statistics
+            ),
+        },
+        means={"candidate": _mean(our_scores), "base": _mean(base_scores), "previous": _mean(last_scores)},
+        rows=[
+            {"candidate_score": mine, "base_score": base, "previous_score": before}
+            for mine, base, before in zip(our_scores, base_scores, last_scores, strict=True)
+        ],
+    )
+
+
+def _compared(
+    judge: Comparer,
+    questions: Sequence[Prompt],
+    ours: Sequence[Completion],
+    theirs: Sequence[Completion],
+    last: Sequence[Completion] | None,
+    settings: Evaluation,
+    statistics: Mapping[str, Any],
+) -> _Judged:
+    statistics = {**statistics, "tie_below": 1e-9}  # what is compared here are 1, 0.5 and 0, not scores
+
+    def won_against(others: Sequence[Completion]) -> list[float | None]:
+        """Of each comparison; answers of the same text are even without being looked at."""
+        differ = [i for i, (a, b) in enumerate(zip(ours, others, strict=True)) if a.text != b.text]
+        said = judge.compare([(questions[i], ours[i], others[i]) for i in differ])
+        won: list[float | None] = [0.5] * len(ours)
+        for i, value in zip(differ, said, strict=True):
+            won[i] = value
+        return won
+
+    def rate(won: Sequence[float | None], matched: bool = False) -> dict[str, Any] | None:
+        told = [(i, value) for i, value in enumerate(won) if value is not None]
+        if not told:
+            raise UserError(
+                "the judge decided none of the comparisons; what it was asked and why it did not is told by "
+                "`rlhf-loop status`"
+            )
+        mine, others = [value for _, value in told], [1 - value for _, value in told]
+        groups = [ours[i].prompt_id for i, _ in told]
+        if not matched:
+            return win_rate(mine, others, groups, **statistics)
+        our_words, their_words = (_words([answers[i] for i, _ in told]) for answers in (ours, theirs))
+        return length_matched(mine, others, our_words, their_words, groups, settings.length_match, **statistics)
+
+    against_base = won_against(theirs)
+    against_last = against_base if last is None else won_against(last)
+    rates = {
+        "win_rate_vs_base": rate(against_base),
+        "win_rate_vs_previous": rate(against_last),
+        "length_matched_win_rate_vs_base": rate(against_base, matched=True),
+    }
+    mean, last_mean = rates["win_rate_vs_base"]["mean"], rates["win_rate_vs_previous"]["mean"]  # type: ignore[index]
+    compared = [*against_base, *(against_last if last is not None else ())]
+    return _Judged(
+        rates=rates,
+        means={
+            "candidate": mean,
+            "base": 1 - mean,
+            "previous": 1 - last_mean,
+            "compared": len(compared),
+            "unanswered": sum(value is None for value in compared),
+        },
+        rows=[
+            {"candidate_score": won, "base_score": None, "previous_score": None, "won_vs_previous": before}
+            for won, before in zip(against_base, against_last, strict=True)
+        ],
+    )
 
 
 def _language_model(

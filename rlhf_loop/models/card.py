@@ -60,7 +60,7 @@ def model_card(recipe: Recipe, policy: Artifact, evaluation: Mapping[str, Any], 
         eval_results=list(_results(recipe, evaluation)) or None,
         base_model_relation="adapter" if form == "adapter" else "finetune",
     )
-    simulated = "SIMULATED " if recipe.feedback.annotator is not None else ""
+    by = _by(recipe)
     named = base_id or (Path(base).name if Path(base).is_absolute() else base)
     use = MERGED if form == "merged" else ADAPTER_OF_A_MADE_MODEL if is_made(base) else ADAPTER
     numbers = {
@@ -77,7 +77,7 @@ def model_card(recipe: Recipe, policy: Artifact, evaluation: Mapping[str, Any], 
 # {recipe.name}, policy `{policy.id}`
 
 Round {policy.round} of the feedback loop `{recipe.name}`, from `{named}` by {algorithm} on
-{len(policy.trained_on)} pieces of {simulated}feedback. Parent: `{policy.parent or "none"}`.
+{len(policy.trained_on)} pieces of {by}. Parent: `{policy.parent or "none"}`.
 {terms}
 ## Evaluation
 
@@ -91,6 +91,14 @@ Judge: {evaluation.get("judge", {}).get("name", "none")}. On held-out prompts:
 {use.format(folder=folder, base=base if is_made(base) else named)}
 `lineage.json` names the feedback, reward model and rounds that made it.
 """
+
+
+def _by(recipe: Recipe) -> str:
+    """Whose feedback it is."""
+    annotator = recipe.feedback.annotator
+    if annotator is None:
+        return "feedback"
+    return "SIMULATED feedback" if annotator.kind == "simulated" else f"feedback, given by {annotator.called.upper()}"
 
 
 def base_and_licence(base: str) -> tuple[str | None, str | None]:

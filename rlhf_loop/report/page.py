@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader, Undefined
 
+from rlhf_loop.annotators import called
 from rlhf_loop.endpoints.answers import spent_in
 from rlhf_loop.feedback.quality.themes import themes
 from rlhf_loop.feedback.validation import CHECKS
@@ -34,6 +35,7 @@ MOST_ANSWERS = 6
 def render(run: RunDir) -> str:
     """The report as HTML text."""
     recipe, recipe_text = read_recipe(run)
+    annotator = (recipe.get("feedback") or {}).get("annotator") or {}
     rounds = read_rounds(run)
     environment = Environment(
         loader=FileSystemLoader([Path(__file__).parent, SHARED]),
@@ -48,8 +50,10 @@ def render(run: RunDir) -> str:
         description=recipe.get("description") or "",
         model=(recipe.get("policy") or {}).get("model", "the base model"),
         algorithm=algorithm_words((recipe.get("update") or {}).get("algorithm", "dpo")),
-        simulated=is_simulated(recipe),
-        annotator=(recipe.get("feedback") or {}).get("annotator") or {},
+        simulated=annotator.get("kind") == "simulated",
+        annotator=annotator,
+        called=called(annotator.get("kind")),
+        asked=(recipe.get("endpoints") or {}).get(annotator.get("endpoint")),
         headline=headline(rounds),
         charts=progress_charts(rounds),
         variety_charts=variety_charts(rounds),
@@ -77,11 +81,6 @@ def render(run: RunDir) -> str:
         endpoints=endpoint_rows(recipe, spent_in(run.path)),
         evaluation=_latest(rounds, lambda r: r.evaluation if r.number else None) or {},
     )
-
-
-def is_simulated(recipe: Mapping[str, Any]) -> bool:
-    """Whether feedback comes from a rule rather than from people."""
-    return ((recipe.get("feedback") or {}).get("annotator") or {}).get("kind") == "simulated"
 
 
 def headline(rounds: Sequence[Round]) -> dict[str, Any]:
@@ -184,19 +183,20 @@ def revisions(rounds: Sequence[Round]) -> list[dict[str, Any]]:
 def feedback_row(r: Round) -> dict[str, Any]:
     """What was asked at the end of a round, and what was waiting when it began."""
     asked = r.json("ask", "summary.json")
+    by = asked.get("annotator")
     return {
         "round": r.number,
         "questions": asked.get("questions"),
         "answered": asked.get("answered"),
-        "annotator": asked.get("annotator"),
+        "annotator": by if by in (None, "people") else called(by),
         "usable": r.pairs,
         "quarantined": r.quarantined,
     }
 
 
 def validation(rounds: Sequence[Round]) -> dict[str, Any]:
-    """The last validation: `{round, tables, examples, of_others}`; a table is `{title, columns, rows}`, a row (name,
-    cells). `of_others`: pieces of feedback that no simulated annotator gave."""
+    """The last validation: `{round, tables, examples, of_people}`; a table is `{title, columns, rows}`, a row (name,
+    cells). `of_people`: pieces of feedback that no rule and no model gave."""
     checked = _latest(rounds, lambda r: r if r.json("snapshot", "validation.json") else None)
     last = checked.json("snapshot", "validation.json") if checked else {}
     pairs = last.get("pairs")
@@ -225,7 +225,9 @@ def validation(rounds: Sequence[Round]) -> dict[str, Any]:
         "round": checked.number if checked else None,
         "tables": [table for table in tables if table["rows"]],
         "examples": examples,
-        "of_others": sum(row.get("given", 0) for who, row in given.items() if not who.startswith("simulated:")),
+        "of_people": sum(
+            row.get("given", 0) for who, row in given.items() if not who.startswith(("simulated:", "llm:"))
+        ),
     }
 
 

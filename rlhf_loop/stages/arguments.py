@@ -24,9 +24,14 @@ class StageArguments:
     values: dict[str, Any] = field(default_factory=dict)  # plain settings of this call
 
     @property
+    def run(self) -> Path:
+        """The folder of the run."""
+        return Path(self.output).parent.parent
+
+    @property
     def tracking(self) -> Path:
         """The run's folder for trackers that write files."""
-        return Path(self.output).parent.parent / "tracking"
+        return self.run / "tracking"
 
     def write(self, path: Path) -> None:
         """As JSON."""

@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.annotators.simulated import gold_scores
+from rlhf_loop.endpoints.client import Client, Endpoints, Unanswered
+from rlhf_loop.endpoints.judging import Winner, compare
 from rlhf_loop.errors import UserError
-from rlhf_loop.evaluation import Measured, Models, Scorer, evaluate
+from rlhf_loop.evaluation import Comparer, Measured, Models, Scorer, evaluate
 from rlhf_loop.files import read_json, write_json
-from rlhf_loop.models.distributed import is_main
+from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.models.identity import computed_by
 from rlhf_loop.models.loading import check_model, load_policy
 from rlhf_loop.progress import Progress
-from rlhf_loop.recipe import Recipe, RewardModelJudge, parse
+from rlhf_loop.recipe import EndpointJudge, Recipe, RewardModelJudge, parse
 from rlhf_loop.records import Completion, Prompt, read_records, write_records
 from rlhf_loop.reward_spec import FunctionSpec, load_spec
 from rlhf_loop.rewards.kept_features import KeptFeatures
@@ -69,7 +71,7 @@ def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress:
     measured = Measured(_known(inputs))
     features = KeptFeatures(kept_before(arguments))
     scorer = partial(_reward_scorer, arguments=arguments, held_out=prompts, measured=measured, features=features)
-    judge, name, simulated = _judge(recipe, inputs.get("judge"), scorer)
+    judge, name, simulated = _judge(recipe, arguments, scorer)
     result = evaluate(
         prompts,
         answers,
@@ -91,6 +93,8 @@ def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress:
         plain_text=plain_text,
         measured=measured,
     )
+    if isinstance(recipe.evaluation.judge, EndpointJudge):
+        result["judge"]["calibration"] = read_json(inputs["judge"] / "calibration.json")
     features.write(folder, of_completions(prompts, [*answers, *base]))
     if is_main():
         write_records(folder / "answers.parquet", answers)
@@ -117,16 +121,34 @@ def _answers(folder: Path) -> list[Completion]:
     return answers
 
 
-def _judge(recipe: Recipe, folder: Path | None, scorer: Callable[[Path], Scorer]) -> tuple[Scorer, str, bool]:
+def _judge(
+    recipe: Recipe, arguments: StageArguments, scorer: Callable[[Path], Scorer]
+) -> tuple[Scorer | Comparer, str, bool]:
     """The judge, its name, and whether it stands for a simulated annotator."""
     judge = recipe.evaluation.judge
+    if isinstance(judge, EndpointJudge):
+        client = Endpoints(recipe.endpoints, arguments.run)[judge.endpoint]
+        return _comparer(client, judge.rubric), f"{client.settings.model} (endpoint {client.name})", False
     if isinstance(judge, RewardModelJudge):
-        assert folder is not None
+        folder = Path(arguments.inputs["judge"])
         name = judge.model.name
         if isinstance(load_spec(folder / name), FunctionSpec):
             return scorer(folder), f"function {name}", False
         return scorer(folder), f"reward model {name}, of feedback kept apart", False
     return lambda prompts, answers: gold_scores(judge.rule, prompts, answers), f"gold rule {judge.rule}", True
+
+
+def _comparer(client: Client, rubric: str) -> Comparer:
+    """A model behind a server, asked in both orders; the ranks share the comparisons."""
+
+    def share(mine: Sequence[tuple[Prompt, Completion, Completion]]) -> list[float | None]:
+        verdicts = compare(client, rubric, mine)
+        return [None if isinstance(one, Unanswered) else _WON[one.winner] for one in verdicts]
+
+    return Comparer(compare=lambda comparisons: sharded_map(share, comparisons))
+
+
+_WON: dict[Winner, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
 def _reward_scorer(

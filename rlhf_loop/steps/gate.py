@@ -45,10 +45,25 @@ def decide(evaluation: dict[str, Any], settings: Gate) -> dict[str, Any]:
         value = _number(evaluation.get("collapse") or {}, "overlap", "mean")
         label = "share of its answers' 4-grams that the last policy's answers hold"
         checks.append(_at_most("overlap", label, value, settings.max_overlap, ""))
+    calibration = (evaluation.get("judge") or {}).get("calibration")
+    if calibration is not None:
+        checks.append(judge_agreement(calibration))
     failed = [check["text"] for check in checks if not check["passed"]]
     if failed:
         return {"promoted": False, "checks": checks, "reason": "kept the last policy: " + "; ".join(failed)}
     return {"promoted": True, "checks": checks, "reason": f"promoted: {checks[0]['text']}, and all limits hold"}
+
+
+def judge_agreement(calibration: dict[str, Any]) -> dict[str, Any]:
+    """The check of a judge that answered pairs with known answers (`steps/calibrate.py`): the share of them that it got
+    right is at least `min_agreement`."""
+    rate, limit = calibration["agreement"], calibration["min_agreement"]
+    share, passed = rate["share"], rate["share"] >= limit
+    text = (
+        f"the judge agrees with {share:.2f} [{rate['low']:.2f}, {rate['high']:.2f}] of {rate['n']} pairs with known "
+        f"answers; the limit is {limit:.2f}"
+    )
+    return {"name": "judge_agreement", "value": share, "limit": limit, "passed": passed, "text": text}
 
 
 def _win_rate(evaluation: dict[str, Any], settings: Gate) -> dict[str, Any]:

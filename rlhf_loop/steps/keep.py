@@ -63,14 +63,17 @@ def keep_scores(store: Store, folder: Path) -> float | None:
     return sum(score.value for score in scores) / len(scores) if scores else None
 
 
-def keep_questions(store: Store, folder: Path, overlap: int | None) -> str:
-    """Questions, each for `overlap` people, and the answers that a simulated annotator gave; says so in words."""
+def keep_questions(store: Store, folder: Path, overlap: int | None, annotator: str = "") -> str:
+    """Questions, each for `overlap` people, and the answers that an automatic annotator gave, who is called
+    `annotator`; says so in words."""
     questions, answers = read_ask(folder)
     if overlap is not None:
         questions = [replace(question, overlap=overlap) for question in questions]
     store.add_questions(questions)
     store.add_feedback(answers)
-    who = "answered by a simulated annotator" if answers else "queued for people"
+    skipped = sum(answer.kind == "skip" for answer in answers)
+    without = f"; {skipped} of them without an answer, see ask/summary.json" if skipped else ""
+    who = f"answered by {annotator or 'an automatic annotator'}{without}" if answers else "queued for people"
     return f"{len(questions)} questions, {who}"
 
 

@@ -361,12 +361,16 @@ def test_an_unknown_rule_is_refused_with_the_names_there_are():
 
 
 def test_every_annotator_in_the_table_can_be_made_without_torch():
-    assert set(ANNOTATORS) == {"simulated"}
+    assert set(ANNOTATORS) == {"simulated", "endpoint"}
     assert isinstance(make_annotator(SimulatedSettings(), 0), SimulatedAnnotator)
     code = (
         "import sys; from rlhf_loop import recipe; from rlhf_loop.rows import pairs; "
         "from rlhf_loop.annotators import make_annotator, simulated; "
-        "make_annotator(simulated.SimulatedSettings(), 0); sys.exit('torch' in sys.modules)"
+        "from rlhf_loop.annotators.endpoint import EndpointAnnotatorSettings; "
+        "from rlhf_loop.endpoints.client import Endpoints, EndpointSettings; "
+        "make_annotator(simulated.SimulatedSettings(), 0); "
+        "known = Endpoints({'big': EndpointSettings(base_url='http://localhost/v1', model='m')}); "
+        "make_annotator(EndpointAnnotatorSettings(endpoint='big'), 0, known); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -23,6 +23,10 @@ PEOPLE: dict[str, Any] = {"feedback": {"annotator": None, "imports": [{"path": "
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "names_are_known": ({"pairing": {"strategy": "best_of_all"}}, "there are: best_worst"),
+    "endpoints_are_known": (
+        {"evaluation": {"judge": {"kind": "endpoint", "endpoint": "big", "calibration": "known.jsonl"}}},
+        "Endpoints stand in the recipe's `endpoints:`",
+    ),
     "a_rule_judges_only_simulations": (PEOPLE, "kind: reward_model"),
     "there_are_training_prompts": ({"prompts": {"test": ["test.jsonl"]}}, "prompts.train: [FILE.jsonl]"),
     "there_are_held_out_prompts": ({"prompts": {"train": ["train.jsonl"]}}, "give a file of prompts"),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ from rlhf_loop.feedback.store import question_queue, tables
 from rlhf_loop.feedback.store.conditions import CALIBRATION_PRIORITY, is_calibration
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import pair_key
-from rlhf_loop.records import Preference, Prompt, Question, from_dict, stable_id
+from rlhf_loop.records import Completion, Preference, Prompt, Question, from_dict, stable_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,21 +46,56 @@ def add_calibration(store: Store, path: Path, evaluated_split: Literal["test", "
     evaluates on it would have to throw the feedback on that prompt away. Adding a file again adds nothing.
     Raises `UserError` when the file cannot be read.
     """
+    taken = {_words(prompt) for split in ("train", "judge") for prompt in store.prompts(split=split)}
+    known = read_cards(path, lambda prompt: "the prompt is a training prompt too" if _words(prompt) in taken else None)
+    split: Literal["test", "dev"] = "dev" if evaluated_split == "test" else "test"
+    wanted = [replace(card.prompt, split=split) for card in known.cards]
+    there = {prompt.id for prompt in store.prompts(ids=[prompt.id for prompt in wanted])}
+    with store.transaction() as transaction:
+        transaction.add_prompts([prompt for prompt in wanted if prompt.id not in there])
+        transaction.add_completions(list({one.id: one for card in known.cards for one in (card.a, card.b)}.values()))
+        new = transaction.add_questions([card.question for card in known.cards])
+    return Calibration(questions=len(known.cards), new=new, left_out=known.left_out)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """A pair whose answer is known."""
+
+    question: Question
+    prompt: Prompt
+    a: Completion
+    b: Completion
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cards:
+    """What a file of known answers holds."""
+
+    cards: list[Card]
+    left_out: dict[str, int]  # reason -> pairs
+
+
+def read_cards(path: Path, refuse: Callable[[Prompt], str | None] = lambda prompt: None) -> Cards:
+    """The pairs of a file (any format that `feedback import` reads), each once, without those whose prompt `refuse`
+    gives a reason for, and those that rows contradict each other about.
+
+    Raises `UserError` when the file cannot be read.
+    """
     found = read(path)
     prompts = {prompt.id: prompt for prompt in found.prompts}
     completions = {completion.id: completion for completion in found.completions}
-    taken = {_words(prompt) for split in ("train", "judge") for prompt in store.prompts(split=split)}
-    left_out: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     if found.refused:
         left_out[f"the row cannot be used ({found.refused[0].reason})"] = len(found.refused)
-    kept: dict[str, tuple[Prompt, Question]] = {}
+    cards: dict[str, Card] = {}
+    contradicted: set[str] = set()
     for preference in found.feedback:
         if not isinstance(preference, Preference):
             continue
         prompt = prompts[preference.prompt_id]
-        if _words(prompt) in taken:
-            reason = "the prompt is a training prompt too"
-            left_out[reason] = left_out.get(reason, 0) + 1
+        if (reason := refuse(prompt)) is not None:
+            left_out[reason] += 1
             continue
         question = Question(
             id=stable_id("calibration", pair_key(preference.a_id, preference.b_id)),
@@ -72,21 +108,14 @@ def add_calibration(store: Store, path: Path, evaluated_split: Literal["test", "
             overlap=0,
             known=preference.winner,
         )
-        other = kept.setdefault(question.id, (prompt, question))[1]
-        if other.known != question.known:
-            del kept[question.id]
-            reason = "another row of the file says something else of the same pair"
-            left_out[reason] = left_out.get(reason, 0) + 1
-    split: Literal["test", "dev"] = "dev" if evaluated_split == "test" else "test"
-    wanted = [replace(prompt, split=split) for prompt, _ in kept.values()]
-    known = {prompt.id for prompt in store.prompts(ids=[prompt.id for prompt in wanted])}
-    questions = [question for _, question in kept.values()]
-    of_cards = {id for question in questions for id in (question.a_id, question.b_id)}
-    with store.transaction() as transaction:
-        transaction.add_prompts([prompt for prompt in wanted if prompt.id not in known])
-        transaction.add_completions([completions[id] for id in of_cards])
-        new = transaction.add_questions(questions)
-    return Calibration(questions=len(questions), new=new, left_out=left_out)
+        a, b = completions[preference.a_id], completions[preference.b_id]
+        other = cards.setdefault(question.id, Card(question=question, prompt=prompt, a=a, b=b))
+        if _verdict(other.question) != _verdict(question):
+            contradicted.add(question.id)
+    for id in contradicted:
+        del cards[id]
+        left_out["rows of the file contradict each other about the pair"] += 1
+    return Cards(cards=list(cards.values()), left_out=dict(left_out))
 
 
 def is_calibration_turn(who: str, done: int, share: float) -> bool:
@@ -114,6 +143,11 @@ def claim_calibration(connection: sa.Connection, who: str, seconds: float) -> Qu
     lease = {"question_id": chosen.id, "annotator": who, "since": now, "until": now + seconds}
     connection.execute(tables.leases.insert().values(lease))
     return chosen
+
+
+def _verdict(question: Question) -> str | None:
+    """The id of the better answer, or how they are even."""
+    return {"a": question.a_id, "b": question.b_id}.get(question.known or "", question.known)
 
 
 def _words(prompt: Prompt) -> str:

@@ -99,7 +99,7 @@ def card(store: Store, contents: Contents, left_out: Counter[str]) -> str:
         "- text-generation",
         "tags:",
         "- preference",
-        "- human-feedback",
+        *(["- human-feedback"] if any(who.kind == "HUMAN" for who in contents.annotators) else []),
         "size_categories:",
         f"- {size}",
         "configs:",
@@ -119,7 +119,7 @@ def card(store: Store, contents: Contents, left_out: Counter[str]) -> str:
         "",
         "## Annotators",
         "",
-        f"{len(contents.annotators):,} annotators, under pseudonyms.",
+        f"{len(contents.annotators):,} annotators, under pseudonyms: {_kinds(contents)}.",
         "",
         "| annotator | kind | rows |",
         "| --- | --- | ---: |",
@@ -152,6 +152,14 @@ def card(store: Store, contents: Contents, left_out: Counter[str]) -> str:
 
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def _kinds(contents: Contents) -> str:
+    """Of what kind the annotators are."""
+    counts: Counter[str] = Counter(who.kind for who in contents.annotators)
+    names = {"HUMAN": ("person", "people"), "LLM": ("language model", "language models"), "CODE": ("rule", "rules")}
+    told = [f"{counts[kind]:,} {names[kind][counts[kind] != 1]}" for kind in names if counts[kind]]
+    return ", ".join(told) or "none"
 
 
 def _rows(store: Store, page: list[Feedback], contents: Contents, columns: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -47,8 +47,8 @@ def prepare(service: Service) -> list[str]:
     recipe = service.recipe
     if recipe is not None and recipe.annotation.calibration is not None:
         lines += add_calibration(service.store, recipe.annotation.calibration, recipe.evaluation.split).lines()
-    simulated = recipe is not None and recipe.feedback.annotator is not None  # otherwise a run would wait for them
-    if simulated and not judging.progress(service.store, "", 0).open:
+    automatic = recipe is not None and recipe.feedback.annotator is not None  # otherwise a run would wait for them
+    if automatic and not judging.progress(service.store, "", 0).open:
         added = queue_more(service.store, recipe, CARDS_AT_START)
         if added:
             lines.append(f"the queue was empty: {added} cards from the newest answers were added, for the next round")

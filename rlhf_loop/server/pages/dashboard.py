@@ -93,7 +93,7 @@ class Dashboard:
             "rounds": rounds,
             "problem": problem,
             "next_round": service.round + 1 if rounds else None,
-            "simulated": service.recipe is not None and service.recipe.feedback.annotator is not None,
+            "annotator": _annotator(service),
             "promoted": promoted[-1] if promoted else None,
             "promotions": list(reversed(promoted))[:8],
             "activity": activity,
@@ -136,6 +136,12 @@ def _rounds(service: Service) -> tuple[list[Round], str]:
     except UserError as error:
         return [], str(error)
     return rounds, ""
+
+
+def _annotator(service: Service) -> str | None:
+    """Who answers in the place of people; None where people are asked."""
+    annotator = service.recipe.feedback.annotator if service.recipe is not None else None
+    return None if annotator is None else annotator.called
 
 
 def _is_biased(activity: Activity) -> bool:
