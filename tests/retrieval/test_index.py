@@ -45,7 +45,7 @@ def test_a_search_over_several_files_is_that_of_brute_force(
     expected = np.argsort(-products, axis=1)[:, :6]
     assert rows.tolist() == expected.tolist()
     np.testing.assert_allclose(cosines.numpy(), np.take_along_axis(products, expected, 1), atol=1e-6)
-    assert [index.keys[row].prompt_id for row in (0, 10, 11)] == ["0-0", "1-0", "2-0"]  # type: ignore[union-attr]
+    assert [index.keys[row].prompt_id for row in (0, 10, 11)] == ["0-0", "1-0", "3-0"]  # type: ignore[union-attr]
     np.testing.assert_allclose(index.vectors([35, 0]).numpy(), stored[[35, 0]], atol=1e-6)
 
 
