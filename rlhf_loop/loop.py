@@ -27,7 +27,7 @@ from rlhf_loop.steps.ask import ask
 from rlhf_loop.steps.assemble import assemble
 from rlhf_loop.steps.calibrate import calibrate, calibration_hash
 from rlhf_loop.steps.complete import complete
-from rlhf_loop.steps.contents import plain_text_hash, spec_hashes
+from rlhf_loop.steps.contents import endpoints_of_rewards, plain_text_hash, spec_hashes
 from rlhf_loop.steps.earlier import kept_features, reward_of_same_pairs, steps_before, steps_of_rounds
 from rlhf_loop.steps.gate import decide, judge_agreement
 from rlhf_loop.steps.keep import keep_completions, keep_model, keep_questions, keep_reward_model, keep_scores
@@ -222,7 +222,7 @@ class _Rounds:
             n,
             "reward",
             "reward",
-            follows=["reward"],
+            follows=["reward", *self._asked],
             inputs={"pairs": frozen / "pairs.parquet", "prompts": frozen / "prompts.parquet", **kept},
             read=[frozen, *kept.values()],
             values={"role": "reward", "specs": specs},
@@ -242,7 +242,7 @@ class _Rounds:
             n,
             step,
             "score",
-            follows=["reward", *critiqued],
+            follows=["reward", *critiqued, *self._asked],
             inputs={
                 "reward": reward,
                 "prompts": frozen / "prompts.parquet",
@@ -253,6 +253,10 @@ class _Rounds:
             read=[frozen, reward, completions, *kept.values()],
             values={},
         )
+        if (folder / "unanswered.json").exists():
+            reasons = read_json(folder / "unanswered.json")["reasons"]
+            told = "; ".join(f"{count}: {reason}" for reason, count in reasons.items())
+            self.progress.note("", f"answers without a score: {told}")
         mean = self.figures[f"mean_{step}"] = keep_scores(self.store, folder)
         if step == "rescore" and mean is not None:
             self.progress.note("", f"mean reward of the fresh candidates {mean:+.3f}")
@@ -477,6 +481,11 @@ class _Rounds:
         """The input of a stage that looks at what was complained of, where a method does; else none."""
         wanted = self.recipe.critiques is not None and self.recipe.critiques.need_fresh
         return {"critiques": frozen / "critiques.parquet"} if wanted else {}
+
+    @property
+    def _asked(self) -> list[str]:
+        """The block of the recipe that scoring follows too where a model behind a server scores."""
+        return ["endpoints"] if self.recipe.endpoints and endpoints_of_rewards(self.recipe) else []
 
     def _algorithm(self, n: int) -> AlgorithmName:
         """The algorithm of round `n`'s update; in round 0 that of the warm start."""

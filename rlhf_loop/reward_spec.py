@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from rlhf_loop import trainer_fields
+from rlhf_loop.endpoints.judging import SCORE_RUBRIC
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import write_text
 from rlhf_loop.near import did_you_mean
@@ -123,10 +124,39 @@ class FunctionSpec(RewardSpec):
         return place if place.endswith(".py") else None
 
 
+class JudgeSpec(RewardSpec):
+    """A score that a model of the recipe's `endpoints` gives each answer; nothing is trained.
+
+    `method`: the mean of the scores of `samples` draws, or the expectation of the scale's numbers under the model's
+    probabilities for its first token, where the server tells them."""
+
+    kind: Literal["judge"] = "judge"
+    endpoint: str  # a name in the recipe's `endpoints`
+    rubric: str = SCORE_RUBRIC
+    scale: tuple[int, int] = (1, 9)  # worst and best
+    method: Literal["mean", "expectation"] = "mean"
+    samples: int = Field(1, ge=1)  # draws for each answer
+    temperature: float | None = Field(None, ge=0)  # null: the endpoint's
+
+    @model_validator(mode="after")
+    def _can_score(self) -> JudgeSpec:
+        low, high = self.scale
+        if low >= high:
+            raise ValueError("scale: give the worst and then the best, such as [1, 9]")
+        if self.method == "expectation" and (low < 0 or high > 9):
+            raise ValueError("scale: an expectation is over numbers that are one token: from 0 to 9")
+        if self.method == "expectation" and self.samples > 1:
+            raise ValueError("samples: an expectation takes one request; remove it, or set `method: mean`")
+        if self.samples > 1 and not self.temperature:
+            raise ValueError("samples: several draws are equal at temperature 0; set `temperature: 1.0`")
+        return self
+
+
 SPECS: dict[str, str] = {
     "bradley_terry": "rlhf_loop.reward_spec:BradleyTerrySpec",
     "head": "rlhf_loop.reward_spec:HeadSpec",
     "function": "rlhf_loop.reward_spec:FunctionSpec",
+    "judge": "rlhf_loop.reward_spec:JudgeSpec",
 }
 """Kind -> MODULE:CLASS of its settings, imported when a folder says that it is of this kind, before any stage runs: a
 file in `rlhf_loop/rewards/` that has its own imports torch where it is used."""

@@ -14,11 +14,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rlhf_loop.damage import loading
+from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.errors import UserError
 from rlhf_loop.reward_spec import (
     BradleyTerrySpec,
     FunctionSpec,
     HeadSpec,
+    JudgeSpec,
     RewardSpec,
     TrainedSpec,
     load_spec,
@@ -50,6 +52,7 @@ def train_reward_model(
     progress: Progress | None = None,
     prompts: Sequence[Prompt] = (),
     features: KeptFeatures | None = None,
+    endpoints: Endpoints | None = None,
 ) -> dict[str, Any]:
     """Trains what `spec` describes on `pairs` and measures it on `eval_pairs`.
 
@@ -57,7 +60,8 @@ def train_reward_model(
     timings: counts of pairs used and left out, and under `eval` what `evaluate_reward` gives. Called again after an
     interruption it goes on from the last whole checkpoint, with the same result on a CPU. `trainer` replaces keys of
     the spec's own `trainer` block. `prompts`: those of the pairs, whose columns a function may ask for. `features`:
-    those that a head need not compute again. Raises `UserError` for anything the user can mend.
+    those that a head need not compute again. `endpoints`: those of the recipe, one of which a judge asks. Raises
+    `UserError` for anything the user can mend.
     """
     from rlhf_loop.files import without_times, write_json
     from rlhf_loop.models.distributed import barrier, is_main
@@ -74,6 +78,8 @@ def train_reward_model(
         if is_main():
             _module("function").copy(spec, source, output)
         metrics["pairs"] = len(pairs)
+    elif isinstance(spec, JudgeSpec):
+        metrics["pairs"] = len(pairs)  # they only measure it
     else:
         if isinstance(spec, BradleyTerrySpec):
             trained = _module(spec.kind).train(
@@ -89,7 +95,7 @@ def train_reward_model(
     if is_main():
         write_spec(spec, output)
     barrier()
-    reward = load_reward(output, id=output.name, policy=policy, features=features)
+    reward = load_reward(output, id=output.name, policy=policy, features=features, endpoints=endpoints)
     metrics["eval"] = evaluate_reward(reward, eval_pairs, seed=seed, prompts=prompts)
     metrics["seconds"] = round(time.perf_counter() - started, 3)
     if is_main():
@@ -98,17 +104,26 @@ def train_reward_model(
     return metrics
 
 
-def load_reward(folder: Path, *, id: str, policy: Policy, features: KeptFeatures | None = None) -> Reward:
+def load_reward(
+    folder: Path,
+    *,
+    id: str,
+    policy: Policy,
+    features: KeptFeatures | None = None,
+    endpoints: Endpoints | None = None,
+) -> Reward:
     """The reward model in `folder`: one that `train_reward_model` wrote, or a function of the catalogue.
 
     `id` is written on its scores; `policy` says which base `base: policy` means, its dtype and system prompt;
-    `features`: those that a head need not compute again. Raises `UserError` when the folder is no reward model or one
-    that was not trained.
+    `features`: those that a head need not compute again; `endpoints`: those of the recipe, one of which a judge asks.
+    Raises `UserError` when the folder is no reward model or one that was not trained.
     """
     folder = Path(folder)
     spec = load_spec(folder)
     module = _module(spec.kind)
-    options: dict[str, Any] = {} if isinstance(spec, FunctionSpec) else {"policy": policy}
+    options: dict[str, Any] = {} if isinstance(spec, (FunctionSpec, JudgeSpec)) else {"policy": policy}
+    if isinstance(spec, JudgeSpec):
+        options["client"] = (endpoints or Endpoints({}))[spec.endpoint]
     if isinstance(spec, HeadSpec):
         options["kept"] = features
     with loading(folder, "a reward model"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,6 +76,11 @@ class Reward(ABC):
         """Each checked value with the parts that add up to it; no parts for a reward that is one."""
         return [(value, {}) for value in self.checked_values(texts, columns)]
 
+    @property
+    def unanswered(self) -> Mapping[str, int]:
+        """Why values that were asked for so far are None, with counts, where the reward knows a reason."""
+        return {}
+
     def is_end(self, token: int) -> bool:
         """Whether a completion whose last token is this one has ended by itself; unknown without a tokenizer."""
         return True
@@ -109,6 +115,11 @@ class WeightedSum(Reward):
             for row in range(len(texts))
         ]
         return [(math.fsum(row.values()) if row else None, row) for row in rows]
+
+    @property
+    def unanswered(self) -> Mapping[str, int]:
+        """Those of all parts."""
+        return sum((Counter(reward.unanswered) for reward, _ in self.parts), Counter())
 
     def is_end(self, token: int) -> bool:
         """Whether all parts take the token for an end."""

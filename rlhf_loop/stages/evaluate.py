@@ -160,7 +160,7 @@ def _reward_scorer(
     features: KeptFeatures | None = None,
 ) -> Scorer:
     """The reward model's scores; answers that it scored in an earlier evaluation are not scored again."""
-    reward = load(folder, arguments.recipe, features)
+    reward = load(folder, arguments, features)
     policy = parse(arguments.recipe).policy
     made_of = [reward.id, computed_by(policy.model, policy)]
 

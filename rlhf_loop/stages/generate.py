@@ -134,7 +134,7 @@ def _scorer(
     """What the round's reward model says, which is loaded when it is asked."""
 
     def score(completions: Sequence[Completion]) -> Mapping[str, float]:
-        reward = load(Path(arguments.inputs["reward"]), arguments.recipe, features)
+        reward = load(Path(arguments.inputs["reward"]), arguments, features)
         by_length = sorted(completions, key=lambda c: (len(c.text), c.id))  # so that ranks get equal work
         scores: list[Score] = sharded_map(lambda share: reward.score(prompts, share), by_length)
         return {score.completion_id: score.value for score in scores}

@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf_loop.algorithms import TRAINER_CONFIGS
 from rlhf_loop.damage import hash_file
+from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.files import read_json, without_times, write_json
 from rlhf_loop.models.distributed import barrier, is_main
 from rlhf_loop.models.files import resolve_model
@@ -17,6 +18,7 @@ from rlhf_loop.models.loading import check_model
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
 from rlhf_loop.records import PreferencePair, Prompt, read_records, stable_id
+from rlhf_loop.reward_spec import JudgeSpec
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_pairs
@@ -45,6 +47,8 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     features = KeptFeatures(kept_before(arguments))
     metrics: dict[str, Any] = {}
     listed: list[dict[str, Any]] = []
+    endpoints = Endpoints(recipe.endpoints, arguments.run)
+    asked: list[Any] = []
     for number, component in enumerate(components):
         name = component.model.name if len(components) == 1 else f"{number}_{component.model.name}"
         spec = load_spec(component.model)
@@ -60,22 +64,25 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
             progress=progress,
             prompts=prompts,
             features=features,
+            endpoints=endpoints,
         )
         held_out_metrics = trained.pop("eval") or {}
         metrics[name] = without_times({**trained, **held_out_metrics})
         listed.append({"name": name, "weight": component.weight})
+        if isinstance(spec, JudgeSpec):
+            asked.append(recipe.endpoints[spec.endpoint].identity)
     features.write(folder, of_pairs(pairs))
     if is_main():
-        id = _id("judge" if role == "judge" else "reward_model", arguments, folder, listed)
+        id = _id("judge" if role == "judge" else "reward_model", arguments, folder, listed, asked)
         write_json(folder / "components.json", {"id": id, "components": listed})
         write_json(folder / "metrics.json", metrics)
     barrier()
 
 
-def _id(kind: str, arguments: StageArguments, folder: Path, components: list[dict[str, Any]]) -> str:
-    """By content: what was trained, and the files that describe what needs no training."""
+def _id(kind: str, arguments: StageArguments, folder: Path, components: list[dict[str, Any]], asked: list[Any]) -> str:
+    """By content: what was trained, the files that describe what needs no training, the endpoints that are asked."""
     weights = [hash_file(path) for path in sorted(folder.rglob("*.safetensors"))]
-    digest = stable_id(kind, arguments.round, arguments.values["specs"], components, weights)
+    digest = stable_id(kind, arguments.round, arguments.values["specs"], components, weights, *asked)
     return f"{kind}-{arguments.round:03d}-{digest[:8]}"
 
 
@@ -85,13 +92,19 @@ def kept_before(arguments: StageArguments) -> list[Path]:
     return [Path(folder) for name, folder in named if name.startswith("features_")]
 
 
-def load(folder: Path, recipe_values: dict[str, Any], features: KeptFeatures | None = None) -> Reward:
+def load(folder: Path, arguments: StageArguments, features: KeptFeatures | None = None) -> Reward:
     """The reward that this stage made in `folder`: one model, or the weighted sum of several; `features`: those that
     need not be computed again."""
-    recipe = parse(recipe_values)
+    recipe = parse(arguments.recipe)
+    endpoints = Endpoints(recipe.endpoints, arguments.run)
     listed = read_json(folder / "components.json")
     rewards = [
-        (load_reward(folder / c["name"], id=listed["id"], policy=recipe.policy, features=features), c["weight"])
+        (
+            load_reward(
+                folder / c["name"], id=listed["id"], policy=recipe.policy, features=features, endpoints=endpoints
+            ),
+            c["weight"],
+        )
         for c in listed["components"]
     ]
     return rewards[0][0] if len(rewards) == 1 and rewards[0][1] == 1.0 else combine(rewards)

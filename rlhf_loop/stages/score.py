@@ -7,11 +7,13 @@ reward/  completions.parquet  prompts.parquet  ->  scores.parquet  features.parq
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rlhf_loop.models.distributed import is_main, sharded_map
+from rlhf_loop.files import write_json
+from rlhf_loop.models.distributed import gather, is_main, sharded_map
 from rlhf_loop.progress import Progress
 from rlhf_loop.records import Completion, CritiquedCompletion, Prompt, Score, read_records, write_records
 from rlhf_loop.rewards.kept_features import KeptFeatures
@@ -27,7 +29,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     prompts: list[Prompt] = read_records(Path(arguments.inputs["prompts"]), Prompt)
     completions: list[Completion] = read_records(Path(arguments.inputs["completions"]), Completion)
     features = KeptFeatures([*kept_before(arguments), Path(arguments.inputs["reward"])])
-    reward = load(Path(arguments.inputs["reward"]), arguments.recipe, features)
+    reward = load(Path(arguments.inputs["reward"]), arguments, features)
     given = arguments.inputs.get("critiques")
     critiqued = answers(read_records(Path(given), CritiquedCompletion)) if given else []
     scored = list({c.id: c for c in [*critiqued, *completions]}.values())
@@ -40,7 +42,10 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     scores = {s.completion_id: replace(s, round=arguments.round) for s in sharded_map(score, by_length)}
     progress(len(scored), len(scored), "")
     features.write(folder, of_completions(prompts, scored))
+    reasons = sum(map(Counter, gather([dict(reward.unanswered)])), Counter())
     if is_main():
+        if reasons:
+            write_json(folder / "unanswered.json", {"reasons": dict(reasons)})
         write_records(folder / "scores.parquet", [scores[c.id] for c in completions if c.id in scores])
         if given:
             rows = [scores[c.id] for c in critiqued if c.id in scores]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlhf_loop.damage import hash_file
 from rlhf_loop.errors import UserError
 from rlhf_loop.recipe import Recipe, RewardModelJudge
+from rlhf_loop.reward_spec import JudgeSpec, load_spec
 
 
 def spec_hashes(recipe: Recipe) -> list[str]:
@@ -13,6 +14,12 @@ def spec_hashes(recipe: Recipe) -> list[str]:
     if isinstance(recipe.evaluation.judge, RewardModelJudge):
         folders.append(recipe.evaluation.judge.model)
     return [hash_file(f) for folder in folders for f in sorted(folder.glob("*")) if f.suffix in (".yaml", ".py")]
+
+
+def endpoints_of_rewards(recipe: Recipe) -> list[str]:
+    """The endpoints that the recipe's reward models ask."""
+    folders = [] if recipe.reward is None else [one.model for one in recipe.reward.weighted()]
+    return [spec.endpoint for folder in folders if isinstance(spec := load_spec(folder), JudgeSpec)]
 
 
 def plain_text_hash(recipe: Recipe) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.endpoints.client import unknown
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.intake.import_file import import_and_split, import_file
 from rlhf_loop.feedback.intake.prompts import read_prompts
@@ -15,8 +16,9 @@ from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, RewardModelJudge
 from rlhf_loop.records import Prompt, Split
 from rlhf_loop.reward_function import check_columns
-from rlhf_loop.reward_spec import FunctionSpec, check_trainer, load_spec
+from rlhf_loop.reward_spec import FunctionSpec, JudgeSpec, check_trainer, load_spec
 from rlhf_loop.steps.assemble import REMEDIES
+from rlhf_loop.steps.contents import endpoints_of_rewards
 
 
 def take_in(store: Store, recipe: Recipe, progress: RunProgress) -> None:
@@ -92,6 +94,20 @@ def check_rewards(store: Store, recipe: Recipe) -> None:
         _check_rewards(store, ("train", wanted), folders, reward.trainer, "reward")
     if isinstance(judge, RewardModelJudge):
         _check_rewards(store, ("judge", wanted), [judge.model], judge.trainer, "evaluation.judge")
+    _check_judges(recipe)
+
+
+def _check_judges(recipe: Recipe) -> None:
+    """A score of a model behind a server needs that server, and judges policies only once its agreement is known."""
+    for name in endpoints_of_rewards(recipe):
+        if name not in recipe.endpoints:
+            raise UserError(f"reward: {unknown(name, recipe.endpoints)}")
+    judge = recipe.evaluation.judge
+    if isinstance(judge, RewardModelJudge) and isinstance(load_spec(judge.model), JudgeSpec):
+        raise UserError(
+            f"evaluation.judge: {judge.model.name} asks a model behind a server, of which nobody knows how well it "
+            "agrees with people; use `judge: {kind: endpoint, endpoint: NAME, calibration: FILE}`"
+        )
 
 
 def _check_rewards(
