@@ -182,6 +182,8 @@ def pairs_have_a_source(recipe: Recipe) -> str | None:
     asks = recipe.feedback.questions_per_round > 0
     if _holds_feedback(recipe) or _consumes(recipe) != "pairs" or "reward" in recipe.pairing.sources or asks:
         return None
+    if recipe.critiques is not None and recipe.critiques.gives("pairs"):
+        return None
     return (
         "pairing.sources: dpo has no source of pairs: nobody is asked (feedback.questions_per_round is 0) and "
         "nothing is imported; set `pairing.sources: [feedback, reward]`, ask questions, or give "

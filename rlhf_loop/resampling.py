@@ -14,7 +14,8 @@ MOST_DRAWN = 2**25  # numbers in memory at a time
 
 
 def resampled_ratios(totals: NDArray[Any], sizes: NDArray[Any], *, seed: int, resamples: int) -> Floats:
-    """(resamples,) the sum of `totals` (G,) over the sum of `sizes` (G,) of G groups drawn with replacement.
+    """(resamples,) the sum of `totals` (G,) over the sum of `sizes` (G,) of G groups drawn with replacement; of several
+    totals (G, T) with sizes (G, 1) at once (resamples, T).
 
     Groups are drawn, not what is in them (Field and Welsh 2007). NaN where the drawn groups' sizes add up to 0. The
     same `seed` draws the same groups of as many.

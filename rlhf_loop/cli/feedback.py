@@ -107,14 +107,15 @@ def feedback_check(
     """What may train and what not, and how good the feedback is: agreement, reliability, biases, drift."""
     from rlhf_loop.feedback.quality.check import check
     from rlhf_loop.feedback.quality.summary import lines
+    from rlhf_loop.feedback.quality.themes import lines as theme_lines
     from rlhf_loop.feedback.store.store import Store
 
     named = place or store
     if named is None or (place and store):
         raise UserError("name one store to check: rlhf-loop feedback check STORE_OR_RUN")
     with Store.open(store_url(named), create=False) as opened:
-        validation, said = _validated(opened, validation_settings(named))
-        quality = check(opened, duplicates=near_duplicates)
+        validation, said, reasons = _validated(opened, validation_settings(named))
+        quality = {**check(opened, duplicates=near_duplicates), "themes": reasons}
         quarantined = opened.quarantined()
     if html is not None:
         from rlhf_loop.report.quality_page import write_page
@@ -123,7 +124,7 @@ def feedback_check(
     if as_json:
         print(json.dumps({**validation, "quality": quality, "quarantine": len(quarantined)}, indent=2))
         return
-    print("\n".join([*said, "", *lines(quality)]))
+    print("\n".join([*said, *theme_lines(reasons), "", *lines(quality)]))
     for row in quarantined[:20]:
         print(f"quarantined {row.file}:{row.line}: {row.reason}")
     if len(quarantined) > 20:
@@ -132,19 +133,22 @@ def feedback_check(
         print(f"written to {html}")
 
 
-def _validated(store: Store, settings: Validation | None) -> tuple[dict[str, Any], list[str]]:
-    """What validation says; the records that it reads are let go of here, before the next measures need memory."""
+def _validated(store: Store, settings: Validation | None) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """What validation says, as values and as lines, and what is complained of; the records that it reads are let go of
+    here, before the next measures need memory."""
+    from rlhf_loop.feedback.quality.themes import themes
     from rlhf_loop.feedback.validation import limits_of, validate
     from rlhf_loop.recipe import Validation
     from rlhf_loop.rows.critiqued import counts_of, critique_lines, critiqued_completions
 
     completions, prompts = {c.id: c for c in store.completions()}, {p.id: p for p in store.prompts()}
-    limits = settings or Validation()
-    result = validate(store.feedback(), completions, prompts, limits)
+    limits, feedback = settings or Validation(), store.feedback()
+    result = validate(feedback, completions, prompts, limits)
     training = {prompt.id: prompt for prompt in prompts.values() if prompt.split == "train"}
     sound = [record for record in [*result.usable, *result.set_aside] if record.prompt_id in training]
     critiques = counts_of(*critiqued_completions(sound, completions, training, limits_of(limits)))
-    return {**result.to_dict(), "critiques": critiques}, [*result.lines(), *critique_lines(critiques)]
+    values, text = {**result.to_dict(), "critiques": critiques}, [*result.lines(), *critique_lines(critiques)]
+    return values, text, themes(feedback)
 
 
 @app.command("stats")

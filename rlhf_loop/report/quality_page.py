@@ -24,7 +24,8 @@ LEVELS = {"first_shown_wins": 0.5}
 
 
 def write_page(path: Path, name: str, validation: Mapping[str, Any], quality: Mapping[str, Any]) -> None:
-    """Writes the page; `validation` is a `ValidationReport.to_dict()`, `quality` what `check` gives.
+    """Writes the page; `validation` is a `ValidationReport.to_dict()`, `quality` what `check` gives, and
+    under `themes` what `themes` gives, where that is to be shown.
 
     The file needs no network and no scripts. What was called `name` was checked.
     """
@@ -50,7 +51,7 @@ def render(name: str, validation: Mapping[str, Any], quality: Mapping[str, Any])
         hidden=max(0, len(annotators) - ANNOTATORS),
         flagged=sum(bool(row["flags"]) for row in annotators),
         series=SERIES,
-        complaints=theme_page(quality["themes"]),
+        complaints=theme_page(quality["themes"]) if "themes" in quality else None,
         drift_charts=[chart for key, series in quality["drift"].items() if (chart := _drift_chart(key, series))],
         annotator_chart=charts.intervals(
             "Accuracy of annotators",

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from samples.cli import rlhf_loop
 from samples.feedback import completion, preference, prompt
 
-from rlhf_loop.feedback.quality.check import check
-from rlhf_loop.feedback.quality.summary import lines
 from rlhf_loop.feedback.quality.themes import THEMES, change_in_words, reads_as_english, themes, themes_of
 from rlhf_loop.feedback.quality.themes import lines as theme_lines
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.recipe import Annotation
 from rlhf_loop.records import Annotator, Critique, Edit, Feedback, Rating, Skip, Span, Thumb
-from rlhf_loop.report.quality_page import render
 from rlhf_loop.report.theme_charts import theme_chart
 
 
@@ -81,7 +80,7 @@ def test_shares_are_of_judged_answers_and_each_complaint_counts_once() -> None:
     assert (found["complaints"], found["judged"]) == (5, 10)
     shown = {theme: (row["complaints"], row["share"], row["n"]) for theme, row in found["themes"].items()}
     assert shown == {"facts": (2, 0.2, 10), "tone": (2, 0.2, 10), "clarity": (1, 0.1, 10)}
-    assert list(shown) == ["facts", "tone", "clarity"]
+    assert list(shown) == ["tone", "facts", "clarity"]
     assert all(row["change"] is None and len(row["rounds"]) == 1 for row in found["themes"].values())
 
 
@@ -158,7 +157,7 @@ def test_nothing_said_is_nothing_shown() -> None:
     assert theme_lines(themes([])) == []
 
 
-def test_the_page_and_the_json_of_a_check_have_them(store: Store, tmp_path: Path) -> None:
+def test_the_page_and_the_json_of_a_check_have_them(store: Store, store_url: str, tmp_path: Path) -> None:
     asked = [prompt(f"p{n}") for n in range(4)]
     answers = [completion(f"p{n}-{k}", f"{k} is an answer", p.id) for n, p in enumerate(asked) for k in range(2)]
     given = [
@@ -168,14 +167,16 @@ def test_the_page_and_the_json_of_a_check_have_them(store: Store, tmp_path: Path
     store.add_prompts(asked)
     store.add_completions(answers)
     store.add_feedback(given)
-    quality = check(store, duplicates=False)
-    assert quality["themes"]["themes"]["length"]["complaints"] == 4
-    assert any(line.startswith("  length") for line in lines(quality))
-    validation = {"counts": {}, "usable": 4, "total": 4, "pairs": 4, "needed": None, "quarantined": [], "set_aside": 0}
-    html = render("here", validation, quality)
-    assert "What is complained of" in html
-    assert "Reasons of complaints" in html
-    assert theme_chart(quality["themes"]) is not None
+    store.close()
+    page = tmp_path / "page.html"
+    told = rlhf_loop("feedback", "check", store_url, "--html", page, "--no-near-duplicates").stdout
+    assert "  length       50% [50%, 50%] (4 complaints)" in told
+    assert "What is complained of" in page.read_text()
+    assert "Reasons of complaints" in page.read_text()
+    found = json.loads(rlhf_loop("feedback", "check", store_url, "--json", "--no-near-duplicates").stdout)
+    assert found["quality"]["themes"]["themes"]["length"]["complaints"] == 4
+    assert found["critiques"]["by_origin"] == {"human": 4}
+    assert theme_chart(found["quality"]["themes"]) is not None
 
 
 def test_all_themes_have_a_name_of_their_own() -> None:

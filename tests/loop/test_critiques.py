@@ -93,6 +93,8 @@ def test_edits_train_the_policy_as_pairs_of_their_own_origin(run: Path) -> None:
     pairs = read_records(assembled / "training_data.parquet", PreferencePair)
     (pair,) = [pair for pair in pairs if pair.origin == "edit"]
     assert summary["by_origin"]["edit pairs"] == summary["critiques"]["edits"]["pairs"] == 1
+    assert summary["critiques"]["edits"]["said_by"] == {"human": 1}
+    assert summary["critiques"]["fresh"]["said_by"].keys() <= {"human", "simulated"}
     assert (pair.chosen[0]["content"], pair.rejected_token_ids is not None) == (EDITED, True)
     assert not (assembled / "critiques.parquet").exists()
     with Store.open(run / "feedback.db") as store:

@@ -46,15 +46,16 @@ def taken(
     tmp_path: Path, *feedback: Feedback, before: list[Feedback] | None = None, deleted: str = "", **critiques: Any
 ) -> tuple[list[CritiquedCompletion], dict[str, Any]]:
     """The rows of a snapshot, and its validation report."""
-    with Store.open(":memory:") as store:
+    with Store.open(tmp_path / "feedback.db") as store:
         store.add_prompts([prompt("p"), prompt("q", "And the sea?"), prompt("h", "And at night?", split="test")])
         answers = [completion(id) for id in "abc"] + [completion("empty", ""), completion("d", prompt_id="q")]
         store.add_completions([*answers, completion("night", prompt_id="h")])
         store.add_feedback(before or [])
         store.add_feedback(list(feedback))
         if deleted:
+            carl = user_key(store, "carl")
             with store.transaction() as transaction:
-                remember(transaction, user_key(store, "carl"), "completion", [deleted])
+                remember(transaction, carl, "completion", [deleted])
             delete_user(store, "carl", [], rewrite_report=lambda run: None)
         folder = tmp_path / "snapshot"
         folder.mkdir()

@@ -71,6 +71,12 @@ def test_fresh_answers_need_a_reward_model() -> None:
         parse(values)
 
 
+def test_edits_are_a_source_of_pairs() -> None:
+    nobody_asked = {"annotator": {"kind": "simulated"}, "questions_per_round": 0}
+    values = {**SOUND, "pairing": {"sources": ["feedback"]}, "feedback": nobody_asked, "critiques": {"edits": {}}}
+    assert parse(values).critiques is not None
+
+
 def test_every_rule_is_here() -> None:
     assert [rule.__name__ for rule in recipe_rules.RULES] == list(BROKEN)
 

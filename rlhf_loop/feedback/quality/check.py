@@ -15,7 +15,6 @@ from rlhf_loop.feedback.quality.contradictions import contradictions
 from rlhf_loop.feedback.quality.dawid_skene import reliability
 from rlhf_loop.feedback.quality.drift import drift
 from rlhf_loop.feedback.quality.significance import Share, share
-from rlhf_loop.feedback.quality.themes import themes
 from rlhf_loop.feedback.quality.votes import BOTH_BAD, TIE, Votes, judged_texts, read_votes, words_of
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import HELD_OUT, Prompt
@@ -73,7 +72,6 @@ def check(store: Store, *, duplicates: bool = True) -> dict[str, Any]:
         },
         "drift": drift(votes, answered),
         "annotators": annotator_rows(votes, people, words, answered),
-        "themes": themes(store.feedback()),
         "near_duplicates": _near_duplicates(store, votes) if duplicates else None,
     }
 

@@ -6,8 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_loop.feedback.quality import themes
-
 ANNOTATORS = 20  # rows of the table on a terminal
 CHANGED = 0.01  # p-value below which a change over time is worth a line of its own
 
@@ -22,7 +20,7 @@ SERIES = {
 def lines(quality: Mapping[str, Any]) -> list[str]:
     """What `check` found, each figure with its interval or number of cases."""
     if not quality["preferences"]:
-        return ["quality       nothing to measure: no preferences", *themes.lines(quality["themes"])]
+        return ["quality       nothing to measure: no preferences"]
     verdicts, agreed, found = quality["verdicts"], quality["agreement"], quality["consensus"]
     people = len(quality["annotators"])
     text = [
@@ -72,7 +70,6 @@ def lines(quality: Mapping[str, Any]) -> list[str]:
     if items["items"]:
         text.append(f"calibration   {_share(items)} answers to {items['items']} items with a known answer were right")
     text += drift_lines(quality["drift"])
-    text += themes.lines(quality["themes"])
     if quality["near_duplicates"]:
         text += duplicate_lines(quality["near_duplicates"])
     return text + annotator_lines(quality["annotators"])

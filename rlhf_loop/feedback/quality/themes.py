@@ -11,9 +11,12 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_loop.annotators.english import FUNCTION_WORDS
 from rlhf_loop.feedback.store.table_rows import about
@@ -64,10 +67,16 @@ LEXICON: dict[str, tuple[str, ...]] = {
 OTHER = "other"
 THEMES = (*LEXICON, OTHER)
 
+Place = tuple[int, str, str]
+"""A judged answer: round, prompt, completion."""
+
+Ints = NDArray[np.int64]
+
 FUNCTION_WORDS_SHARE = 0.2
 """Of the words of an English text at least; neighbouring languages share one or two."""
 
-RESAMPLES = 2000
+RESAMPLES, FEWEST = 2000, 500
+MOST_DRAWN = 2**22  # numbers drawn for a round's intervals, where `FEWEST` allows it
 CONFIDENCE = 0.95
 
 
@@ -98,16 +107,18 @@ def themes(feedback: Sequence[Feedback]) -> dict[str, Any]:
     whose = next((kind for kind in ("human", "llm", "code", "simulated") if made[kind]), None)
     mine = [complaint for complaint in found if complaint[0] == whose]
     judged = _judged(feedback, whose)
-    answers: dict[str, set[tuple[int, str, str]]] = {theme: set() for theme in THEMES}
+    answers: dict[str, set[Place]] = {theme: set() for theme in THEMES}
     texts: Counter[str] = Counter()
     unknown = 0
     for _, place, text, tags in mine:
-        named = themes_of(text, tags)
-        unknown += named == [OTHER] and not any(tags) and not reads_as_english(text)
-        texts.update(named)
-        for theme in named:
+        reasons = themes_of(text, tags)
+        unknown += reasons == [OTHER] and not any(tags) and not reads_as_english(text)
+        texts.update(reasons)
+        for theme in reasons:
             answers[theme].add(place)
-    tables = {theme: _Table(judged, answers[theme]) for theme in THEMES if answers[theme]}
+    named = sorted((theme for theme in THEMES if answers[theme]), key=lambda theme: -texts[theme])
+    shares = _Shares(judged, [answers[theme] for theme in named])
+    overall, rounds, change = (shares.measured(), shares.rounds(), shares.change()) if named else ([], {}, None)
     return {
         "whose": whose,
         "others": {kind: count for kind, count in made.items() if kind != whose},
@@ -115,9 +126,13 @@ def themes(feedback: Sequence[Feedback]) -> dict[str, Any]:
         "judged": len(judged),
         "not_english": unknown,
         "themes": {
-            theme: {"complaints": texts[theme], **table.measured(None), "rounds": table.rounds(), "change": change}
-            for theme, table in sorted(tables.items(), key=lambda item: (-texts[item[0]], item[0]))
-            for change in [table.change(comparisons=len(tables))]
+            theme: {
+                "complaints": texts[theme],
+                **overall[place],
+                "rounds": [{"round": round, **measured[place]} for round, measured in rounds.items()],
+                "change": change[place] if change else None,
+            }
+            for place, theme in enumerate(named)
         },
     }
 
@@ -157,55 +172,80 @@ def change_in_words(change: Mapping[str, Any] | None) -> str:
     return f"; round {change['from']} to {change['to']}: {shown}, {said}"
 
 
-class _Table:
-    """Judged answers, and those complained of, by round and prompt."""
+class _Shares:
+    """Of the judged answers, the shares that were complained of by T themes, by round and prompt."""
 
-    def __init__(self, judged: Iterable[tuple[int, str, str]], complained: set[tuple[int, str, str]]):
-        self.by_round: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-        for round, prompt_id, completion_id in judged:
-            cell = self.by_round[round][prompt_id]
-            cell[0] += (round, prompt_id, completion_id) in complained
-            cell[1] += 1
+    def __init__(self, judged: Iterable[Place], complained: Sequence[AbstractSet[Place]]):
+        self.counts: dict[int, dict[str, Ints]] = defaultdict(dict)  # round -> prompt -> (T + 1,), all answers last
+        for place in judged:
+            round, prompt_id, _ = place
+            of_prompt = self.counts[round].setdefault(prompt_id, np.zeros(len(complained) + 1, dtype=np.int64))
+            of_prompt += [place in answers for answers in complained] + [True]
 
-    def measured(self, round: int | None) -> dict[str, Any]:
-        """`{share, low, high, n}` of a round (None: of all); no interval where all is of one prompt."""
-        counts = self._counts(round)
-        total, n = (int(number) for number in counts.sum(0))
-        low, high = None, None
+    def measured(self, round: int | None = None) -> list[dict[str, Any]]:
+        """`{share, low, high, n}` of each theme in a round (None: in all); no interval where all is of one prompt."""
+        counts = self._table(round)
+        *totals, n = (int(number) for number in counts.sum(0))
+        intervals: list[tuple[float | None, float | None]] = [(None, None)] * len(totals)
         if len(counts) > 1:
-            low, high = percentile_interval(self._drawn(round), CONFIDENCE)
-        return {"share": total / n if n else None, "low": low, "high": high, "n": n}
+            drawn = self._drawn(round)
+            intervals = [percentile_interval(of_theme, CONFIDENCE) for of_theme in drawn.T]
+        return [
+            {"share": total / n, "low": low, "high": high, "n": n}
+            for total, (low, high) in zip(totals, intervals, strict=True)
+        ]
 
-    def rounds(self) -> list[dict[str, Any]]:
+    def rounds(self) -> dict[int, list[dict[str, Any]]]:
         """The same of each round."""
-        return [{"round": round, **self.measured(round)} for round in sorted(self.by_round)]
+        return {round: self.measured(round) for round in sorted(self.counts)}
 
-    def change(self, comparisons: int) -> dict[str, Any] | None:
-        """From the first round to the last; None where there is one round, or prompts are too few for an interval."""
-        first, last = min(self.by_round), max(self.by_round)
-        if first == last or min(len(self.by_round[first]), len(self.by_round[last])) < 2:
+    def change(self) -> list[dict[str, Any]] | None:
+        """Of each theme, from the first round to the last, its interval for as many comparisons as there are themes;
+        None where there is one round, or where prompts are too few for an interval."""
+        first, last = min(self.counts, default=0), max(self.counts, default=0)
+        if first == last or min(len(self.counts[first]), len(self.counts[last])) < 2:
             return None
-        difference = self._drawn(last) - self._drawn(first)
-        low, high = percentile_interval(difference, 1 - (1 - CONFIDENCE) / comparisons)
-        shares = [self.measured(round)["share"] for round in (first, last)]
-        return {"from": first, "to": last, "difference": shares[1] - shares[0], "low": low, "high": high}
+        drawn = self._drawn(last) - self._drawn(first)
+        confidence = 1 - (1 - CONFIDENCE) / drawn.shape[1]
+        changes = []
+        for before, after, of_theme in zip(self.measured(first), self.measured(last), drawn.T, strict=True):
+            low, high = percentile_interval(of_theme, confidence)
+            changes.append(
+                {"from": first, "to": last, "difference": after["share"] - before["share"], "low": low, "high": high}
+            )
+        return changes
 
-    def _counts(self, round: int | None) -> np.ndarray:
-        """(G, 2): of each prompt, the answers complained of, and all that were judged."""
-        parts = [self.by_round[round]] if round is not None else self.by_round.values()
-        summed: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for part in parts:
-            for prompt_id, (complained, judged) in part.items():
-                summed[prompt_id][0] += complained
-                summed[prompt_id][1] += judged
-        return np.array([summed[prompt_id] for prompt_id in sorted(summed)], dtype=np.int64).reshape(-1, 2)
+    def _table(self, round: int | None) -> Ints:
+        """(G, T + 1): of each prompt, the answers complained of by theme, and all that were judged."""
+        if round is not None:
+            return np.array([self.counts[round][prompt_id] for prompt_id in sorted(self.counts[round])])
+        summed: dict[str, Ints] = {}
+        for part in self.counts.values():
+            for prompt_id, counts in part.items():
+                summed[prompt_id] = summed.get(prompt_id, 0) + counts
+        return np.array([summed[prompt_id] for prompt_id in sorted(summed)])
 
     def _drawn(self, round: int | None) -> Floats:
-        counts = self._counts(round)
-        return resampled_ratios(counts[:, 0], counts[:, 1], seed=0 if round is None else round + 1, resamples=RESAMPLES)
+        """(resamples, T): shares of resampled prompts, as many for each round, and fewer the more prompts there are."""
+        if round is None and len(self.counts) == 1:
+            (round,) = self.counts
+        if round not in self._kept:
+            counts = self._table(round).astype(np.float64)
+            prompts = max(map(len, self.counts.values()))
+            self._kept[round] = resampled_ratios(
+                counts[:, :-1],
+                counts[:, -1:],
+                seed=0 if round is None else round + 1,
+                resamples=max(FEWEST, min(RESAMPLES, MOST_DRAWN // prompts)),
+            )
+        return self._kept[round]
+
+    @cached_property
+    def _kept(self) -> dict[int | None, Floats]:
+        return {}
 
 
-def _complaints(feedback: Sequence[Feedback]) -> Iterator[tuple[str, tuple[int, str, str], str, list[str]]]:
+def _complaints(feedback: Sequence[Feedback]) -> Iterator[tuple[str, Place, str, list[str]]]:
     """Whose, of which answer (round, prompt, completion), in which words, with which tags. The same words of the same
     person about the same answer count once."""
     verdicts = verdicts_of(feedback)
@@ -232,7 +272,7 @@ def _complaints(feedback: Sequence[Feedback]) -> Iterator[tuple[str, tuple[int, 
                 yield origin_of(record), (record.round, record.prompt_id, completion_id), text, tags
 
 
-def _judged(feedback: Iterable[Feedback], whose: str | None) -> list[tuple[int, str, str]]:
+def _judged(feedback: Iterable[Feedback], whose: str | None) -> list[Place]:
     return sorted(
         {
             (record.round, record.prompt_id, completion_id)
