@@ -33,6 +33,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "what_needs_a_reward_model_has_one": ({"reward": None}, "reward: {model: FOLDER}"),
     "samples_are_enough": ({"generation": {"samples_per_prompt": 1}}, "at least 2"),
     "samples_differ": ({"generation": {"temperature": 0}}, "set it above 0"),
+    "the_strategy_has_what_it_reads": (
+        {"generation": {"strategy": "best_of_n", "samples_per_prompt": 8, "best_of_n": {"n": 4}}},
+        "set n to more than that",
+    ),
     "exo_pair_is_smoothed": ({"update": {"trainer": {"loss_type": "exo_pair"}}}, "label_smoothing: 0.001"),
     "kto_has_batches": (
         {
