@@ -61,5 +61,6 @@ ROWS: dict[Consumes, Any] = {
 TRAINER_CONFIGS: dict[str, str] = {
     **{name: algorithm.config for name, algorithm in ALGORITHMS.items() if algorithm.config},
     "bradley_terry": "trl:RewardConfig",
+    "critic": "transformers:TrainingArguments",
 }
 """Update or kind of reward model -> MODULE:CLASS of the config that its `trainer:` block goes to."""

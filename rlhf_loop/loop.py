@@ -27,7 +27,7 @@ from rlhf_loop.steps.ask import ask
 from rlhf_loop.steps.assemble import assemble
 from rlhf_loop.steps.calibrate import calibrate, calibration_hash
 from rlhf_loop.steps.complete import complete
-from rlhf_loop.steps.contents import endpoints_of_rewards, plain_text_hash, spec_hashes
+from rlhf_loop.steps.contents import endpoints_of_rewards, has_critic, plain_text_hash, spec_hashes
 from rlhf_loop.steps.earlier import kept_features, reward_of_same_pairs, steps_before, steps_of_rounds
 from rlhf_loop.steps.gate import decide, judge_agreement
 from rlhf_loop.steps.keep import keep_completions, keep_model, keep_questions, keep_reward_model, keep_scores
@@ -213,9 +213,11 @@ class _Rounds:
 
     def _reward(self, n: int, frozen: Path) -> Path:
         specs = spec_hashes(self.recipe)
-        earlier = reward_of_same_pairs(self.files, n, frozen, specs)
+        names = ["pairs", "critiques"] if has_critic(self.recipe) else ["pairs"]
+        learned_from = {name: frozen / f"{name}.parquet" for name in names}
+        earlier = reward_of_same_pairs(self.files, n, frozen, specs, [path.name for path in learned_from.values()])
         if earlier is not None:
-            self.progress.note("reward", f"no new pairs: the reward model of round {earlier} stays")
+            self.progress.note("reward", f"no new {' or '.join(names)}: the reward model of round {earlier} stays")
             return self.files.step(earlier, "reward")
         kept = kept_features(self.files, n, ("rescore", "reward", "score", "generate"))
         folder = self.make.stage(
@@ -223,11 +225,11 @@ class _Rounds:
             "reward",
             "reward",
             follows=["reward", *self._asked],
-            inputs={"pairs": frozen / "pairs.parquet", "prompts": frozen / "prompts.parquet", **kept},
+            inputs={**learned_from, "prompts": frozen / "prompts.parquet", **kept},
             read=[frozen, *kept.values()],
             values={"role": "reward", "specs": specs},
         )
-        made = keep_reward_model(self.store, folder, n, "reward_model", [frozen / "pairs.parquet"])
+        made = keep_reward_model(self.store, folder, n, "reward_model", list(learned_from.values()))
         for name, values in made.metrics.items():
             if values.get("accuracy"):
                 self.progress.note("", f"{name}: held-out accuracy {_interval(values['accuracy'])}")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.near import did_you_mean
 
 CACHED_LAYERS = (
     "attention",
@@ -69,6 +71,47 @@ def check_config(config: dict[str, Any], model: str) -> None:
             f"policy.model: {model} is quantised ({method}): weights cannot be trained, and adapters not merged, in "
             "that form. Give the model that it was made from"
         )
+
+
+def classifier_outputs(config: dict[str, Any], model: str, wanted: Mapping[str, float] | None) -> dict[int, float]:
+    """Which outputs of a classifier make the reward, by their numbers, and how much of each.
+
+    `config`: the model's own; `wanted`: weights by label or number, None for a model with one output. Raises
+    `UserError` for a model that is no classifier, for several outputs of which none is named, and for unknown ones.
+    """
+    kinds = [str(kind) for kind in config.get("architectures") or []]
+    if any(kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for kind in kinds):
+        raise UserError(
+            f"{model} is a language model ({', '.join(kinds)}) and no reward model: its score head would be random. "
+            "Give a sequence classifier that was trained as a reward model, or train one on your own pairs "
+            "(reward_models/bradley_terry)"
+        )
+    named = {int(number): str(label) for number, label in (config.get("id2label") or {}).items()}
+    count = len(named) or int(config.get("num_labels", 2))  # transformers' own default
+    labels = {number: named.get(number, f"LABEL_{number}") for number in range(count)}
+    if wanted is None:
+        if count == 1:
+            return {0: 1.0}
+        raise UserError(
+            f"{model} has {count} outputs ({', '.join(labels.values())}): say in reward_model.yaml which make the "
+            f"reward, such as `outputs: {{{labels[0]}: 1.0}}`"
+        )
+    numbers = {**{str(number): number for number in labels}, **{label: number for number, label in labels.items()}}
+    for name in wanted:
+        if name not in numbers:
+            known = list(labels.values())
+            nearest = did_you_mean(name, known)
+            raise UserError(f"outputs: {model} has no output `{name}`{nearest}; it has {count}: {', '.join(known)}")
+    if len({numbers[name] for name in wanted}) < len(wanted):
+        raise UserError(f"outputs: two names of one output of {model}: {', '.join(wanted)}")
+    return {numbers[name]: weight for name, weight in wanted.items()}
+
+
+def check_classifier(model: str, wanted: Mapping[str, float] | None) -> None:
+    """`classifier_outputs` of a model that is on this machine; one that is not is checked when it is loaded."""
+    config = _config(Path(model).expanduser(), model)
+    if config is not None:
+        classifier_outputs(config, model, wanted)
 
 
 def check_targets(targets: str | list[str]) -> None:

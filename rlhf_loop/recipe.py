@@ -335,8 +335,8 @@ class RuleJudge(Settings):
 
 
 class RewardModelJudge(Settings):
-    """A folder of the catalogue: trained at round 0 on the feedback kept apart in split `judge`, or a function, which
-    nothing trains."""
+    """A folder of the catalogue: trained at round 0 on the feedback kept apart in split `judge`, or a function or
+    somebody else's model, which nothing trains."""
 
     kind: Literal["reward_model"] = "reward_model"
     model: Path

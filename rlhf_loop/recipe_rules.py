@@ -263,17 +263,17 @@ def check_judge(recipe: Recipe) -> None:
 
     Apart from `RULES`: its folder says whether it is trained, so the recipe's paths must be known. What is wrong with
     the folder itself is told by `steps/prepare.py`."""
-    from rlhf_loop.reward_spec import FILE, FunctionSpec, load_spec
+    from rlhf_loop.reward_spec import FILE, TrainedSpec, load_spec
 
     judge = recipe.evaluation.judge
     apart = recipe.prompts.judge_fraction > 0 or any(one.split == "judge" for one in recipe.feedback.imports)
     if judge.kind != "reward_model" or apart or not (judge.model / FILE).is_file():
         return
-    if not isinstance(load_spec(judge.model), FunctionSpec):
+    if isinstance(load_spec(judge.model), TrainedSpec):
         raise UserError(
             f"evaluation.judge: {judge.model.name} is trained and needs feedback of its own; set "
             "`prompts.judge_fraction: 0.3`, give one of `feedback.imports` the setting `split: judge`, or name a "
-            "folder of `kind: function`, which nothing trains"
+            "folder of `kind: function` or `pretrained`, which nothing trains"
         )
 
 

@@ -215,6 +215,7 @@ class Score:
     value: float
     spread: float | None = None  # standard deviation over an ensemble; None for a single model
     breakdown: dict[str, float] = field(default_factory=dict)  # parts that `value` is made of
+    critique: str | None = None  # what the reward model wrote of the completion, where it is one that writes
     round: int = 0
 
 

@@ -40,7 +40,15 @@ class TrainedSpec(RewardSpec):
     base: str = "policy"  # the recipe's base policy, or any model reference
 
 
-class BradleyTerrySpec(TrainedSpec):
+class TrainerSpec(TrainedSpec):
+    """What every kind has that is trained by gradient descent: a `trainer` block, which a recipe may change.
+
+    `trainer` goes verbatim to the kind's config in `algorithms.TRAINER_CONFIGS`."""
+
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+
+class BradleyTerrySpec(TrainerSpec):
     """A language model with one output, trained on pairs through TRL's RewardTrainer.
 
     `trainer` goes verbatim to TRL's RewardConfig; `per_device_train_batch_size` counts prompts there, each with all its
@@ -53,7 +61,6 @@ class BradleyTerrySpec(TrainedSpec):
         True  # begin from the best linear output on the untrained features (arXiv 2202.10054), not a random one
     )
     max_texts: int = Field(32, ge=2)  # distinct texts of a prompt in one batch element; bounds memory
-    trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _trainer_is_known(self) -> BradleyTerrySpec:
@@ -66,6 +73,30 @@ class BradleyTerrySpec(TrainedSpec):
             raise ValueError(
                 "trainer.model_init_kwargs: dtype, attention and trust come from the recipe's `policy` block"
             )
+        return self
+
+
+class CriticSpec(TrainerSpec):
+    """A language model that writes a critique of an answer and scores the answer having read it (CLoud, Ankner et al.
+    2024, arXiv 2408.11791).
+
+    `question`: what it is asked after the answer. `sft`: of learning to write people's critiques; `trainer`: of
+    learning the reward on its own; both go verbatim to transformers' TrainingArguments, and
+    `per_device_train_batch_size` counts critiques in the first, prompts with all their pairs in the second."""
+
+    kind: Literal["critic"] = "critic"
+    lora: Lora = Field(default_factory=Lora)
+    question: str = "What is good and what is bad about this answer? Say it in a sentence or two."
+    max_length: int = Field(1024, ge=8)  # tokens of prompt, answer and question; pairs with a longer side are left out
+    max_critique: int = Field(64, ge=1)  # tokens of a critique; people's longer ones are cut off there
+    lm_weight: float = Field(1.25, ge=0)  # of the critiques' cross-entropy beside the Bradley-Terry loss
+    max_texts: int = Field(32, ge=2)  # distinct texts of a prompt in one batch element; bounds memory
+    sft: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _trainers_are_known(self) -> CriticSpec:
+        trainer_fields.check_trainer("critic", self.sft, "sft")
+        trainer_fields.check_trainer("critic", self.trainer, "trainer")
         return self
 
 
@@ -95,6 +126,32 @@ class HeadSpec(TrainedSpec):
         if not all(value > 0 for value in l2):
             raise ValueError("l2: penalties must be above 0")
         return l2
+
+
+class PretrainedSpec(RewardSpec):
+    """A reward model that somebody else trained: a sequence classifier of the hub or in a folder, used as it is.
+
+    `outputs`: how much of each of its outputs makes the reward, by the label's name in the model's config or its
+    number; a model with one output needs none. `format`: how it reads a conversation: as its own chat template writes
+    it, or (`pair`) the prompt and the answer as a pair of texts, as encoders such as DeBERTa do."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    model: str
+    outputs: dict[str, float] | None = None
+    format: Literal["chat_template", "pair"] = "chat_template"
+    max_length: int = Field(2048, ge=8)  # tokens of prompt and completion; of longer ones the end is scored
+
+    @field_validator("outputs", mode="before")
+    @classmethod
+    def _numbers_are_names_too(cls, outputs: Any) -> Any:
+        return {str(name): weight for name, weight in outputs.items()} if isinstance(outputs, dict) else outputs
+
+    @field_validator("outputs")
+    @classmethod
+    def _weighs_something(cls, outputs: dict[str, float] | None) -> dict[str, float] | None:
+        if outputs is not None and not any(outputs.values()):
+            raise ValueError("outputs: give a weight to at least one, such as {helpfulness: 0.7, verbosity: -0.1}")
+        return outputs
 
 
 class FunctionSpec(RewardSpec):
@@ -155,6 +212,8 @@ class JudgeSpec(RewardSpec):
 SPECS: dict[str, str] = {
     "bradley_terry": "rlhf_loop.reward_spec:BradleyTerrySpec",
     "head": "rlhf_loop.reward_spec:HeadSpec",
+    "critic": "rlhf_loop.reward_spec:CriticSpec",
+    "pretrained": "rlhf_loop.reward_spec:PretrainedSpec",
     "function": "rlhf_loop.reward_spec:FunctionSpec",
     "judge": "rlhf_loop.reward_spec:JudgeSpec",
 }
@@ -181,6 +240,8 @@ def load_spec(folder: Path) -> RewardSpec:
     spec._folder = Path(folder)
     if isinstance(spec, TrainedSpec) and spec.base != "policy":
         spec.base = absolute_model(relocated(spec.base, path.parent.resolve()), path.parent)
+    if isinstance(spec, PretrainedSpec):
+        spec.model = absolute_model(relocated(spec.model, path.parent.resolve()), path.parent)
     return spec
 
 
@@ -205,7 +266,7 @@ def with_trainer(spec: RewardSpec, trainer: Mapping[str, Any], where: str = "rew
     block of the recipe that `trainer` stands in."""
     if not trainer:
         return spec
-    if not isinstance(spec, BradleyTerrySpec):
+    if not isinstance(spec, TrainerSpec):
         raise UserError(
             f"{where}.trainer: a reward model of kind {spec.kind} is not trained with TRL; remove the block"
         )
@@ -216,7 +277,7 @@ def with_trainer(spec: RewardSpec, trainer: Mapping[str, Any], where: str = "rew
 
 def check_trainer(specs: Sequence[RewardSpec], trainer: Mapping[str, Any], where: str) -> None:
     """Raises `UserError` for a recipe's `trainer` block that one of `specs` cannot take, or that none of them reads."""
-    for spec in [spec for spec in specs if isinstance(spec, BradleyTerrySpec)] or specs:
+    for spec in [spec for spec in specs if isinstance(spec, TrainerSpec)] or specs:
         with_trainer(spec, trainer, where)
 
 

@@ -75,7 +75,7 @@ def check_trainer(kind: str, trainer: Mapping[str, Any], where: str) -> None:
             remedy = nearest(key, known)
             if others:
                 remedy = f"; it is a setting of {', '.join(others)}: put it under `update.trainers.{others[0]}`"
-            owner = "TRL's" if module == "trl" else "our"
+            owner = {"trl": "TRL's", "transformers": "transformers'"}.get(module, "our")
             raise ValueError(f"{where}.{key}: {owner} {config} has no such field{remedy}")
         if not _is(known[key], value):
             raise ValueError(f"{where}.{key} must be {known[key]}, got {value!r}")

@@ -84,6 +84,18 @@ def generate(
     ]
 
 
+def write_greedily(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], most: int, batch_tokens: int = 16384
+) -> list[list[int]]:
+    """What `model` writes after each prompt of token ids, the likeliest token each time, `most` at most: token ids with
+    the one that ended it, if one did. `batch_tokens`: prompts times padded length of one batch."""
+    from rlhf_loop.generation.transformers_engine import sample_ids
+
+    settings = recipe.Generation(temperature=0, samples_per_prompt=1, max_new_tokens=most, batch_tokens=batch_tokens)
+    keys = [(0, 0, str(number)) for number in range(len(prompts))]  # of random numbers, which it takes none of
+    return [ids for [ids] in sample_ids(model, tokenizer, prompts, keys, [1] * len(prompts), settings)]
+
+
 def _completion(**fields: Any) -> Completion:
     """An answer under an id of all that it is, so that two runs in one store never give one id to two answers."""
     return Completion(id=stable_id("completion", fields), **fields)

@@ -12,7 +12,7 @@ from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json
 from rlhf_loop.kept_recipe import read_kept
-from rlhf_loop.records import Completion, Feedback, Prompt, Recalled, read_records
+from rlhf_loop.records import Completion, Feedback, Prompt, Recalled, Score, read_records
 from rlhf_loop.run_dir import STEPS, RunDir
 from rlhf_loop.step_folders import read_manifest
 
@@ -177,6 +177,15 @@ class Round:
         """Pieces of feedback that did not pass its validation."""
         number: int | None = self._figure("quarantined", lambda: _size(self._checked.get("quarantined")))
         return number
+
+    @property
+    def criticised(self) -> list[tuple[Completion, Score]]:
+        """The fresh candidates that the reward model wrote a critique of, with the score that came of it."""
+        if not any(self._column("rescore/scores.parquet", "critique")):
+            return []
+        answers = {answer.id: answer for answer in self._records("generate/completions.parquet", Completion)}
+        scores: list[Score] = self._records("rescore/scores.parquet", Score)
+        return [(answers[s.completion_id], s) for s in scores if s.critique is not None and s.completion_id in answers]
 
     def mean_score(self, step: str) -> float | None:
         """The reward model's mean score in `score` or `rescore`."""

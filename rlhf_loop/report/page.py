@@ -28,6 +28,9 @@ from rlhf_loop.run_dir import RunDir
 SAMPLE_PROMPTS = 6
 """How many held-out prompts are shown with their answers."""
 
+SAMPLE_CRITIQUES = 6
+"""How many of the reward model's critiques are shown."""
+
 MOST_ANSWERS = 6
 """How many rounds are shown side by side: the base, and the last ones."""
 
@@ -62,6 +65,8 @@ def render(run: RunDir) -> str:
         revisions=revisions(rounds),
         reward_charts=reward_charts(rounds),
         reward_models=reward_rows(rounds),
+        critic=critic_row(rounds),
+        critiques=machine_critiques(rounds),
         rounds=rounds,
         samples=sample_answers(rounds),
         answered_prompts=len(_latest(rounds, lambda r: r.prompts) or []),
@@ -112,6 +117,19 @@ def reward_rows(rounds: Sequence[Round]) -> list[dict[str, Any]]:
         for name, values in r.json(role, "metrics.json").items()
         if isinstance(values, dict)
     ]
+
+
+def critic_row(rounds: Sequence[Round]) -> dict[str, Any]:
+    """The last reward model that was measured with empty critiques and with those of other answers, too."""
+    measured = [row for row in reward_rows(rounds) if row.get("empty_critique")]
+    return measured[-1] if measured else {}
+
+
+def machine_critiques(rounds: Sequence[Round]) -> list[dict[str, Any]]:
+    """What the reward model wrote of the last candidates: every k-th, not the best ones."""
+    found = _latest(rounds, lambda r: r.criticised) or []
+    shown = [found[i * len(found) // SAMPLE_CRITIQUES] for i in range(min(SAMPLE_CRITIQUES, len(found)))]
+    return [{"text": answer.text, "critique": score.critique, "score": score.value} for answer, score in shown]
 
 
 def algorithm_words(name: str) -> str:

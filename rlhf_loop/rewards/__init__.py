@@ -18,9 +18,11 @@ from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.errors import UserError
 from rlhf_loop.reward_spec import (
     BradleyTerrySpec,
+    CriticSpec,
     FunctionSpec,
     HeadSpec,
     JudgeSpec,
+    PretrainedSpec,
     RewardSpec,
     TrainedSpec,
     load_spec,
@@ -32,7 +34,8 @@ from rlhf_loop.rewards.base import Reward, WeightedSum
 if TYPE_CHECKING:
     from rlhf_loop.progress import Progress
     from rlhf_loop.recipe import Policy
-    from rlhf_loop.records import PreferencePair, Prompt
+    from rlhf_loop.records import CritiquedCompletion, PreferencePair, Prompt
+    from rlhf_loop.rewards.critic import Writer
     from rlhf_loop.rewards.kept_features import KeptFeatures
     from rlhf_loop.rewards.texts import Text
 
@@ -53,6 +56,8 @@ def train_reward_model(
     prompts: Sequence[Prompt] = (),
     features: KeptFeatures | None = None,
     endpoints: Endpoints | None = None,
+    critiques: Sequence[CritiquedCompletion] = (),
+    writer: Writer | None = None,
 ) -> dict[str, Any]:
     """Trains what `spec` describes on `pairs` and measures it on `eval_pairs`.
 
@@ -60,8 +65,9 @@ def train_reward_model(
     timings: counts of pairs used and left out, and under `eval` what `evaluate_reward` gives. Called again after an
     interruption it goes on from the last whole checkpoint, with the same result on a CPU. `trainer` replaces keys of
     the spec's own `trainer` block. `prompts`: those of the pairs, whose columns a function may ask for. `features`:
-    those that a head need not compute again. `endpoints`: those of the recipe, one of which a judge asks. Raises
-    `UserError` for anything the user can mend.
+    those that a head need not compute again. `endpoints`: those of the recipe, one of which a judge asks. `critiques`:
+    what people said of answers to prompts that are not held out, and `writer`: how a model writes
+    (`rlhf_loop.generation.write_greedily`); a critic needs both. Raises `UserError` for anything the user can mend.
     """
     from rlhf_loop.files import without_times, write_json
     from rlhf_loop.models.distributed import barrier, is_main
@@ -78,7 +84,7 @@ def train_reward_model(
         if is_main():
             _module("function").copy(spec, source, output)
         metrics["pairs"] = len(pairs)
-    elif isinstance(spec, JudgeSpec):
+    elif isinstance(spec, (JudgeSpec, PretrainedSpec)):
         metrics["pairs"] = len(pairs)  # they only measure it
     else:
         if isinstance(spec, BradleyTerrySpec):
@@ -86,7 +92,9 @@ def train_reward_model(
                 spec, pairs, output, policy=policy, seed=seed, report_to=report_to, progress=progress
             )
         else:
-            options = {"kept": features} if isinstance(spec, HeadSpec) else {}
+            options: dict[str, Any] = {"kept": features} if isinstance(spec, HeadSpec) else {}
+            if isinstance(spec, CriticSpec):
+                options = {"critiques": critiques, "writer": writer, "progress": progress}
             trained = _module(spec.kind).train(spec, pairs, output, policy=policy, seed=seed, **options)
         metrics.update(trained)
         # Written with the base it was trained on, whatever the recipe's policy is when it is loaded.
@@ -95,8 +103,9 @@ def train_reward_model(
     if is_main():
         write_spec(spec, output)
     barrier()
-    reward = load_reward(output, id=output.name, policy=policy, features=features, endpoints=endpoints)
-    metrics["eval"] = evaluate_reward(reward, eval_pairs, seed=seed, prompts=prompts)
+    reward = load_reward(output, id=output.name, policy=policy, features=features, endpoints=endpoints, writer=writer)
+    measure = _module("critic_controls").evaluate if isinstance(spec, CriticSpec) else evaluate_reward
+    metrics["eval"] = measure(reward, eval_pairs, seed=seed, prompts=prompts)
     metrics["seconds"] = round(time.perf_counter() - started, 3)
     if is_main():
         write_json(output / "metrics.json", without_times(metrics))
@@ -111,12 +120,14 @@ def load_reward(
     policy: Policy,
     features: KeptFeatures | None = None,
     endpoints: Endpoints | None = None,
+    writer: Writer | None = None,
 ) -> Reward:
     """The reward model in `folder`: one that `train_reward_model` wrote, or a function of the catalogue.
 
     `id` is written on its scores; `policy` says which base `base: policy` means, its dtype and system prompt;
-    `features`: those that a head need not compute again; `endpoints`: those of the recipe, one of which a judge asks.
-    Raises `UserError` when the folder is no reward model or one that was not trained.
+    `features`: those that a head need not compute again; `endpoints`: those of the recipe, one of which a judge asks;
+    `writer`: how a critic writes, which needs one. Raises `UserError` when the folder is no reward model or one that
+    was not trained.
     """
     folder = Path(folder)
     spec = load_spec(folder)
@@ -126,6 +137,8 @@ def load_reward(
         options["client"] = (endpoints or Endpoints({}))[spec.endpoint]
     if isinstance(spec, HeadSpec):
         options["kept"] = features
+    if isinstance(spec, CriticSpec):
+        options["writer"] = writer
     with loading(folder, "a reward model"):
         reward: Reward = module.load(folder, spec, id=id, **options)
     return reward

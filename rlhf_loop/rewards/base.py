@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf_loop.columns import columns_of
@@ -13,6 +14,15 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.records import Completion, Message, Prompt, Score
 from rlhf_loop.reward_values import BadReward, checked_rewards
 from rlhf_loop.rewards.texts import Text, make_text, texts_of_completions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """What a reward says of one text."""
+
+    value: float | None
+    parts: dict[str, float] = field(default_factory=dict)  # that add up to the value; none for a reward that is one
+    critique: str | None = None  # what it wrote of the text before it scored it
 
 
 class Reward(ABC):
@@ -50,31 +60,40 @@ class Reward(ABC):
         for all."""
         texts = texts_of_completions(prompts, completions)
         return [
-            Score(completion_id=c.id, reward_model=self.id, value=value, breakdown=parts)
-            for c, (value, parts) in zip(
-                completions, self.with_parts(texts, _columns(prompts, completions)), strict=True
+            Score(
+                completion_id=c.id,
+                reward_model=self.id,
+                value=said.value,
+                breakdown=said.parts,
+                critique=said.critique,
             )
-            if value is not None
+            for c, said in zip(completions, self.with_parts(texts, _columns(prompts, completions)), strict=True)
+            if said.value is not None
         ]
+
+    def says(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[Said]:
+        """Each value with what else is said of the text."""
+        return [Said(value=value) for value in self.checked_values(texts, columns)]
 
     def checked_values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float | None]:
         """`values`, refused with a `UserError` that names the text when one is neither a finite number nor None."""
-        if not texts:
-            return []
+        return self._checked(self.values(texts, columns), texts) if texts else []
+
+    def with_parts(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[Said]:
+        """`says`, refused in the same way."""
+        said = self.says(texts, columns) if texts else []
+        values = self._checked([one.value for one in said], texts) if texts else []
+        return [replace(one, value=value) for one, value in zip(said, values, strict=True)]
+
+    def _checked(self, values: Sequence[Any], texts: Sequence[Text]) -> list[float | None]:
         try:
-            return checked_rewards(self.values(texts, columns), len(texts))
+            return checked_rewards(values, len(texts))
         except BadReward as bad:
             told = f"the reward {self.name} gave {bad}"
             if bad.place is not None:
                 raise UserError(f"{told}, for {texts[bad.place].shown()}") from None
-            values = " values" if bad.count is not None else ""
-            raise UserError(f"{told}{values} for {len(texts)} completions; it must give one each") from None
-
-    def with_parts(
-        self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]
-    ) -> list[tuple[float | None, dict[str, float]]]:
-        """Each checked value with the parts that add up to it; no parts for a reward that is one."""
-        return [(value, {}) for value in self.checked_values(texts, columns)]
+            plural = " values" if bad.count is not None else ""
+            raise UserError(f"{told}{plural} for {len(texts)} completions; it must give one each") from None
 
     @property
     def unanswered(self) -> Mapping[str, int]:
@@ -103,18 +122,20 @@ class WeightedSum(Reward):
 
     def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float | None]:
         """The weighted sums."""
-        return [value for value, _ in self.with_parts(texts, columns)]
+        return [said.value for said in self.says(texts, columns)]
 
-    def with_parts(
-        self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]
-    ) -> list[tuple[float | None, dict[str, float]]]:
-        """The weighted sums with their terms; a part that has nothing to say adds none."""
-        parts = {reward.name: (weight, reward.checked_values(texts, columns)) for reward, weight in self.parts}
-        rows = [
-            {name: weight * value for name, (weight, values) in parts.items() if (value := values[row]) is not None}
-            for row in range(len(texts))
-        ]
-        return [(math.fsum(row.values()) if row else None, row) for row in rows]
+    def says(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[Said]:
+        """The weighted sums with their terms, and the parts' critiques; a part that has nothing to say adds none."""
+        parts = {reward.name: (weight, reward.with_parts(texts, columns)) for reward, weight in self.parts}
+        rows = []
+        for row in range(len(texts)):
+            terms = {
+                name: weight * value for name, (weight, said) in parts.items() if (value := said[row].value) is not None
+            }
+            critiques = [critique for _, said in parts.values() if (critique := said[row].critique) is not None]
+            value = math.fsum(terms.values()) if terms else None
+            rows.append(Said(value=value, parts=terms, critique="\n".join(critiques) if critiques else None))
+        return rows
 
     @property
     def unanswered(self) -> Mapping[str, int]:

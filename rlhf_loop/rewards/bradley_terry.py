@@ -36,6 +36,7 @@ from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair
 from rlhf_loop.reward_spec import BradleyTerrySpec
 from rlhf_loop.rewards.base import Reward
+from rlhf_loop.rewards.elements import elements
 from rlhf_loop.rewards.head import cross_validate, fit, group_folds
 from rlhf_loop.rewards.scoring import in_batches, padded
 from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
@@ -265,54 +266,10 @@ class Collator:
 def batch_elements(
     spec: BradleyTerrySpec, pairs: Sequence[PreferencePair], turns: Turns, system_prompt: str | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The pairs of each prompt as one row `{texts, chosen, rejected, margin, group}`, and counts of what is in them.
-
-    A prompt with more than `max_texts` texts becomes several rows, some of its texts being in more than one. Pairs
-    with a side longer than `max_length` tokens are left out and counted as `dropped_too_long`.
-    """
+    """The pairs of each prompt as rows of texts, as `elements` makes them, and counts of what is in them."""
     texts, indices = texts_of_pairs(pairs)
     ids = [encode(turns, text, system_prompt)[0] for text in texts]
-    kept: dict[str, list[int]] = {}
-    for number, (pair, sides) in enumerate(zip(pairs, indices, strict=True)):
-        if all(len(ids[side]) <= spec.max_length for side in sides):
-            kept.setdefault(pair.prompt_id, []).append(number)
-    used = sum(len(numbers) for numbers in kept.values())
-    if not used:
-        longest = max((len(row) for row in ids), default=0)
-        raise UserError(
-            f"none of {len(pairs)} pairs can train the reward model: the longest text has {longest} tokens and "
-            f"max_length is {spec.max_length}. Raise `max_length` in its reward_model.yaml"
-            if pairs
-            else "there are no pairs to train the reward model on"
-        )
-    if used < len(pairs):
-        left_out = len(pairs) - used
-        logger.warning("%d of %d pairs are longer than %d tokens and left out", left_out, len(pairs), spec.max_length)
-    parts = [part for numbers in kept.values() for part in _split(numbers, indices, spec.max_texts)]
-    rows = []
-    lengths = []
-    for part in parts:
-        local = {side: i for i, side in enumerate(dict.fromkeys(s for n in part for s in indices[n]))}
-        lengths += [len(ids[side]) for side in local]
-        rows.append(
-            {
-                "texts": [ids[side] for side in local],
-                "chosen": [local[indices[n][0]] for n in part],
-                "rejected": [local[indices[n][1]] for n in part],
-                "margin": [float(pairs[n].margin) for n in part],
-                "group": pairs[part[0]].group,
-            }
-        )
-    counts: dict[str, float] = {
-        "pairs": len(pairs),
-        "pairs_used": used,
-        "dropped_too_long": len(pairs) - used,
-        "distinct_texts": len({side for numbers in kept.values() for n in numbers for side in indices[n]}),
-        "texts_forwarded_per_epoch": len(lengths),
-        "tokens_per_epoch": sum(lengths),
-        "batch_elements": len(rows),
-    }
-    return rows, counts
+    return elements(pairs, indices, ids, max_length=spec.max_length, max_texts=spec.max_texts)
 
 
 def encode_all(turns: Turns, texts: Sequence[Text], system_prompt: str | None, max_length: int) -> list[list[int]]:
@@ -324,25 +281,6 @@ def encode_all(turns: Turns, texts: Sequence[Text], system_prompt: str | None, m
             "%d of %d texts are longer than %d tokens; the beginnings are cut off", over, len(rows), max_length
         )
     return [row[-max_length:] for row in rows]
-
-
-def _split(numbers: list[int], indices: Sequence[tuple[int, int]], max_texts: int) -> list[list[int]]:
-    """Pairs in parts that touch at most `max_texts` texts each.
-
-    Texts are put into blocks of half that size, and a part holds the pairs between two blocks.
-    """
-    order = {side: i for i, side in enumerate(dict.fromkeys(s for n in numbers for s in indices[n]))}
-    if len(order) <= max_texts:
-        return [numbers]
-    half = max(1, max_texts // 2)
-    last = (len(order) - 1) // half
-    parts: dict[tuple[int, int], list[int]] = {}
-    for number in numbers:
-        low, high = sorted(order[side] // half for side in indices[number])
-        if low == high:  # inside one block: with a neighbour, where its texts are forwarded anyway
-            low, high = (low, low + 1) if low < last else (low - 1, low)
-        parts.setdefault((low, high), []).append(number)
-    return list(parts.values())
 
 
 def _last_features(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:

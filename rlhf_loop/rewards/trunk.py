@@ -34,18 +34,23 @@ def load_classifier(base: str, policy: Policy, *, full: bool = False, adapter: P
     with quiet(reports=False), loading(reference, "a reward model"), whole_models():
         model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, **_options(policy, dtype))
         model = with_attention(model, policy)
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        # The classifier reads the last token that is not padding, and would look past the end of the answer.
-        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    set_padding_apart(model, tokenizer)
     if isinstance(getattr(model, "score", None), nn.Linear):
-        model.score = _Float32Linear(model.score)
+        model.score = Float32Linear(model.score)
     if adapter is not None:
         with quiet(reports=False), loading(adapter, "a reward model"):
             model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
     return model.to(device()), tokenizer
+
+
+def set_padding_apart(model: Any, tokenizer: Any) -> None:
+    """A padding token that ends nothing: a classifier reads the last token that is not padding, and would look past the
+    end of the answer."""
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def load_trunk(base: str, policy: Policy, layers: list[float]) -> tuple[Any, Any, list[int]]:
@@ -84,7 +89,7 @@ def lora_config(lora: Lora) -> Any:
     )
 
 
-class _Float32Linear(nn.Linear):  # type: ignore[misc]
+class Float32Linear(nn.Linear):  # type: ignore[misc]
     """An output layer that computes in float32 whatever comes in, mixed precision or not."""
 
     def __init__(self, layer: nn.Linear):
@@ -95,6 +100,7 @@ class _Float32Linear(nn.Linear):  # type: ignore[misc]
                 self.bias.copy_(layer.bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """The layer's outputs, in float32."""
         with torch.autocast(features.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
             return linear(features.float(), self.weight.float(), bias)

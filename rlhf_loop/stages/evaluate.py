@@ -29,7 +29,7 @@ from rlhf_loop.models.loading import check_model, load_policy
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import EndpointJudge, Recipe, RewardModelJudge, parse
 from rlhf_loop.records import Completion, Prompt, read_records, write_records
-from rlhf_loop.reward_spec import FunctionSpec, load_spec
+from rlhf_loop.reward_spec import FunctionSpec, PretrainedSpec, load_spec
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_completions
 from rlhf_loop.stages.arguments import StageArguments
@@ -132,8 +132,11 @@ def _judge(
     if isinstance(judge, RewardModelJudge):
         folder = Path(arguments.inputs["judge"])
         name = judge.model.name
-        if isinstance(load_spec(folder / name), FunctionSpec):
+        spec = load_spec(folder / name)
+        if isinstance(spec, FunctionSpec):
             return scorer(folder), f"function {name}", False
+        if isinstance(spec, PretrainedSpec):
+            return scorer(folder), f"reward model {name}, trained by others", False
         return scorer(folder), f"reward model {name}, of feedback kept apart", False
     return lambda prompts, answers: gold_scores(judge.rule, prompts, answers), f"gold rule {judge.rule}", True
 

@@ -1,10 +1,12 @@
 """Stage 2: train the reward model (or the judge) on people's pairs, and measure it on prompts it has not seen.
 
-pairs.parquet  prompts.parquet  ->  reward/COMPONENT/  components.json  metrics.json  features.parquet
+pairs.parquet  prompts.parquet  (critiques.parquet for a critic)
+    ->  reward/COMPONENT/  components.json  metrics.json  features.parquet
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ from rlhf_loop.algorithms import TRAINER_CONFIGS
 from rlhf_loop.damage import hash_file
 from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.files import read_json, without_times, write_json
+from rlhf_loop.generation import write_greedily
 from rlhf_loop.models.distributed import barrier, is_main
 from rlhf_loop.models.files import resolve_model
 from rlhf_loop.models.loading import check_model
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
-from rlhf_loop.records import PreferencePair, Prompt, read_records, stable_id
+from rlhf_loop.records import CritiquedCompletion, PreferencePair, Prompt, read_records, stable_id
 from rlhf_loop.reward_spec import JudgeSpec
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
 from rlhf_loop.rewards.kept_features import KeptFeatures
@@ -43,6 +46,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     seed = int(stable_id(recipe.seed, role, arguments.round)[:7], 16)
     fraction = EVAL_FRACTION if recipe.reward is None else recipe.reward.eval_fraction  # None: only a judge
     train, held_out = split_by_group(pairs, fraction, recipe.seed)
+    critiques = critiques_beside(arguments.inputs.get("critiques"), held_out)
     resolve_model(recipe.policy.model)
     features = KeptFeatures(kept_before(arguments))
     metrics: dict[str, Any] = {}
@@ -65,6 +69,8 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
             prompts=prompts,
             features=features,
             endpoints=endpoints,
+            critiques=critiques,
+            writer=write_greedily,
         )
         held_out_metrics = trained.pop("eval") or {}
         metrics[name] = without_times({**trained, **held_out_metrics})
@@ -101,13 +107,25 @@ def load(folder: Path, arguments: StageArguments, features: KeptFeatures | None 
     rewards = [
         (
             load_reward(
-                folder / c["name"], id=listed["id"], policy=recipe.policy, features=features, endpoints=endpoints
+                folder / c["name"],
+                id=listed["id"],
+                policy=recipe.policy,
+                features=features,
+                endpoints=endpoints,
+                writer=write_greedily,
             ),
             c["weight"],
         )
         for c in listed["components"]
     ]
     return rewards[0][0] if len(rewards) == 1 and rewards[0][1] == 1.0 else combine(rewards)
+
+
+def critiques_beside(file: str | None, held_out: Sequence[PreferencePair]) -> list[CritiquedCompletion]:
+    """What people said of answers, without the groups that measure the reward model."""
+    rows: list[CritiquedCompletion] = read_records(Path(file), CritiquedCompletion) if file else []
+    groups = {pair.group for pair in held_out}
+    return [row for row in rows if row.group not in groups]
 
 
 def split_by_group(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlhf_loop.damage import hash_file
 from rlhf_loop.errors import UserError
 from rlhf_loop.recipe import Recipe, RewardModelJudge
-from rlhf_loop.reward_spec import JudgeSpec, load_spec
+from rlhf_loop.reward_spec import CriticSpec, JudgeSpec, load_spec
 
 
 def spec_hashes(recipe: Recipe) -> list[str]:
@@ -20,6 +20,13 @@ def endpoints_of_rewards(recipe: Recipe) -> list[str]:
     """The endpoints that the recipe's reward models ask."""
     folders = [] if recipe.reward is None else [one.model for one in recipe.reward.weighted()]
     return [spec.endpoint for folder in folders if isinstance(spec := load_spec(folder), JudgeSpec)]
+
+
+def has_critic(recipe: Recipe) -> bool:
+    """Whether a reward model of the recipe learns from critiques too."""
+    return recipe.reward is not None and any(
+        isinstance(load_spec(one.model), CriticSpec) for one in recipe.reward.weighted()
+    )
 
 
 def plain_text_hash(recipe: Recipe) -> str | None:

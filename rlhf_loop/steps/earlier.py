@@ -11,15 +11,18 @@ from rlhf_loop.run_dir import RunDir
 from rlhf_loop.step_folders import read_manifest
 
 
-def reward_of_same_pairs(run: RunDir, n: int, frozen: Path, specs: list[str]) -> int | None:
+def reward_of_same_pairs(
+    run: RunDir, n: int, frozen: Path, specs: list[str], files: Sequence[str] = ("pairs.parquet",)
+) -> int | None:
     """The last round before `n` that trained a reward model, if since then no pair came or went and nobody edited it.
 
-    `frozen`: round `n`'s snapshot; `specs`: hashes of what describes the reward model now.
+    `frozen`: round `n`'s snapshot; `specs`: hashes of what describes the reward model now; `files`: of the snapshot,
+    what it is trained on.
     """
-    pairs = _hash_of_pairs(frozen)
+    now = _hashes(frozen, files)
     for earlier in range(n - 1, 0, -1):
         before = run.step(earlier, "snapshot")
-        if is_redacted(before) or _hash_of_pairs(before) != pairs:
+        if is_redacted(before) or _hashes(before, files) != now:
             return None
         made = read_manifest(run.step(earlier, "reward"))
         if made is not None:
@@ -56,7 +59,7 @@ def steps_of_rounds(run: RunDir, n: int, step: str, name: str) -> dict[str, Path
     return {name: folder for name, folder in folders.items() if (folder / "manifest.json").exists()}
 
 
-def _hash_of_pairs(snapshot: Path) -> str | None:
-    """That of its `pairs.parquet`; None where the snapshot is not complete."""
+def _hashes(snapshot: Path, files: Sequence[str]) -> list[str | None] | None:
+    """Those of some of its files; None where the snapshot is not complete."""
     manifest = read_manifest(snapshot)
-    return None if manifest is None else manifest["files"]["pairs.parquet"]
+    return None if manifest is None else [manifest["files"].get(name) for name in files]

@@ -12,13 +12,14 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.intake.import_file import import_and_split, import_file
 from rlhf_loop.feedback.intake.prompts import read_prompts
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.model_checks import check_classifier
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, RewardModelJudge
 from rlhf_loop.records import Prompt, Split
 from rlhf_loop.reward_function import check_columns
-from rlhf_loop.reward_spec import FunctionSpec, JudgeSpec, check_trainer, load_spec
+from rlhf_loop.reward_spec import CriticSpec, FunctionSpec, JudgeSpec, PretrainedSpec, check_trainer, load_spec
 from rlhf_loop.steps.assemble import REMEDIES
-from rlhf_loop.steps.contents import endpoints_of_rewards
+from rlhf_loop.steps.contents import endpoints_of_rewards, has_critic
 
 
 def take_in(store: Store, recipe: Recipe, progress: RunProgress) -> None:
@@ -87,6 +88,7 @@ def check_demonstrations(store: Store, recipe: Recipe) -> None:
 def check_rewards(store: Store, recipe: Recipe) -> None:
     """Raises `UserError` for a folder that is no reward model, settings that it cannot be trained with, or a function
     that asks for what there is not."""
+    _check_critics(recipe)
     reward, judge = recipe.reward, recipe.evaluation.judge
     wanted = recipe.evaluation.split
     if reward is not None:
@@ -110,6 +112,21 @@ def _check_judges(recipe: Recipe) -> None:
         )
 
 
+def _check_critics(recipe: Recipe) -> None:
+    """A critic needs what people said, which is there where the recipe asks for it; a judge's is not kept apart."""
+    judge = recipe.evaluation.judge
+    if isinstance(judge, RewardModelJudge) and isinstance(load_spec(judge.model), CriticSpec):
+        raise UserError(
+            f"evaluation.judge: {judge.model.name} is a critic, and critiques of the feedback kept apart are not "
+            "collected; use a judge such as reward_models/frozen_head"
+        )
+    if recipe.critiques is None and has_critic(recipe):
+        raise UserError(
+            "reward: a critic learns from what people said of answers; add `critiques: {}` to the recipe, which keeps "
+            "that in each round's snapshot"
+        )
+
+
 def _check_rewards(
     store: Store, splits: Sequence[Split], folders: Sequence[Path], trainer: Mapping[str, Any], where: str
 ) -> None:
@@ -123,3 +140,5 @@ def _check_rewards(
     for folder, spec in zip(folders, specs, strict=True):
         if isinstance(spec, FunctionSpec):
             check_columns(folder, spec, prompts)
+        if isinstance(spec, PretrainedSpec):
+            check_classifier(spec.model, spec.outputs)

@@ -18,7 +18,7 @@ from rlhf_loop.records import (
     PreferencePair,
     Prompt,
 )
-from rlhf_loop.reward_spec import FunctionSpec, load_spec
+from rlhf_loop.reward_spec import TrainedSpec, load_spec
 from rlhf_loop.rows.critiqued import critiqued_completions
 from rlhf_loop.rows.demonstrations import demonstrations
 from rlhf_loop.rows.labels import labels_from_feedback
@@ -46,13 +46,13 @@ _KINDS: dict[Eats, set[str]] = {
 
 def consumers(recipe: Recipe) -> dict[str, Eats]:
     """What learns from feedback in a round, and what it consumes of it: the update by its algorithm's name, and
-    `REWARD_MODEL` where one is trained. Empty where nothing does (rewards that are functions, no update)."""
+    `REWARD_MODEL` where one is trained. Empty where nothing does (rewards that are not trained, no update)."""
     found: dict[str, Eats] = {}
     update = ALGORITHMS[recipe.update.algorithm].consumes
     if update in ("labels", "demonstrations") or (update == "pairs" and "feedback" in recipe.pairing.sources):
         found[recipe.update.algorithm] = update
     components = recipe.reward.weighted() if recipe.reward is not None else []
-    if any(not isinstance(load_spec(one.model), FunctionSpec) for one in components):
+    if any(isinstance(load_spec(one.model), TrainedSpec) for one in components):
         found[REWARD_MODEL] = "pairs"
     if recipe.critiques is not None and recipe.critiques.methods():
         found[CRITIQUES] = "critiques"

@@ -62,7 +62,7 @@ def test_reading_a_spec_does_not_import_torch():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("kind: bradley_tery", "valid: bradley_terry, head, function"),
+        ("kind: bradley_tery", "valid: bradley_terry, head, critic, pretrained"),
         ("base: policy", "`kind` is missing"),
         ("kind: head\nlayer: [0.5]", "did you mean `layers`"),
         ("kind: bradley_terry\ntrainer: {learning_rat: 1}", "did you mean `learning_rate`"),

@@ -15,8 +15,9 @@ from samples.annotation import fill_queue
 from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import Critique, Edit, Preference
+from rlhf_loop.records import Critique, Edit, Preference, Score
 from rlhf_loop.server.app import create_app
+from rlhf_loop.server.pages import pages
 from rlhf_loop.server.pages.annotation import prepare
 from rlhf_loop.server.service import Service
 
@@ -80,6 +81,24 @@ def test_a_card_shows_texts_and_nothing_that_tells_where_they_come_from(store: S
         assert "alert(2)" in text, "shown as text"
     assert {answer["text"][:5] for answer in card["answers"]} == {"It is", "Some "}
     assert [answer["text"][a:b] for answer in card["answers"] for a, b in answer["sentences"]]
+
+
+def test_what_a_reward_model_wrote_of_an_answer_is_shown_as_the_machine_s(store: Store) -> None:
+    (question,) = fill_queue(store, 1)
+    rows = [("a", 0.5, "Too long <img src=x>."), ("b", 1.0, None)]
+    ids = {"a": question.a_id, "b": question.b_id}
+    store.add_scores(
+        [Score(completion_id=ids[side], reward_model="rm", value=v, critique=said) for side, v, said in rows]
+    )
+    ann = Person(Service(store=store), "ann")
+    shown = {answer["text"]: answer["machine"] for answer in ann.card()["answers"]}
+    texts = {completion.id: completion.text for completion in store.completions()}
+    assert shown == {texts[ids["a"]]: "Too long <img src=x>.", texts[ids["b"]]: ""}
+    assert "0.5" not in json.dumps(ann.card()), "what it scored is not shown"
+    page = ann.client.get("/annotate").text
+    assert page.count("What a machine wrote of answer") == 2
+    script = (Path(pages.__file__).parent / "static" / "annotate.js").read_text()
+    assert "machine-text-${n}`).textContent = answer.machine" in script, "as text, never as markup"
 
 
 def test_a_submission_is_stored_whole_and_once(store: Store) -> None:

@@ -106,7 +106,7 @@ def feedback_row(feedback: Feedback) -> TableRow:
 
 def score_row(score: Score) -> TableRow:
     """A row of `scores`; what stands in columns of its own is not in the body."""
-    own = {*_SCORE, *_empty(score, "spread", "breakdown")}
+    own = {*_SCORE, *_empty(score, "spread", "breakdown", "critique")}
     return (score.completion_id, score.reward_model, score.value, score.round, _json(score, own))
 
 

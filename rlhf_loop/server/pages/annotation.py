@@ -199,6 +199,7 @@ def _card(service: Service, who: str, question: Question) -> dict[str, Any]:
     by_id = {completion.id: completion for completion in service.store.completions(ids=[question.a_id, question.b_id])}
     ids = {"a": question.a_id, "b": question.b_id}
     shown = [by_id[ids[side]] for side in shown_order(who, question)]
+    written = {score.completion_id: score.critique for score in service.store.scores(completion_ids=list(by_id))}
     return {
         "question": question.id,
         "messages": [{"role": message["role"], "html": render(message["content"])} for message in prompt.messages],
@@ -208,6 +209,7 @@ def _card(service: Service, who: str, question: Question) -> dict[str, Any]:
                 "text": answer.text,
                 "sentences": sentences(answer.text),
                 "cut": answer.finish_reason == "length",
+                "machine": written.get(answer.id) or "",
             }
             for answer in shown
         ],

@@ -106,6 +106,9 @@ function showCard(found) {
   conversation.replaceChildren(...found.messages.map((message) => turn(message, found.messages.length === 1)));
   found.answers.forEach((answer, n) => {
     byId(`cut-${n}`).hidden = !answer.cut;
+    byId(`machine-${n}`).hidden = !answer.machine;
+    byId(`machine-${n}`).open = false;
+    byId(`machine-text-${n}`).textContent = answer.machine;
     listSentences(n);
     byId(`comment-${n}`).value = work.answers[n].comment;
     byId(`edit-${n}`).value = work.answers[n].edit ?? answer.text;

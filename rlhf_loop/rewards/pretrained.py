@@ -1,0 +1,164 @@
+"""Reward models that somebody else trained: sequence classifiers of the hub or in a folder, used as they are.
+
+Each reads a conversation with its own tokenizer, in the form that it was trained on: whole, its last turn closed. So an
+answer that was cut off looks like one that ended, and a score depends on no tokens that a policy sampled.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhf_loop.damage import loading
+from rlhf_loop.errors import UserError
+from rlhf_loop.model_checks import classifier_outputs
+from rlhf_loop.models.distributed import whole_models
+from rlhf_loop.models.files import give_pad_token, resolve_model
+from rlhf_loop.models.loading import device
+from rlhf_loop.models.quiet import quiet
+from rlhf_loop.models.turns import with_system_prompt
+from rlhf_loop.recipe import Policy
+from rlhf_loop.records import Message
+from rlhf_loop.reward_spec import PretrainedSpec
+from rlhf_loop.rewards.base import Reward, Said
+from rlhf_loop.rewards.scoring import in_batches
+from rlhf_loop.rewards.texts import Text
+from rlhf_loop.rewards.trunk import Float32Linear, set_padding_apart
+
+logger = logging.getLogger(__name__)
+
+SCORING_TOKENS = {"cpu": 4096}
+SCORING_TOKENS_ACCELERATOR = 65536
+
+
+def load(folder: Path, spec: PretrainedSpec, *, id: str, policy: Policy) -> PretrainedReward:
+    """The model that `spec` names, in the policy's dtype; its last layer computes in float32.
+
+    Raises `UserError` where it is no classifier, where a part of it is not in its files and would be random, where its
+    outputs are not those that `spec` weighs, and where it is not known how it reads a conversation.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    source, trusted = resolve_model(spec.model), policy.trust_remote_code
+    with quiet(reports=False), loading(spec.model, "a reward model"), whole_models():
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+        weights = classifier_outputs(config.to_dict(), spec.model, spec.outputs)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source, dtype=getattr(torch, policy.precision), trust_remote_code=trusted, output_loading_info=True
+        )
+    if missing := sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]):
+        raise UserError(
+            f"{spec.model} is no whole reward model: {missing[0]} is not in its files and would be random "
+            f"({len(missing)} such). Give a sequence classifier that was trained as a reward model"
+        )
+    if spec.format == "chat_template" and not tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer of {spec.model} has no chat template, so it is not known how the model reads a "
+            "conversation. Set `format: pair` where it was trained on pairs of a prompt and an answer, else put the "
+            "chat_template.jinja that it was trained with beside its tokenizer.json"
+        )
+    give_pad_token(tokenizer)
+    set_padding_apart(model, tokenizer)
+    _compute_end_in_float32(model)
+    model = model.to(device()).eval().requires_grad_(False)
+    return PretrainedReward(
+        model, tokenizer, spec, weights, id=id, name=folder.name, system_prompt=policy.system_prompt
+    )
+
+
+class PretrainedReward(Reward):
+    """Somebody else's reward model; equal texts are computed once."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        spec: PretrainedSpec,
+        weights: Mapping[int, float],
+        *,
+        id: str,
+        name: str,
+        system_prompt: str | None,
+    ):
+        super().__init__(id, name)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.weights = weights  # of its outputs
+        self.system_prompt = system_prompt
+
+    def values(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[float | None]:
+        """The weighted sum of the outputs for each text; over-long ones keep their end, and a warning says how many."""
+        return [said.value for said in self.says(texts, columns)]
+
+    def says(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[Said]:
+        """The same; where the spec names outputs, with each one's share."""
+        distinct = list(dict.fromkeys(texts))
+        outputs = self._outputs([self._read(text) for text in distinct])
+        said = {}
+        for text, row in zip(distinct, outputs.tolist(), strict=True):
+            shares = [weight * row[number] for number, weight in self.weights.items()]
+            said[text] = Said(value=sum(shares), parts=dict(zip(self.spec.outputs or {}, shares, strict=False)))
+        return [said[text] for text in texts]
+
+    def _outputs(self, rows: Sequence[Mapping[str, list[int]]]) -> torch.Tensor:
+        """The model's outputs (N, labels) of tokenised texts."""
+        limit = self.spec.max_length
+        over = sum(len(row["input_ids"]) > limit for row in rows)
+        if over:
+            logger.warning(
+                "%d of %d texts are longer than %d tokens; the beginnings are cut off", over, len(rows), limit
+            )
+
+        def forward(ids: torch.Tensor, mask: torch.Tensor, numbers: list[int]) -> torch.Tensor:
+            options = {}
+            if "token_type_ids" in rows[0]:  # which of two texts each token is of
+                kinds = [rows[number]["token_type_ids"][-limit:] for number in numbers]
+                padded = [row + [0] * (ids.shape[1] - len(row)) for row in kinds]
+                options["token_type_ids"] = torch.tensor(padded, device=ids.device)
+            logits = self.model(input_ids=ids, attention_mask=mask, **options).logits
+            if logits.ndim != 2 or logits.shape[1] <= max(self.weights):
+                raise UserError(
+                    f"{self.spec.model} gives outputs of the shape {tuple(logits.shape)} for {len(ids)} texts, and its "
+                    f"config names {max(self.weights) + 1} or more for each: it is no sequence classifier"
+                )
+            return logits
+
+        place = self.model.device
+        budget = SCORING_TOKENS.get(place.type, SCORING_TOKENS_ACCELERATOR)
+        cut = [row["input_ids"][-limit:] for row in rows]
+        return in_batches(forward, cut, pad_id=self.tokenizer.pad_token_id, device=place, budget=budget)
+
+    def _read(self, text: Text) -> Mapping[str, list[int]]:
+        """A text as the model reads it."""
+        prompt = with_system_prompt(text.messages(), self.system_prompt)
+        if self.spec.format == "pair":
+            asked = "\n".join(message["content"] for message in prompt)
+            pair: Mapping[str, list[int]] = self.tokenizer(asked, text.completion)
+            return pair
+        conversation = [*prompt, Message(role="assistant", content=text.completion)]
+        try:
+            ids = self.tokenizer.apply_chat_template(conversation, return_dict=False)
+        except Exception as error:  # templates raise jinja errors of their own choosing
+            roles = [message["role"] for message in conversation]
+            raise UserError(f"the chat template of {self.spec.model} refuses the roles {roles}: {error}") from None
+        return {"input_ids": list(ids)}
+
+
+def _compute_end_in_float32(model: Any) -> None:
+    """The last linear layer that gives all the outputs; in bfloat16 rewards would have 8 bits, and close ones tie."""
+    ends = [
+        name
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and module.out_features == model.config.num_labels
+    ]
+    if ends:
+        parent, _, name = ends[-1].rpartition(".")
+        place = model.get_submodule(parent)
+        setattr(place, name, Float32Linear(getattr(place, name)))

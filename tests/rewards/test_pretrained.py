@@ -1,0 +1,203 @@
+"""Reward models that somebody else trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from samples.rewards import make_pairs
+
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.files import read_json
+from rlhf_loop.loop import Loop
+from rlhf_loop.recipe import Policy, Recipe
+from rlhf_loop.records import Completion, Prompt, Score, read_records
+from rlhf_loop.reward_spec import parse_spec, write_spec
+from rlhf_loop.rewards import load_reward, load_spec, train_reward_model
+from rlhf_loop.rewards.texts import make_text
+from rlhf_loop.steps.prepare import check_rewards
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+POLICY = Policy(model="tiny-random:0", dtype="float32")
+QUESTION = [{"role": "user", "content": "What is tea?"}]
+ANSWERS = ["leaves in hot water", "short", "a much longer answer than the others that goes on and on", "it is tea"]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Callable[..., Path]:
+    """Gives a folder of a tiny sequence classifier with random weights, and these labels."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    def make(*labels: str, template: bool = True) -> Path:
+        folder = tmp_path_factory.mktemp("classifier") / "model"
+        tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+        torch.manual_seed(len(labels))
+        names = {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
+        model = AutoModelForSequenceClassification.from_pretrained(tiny_policy, **names)
+        torch.nn.init.normal_(model.score.weight)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.save_pretrained(folder)
+        if not template:
+            tokenizer.chat_template = None
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+def spec_folder(folder: Path, model: Path | str, **settings: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    write_spec(parse_spec({"kind": "pretrained", "model": str(model), **settings}), folder)
+    return folder
+
+
+def own_outputs(model: Path, answer: str) -> list[float]:
+    """What transformers alone says of the whole conversation."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    classifier = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
+    conversation = [*QUESTION, {"role": "assistant", "content": answer}]
+    ids = tokenizer.apply_chat_template(conversation, return_tensors="pt", return_dict=False)
+    with torch.no_grad():
+        return classifier(ids).logits[0].tolist()
+
+
+def test_the_reward_is_the_output_for_the_conversation_in_the_models_own_template(tmp_path, classifier):
+    model = classifier("reward")
+    reward = load_reward(spec_folder(tmp_path / "rm", model), id="rm", policy=POLICY)
+    values = reward([QUESTION] * 4, ANSWERS)
+    assert values == pytest.approx([own_outputs(model, answer)[0] for answer in ANSWERS], abs=1e-5)
+    assert values == pytest.approx([reward([QUESTION], [answer])[0] for answer in ANSWERS], abs=1e-5)
+    assert len(set(values)) == 4
+
+
+def test_several_outputs_are_weighed_by_label_or_number_and_stand_in_the_breakdown(tmp_path, classifier):
+    model = classifier("helpfulness", "correctness", "verbosity")
+    prompt = Prompt(id="p", messages=tuple(QUESTION), group="p")
+    completion = Completion(id="c", prompt_id="p", text=ANSWERS[0], policy="x", round=0)
+    helpful, _, verbose = own_outputs(model, ANSWERS[0])
+    for names in (("helpfulness", "verbosity"), (0, 2)):
+        outputs = dict(zip(names, (0.7, -0.1), strict=True))
+        reward = load_reward(spec_folder(tmp_path / "rm", model, outputs=outputs), id="rm", policy=POLICY)
+        (score,) = reward.score([prompt], [completion])
+        assert score.value == pytest.approx(0.7 * helpful - 0.1 * verbose, abs=1e-5)
+        expected = {str(names[0]): 0.7 * helpful, str(names[1]): -0.1 * verbose}
+        assert score.breakdown == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_pair_is_read_as_the_tokenizer_joins_two_texts(tmp_path, classifier):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = classifier("reward", template=False)
+    reward = load_reward(spec_folder(tmp_path / "rm", model, format="pair"), id="rm", policy=POLICY)
+    pair = AutoTokenizer.from_pretrained(model)("What is tea?", ANSWERS[0], return_tensors="pt")
+    with torch.no_grad():
+        expected = AutoModelForSequenceClassification.from_pretrained(model).eval()(pair["input_ids"]).logits[0]
+    assert reward([QUESTION], ANSWERS[:1]) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_an_encoder_is_told_which_of_two_texts_a_token_is_of(tmp_path, tiny_policy):
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **sizes)
+    model = BertForSequenceClassification(config)
+    torch.nn.init.normal_(model.bert.embeddings.token_type_embeddings.weight)
+    model.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    reward = load_reward(spec_folder(tmp_path / "rm", tmp_path / "bert", format="pair"), id="rm", policy=POLICY)
+    pair = tokenizer("What is tea?", ANSWERS[0], return_tensors="pt")
+    with torch.no_grad():
+        expected = model.eval()(**pair).logits[0]
+    assert reward([QUESTION] * 4, ANSWERS)[0] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_over_long_texts_keep_their_end_and_are_counted(tmp_path, classifier, caplog):
+    model = classifier("reward")
+    reward = load_reward(spec_folder(tmp_path / "rm", model, max_length=12), id="rm", policy=POLICY)
+    long, longer = ("tea " * 40 + "end", "water " * 90 + "tea " * 40 + "end")
+    first, second = reward([QUESTION] * 2, [long, longer])
+    assert first == pytest.approx(second, abs=1e-5)
+    assert "2 of 2 texts are longer than 12 tokens" in caplog.text
+
+
+def test_it_is_never_trained_and_measured_on_the_held_out_pairs(tmp_path, classifier):
+    folder = spec_folder(tmp_path / "rm", classifier("reward"))
+    metrics = train_reward_model(
+        load_spec(folder), make_pairs(4), tmp_path / "out", policy=POLICY, eval_pairs=make_pairs(4, seed=1), seed=0
+    )
+    assert metrics["eval"]["accuracy"]["n"] == 24
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "reward_model.yaml"]
+    given = [make_text(QUESTION, ANSWERS[0])]
+    ready, measured = (load_reward(path, id="rm", policy=POLICY) for path in (folder, tmp_path / "out"))
+    assert measured.values(given, {}) == ready.values(given, {})
+
+
+def test_a_run_scores_with_it_and_may_be_judged_by_another_without_feedback_of_its_own(tmp_path, classifier):
+    folder = spec_folder(tmp_path / "mine", classifier("good", "long"), outputs={"good": 1.0, "long": -0.5})
+    judge = spec_folder(tmp_path / "judge", classifier("reward"))
+    overrides = [f"reward.model={folder}", f"evaluation.judge={{kind: reward_model, model: {judge}}}"]
+    run = tmp_path / "run"
+    Loop(Recipe.load(SMOKE, overrides), run_dir=run).run(rounds=1)
+    scores = read_records(run / "round_001" / "score" / "scores.parquet", Score)
+    assert scores
+    assert all(set(score.breakdown) == {"good", "long"} for score in scores)
+    assert all(score.value == pytest.approx(sum(score.breakdown.values())) for score in scores)
+    told = read_json(run / "round_001" / "evaluate" / "evaluation.json")["judge"]["name"]
+    assert told == "reward model judge, trained by others"
+
+
+@pytest.mark.parametrize(
+    ("labels", "outputs", "said"),
+    [
+        (("a", "b"), None, "has 2 outputs (a, b): say in reward_model.yaml which make the reward"),
+        (("helpful", "safe"), {"helpfull": 1}, "no output `helpfull`; did you mean `helpful`?"),
+        (("helpful", "safe"), {"2": 1}, "no output `2`"),
+        (("helpful", "safe"), {"helpful": 1, "0": 1}, "two names of one output"),
+    ],
+)
+def test_wrong_outputs_are_refused_before_anything_is_computed(tmp_path, classifier, labels, outputs, said):
+    folder = spec_folder(tmp_path / "rm", classifier(*labels), outputs=outputs)
+    recipe = Recipe.load(SMOKE, [f"reward.model={folder}"])
+    with Store.open("sqlite://") as store, pytest.raises(UserError) as refused:
+        check_rewards(store, recipe)
+    assert said in str(refused.value)
+    with pytest.raises(UserError) as refused:
+        load_reward(folder, id="rm", policy=POLICY)
+    assert said in str(refused.value)
+
+
+def test_a_language_model_is_refused_as_its_head_would_be_random(tmp_path, tiny_policy):
+    folder = spec_folder(tmp_path / "rm", tiny_policy)
+    with pytest.raises(UserError, match=r"is a language model .* its score head would be random"):
+        load_reward(folder, id="rm", policy=POLICY)
+
+
+def test_a_head_that_is_not_in_the_files_is_refused_too(tmp_path, classifier, tiny_policy):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_policy, model)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "reward"}}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"score\.weight is not in its files and would be random"):
+        load_reward(spec_folder(tmp_path / "rm", model), id="rm", policy=POLICY)
+
+
+def test_without_a_chat_template_the_error_names_the_other_format(tmp_path, classifier):
+    folder = spec_folder(tmp_path / "rm", classifier("reward", template=False))
+    with pytest.raises(UserError, match=r"no chat template.*Set `format: pair`"):
+        load_reward(folder, id="rm", policy=POLICY)
+
+
+def test_weights_of_zero_alone_are_refused():
+    with pytest.raises(UserError, match="give a weight to at least one"):
+        parse_spec({"kind": "pretrained", "model": "m", "outputs": {"a": 0}})
