@@ -31,8 +31,9 @@ from rlhf_loop.endpoints.judging import RUBRIC
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.engines import EngineName
 from rlhf_loop.errors import UserError
+from rlhf_loop.lora import Lora
 from rlhf_loop.machine import Dtype, native_attention, native_dtype
-from rlhf_loop.model_checks import check_files, check_targets
+from rlhf_loop.model_checks import check_files
 from rlhf_loop.near import did_you_mean
 from rlhf_loop.places import relocated
 from rlhf_loop.recipe_rules import RULES, check_judge
@@ -51,21 +52,6 @@ from rlhf_loop.trainer_fields import check_trainer, check_trainers, refuse_overr
 
 RedactorName = Literal["patterns", "presidio", "none"]
 """What takes personal data out of texts: `rlhf_loop/feedback/privacy/redaction.py`."""
-
-
-class Lora(Settings):
-    """A low-rank adapter (Hu et al. 2021) instead of training every weight."""
-
-    r: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = "all-linear"
-
-    @field_validator("target_modules")
-    @classmethod
-    def _not_the_output_layer(cls, targets: str | list[str]) -> str | list[str]:
-        check_targets(targets)
-        return targets
 
 
 class Policy(Settings):

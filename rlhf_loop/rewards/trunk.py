@@ -10,12 +10,13 @@ from torch import nn
 from torch.nn.functional import linear
 
 from rlhf_loop.damage import loading
+from rlhf_loop.lora import Lora
 from rlhf_loop.models.attention import attention_option, with_attention
 from rlhf_loop.models.distributed import whole_models
 from rlhf_loop.models.files import resolve_model
 from rlhf_loop.models.loading import device, load_tokenizer
 from rlhf_loop.models.quiet import quiet
-from rlhf_loop.recipe import Lora, Policy
+from rlhf_loop.recipe import Policy
 
 
 def load_classifier(base: str, policy: Policy, *, full: bool = False, adapter: Path | None = None) -> tuple[Any, Any]:

@@ -11,9 +11,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.lora import Lora
 from rlhf_loop.model_checks import check_files
 from rlhf_loop.models.loading import load_policy
-from rlhf_loop.recipe import Lora, Policy, Update
+from rlhf_loop.recipe import Policy, Update
 
 
 def build_trainer(
