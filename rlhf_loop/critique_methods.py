@@ -32,6 +32,12 @@ class Fresh(Settings):
     margin: float = Field(0.0, ge=0)  # of the reward model's scores, by which it must be better
 
 
+class Revisions(Settings):
+    """A revision over the answer that it revises, where `generation.strategy` makes revisions."""
+
+    margin: float = Field(0.0, ge=0)  # of the reward model's scores, by which it must be better
+
+
 class Predict(Settings):
     """The policy also learns to say what was said of its answers: a loss of `weight` times the mean negative
     log-probability of a critique's tokens (RLTF-FM, arXiv 2602.02482)."""
@@ -73,6 +79,9 @@ class Method:
 METHODS: dict[str, Method] = {
     "edits": Method(gives="pairs", function="rlhf_loop.rows.critiques.edits:pairs", settings=Edits),
     "fresh": Method(gives="pairs", function="rlhf_loop.rows.critiques.fresh:pairs", settings=Fresh, needs_fresh=True),
+    "revisions": Method(
+        gives="pairs", function="rlhf_loop.rows.critiques.revisions:pairs", settings=Revisions, needs_fresh=True
+    ),
     "predict": Method(gives="term", function="rlhf_loop.updates.terms.predict:PredictTerm", settings=Predict),
     "unlikelihood": Method(
         gives="term", function="rlhf_loop.updates.terms.unlikelihood:UnlikelihoodTerm", settings=Unlikelihood

@@ -86,8 +86,8 @@ def what_needs_a_reward_model_has_one(recipe: Recipe) -> str | None:
         return None
     if recipe.critiques is not None and recipe.critiques.need_fresh:
         return (
-            "reward: critiques.fresh asks a reward model which fresh answers are better than those that people "
-            "complained of; set `reward: {model: FOLDER}` to a folder such as reward_models/frozen_head"
+            "reward: critiques.fresh and critiques.revisions ask a reward model which answers are better than those "
+            "that people complained of; set `reward: {model: FOLDER}` to a folder such as reward_models/frozen_head"
         )
     if consumes in ("prompts", "best_of_n"):
         return (
@@ -217,6 +217,17 @@ def critiques_give_what_the_update_takes(recipe: Recipe) -> str | None:
     return None
 
 
+def revisions_are_written(recipe: Recipe) -> str | None:
+    """By a strategy that revises."""
+    wanted = recipe.critiques is not None and "revisions" in recipe.critiques.methods()
+    if wanted and not STRATEGIES[recipe.generation.strategy].revises:
+        return (
+            "critiques.revisions: nobody revises anything; set `generation.strategy: refine`, which writes answers "
+            "anew by their critiques"
+        )
+    return None
+
+
 def losses_of_critiques_have_an_update(recipe: Recipe) -> str | None:
     """They stand beside its own."""
     if recipe.critiques is None or _consumes(recipe) != "nothing":
@@ -252,6 +263,7 @@ RULES: tuple[Callable[[Recipe], str | None], ...] = (
     pairs_have_a_source,
     labels_have_a_source,
     critiques_give_what_the_update_takes,
+    revisions_are_written,
     losses_of_critiques_have_an_update,
     accelerate_is_started_once,
 )

@@ -252,7 +252,7 @@ class PreferencePair:
     rejected_token_ids: tuple[int, ...] | None = None
     chosen_by_policy: bool = True
     rejected_by_policy: bool = True
-    origin: Literal["human", "simulated", "reward", "llm", "code", "edit", "fresh"]
+    origin: Literal["human", "simulated", "reward", "llm", "code", "edit", "fresh", "revision"]
     feedback_ids: tuple[str, ...] = ()
     reward_model: str | None = None
     round: int = 0

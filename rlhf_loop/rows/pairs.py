@@ -16,7 +16,7 @@ from rlhf_loop.ngrams import ngrams, tokenize
 from rlhf_loop.records import Completion, Preference, PreferencePair, Prompt, Score, stable_id
 from rlhf_loop.rows.parts import answer, best_first, choose, origin_of, scored_candidates
 
-Origin = Literal["human", "simulated", "reward", "llm", "code", "edit", "fresh"]
+Origin = Literal["human", "simulated", "reward", "llm", "code", "edit", "fresh", "revision"]
 Labelled = tuple[Completion, Completion, float]  # chosen, rejected, margin
 
 

@@ -177,3 +177,22 @@ def test_a_block_without_methods_changes_nothing_that_is_trained_on(
     straight = read_records(RunDir(run).step(1, "snapshot") / "critiques.parquet", CritiquedCompletion)
     assert sorted(row.critique for row in mixed) == sorted(row.critique for row in straight)
     assert [row.critique for row in mixed] != [row.critique for row in straight]
+
+
+def test_revisions_of_the_round_before_go_over_what_they_revise(tmp_path: Path, model_cache: Path) -> None:
+    settings = ["critiques.revisions={}", "generation.strategy=refine", "update.trainer.max_steps=1"]
+    recipe = Recipe.load(SMOKE, [*settings, "generation.max_new_tokens=8", "generation.samples_per_prompt=4"])
+    Loop(recipe, run_dir=tmp_path / "run").run(rounds=2)
+    files = RunDir(tmp_path / "run")
+    written = read_records(files.step(1, "generate") / "completions.parquet", Completion)
+    revisions = {one.id: one for one in written if one.parent is not None}
+    assert revisions
+    pairs = read_records(files.step(2, "assemble") / "training_data.parquet", PreferencePair)
+    made = [pair for pair in pairs if pair.origin == "revision"]
+    summary = read_json(files.step(2, "assemble") / "summary.json")["critiques"]["revisions"]
+    assert summary["pairs"] == len(made) > 0
+    assert summary["said_by"] == {"simulated": len(made)}
+    for pair in made:
+        assert revisions[pair.chosen_id].parent == pair.rejected_id
+        assert pair.prompt_id == revisions[pair.chosen_id].prompt_id
+        assert pair.margin > 0

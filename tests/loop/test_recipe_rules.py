@@ -61,6 +61,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"update": {"algorithm": "grpo"}, "critiques": {"edits": {}}},
         "update.algorithm: dpo",
     ),
+    "revisions_are_written": ({"critiques": {"revisions": {}}}, "set `generation.strategy: refine`"),
     "losses_of_critiques_have_an_update": (
         {"update": {"algorithm": "none"}, "critiques": {"predict": {}}},
         "trains nothing; set another algorithm",
@@ -71,7 +72,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 
 def test_fresh_answers_need_a_reward_model() -> None:
     values = {**SOUND, "reward": None, "pairing": {"sources": ["feedback"]}, "critiques": {"fresh": {}}}
-    with pytest.raises(UserError, match=r"critiques.fresh asks a reward model .* set `reward: \{model: FOLDER\}`"):
+    with pytest.raises(UserError, match=r"critiques.fresh .* ask a reward model .* set `reward: \{model: FOLDER\}`"):
         parse(values)
 
 

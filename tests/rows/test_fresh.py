@@ -1,4 +1,4 @@
-"""Fresh candidates over answers that were complained of."""
+"""Fresh candidates, and revisions, over answers that were complained of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from samples.feedback import completion, prompt
 
-from rlhf_loop.critique_methods import Fresh
+from rlhf_loop.critique_methods import Fresh, Revisions
 from rlhf_loop.records import Completion, CritiquedCompletion, PreferencePair
 from rlhf_loop.rows.critiques import Material, pairs_of
 from rlhf_loop.rows.critiques.fresh import answers, complained_of
@@ -92,6 +92,43 @@ def test_an_answer_that_as_many_call_good_is_not_complained_of() -> None:
     assert list(complained_of(thrice)) == ["bad"]
     (pair,), _ = made(thrice, {"bad": 0.0, "y": 1.0}, CANDIDATES)
     assert pair.feedback_ids == ("bad by ann", "bad by eve")
+
+
+def revised(
+    candidates: list[Completion], scores: dict[str, float], margin: float = 0.0
+) -> tuple[list[PreferencePair], dict[str, int]]:
+    material = Material(
+        critiques=[BAD], prompts=PROMPTS, candidates=candidates, scores=scores, reward_model="rm", round=2
+    )
+    pairs, dropped = pairs_of("revisions", Revisions(margin=margin), material)
+    return pairs, dict(dropped)
+
+
+def test_the_best_revision_goes_over_what_it_revises() -> None:
+    candidates = [
+        completion("x", "Because of scattering.", parent="bad", critique=BAD.critique, token_ids=(3, 4)),
+        completion("y", "Because of dust.", parent="bad"),
+        completion("z", "Because of everything."),  # fresh, and better
+    ]
+    (pair,), dropped = revised(candidates, {"bad": 0.0, "x": 0.5, "y": 0.25, "z": 9.0})
+    assert (pair.chosen_id, pair.rejected_id, pair.margin, pair.origin) == ("x", "bad", 0.5, "revision")
+    assert (pair.prompt, pair.chosen_token_ids, pair.feedback_ids) == (BAD.prompt, (3, 4), ("bad by ann",))
+    assert dropped == {}
+    assert revised(candidates, {"bad": 0.0, "x": 0.5, "y": 0.25}, margin=0.6) == ([], {"none_better_by_the_margin": 1})
+
+
+@pytest.mark.parametrize(
+    ("candidate", "scores", "reason"),
+    [
+        (completion("x", "Dust.", parent="gone"), {"x": 1.0}, "of_an_answer_without_a_complaint"),
+        (completion("x", " It reflects the sea.", parent="bad"), {"bad": 0.0, "x": 1.0}, "copies"),
+        (completion("x", "Dust.", parent="bad"), {"bad": 0.0}, "without_a_score"),
+        (completion("x", "Dust.", parent="bad"), {"x": 1.0}, "without_a_score"),
+        (completion("x", "Dust.", parent="bad"), {"bad": 1.0, "x": 1.0}, "none_better_by_the_margin"),
+    ],
+)
+def test_a_revision_that_gives_no_pair_is_counted(candidate: Completion, scores: dict[str, float], reason: str) -> None:
+    assert revised([candidate], scores) == ([], {reason: 1})
 
 
 def test_what_is_scored_is_the_answer_as_it_was_written() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from rlhf_loop.critique_methods import Fresh
 from rlhf_loop.records import Completion, CritiquedCompletion, PreferencePair, stable_id
@@ -40,7 +41,7 @@ def pairs(settings: Fresh, material: Material) -> tuple[list[PreferencePair], Co
             if margin <= 0 or margin < settings.margin:
                 dropped["none_better_by_the_margin"] += 1
             else:
-                made.append(_pair(rows, best, margin, material))
+                made.append(over(rows, best, margin, material, "fresh"))
     return made, dropped
 
 
@@ -72,10 +73,17 @@ def answers(rows: Iterable[CritiquedCompletion]) -> list[Completion]:
     ]
 
 
-def _pair(rows: Sequence[CritiquedCompletion], best: Completion, margin: float, material: Material) -> PreferencePair:
+def over(
+    rows: Sequence[CritiquedCompletion],
+    best: Completion,
+    margin: float,
+    material: Material,
+    origin: Literal["fresh", "revision"],
+) -> PreferencePair:
+    """The pair of a better answer and the one that `rows` complain of, `margin` below it."""
     first = rows[0]
     return PreferencePair(
-        id=stable_id("fresh pair", best.id, first.completion_id, material.reward_model),
+        id=stable_id(f"{origin} pair", best.id, first.completion_id, material.reward_model),
         prompt_id=first.prompt_id,
         group=first.group,
         prompt=first.prompt,
@@ -90,7 +98,7 @@ def _pair(rows: Sequence[CritiquedCompletion], best: Completion, margin: float, 
         rejected_token_ids=first.token_ids,
         chosen_by_policy=best.by_policy,
         rejected_by_policy=first.by_policy,
-        origin="fresh",
+        origin=origin,
         feedback_ids=tuple(dict.fromkeys(id for row in rows for id in row.feedback_ids)),
         reward_model=material.reward_model,
         round=max(row.round for row in rows),
