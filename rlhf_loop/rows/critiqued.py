@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from rlhf_loop.records import (
@@ -200,7 +201,7 @@ def _verdict(record: Thumb | Rating) -> bool | None:
 def _refusal(text: str, prompt: Prompt, limits: Limits) -> str | None:
     if limits.is_vague(text):
         return "vague"
-    if len(text.split()) > limits.max_words:
+    if max(len(text.split()), len(text) // _LONG_WORD) > limits.max_words:
         return "too_long"
     systems = [m["content"] for m in prompt.messages if m["role"] == "system"]
     if any(_quotes(text, system) for system in [limits.system_prompt or "", *systems]):
@@ -210,12 +211,22 @@ def _refusal(text: str, prompt: Prompt, limits: Limits) -> str | None:
 
 def _quotes(text: str, system: str) -> bool:
     """Whether `text` repeats the system prompt whole, or `QUOTED_WORDS` of its words in a row."""
-    theirs, words = _words(system), _words(text)
-    length = min(QUOTED_WORDS, len(theirs))
+    length, parts = _parts(system)
     if length < 3:  # a word or two are everybody's
         return False
-    parts = {tuple(theirs[i : i + length]) for i in range(len(theirs) - length + 1)}
+    words = _words(text)
     return any(tuple(words[i : i + length]) in parts for i in range(len(words) - length + 1))
+
+
+@lru_cache(maxsize=64)
+def _parts(system: str) -> tuple[int, frozenset[tuple[str, ...]]]:
+    """How many words in a row are a quotation, and all that there are."""
+    theirs = _words(system)
+    length = min(QUOTED_WORDS, len(theirs))
+    return length, frozenset(tuple(theirs[i : i + length]) for i in range(len(theirs) - length + 1))
+
+
+_LONG_WORD = 10  # characters; of so many a word is counted in scripts without spaces
 
 
 def _words(text: str) -> list[str]:

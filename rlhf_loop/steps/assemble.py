@@ -118,8 +118,9 @@ def _pairs(
 ) -> pa.Table:
     """People's pairs and reward-labelled pairs, as `pairing` says; the same two answers never twice.
 
-    Over `max_pairs`, people's pairs go before the reward model's, and clear differences before slight ones. People's
-    pairs, which grow with every round, are copied by columns.
+    Over `max_pairs`, edits go before people's pairs, these before what people complained of and that before the reward
+    model's own, and clear differences before slight ones. People's pairs, which grow with every round, are copied by
+    columns.
     """
     settings = recipe.pairing
     parts: list[pa.Table] = []
@@ -163,9 +164,13 @@ def _pairs(
     if settings.max_pairs is not None and len(rows) > settings.max_pairs:
         summary["left_out_over_max_pairs"] = len(rows) - settings.max_pairs
         worth = zip(*(rows.column(name).to_pylist() for name in ("origin", "margin", "id")), strict=True)
-        order = sorted((origin == "reward", -margin, id, place) for place, (origin, margin, id) in enumerate(worth))
+        order = sorted((_LATER.get(origin, 1), -margin, id, place) for place, (origin, margin, id) in enumerate(worth))
         rows = rows.take([place for *_, place in order[: settings.max_pairs]])
     return rows
+
+
+_LATER = {"edit": 0, "fresh": 2, "revision": 2, "reward": 3}  # people's verdicts: 1
+"""Which pairs are left out last over `max_pairs`, by their origin; margins compare only within one of these."""
 
 
 def _material(

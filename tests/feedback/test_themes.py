@@ -71,6 +71,7 @@ def test_shares_are_of_judged_answers_and_each_complaint_counts_once() -> None:
         said(Thumb, "f5", "s1", label=True, comment="Nice and short."),  # no complaint
         said(Thumb, "f6", "s2", label=False),  # without words
         said(Rating, "f7", "t1", score=1.0, comment="It is rude to me."),
+        said(Rating, "m", "t2", score=3.0, comment="It could be a bit longer."),  # of the middle: neither
         said(Edit, "f8", "t2", edited_completion="Better.", comment="It was rude to her."),
         said(Critique, "f9", "s1", comment="It could be shorter still."),  # by who called it good
         Skip(id="f10", prompt_id="u", annotator=Annotator(id="ann"), completion_id="u1", comment="Too long for me."),

@@ -153,6 +153,7 @@ def test_an_edit_is_a_revision_and_its_comment_a_row_of_its_own() -> None:
     [
         ("bad answer", "vague"),
         ("word " * 51, "too_long"),
+        ("空が青い理由を言わない" * 100, "too_long"),
         (f"It says: {SYSTEM}", "quotes_the_system_prompt"),
         ("You ARE ada; the assistant of a shop in Rome?", "quotes_the_system_prompt"),
     ],

@@ -259,8 +259,8 @@ def _complaints(feedback: Sequence[Feedback]) -> Iterator[tuple[str, Place, str,
             tags = list(dict.fromkeys(span.label for span in record.spans if span.label.strip()))
             text = "\n".join([text, *(span.comment for span in record.spans)]).strip()
         elif isinstance(record, Thumb | Rating):
-            good = verdicts.get((record.annotator.id, record.completion_id))
-            ids = [] if good else [record.completion_id]
+            bad = verdicts.get((record.annotator.id, record.completion_id)) is False  # None: in the middle of the scale
+            ids = [record.completion_id] if bad else []
         elif isinstance(record, Edit):
             ids = [record.completion_id]
         else:
