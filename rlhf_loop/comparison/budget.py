@@ -22,7 +22,7 @@ class Spent:
     """What a run had spent when a policy was evaluated."""
 
     given: Mapping[str, int] = field(default_factory=Counter)  # pieces of feedback by kind; a comment is a critique
-    samples: int = 0  # answers that were sampled to be judged, scored or trained on; those to held-out prompts are not
+    samples: int = 0  # sampled for the updates; answers to held-out prompts are not among them
     updates: int = 0  # optimizer steps of policies
 
     def labels(self, prices: Mapping[str, float]) -> float:
@@ -49,7 +49,7 @@ def spent(run: Run, rounds: list[Round]) -> list[Spent]:
         samples += int(trained.get("completions_sampled") or 0)
         given = sum((counts for number, counts in by_round.items() if number < round.number), Counter[str]())
         found.append(Spent(given=given, samples=samples, updates=updates))
-        samples += round.candidates
+        samples += round.candidates + sum((round.written.get("set_aside") or {}).values())
     return found
 
 
@@ -84,13 +84,16 @@ def expected(recipe: Recipe, prices: Mapping[str, float]) -> dict[str, float | N
         if getattr(settings.annotator, "critiques", False) is True:
             each["critique"] = questions
         labels = recipe.rounds * priced(each, prices)
+    kept, later = generation.samples_per_prompt, generation.samples_per_prompt
+    if generation.strategy == "best_of_n":  # from round 1 on, and what is not kept was sampled all the same
+        later = max(kept, generation.best_of_n.n)
     algorithm = ALGORITHMS[recipe.update.algorithm]
     steps = recipe.update.trainer_settings().get("max_steps", -1)
     return {
         "labels": labels,
         "samples": None
         if prompts is None or algorithm.online
-        else float(recipe.rounds * prompts * generation.samples_per_prompt),
+        else float(prompts * (kept + (recipe.rounds - 1) * later)),
         "updates": 0.0
         if algorithm.consumes == "nothing"
         else float(recipe.rounds * steps)

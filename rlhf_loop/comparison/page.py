@@ -11,7 +11,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from rlhf_loop.comparison.budget import SPENT, shown
 from rlhf_loop.comparison.paired import Estimate
 from rlhf_loop.comparison.results import MEASURES, Measured
-from rlhf_loop.comparison.shown import CellResult, Point, curve, p_text, signed
+from rlhf_loop.comparison.shown import CellResult, Point, curve, p_text, plus, signed
 from rlhf_loop.comparison.sweep import Cell, Sweep
 from rlhf_loop.files import write_text
 from rlhf_loop.report import charts, write_report
@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 
 COLOURS = ("grey", "blue", "orange", "green", "violet", "pink")
 """Of the reference, which stands in every chart, and of the cells beside it."""
+
+CURVES: dict[str, tuple[str, str, float | None]] = {
+    "win_rate": ("Win-rate over the base", "Of the policy in force. Above the dashed line is better.", 0.5),
+    "judge": ("Judge's score", "Mean over the held-out answers of the policy in force.", None),
+    "kl": ("KL to the base policy", "Nats a completion.", 0.0),
+    "words": ("Length", "Words an answer.", None),
+    "distinct_2": ("Variety", "Distinct-2 of the held-out answers; higher is more varied.", None),
+    "perplexity": ("Perplexity, over the base's", "Of the answers, under the base; above 1 is less coherent.", 1.0),
+}
+"""Measure -> title, note and dashed line of its chart."""
 
 HEAD = ["cell", "seeds", "labels", "samples", "steps", "win-rate over base", "difference", "p (Holm)", "judge's score"]
 """Of the table for a paper."""
@@ -45,7 +55,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {"number": number, "percent": percent, "signed": signed, "p": p_text, "amount": shown}
+    filters: dict[str, Any] = {"number": number, "percent": percent, "plus": plus, "p": p_text, "amount": shown}
     environment.filters |= {**filters, "seconds": charts.seconds}
     results = comparison.cells
     rows = paper_rows(results, budgets)
@@ -85,28 +95,21 @@ def learning_curves(measured: Mapping[str, Sequence[Measured]], sweep: Sweep) ->
     each = len(COLOURS) - 1
     groups = [others[start : start + each] for start in range(0, len(others), each)] or [[]]
     drawn = []
-    for measure, title, note, level, limits in (
-        ("win_rate", "Win-rate over the base", "Policy in force. Above the dashed line is better.", 0.5, (0.0, 1.03)),
-        ("judge", "Judge's score", "Mean over the held-out answers of the policy in force.", None, None),
-        ("kl", "KL to the base policy", "Nats a completion.", 0.0, None),
-        ("words", "Length", "Words an answer.", None, None),
-    ):  # fmt: skip
+    for measure, (title, note, level) in CURVES.items():
         for place, group in enumerate(groups, start=1):
-            shown_cells = [cell for cell in (sweep.reference, *group) if cell in points]
             drawn.append(
                 charts.over_amounts(
                     title if len(groups) == 1 else f"{title}, {place} of {len(groups)}",
                     [
-                        _line(cell, "grey" if cell == sweep.reference else COLOURS[1 + group.index(cell)],
-                              points[cell], measure)
-                        for cell in shown_cells
+                        _line(cell, colour, points.get(cell, []), measure)
+                        for cell, colour in zip([sweep.reference, *group], COLOURS, strict=False)
                     ],
                     axis="labels spent, in preferences",
                     note=note,
                     level=level,
-                    limits=limits,
+                    limits=(0.0, 1.03) if measure == "win_rate" else None,
                 )
-            )  # fmt: skip
+            )
     return [chart for chart in drawn if chart]
 
 

@@ -22,8 +22,14 @@ MEASURES = {
     "judge": "judge's score",
     "words": "words an answer",
     "kl": "KL to the base",
+    "distinct_2": "distinct-2",
+    "perplexity": "perplexity over the base's",
 }
-"""What is measured answer by answer, and what people call it; the first is what cells are tested on."""
+"""What is measured, and what people call it; the first is what cells are tested on. The last two are of all answers of
+a seed together: variety and coherence."""
+
+ALL = "all"
+"""Stands for the prompt of what is measured of all answers together."""
 
 ByPrompt = Mapping[str, float]
 
@@ -79,7 +85,8 @@ def measure(run: CellRun, prices: Mapping[str, float]) -> Measured:
 
 
 def of_answers(evaluation: Mapping[str, Any], tie_below: float) -> dict[str, dict[str, float]]:
-    """Measure -> prompt -> its mean over the samples of an evaluation; measures that were not taken are left out."""
+    """Measure -> prompt -> its mean over the samples of an evaluation, or `ALL` -> its value; measures that were not
+    taken are left out."""
     rows = evaluation.get("rows") or []
     scores = [[row[f"{who}_score"] for row in rows] for who in ("candidate", "base")]
     values = {
@@ -96,6 +103,9 @@ def of_answers(evaluation: Mapping[str, Any], tie_below: float) -> dict[str, dic
                 by_prompt[row["prompt_id"]].append(float(value))
         if by_prompt:
             found[name] = {prompt: sum(several) / len(several) for prompt, several in by_prompt.items()}
+    for name, block, key in (("distinct_2", "diversity", "distinct_2"), ("perplexity", "perplexity", "ratio")):
+        if (value := (evaluation.get(block) or {}).get(key)) is not None:
+            found[name] = {ALL: float(value)}
     return found
 
 

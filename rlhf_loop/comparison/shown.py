@@ -51,7 +51,7 @@ def cell_results(
             both = [seed for seed in by_seed if seed in ended[reference]]
             pairs = [_difference(by_seed[seed].get(name, {}), ended[reference][seed].get(name, {})) for seed in both]
             if (table := by_prompt(pairs)) is not None:
-                differences[name] = crossed_mean(table, confidence)
+                differences[name] = _estimate(table, confidence)
                 if name == next(iter(MEASURES)):
                     left_out = len({prompt for pair in pairs for prompt in pair}) - table.shape[1]
         found[cell] = CellResult(
@@ -107,8 +107,14 @@ def sentence(results: Mapping[str, CellResult], reference: str, confidence: floa
 
 def signed(value: Estimate, digits: int = 2) -> str:
     """A difference with its interval: +.04 [-.02, +.10] in full figures."""
-    interval = "" if value.low is None else f" [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
-    return f"{value.mean:+.{digits}f}{interval}".replace("-", "−")
+    if value.low is None or value.high is None:
+        return plus(value.mean, digits)
+    return f"{plus(value.mean, digits)} [{plus(value.low, digits)}, {plus(value.high, digits)}]"
+
+
+def plus(value: float, digits: int = 2) -> str:
+    """A number with its sign; none that is shown as zero is less than zero."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
 def p_text(p: float | None) -> str:
@@ -122,10 +128,17 @@ def _difference(ours: ByPrompt, theirs: ByPrompt) -> dict[str, float]:
 
 def _estimates(answers: Sequence[Mapping[str, ByPrompt]], confidence: float) -> dict[str, Estimate]:
     tables = {name: by_prompt([one.get(name, {}) for one in answers]) for name in MEASURES}
-    found = {name: crossed_mean(table, confidence) for name, table in tables.items() if table is not None}
+    found = {name: _estimate(table, confidence) for name, table in tables.items() if table is not None}
     if (rate := found.get("win_rate")) is not None and rate.low is not None and rate.high is not None:
         found["win_rate"] = replace(rate, low=max(0.0, rate.low), high=min(1.0, rate.high))  # a share
     return found
+
+
+def _estimate(table: Floats, confidence: float) -> Estimate:
+    """Of (S, P) values; where there is one a seed, seeds are what others are judged by."""
+    if table.shape[1] > 1:
+        return crossed_mean(table, confidence)
+    return replace(crossed_mean(table.T, confidence), seeds=len(table), prompts=1)
 
 
 def _with_holm(results: dict[str, CellResult]) -> dict[str, CellResult]:

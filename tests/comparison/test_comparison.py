@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
     finished = rlhf_loop("compare", SWEEP, "--folder", made)
     assert "In win-rate over the base policy, " in finished.stdout
     assert "rejection_sampling seed 1: complete in " in finished.stdout
+    shutil.copy(made / "results.parquet", made / "whole.parquet")  # tests make other comparisons of the folder
     return made
 
 
@@ -81,7 +85,7 @@ def test_the_report_is_one_offline_page_with_links_to_the_runs_and_tables_for_a_
     assert r"rejection\_sampling &amp; 2 &amp; 8 &amp; 24" in page
     assert "no difference shown" in page
     assert "simulated annotator" in page
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 7
 
 
 def test_a_second_call_makes_nothing_again_and_new_cells_are_added(folder: Path, tmp_path: Path) -> None:
@@ -118,6 +122,25 @@ def test_cells_that_will_spend_unequally_are_refused_before_anything_runs(tmp_pa
     with pytest.raises(UserError, match=r"more: 20 labels; dpo: 8, 2\.50 times as many"):
         compare(changed(tmp_path, cells=cells), tmp_path / "out")
     assert not list((tmp_path / "out").glob("*/seed_*"))
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_killed_goes_on_and_ends_as_one_that_was_not(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-u", "-m", "rlhf_loop", "compare", str(SWEEP), "--folder", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("dpo seed 0: round 1 of 1"))
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    found = compare(SWEEP, tmp_path / "killed")
+    assert found.errors == {}
+    files = (tmp_path / "killed" / "results.parquet", folder / "whole.parquet")
+    ended, whole = (pq.read_table(file).to_pylist() for file in files)
+    for rows in (ended, whole):
+        for row in rows:
+            del row["seconds"], row["peak_memory_bytes"]
+    assert ended == whole
 
 
 def test_two_comparisons_do_not_work_on_one_folder_at_once(tmp_path: Path) -> None:

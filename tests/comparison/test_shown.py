@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from rlhf_loop.comparison.budget import Spent, expected, priced, unequal
-from rlhf_loop.comparison.results import Measured, of_answers
+from rlhf_loop.comparison.results import ALL, Measured, of_answers
 from rlhf_loop.comparison.shown import cell_results, curve, sentence
 from rlhf_loop.comparison.sweep import PRICES, CellRun
 from rlhf_loop.recipe import Recipe
@@ -69,6 +69,20 @@ def test_seeds_and_prompts_that_the_other_cell_has_not_are_left_out_and_told() -
     assert cell_results(one_short, "base", 0.95)["other"].left_out == 1
 
 
+def test_what_is_measured_of_all_answers_together_is_compared_over_seeds() -> None:
+    def with_variety(cell: str, seed: int, value: float) -> Measured:
+        made = measured(cell, seed, [0.5, 1.0])
+        answers = [*made.answers[:-1], {**made.answers[-1], "distinct_2": {ALL: value}}]
+        return Measured(run=made.run, rows=made.rows, answers=answers, spent=made.spent)
+
+    values = {"base": [0.5, 0.6, 0.7], "other": [0.7, 0.7, 0.9]}
+    runs = {cell: [with_variety(cell, seed, value) for seed, value in enumerate(of)] for cell, of in values.items()}
+    found = cell_results(runs, "base", 0.95)["other"].differences["distinct_2"]
+    test = stats.ttest_rel(values["other"], values["base"])
+    assert (found.p, found.seeds) == (pytest.approx(test.pvalue), 3)
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+
+
 def test_without_a_complete_reference_nothing_is_said() -> None:
     unfinished = measured("base", 0, [1.0, 1.0], rounds=2)
     unfinished = Measured(run=unfinished.run, rows=unfinished.rows[:2], answers=unfinished.answers[:2], spent=[])
@@ -95,6 +109,9 @@ def test_outcomes_are_those_of_a_win_rate_averaged_over_the_samples_of_a_prompt(
     found = of_answers({"rows": rows}, tie_below=1e-9)
     assert found["win_rate"] == {"x": 0.75, "y": 0.0}
     assert found["kl"] == {"x": pytest.approx(0.3)}
+    whole = {"rows": rows, "diversity": {"distinct_2": 0.7}, "perplexity": {"ratio": None}}
+    assert of_answers(whole, tie_below=1e-9)["distinct_2"] == {ALL: 0.7}
+    assert "perplexity" not in of_answers(whole, tie_below=1e-9)
     assert of_answers({"rows": rows}, tie_below=0.6)["win_rate"] == {"x": 0.75, "y": 0.5}
     assert of_answers({}, tie_below=1e-9) == {}
 
@@ -104,6 +121,8 @@ def test_labels_have_prices_and_what_a_recipe_will_spend_is_known_before() -> No
     recipe = Recipe.load(SMOKE, ["generation.prompts_per_round=5", "feedback.annotator.critiques=false"])
     # 8 questions a round, 2 thumbs and an edit each at most; 5 prompts of 3 answers
     assert expected(recipe, PRICES) == {"labels": 2 * (8 + 15 * 0.5 + 8 * 5), "samples": 30, "updates": None}
+    best = ["generation.strategy=best_of_n", "generation.best_of_n.n=9", "generation.prompts_per_round=5"]
+    assert expected(Recipe.load(SMOKE, best), PRICES)["samples"] == 5 * 3 + 5 * 9
     recipe = Recipe.load(SMOKE, ["update.algorithm=grpo", "update.trainer.max_steps=3", "feedback.annotator=null"])
     assert expected(recipe, PRICES) == {"labels": 16, "samples": None, "updates": 6}
 
