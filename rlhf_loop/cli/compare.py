@@ -37,6 +37,8 @@ def compare(
     progress.say(f"\n{found.sentence}")
     if found.unequal:
         progress.say("Cells did not spend alike: " + "; ".join(found.unequal))
+    for line in found.yardsticks:
+        progress.say(f"Not measured alike: {line}")
     progress.say(f"Report: {shortest(found.report)}\nResults: {shortest(found.results)}")
     for name, error in found.errors.items():
         print(f"error: {name}: {error}", file=sys.stderr)

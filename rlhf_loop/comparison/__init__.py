@@ -10,7 +10,7 @@ from rlhf_loop import private
 from rlhf_loop.comparison.budget import SPENT, expected, unequal
 from rlhf_loop.comparison.results import Measured, measure, write_results
 from rlhf_loop.comparison.runner import at_a_time, make_runs
-from rlhf_loop.comparison.shown import CellResult, cell_results, sentence
+from rlhf_loop.comparison.shown import CellResult, cell_results, other_yardsticks, sentence
 from rlhf_loop.comparison.sweep import Budget, Cell, CellRun, Sweep, load_sweep, runs_of
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import write_text
@@ -32,6 +32,7 @@ class Comparison:
     sentence: str  # what it showed
     cells: Mapping[str, CellResult]  # those with a complete run, the reference first
     unequal: Sequence[str]  # budgets that differ by more than the tolerance, in words
+    yardsticks: Sequence[str]  # cells that are measured otherwise than the reference, in words
     errors: Mapping[str, str]  # by the name of a run that is not complete: why
 
 
@@ -80,6 +81,7 @@ def _conclude(
         sentence=sentence(found, sweep.reference, sweep.confidence),
         cells=found,
         unequal=different,
+        yardsticks=other_yardsticks(measured, sweep.reference),
         errors=errors,
     )
     write_results(comparison.results, [one for several in measured.values() for one in several])

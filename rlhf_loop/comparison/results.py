@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Measured:
     rows: Sequence[dict[str, Any]]  # one a complete round
     answers: Sequence[Mapping[str, ByPrompt]]  # of each: measure -> prompt -> mean over samples, of the policy in force
     spent: Sequence[Spent]
+    of_base: ByPrompt = field(default_factory=dict)  # prompt -> the judge's score of the base policy's answers
 
     @property
     def complete(self) -> bool:
@@ -81,7 +82,8 @@ def measure(run: CellRun, prices: Mapping[str, float]) -> Measured:
                 "peak_memory_bytes": round.manifest.get("peak_memory_bytes"),
             }
         )
-    return Measured(run=run, rows=rows, answers=answers, spent=costs)
+    of_base = of_answers(rounds[0].evaluation, 0.0).get("judge", {}) if rounds else {}
+    return Measured(run=run, rows=rows, answers=answers, spent=costs, of_base=of_base)
 
 
 def of_answers(evaluation: Mapping[str, Any], tie_below: float) -> dict[str, dict[str, float]]:

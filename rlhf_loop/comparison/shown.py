@@ -76,6 +76,29 @@ def curve(runs: Sequence[Measured], confidence: float) -> list[Point]:
     return points
 
 
+def other_yardsticks(measured: Mapping[str, Sequence[Measured]], reference: str) -> list[str]:
+    """Cells that are measured against other answers of the base, or by another judge, than the reference, in words: the
+    same seed gives the base's answers other scores."""
+    of_reference = {one.run.seed: one.of_base for one in measured[reference] if one.of_base}
+    found = []
+    for cell, runs in measured.items():
+        both = [
+            (one.of_base, of_reference[one.run.seed]) for one in runs if one.of_base and one.run.seed in of_reference
+        ]
+        prompts = sum(len(ours.keys() | theirs.keys()) for ours, theirs in both)
+        apart = sum(
+            abs(ours.get(prompt, np.inf) - theirs.get(prompt, -np.inf)) > 1e-6
+            for ours, theirs in both
+            for prompt in ours.keys() | theirs.keys()
+        )
+        if apart:
+            found.append(
+                f"{cell}: the base's answers have other scores than in {reference} for {apart} of {prompts} held-out "
+                "prompts; the cells differ in the base, in how it is sampled, in the prompts or in the judge"
+            )
+    return found
+
+
 def by_prompt(of_seeds: Sequence[ByPrompt]) -> Floats | None:
     """(S, P) of the prompts that every seed has a value of; None where there are none."""
     if not of_seeds:

@@ -101,6 +101,7 @@ def test_a_second_call_makes_nothing_again_and_new_cells_are_added(folder: Path,
     assert list(found.errors) == ["too_few seed 0", "too_few seed 1"]
     assert "8 usable pairs are too few" in found.errors["too_few seed 0"]
     assert list(found.cells) == ["dpo"]
+    assert found.yardsticks == []
     page = found.report.read_text()
     assert "2 of 4 runs are not complete" in page
     assert "too_few" in found.results.read_bytes().decode("latin-1")  # its round 0

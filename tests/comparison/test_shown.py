@@ -13,7 +13,7 @@ from scipy import stats
 
 from rlhf_loop.comparison.budget import Spent, expected, priced, unequal
 from rlhf_loop.comparison.results import ALL, Measured, of_answers
-from rlhf_loop.comparison.shown import cell_results, curve, sentence
+from rlhf_loop.comparison.shown import cell_results, curve, other_yardsticks, sentence
 from rlhf_loop.comparison.sweep import PRICES, CellRun
 from rlhf_loop.recipe import Recipe
 
@@ -89,6 +89,21 @@ def test_without_a_complete_reference_nothing_is_said() -> None:
     found = cell_results({"base": [unfinished], "other": [measured("other", 0, [0.0, 1.0])]}, "base", 0.95)
     assert list(found) == ["other"]
     assert sentence(found, "base", 0.95) == "Nothing can be said: no run of the reference base is complete."
+
+
+def test_a_cell_with_another_base_or_judge_is_named() -> None:
+    def with_base(cell: str, seed: int, scores: list[float]) -> Measured:
+        made = measured(cell, seed, [1.0, 0.0])
+        of_base = {f"p{n}": score for n, score in enumerate(scores)}
+        return Measured(run=made.run, rows=made.rows, answers=made.answers, spent=made.spent, of_base=of_base)
+
+    runs = {
+        "base": [with_base("base", 0, [0.1, 0.2]), with_base("base", 1, [0.3, 0.4])],
+        "same": [with_base("same", 1, [0.3, 0.4]), with_base("same", 2, [0.9, 0.9])],
+        "other": [with_base("other", 0, [0.1, 0.25]), with_base("other", 1, [0.3])],
+    }
+    (said,) = other_yardsticks(runs, "base")
+    assert said.startswith("other: the base's answers have other scores than in base for 2 of 4 held-out prompts")
 
 
 def test_a_curve_is_over_the_labels_spent() -> None:
