@@ -79,7 +79,7 @@ def curve(runs: Sequence[Measured], confidence: float) -> list[Point]:
 def other_yardsticks(measured: Mapping[str, Sequence[Measured]], reference: str) -> list[str]:
     """Cells that are measured against other answers of the base, or by another judge, than the reference, in words: the
     same seed gives the base's answers other scores."""
-    of_reference = {one.run.seed: one.of_base for one in measured[reference] if one.of_base}
+    theirs_by_seed = {one.run.seed: one.of_base for one in measured[reference] if one.of_base}
     found = []
     for cell, runs in measured.items():
         both = [
