@@ -82,9 +82,8 @@ def other_yardsticks(measured: Mapping[str, Sequence[Measured]], reference: str)
     theirs_by_seed = {one.run.seed: one.of_base for one in measured[reference] if one.of_base}
     found = []
     for cell, runs in measured.items():
-        both = [
-            (one.of_base, of_reference[one.run.seed]) for one in runs if one.of_base and one.run.seed in of_reference
-        ]
+        both = [(one.of_base, theirs_by_seed.get(one.run.seed, {})) for one in runs]
+        both = [(ours, theirs) for ours, theirs in both if ours and theirs]
         prompts = sum(len(ours.keys() | theirs.keys()) for ours, theirs in both)
         apart = sum(
             abs(ours.get(prompt, np.inf) - theirs.get(prompt, -np.inf)) > 1e-6
