@@ -448,3 +448,9 @@ def test_collapse_compares_answers_of_one_length_with_the_base_and_with_the_prev
         "distinct_2_ratio": None,
         "overlap": None,
     }
+
+
+def test_a_policy_that_gives_half_of_all_prompts_one_answer_says_half_as_much():
+    base = [_completion(f"p{i}", " ".join(f"w{i}{j}" for j in range(9))) for i in range(40)]
+    ours = [_completion(c.prompt_id, base[0].text if i % 2 else c.text) for i, c in enumerate(base)]
+    assert text.collapse(ours, base, base)["distinct_2_ratio"] == pytest.approx(0.5)
