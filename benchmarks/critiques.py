@@ -71,19 +71,27 @@ def cost(work: Path, repeats: int) -> dict[str, Any]:
     print(f"{len(pairs)} pairs; critiques such as {rows[0].critique!r}", flush=True)
     trained(work, pairs, rows, {}, max_steps=1)
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    of_cpu: dict[str, list[float]] = {name: [] for name in METHODS}
     logged: dict[str, dict[str, float]] = {}
     for _ in range(repeats):
         for name, methods in METHODS.items():
-            taken, log = trained(work, pairs, rows, methods)
+            taken, cpu, log = trained(work, pairs, rows, methods)
             seconds[name].append(round(taken, 2))
+            of_cpu[name].append(round(cpu, 2))
             logged[name] = {key: round(value, 4) for key, value in log.items()}
-            print(f"{name}: {taken:.1f} s {logged[name]}", flush=True)
+            print(f"{name}: {taken:.1f} s, of CPU {cpu:.1f} {logged[name]}", flush=True)
     ratios = {
-        name: round(statistics.median(a / b for a, b in zip(taken, seconds["none"], strict=True)), 2)
-        for name, taken in seconds.items()
+        kind: {
+            name: round(statistics.median(a / b for a, b in zip(taken, times["none"], strict=True)), 2)
+            for name, taken in times.items()
+        }
+        for kind, times in {"seconds": seconds, "of_cpu": of_cpu}.items()
     }
     print(f"times as long as dpo alone: {ratios}", flush=True)
-    return {"pairs": len(pairs), "seconds": seconds, "ratio": ratios, "last_logged": logged, "entry_test": entry(work)}
+    return {
+        "pairs": len(pairs), "seconds": seconds, "cpu_seconds": of_cpu, "ratio": ratios, "last_logged": logged,
+        "entry_test": entry(work),
+    }  # fmt: skip
 
 
 def entry(work: Path) -> str:
@@ -91,7 +99,7 @@ def entry(work: Path) -> str:
     pairs: list[PreferencePair] = read_records(work / "pairs.parquet", PreferencePair)
     one = {pair.rejected_id: complaint(pair) for pair in pairs}
     try:
-        _, log = trained(work, pairs[:PAIRS], list(one.values()), {"hindsight": {}}, max_steps=1)
+        _, _, log = trained(work, pairs[:PAIRS], list(one.values()), {"hindsight": {}}, max_steps=1)
         said = f"passed: {log}"
     except UserError as error:
         said = str(error)
@@ -105,8 +113,8 @@ def trained(
     rows: list[CritiquedCompletion],
     methods: dict[str, Any],
     max_steps: int = -1,
-) -> tuple[float, dict[str, float]]:
-    """Seconds of `trainer.train()`, and what was logged last of critiques."""
+) -> tuple[float, float, dict[str, float]]:
+    """Seconds of `trainer.train()`, of the CPU in it, and what was logged last of critiques."""
     recipe = Recipe.load(RECIPE, [f"update.trainers.dpo.max_steps={max_steps}"])
     training = Training(
         start=recipe.policy.model, reference=recipe.policy.model, output=work / "output", policy=recipe.policy,
@@ -118,13 +126,13 @@ def trained(
         trainer, tokenizer, _ = dpo._trainer(pairs, training, arguments)
         trainer.remove_callback(PrinterCallback)
         add_terms(trainer, tokenizer, training)
-        started = time.perf_counter()
+        started, before = time.perf_counter(), time.process_time()
         trainer.train()
-        seconds = time.perf_counter() - started
+        seconds, of_cpu = time.perf_counter() - started, time.process_time() - before
     log = {name: value for entry in trainer.state.log_history for name, value in entry.items() if "critiques" in name}
     del trainer
     release_memory()
-    return seconds, log
+    return seconds, of_cpu, log
 
 
 def complaint(pair: PreferencePair) -> CritiquedCompletion:

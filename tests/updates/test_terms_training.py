@@ -144,6 +144,19 @@ def test_answers_are_read_after_prompts_with_the_critique_and_without(tiny_polic
     assert logged["critiques/hindsight_loss"] == pytest.approx((sum(hindsights) / len(rows)).item(), rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.parametrize("algorithm", ["dpo", "sft", "ppo"])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_losses_in_bfloat16_are_those_in_float32_to_rounding(
+    tiny_policy: Path, tmp_path: Path, algorithm: str, checkpointing: bool
+) -> None:
+    for name, bf16 in (("half", True), ("full", False)):
+        update = one_step(algorithm, bf16=bf16, gradient_checkpointing=checkpointing)
+        train(tiny_policy, tmp_path / name, update, **with_critiques(ALL))
+    half, full = first(tmp_path / "half"), first(tmp_path / "full")
+    assert half["critiques/predict_loss"] == pytest.approx(full["critiques/predict_loss"], rel=2e-2)
+    assert half["critiques/predict_loss"] != full["critiques/predict_loss"]
+
+
 @pytest.mark.parametrize("algorithm", ["dpo", "sft", "kto"])
 def test_accumulated_batches_make_the_step_of_one(tiny_policy: Path, tmp_path: Path, algorithm: str) -> None:
     sizes: dict[str, dict[str, int]] = {
