@@ -139,10 +139,14 @@ def differs(record_property: Callable[[str, Any], None]) -> Callable[..., float]
 
 def test_fsdp2_saves_the_adapter_that_one_process_trains(tmp_path: Path) -> None:
     """With the shipped config, where only the main rank reads the weights."""
-    sharded_ranks.run("dpo-lora", base(), tmp_path / "one" / "dpo-lora")
-    out = launched("fsdp2", tmp_path / "fsdp2", "dpo-lora")
+    cases = ("dpo-lora", "dpo-lora-critiques-sgd")
+    for case in cases:
+        sharded_ranks.run(case, base(), tmp_path / "one" / case)
+    out = launched("fsdp2", tmp_path / "fsdp2", *cases)
     assert "FSDP" in json.loads((out / "dpo-lora.done.json").read_text())["state"]
-    assert difference(out / "dpo-lora", tmp_path / "one" / "dpo-lora") < 5e-6
+    for case in cases:
+        assert difference(out / case, tmp_path / "one" / case) < 5e-6
+    assert difference(out / cases[0], out / cases[1]) > 1e-4
     assert max(float(tensor.abs().max()) for name, tensor in weights(out / "dpo-lora").items() if "lora_B" in name) > 0
     load_policy(out / "dpo-lora" / "policy", Policy(model=base(), dtype="float32"))
 

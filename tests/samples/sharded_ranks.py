@@ -3,9 +3,9 @@
     accelerate launch --config_file CONFIG.yaml --num_processes 2 tests/samples/sharded_ranks.py BASE OUT CASE...
 
 A case is ALGORITHM-lora or ALGORITHM-full, with `-resumed` for a training that is stopped after its first checkpoint
-and gone on with, `-bf16` for a policy of that precision, and `-sgd` in place of Adam, which makes much of the rounding
-of small gradients; or `loop` for a whole run. It leaves its files in OUT/CASE. Without a GPU, Accelerate 1.15 enters
-neither FSDP nor DeepSpeed; `shims` make it.
+and gone on with, `-bf16` for a policy of that precision, `-critiques` with the losses that learn from these, and `-sgd`
+in place of Adam, which makes much of the rounding of small gradients; or `loop` for a whole run. It leaves its files in
+OUT/CASE. Without a GPU, Accelerate 1.15 enters neither FSDP nor DeepSpeed; `shims` make it.
 """
 
 from __future__ import annotations
@@ -155,12 +155,14 @@ def train(algorithm: str, lora: bool, base: str, output: Path, options: list[str
         trainer |= {"num_generations": 2, "beta": 0.05}
     if algorithm == "ppo":  # clipping, which is apart or together for critic and policy, out of the way
         trainer |= {"num_ppo_epochs": 1, "max_grad_norm": 1e6}
-    from samples.updates import ROWS
+    from samples.updates import ROWS, with_critiques
 
+    methods = {"predict": {}, "unlikelihood": {}, "hindsight": {"entry_test": False}}
     update_policy(
         ROWS[algorithm], start=base, reference=base, output=output, policy=policy, seed=1, reward=reward,
         settings=Update(algorithm=algorithm, lora=Lora(**adapter) if adapter else None, trainer=trainer),
         generation=Generation(max_new_tokens=8, samples_per_prompt=2),
+        **with_critiques(methods if "critiques" in options else {}),
     )  # fmt: skip
 
 

@@ -206,5 +206,7 @@ def test_a_signal_of_the_right_critiques_alone_is_clear() -> None:
     assert clear.is_clear(0.5)
     assert not signal(right, right + noise[1], groups, seed=0).is_clear(0.5)  # no difference
     assert not signal(right, -0.25 + noise[1], groups, seed=0).is_clear(0.5)  # any critique does it
-    assert f"{clear.right:+.4f} nats a token" in clear.said()
-    assert "40 answers to 20 prompts" in clear.said()
+    said = clear.said(0.5)
+    assert "40 answers to 20 prompts" in said
+    assert f"{clear.right:+.4f} nats a token" in said
+    assert f"at most {-clear.right / 2:.4f}" in said

@@ -18,7 +18,7 @@ import torch
 from peft import load_peft_weights
 from samples.updates import CRITIQUED, PAIRS, answer_log_probs, critiqued, policy, settings, train, with_critiques
 
-from rlhf_loop.critique_methods import Hindsight
+from rlhf_loop.critique_methods import Hindsight, Unlikelihood
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.loading import load_policy
 from rlhf_loop.models.training import read_log
@@ -31,6 +31,7 @@ from rlhf_loop.updates.terms.predict import QUESTION
 from rlhf_loop.updates.terms.term import log_probs_of
 from rlhf_loop.updates.terms.trainer import WithTerms
 from rlhf_loop.updates.terms.unlikelihood import TOLD as DESCRIBED
+from rlhf_loop.updates.terms.unlikelihood import UnlikelihoodTerm
 
 UNTESTED = {"hindsight": {"entry_test": False}}  # a random model makes nothing of critiques
 ALL = {"predict": {}, "unlikelihood": {}, **UNTESTED}
@@ -217,6 +218,27 @@ def test_marked_answers_are_counted(tiny_policy: Path, tmp_path: Path) -> None:
     counts = metrics["critiques"]["unlikelihood"]
     assert (counts["marked"], counts["good"]) == (1, 2)
     assert counts["left_out"] == {"more good answers than good_share": 2}
+
+
+def test_each_rank_makes_the_same_passes_whatever_its_rows_are(tiny_policy: Path) -> None:
+    """Where weights are shared out, ranks that make fewer would be waited for."""
+    model, tokenizer = load_policy(tiny_policy, policy(tiny_policy))
+    context = Context(turns=Turns(tokenizer, model), policy=policy(tiny_policy), limit=None)
+    term = UnlikelihoodTerm(Unlikelihood(), CRITIQUED, context, seed=0)
+    good = [example for example in term.examples if example.told is None]
+    bad = [example for example in term.examples if example.told is not None]
+    for examples in (good, bad[:2], [bad[0], *good]):
+        passes = []
+
+        def read(sequences: Sequence[Tokens], passes: list[int] = passes) -> tuple[torch.Tensor, torch.Tensor]:
+            passes.append(len(sequences))
+            return torch.full((len(sequences), 9), -1.0), torch.ones(len(sequences), 9)
+
+        loss, metrics = term.loss(read, examples)
+        assert len(passes) == 1
+        assert loss.item() == pytest.approx(1.0)  # nothing is more likely when it is told
+        share = metrics["inappropriate"].item()
+        assert share != share if examples is good else share == 0  # NaN: it says nothing
 
 
 def test_an_answer_that_somebody_complained_of_is_not_a_good_one(tiny_policy: Path, tmp_path: Path) -> None:

@@ -38,12 +38,13 @@ class Signal:
         `unrelated_share` of the right one."""
         return not self.low <= 0 <= self.high and abs(self.unrelated) <= unrelated_share * abs(self.right)
 
-    def said(self) -> str:
-        """The numbers in words."""
+    def said(self, unrelated_share: float) -> str:
+        """The numbers in words, with their limits."""
         return (
             f"told what was said of them, {self.answers} answers to {self.prompts} prompts change by {self.right:+.4f} "
-            f"nats a token; told what was said of others, by {self.unrelated:+.4f}, which should be near 0; the "
-            f"difference is between {self.low:+.4f} and {self.high:+.4f} ({CONFIDENCE:.0%}), which should leave 0 out"
+            f"nats a token; told what was said of others, by {self.unrelated:+.4f}, of which at most "
+            f"{unrelated_share * abs(self.right):.4f} is allowed; the difference is between {self.low:+.4f} and "
+            f"{self.high:+.4f} ({CONFIDENCE:.0%}), and must leave 0 out"
         )
 
 

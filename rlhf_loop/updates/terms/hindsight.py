@@ -89,9 +89,9 @@ class HindsightTerm:
         if not found.is_clear(self.settings.unrelated_share):
             raise UserError(
                 "critiques.hindsight: the policy does not know what to make of critiques in its prompt: "
-                f"{found.said()}. Training on that would be training on noise. Leave `hindsight` out, or use "
-                "`predict`, which needs no such skill, or a larger policy; `critiques.hindsight.entry_test=false` "
-                "trains all the same"
+                f"{found.said(self.settings.unrelated_share)}. Training on that would be training on noise. Leave "
+                "`hindsight` out, or use `predict`, which needs no such skill, or a larger policy; "
+                "`critiques.hindsight.entry_test=false` trains all the same"
             )
         return {
             "right": found.right,

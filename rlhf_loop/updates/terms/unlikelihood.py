@@ -108,21 +108,19 @@ class UnlikelihoodTerm:
 
     def loss(self, read: Read, examples: Sequence[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See `Term`; also the share of tokens of answers complained of that are made less likely."""
-        bad = [example for example in examples if example.told is not None]
-        good = [example for example in examples if example.told is None]
-        untold, mask = read([example.untold for example in (*bad, *good)])  # (B, T)
-        losses = [likelihood_losses(untold[len(bad) :], mask[len(bad) :])]
-        share = torch.full((), torch.nan)
-        if bad:
-            told, of_bad = read([example.told for example in bad if example.told is not None])
-            width = of_bad.shape[1]
-            of_those, inappropriate = unlikelihood_losses(
-                told, untold[: len(bad), :width], of_bad, threshold=self.threshold, weight=self.penalty,
-                marked=_padded([example.marked for example in bad], width).to(of_bad.device),
-            )  # fmt: skip
-            losses.append(of_those)
-            share = inappropriate.sum() / of_bad.sum()
-        return torch.cat(losses).mean(), {"inappropriate": share.to(untold.device)}
+        good = [example.untold for example in examples if example.told is None]
+        bad = [(example.untold, example.told, example.marked) for example in examples if example.told is not None]
+        # Read in one pass: where weights are shared out, all ranks have to make as many.
+        log_probs, mask = read([*good, *(untold for untold, _, _ in bad), *(told for _, told, _ in bad)])
+        untold, told = log_probs[len(good) :].tensor_split(2)  # (bad, T)
+        of_bad = mask[len(good) + len(bad) :]
+        losses, inappropriate = unlikelihood_losses(
+            told, untold, of_bad, threshold=self.threshold, weight=self.penalty,
+            marked=_padded([marks for _, _, marks in bad], mask.shape[1]).to(mask.device),
+        )  # fmt: skip
+        of_good = likelihood_losses(log_probs[: len(good)], mask[: len(good)])
+        share = inappropriate.sum() / of_bad.sum()  # NaN where no answer was complained of
+        return torch.cat([of_good, losses]).mean(), {"inappropriate": share}
 
 
 def _complained_of(row: CritiquedCompletion, context: Context) -> Example:
