@@ -2,7 +2,8 @@
 
     python benchmarks/quickstart.py --seeds 0 1 2 --out benchmarks/results/quickstart.json
 
-Every seed is a run of its own in a process of its own, by the command that a user types.
+Every seed is a run of its own in a process of its own, by the command that a user types. `--finished RUN ...` takes the
+figures of runs that are complete already, perhaps after interruptions; their seconds are those of all steps together.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
 from machine import describe, run_measured
 
 from rlhf_loop.records import Completion, Prompt, read_records
@@ -26,10 +28,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--finished", type=Path, nargs="+", help="complete runs, in place of new ones")
     parser.add_argument("overrides", nargs="*", help="key.sub=value")
     arguments = parser.parse_args()
-    rows = []
-    for seed in arguments.seeds:
+    rows = [{**measured(run), **result(run)} for run in arguments.finished or []]
+    for seed in [] if arguments.finished else arguments.seeds:
         run = arguments.runs / f"{arguments.recipe.stem}-{seed}-{int(time.time())}"
         command = [sys.executable, "-m", "rlhf_loop", "run", str(arguments.recipe), "--run-dir", str(run)]
         seconds, memory = run_measured([*command, f"seed={seed}", *arguments.overrides])
@@ -48,19 +51,29 @@ def main() -> None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         if arguments.out.exists():  # seeds that were measured before stay
             before = json.loads(arguments.out.read_text())["rows"]
-            rows = sorted([*(r for r in before if r["seed"] not in arguments.seeds), *rows], key=lambda r: r["seed"])
+            new = {row["seed"] for row in rows}
+            rows = sorted([*(r for r in before if r["seed"] not in new), *rows], key=lambda r: r["seed"])
         arguments.out.write_text(json.dumps({"machine": describe(), "rows": rows}, indent=1, ensure_ascii=False) + "\n")
 
 
+def measured(run: Path) -> dict[str, object]:
+    """Seed, time and memory of a complete run, as its rounds wrote them down."""
+    rounds = [json.loads(path.read_text()) for path in sorted(run.glob("round_*/manifest.json"))]
+    return {
+        "seed": yaml.safe_load((run / "recipe.yaml").read_text())["seed"],
+        "seconds": round(sum(seconds for one in rounds for seconds in one["steps"].values()), 1),
+        "peak_memory_gib": round(max(one["peak_memory_bytes"] for one in rounds) / 2**30, 2),
+    }
+
+
 def result(run: Path) -> dict[str, object]:
-    """The numbers of the policy that ended promoted, against the base."""
+    """The numbers of the policy that ended promoted, against the base; where none was, those of the last candidate."""
     decisions, best = [], 0
     for folder in sorted(run.glob("round_*"))[1:]:
         promoted = json.loads((folder / "gate" / "decision.json").read_text())["promoted"]
         decisions.append("promoted" if promoted else "kept")
         best = int(folder.name[6:]) if promoted else best
-    if best == 0:
-        raise SystemExit(f"no policy was promoted in {run}: {decisions}")
+    best = best or len(decisions)
     evaluation = json.loads((run / f"round_{best:03d}" / "evaluate" / "evaluation.json").read_text())
     return {
         "round": best,
@@ -71,6 +84,7 @@ def result(run: Path) -> dict[str, object]:
         "perplexity_ratio": evaluation["perplexity"]["ratio"],
         "plain_text_ratio": (evaluation["plain_text_perplexity"] or {}).get("ratio"),
         "kl": evaluation["kl"]["per_completion"],
+        "diversity": evaluation["diversity"],
         "words": {"trained": evaluation["length"]["words"], "base": evaluation["length"]["base"]["words"]},
         "finished": {"trained": evaluation["length"]["finished"], "base": evaluation["length"]["base"]["finished"]},
         "answers": answers(run, best),
