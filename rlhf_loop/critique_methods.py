@@ -4,6 +4,7 @@ To add one: a settings class here, a line in `METHODS`, and a file:
 
 - `gives="pairs"`: `rlhf_loop/rows/critiques/NAME.py` (torch-free) with `f(settings, material)`, see `Material` there;
   its pairs join those of an update that consumes pairs.
+- `gives="checks"`: questions that every new policy is asked (`rlhf_loop/rows/checks.py`); nothing is trained on them.
 - `gives="term"`: `rlhf_loop/updates/terms/NAME.py`, a loss beside the update's own. It finds the critiques in
   `Training.critiques` and its settings in `Training.critique_settings` (`rlhf_loop/updates/train_and_save.py`).
 
@@ -19,7 +20,7 @@ from pydantic import Field
 
 from rlhf_loop.settings import Settings
 
-Gives = Literal["pairs", "term"]
+Gives = Literal["pairs", "term", "checks"]
 
 
 class Edits(Settings):
@@ -66,6 +67,12 @@ class Hindsight(Settings):
     unrelated_share: float = Field(0.5, gt=0, lt=1)  # what critiques of other answers may signal, of what its own do
 
 
+class Checks(Settings):
+    """Each complaint is asked again of every new policy on the same prompt (after RLCF, arXiv 2507.18624)."""
+
+    max_checks: int = Field(200, ge=1)  # the newest; what is left out is counted
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
     """One way to learn from critiques."""
@@ -87,5 +94,6 @@ METHODS: dict[str, Method] = {
         gives="term", function="rlhf_loop.updates.terms.unlikelihood:UnlikelihoodTerm", settings=Unlikelihood
     ),
     "hindsight": Method(gives="term", function="rlhf_loop.updates.terms.hindsight:HindsightTerm", settings=Hindsight),
+    "checks": Method(gives="checks", function="rlhf_loop.rows.checks:checks_of", settings=Checks),
 }
 """The key in a recipe's `critiques:` block -> the method."""

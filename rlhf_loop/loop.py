@@ -22,7 +22,9 @@ from rlhf_loop.recipe import EndpointJudge, Recipe, RewardModelJudge
 from rlhf_loop.records import Artifact
 from rlhf_loop.report import write_report
 from rlhf_loop.report.status import with_interval
+from rlhf_loop.rows.checks import in_words
 from rlhf_loop.runs import BASE, Run
+from rlhf_loop.step_folders import read_manifest
 from rlhf_loop.steps.ask import ask
 from rlhf_loop.steps.assemble import assemble
 from rlhf_loop.steps.calibrate import calibrate, calibration_hash
@@ -152,7 +154,7 @@ class _Rounds:
             training = self._assemble(n, frozen, waiting, scores)
             candidate = self._update(n, frozen, training, reward)
             evaluation = self._evaluate(n, frozen, candidate, reward)
-            policy = self._gate(n, frozen, candidate, evaluation)
+            policy = self._gate(n, frozen, candidate, evaluation, self._check(n, frozen, candidate, reward))
         fresh = self._generate(n, frozen, policy, reward)
         self._embed(n, frozen, fresh)
         rescored = None if reward is None else self._score(n, "rescore", frozen, reward, fresh)
@@ -363,13 +365,41 @@ class _Rounds:
             self.figures["evaluated"] = candidate.id
         return folder
 
-    def _gate(self, n: int, frozen: Path, candidate: Artifact, evaluation: Path) -> str:
+    def _check(self, n: int, frozen: Path, candidate: Artifact, reward: Path | None) -> Path | None:
+        """What people complained of, asked again of the candidate, where the recipe does."""
+        if self.recipe.critiques is None or self.recipe.critiques.checks is None:
+            return None
+        inputs = {"checks": frozen / "checks.parquet", "prompts": frozen / "prompts.parquet"}
+        read = [frozen, self.files.step(n, "update")]
+        before = self.files.step(self.run.policy(self.store, _promoted_at(frozen)).round, "checks")
+        if read_manifest(before) is not None:  # not of the base, nor of a policy of rounds without checks
+            inputs["before"] = before
+            read.append(before)
+        if reward is not None:
+            kept = kept_features(self.files, n, ("checks",))
+            inputs |= {"reward": reward, **kept}
+            read += [reward, *kept.values()]
+        folder = self.make.stage(
+            n,
+            "checks",
+            "checks",
+            follows=["critiques", "generation"],
+            inputs=inputs,
+            read=read,
+            values={"policy": self.run.weights(candidate), "policy_id": candidate.id},
+        )
+        self.progress.note("", in_words(read_json(folder / "checks.json")))
+        return folder
+
+    def _gate(self, n: int, frozen: Path, candidate: Artifact, evaluation: Path, checks: Path | None) -> str:
         numbers = read_json(evaluation / "evaluation.json")
+        complaints = read_json(checks / "checks.json") if checks is not None else None
 
         def make(partial: Path) -> None:
-            write_json(partial / "decision.json", decide(numbers, self.recipe.gate))
+            write_json(partial / "decision.json", decide(numbers, self.recipe.gate, complaints))
 
-        folder = self.make.step(n, "gate", [evaluation], self.make.blocks("gate"), make)
+        read = [evaluation, *([checks] if checks is not None else [])]
+        folder = self.make.step(n, "gate", read, self.make.blocks("gate"), make)
         decision = read_json(folder / "decision.json")
         self.progress.note("", f"win-rate vs base {_interval(numbers['win_rate_vs_base'])}")
         self.progress.note("", decision["reason"])

@@ -26,7 +26,7 @@ from pydantic import (
 
 from rlhf_loop.algorithms import AlgorithmName
 from rlhf_loop.annotators import ANNOTATORS, AnnotatorSettings, annotator_class
-from rlhf_loop.critique_methods import METHODS
+from rlhf_loop.critique_methods import METHODS, Checks
 from rlhf_loop.endpoints.judging import RUBRIC
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.engines import EngineName
@@ -148,12 +148,15 @@ class Critiques(Settings):
         default=["human", "simulated", "llm", "code"], min_length=1
     )
 
+    if TYPE_CHECKING:
+        checks: Checks | None
+
     def methods(self) -> dict[str, Settings]:
         """The methods that are on, with their settings, in the order of the table."""
         return {name: value for name in METHODS if (value := getattr(self, name, None)) is not None}
 
     def gives(self, what: str) -> dict[str, Settings]:
-        """Those of `methods` that give `what` (`pairs`, `term`)."""
+        """Those of `methods` that give `what` (`pairs`, `term`, `checks`)."""
         return {name: value for name, value in self.methods().items() if METHODS[name].gives == what}
 
     @property
@@ -367,6 +370,7 @@ class Gate(Settings):
     max_length_ratio: float | None = Field(None, gt=0)
     min_distinct_ratio: float | None = Field(0.5, gt=0)  # different word pairs over all, over the base's: no collapse
     max_overlap: float | None = Field(None, gt=0, le=1)  # of the last policy's 4-grams, in answers to the same prompts
+    max_came_back: float | None = Field(None, ge=0, le=1)  # of complaints that were fixed (critiques.checks)
 
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]

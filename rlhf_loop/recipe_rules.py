@@ -240,6 +240,19 @@ def losses_of_critiques_have_an_update(recipe: Recipe) -> str | None:
     return None
 
 
+def checks_have_a_policy(recipe: Recipe) -> str | None:
+    """A new one to be asked, and complaints that may come back."""
+    checks = recipe.critiques is not None and recipe.critiques.checks is not None
+    if checks and _consumes(recipe) == "nothing":
+        return (
+            f"critiques.checks: it asks each new policy, and update.algorithm {recipe.update.algorithm} makes none; "
+            "set another algorithm, such as dpo, or leave it out"
+        )
+    if recipe.gate.max_came_back is not None and not checks:
+        return "gate.max_came_back: nothing is asked again; set `critiques: {checks: {}}`, or null"
+    return None
+
+
 def accelerate_is_started_once(recipe: Recipe) -> str | None:
     """By the loop, or by the user."""
     if recipe.accelerate_config is not None and recipe.launch in ("inline", "ranks"):
@@ -265,6 +278,7 @@ RULES: tuple[Callable[[Recipe], str | None], ...] = (
     critiques_give_what_the_update_takes,
     revisions_are_written,
     losses_of_critiques_have_an_update,
+    checks_have_a_policy,
     accelerate_is_started_once,
 )
 """In the order in which they are looked at; the first that is broken is told."""

@@ -311,6 +311,46 @@ class CritiquedCompletion:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """What was complained of in an answer of the training split, to be asked again of every new policy."""
+
+    id: str
+    prompt_id: str
+    group: str
+    completion_id: str  # the answer that was complained of, and below
+    text: str
+    finished: bool = True
+    token_ids: tuple[int, ...] | None = None
+    by_policy: bool = True
+    asks: str  # a name in RULES of rlhf_loop/rows/check_rules.py, or `judge`
+    limit: int | None = None  # of the rule, where it has one: words
+    critiques: tuple[str, ...] = ()  # the complaints: their words, or their tags
+    origin: Literal["human", "simulated", "llm", "code"]  # who said it; people, where several did
+    feedback_ids: tuple[str, ...] = ()
+    round: int = 0  # the last one in which it was said
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckResult:
+    """A check asked of a policy's answer to the same prompt."""
+
+    id: str  # of the check, and below
+    prompt_id: str
+    group: str
+    completion_id: str
+    text: str
+    asks: str
+    limit: int | None = None
+    critiques: tuple[str, ...] = ()
+    origin: Literal["human", "simulated", "llm", "code"]
+    feedback_ids: tuple[str, ...] = ()
+    answer_id: str  # of the answer it was asked of, and below
+    answer: str
+    outcome: Literal["fixed", "still_there", "came_back", "not_told"]  # not_told: the judge did not say
+    before: bool | None = None  # whether the last promoted policy's answer passes; None: it gave none, or nobody says
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Demonstration:
     """One answer to imitate, in TRL's prompt-completion format, with where it came from."""
 

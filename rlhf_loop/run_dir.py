@@ -1,7 +1,7 @@
 """The files of a run: where they are.
 
     RUN/recipe.yaml  RUN/places.json  RUN/lock  RUN/feedback.db  RUN/report.html
-    RUN/round_003/snapshot/  reward/  score/  assemble/  update/  evaluate/  gate/  generate/  rescore/  ask/
+    RUN/round_003/snapshot/  reward/  score/  assemble/  update/  evaluate/  checks/  gate/  generate/  rescore/  ask/
     RUN/round_003/manifest.json      written last: the round is complete
 
 Each step owns one folder (`step_folders.py`). What this does not protect against: people editing files in a run.
@@ -26,6 +26,7 @@ STEPS = (
     "update",
     "evaluate",
     "evaluate_warm_start",
+    "checks",
     "gate",
     "recall",
     "generate",
@@ -34,7 +35,7 @@ STEPS = (
     "ask",
 )
 """The folders of a round, in order. `judge` and `evaluate_warm_start` are made in round 0 only; `recall` and
-`embed` where `generation` asks for them."""
+`embed` where `generation` asks for them, `checks` where `critiques` does."""
 
 
 PROGRESS = "::progress::"

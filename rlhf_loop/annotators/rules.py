@@ -241,11 +241,12 @@ def _direct(request: list[str], text: str, prompt: str) -> _Judgement:
     )
 
 
-_FORMATTING = re.compile(r"^\s*(?:[-*•+]\s|\d+[.)]\s|#{1,6}\s|>\s|\|)|\*\*|__|```|`[^`]+`|https?://", re.MULTILINE)
+FORMATTING = re.compile(r"^\s*(?:[-*•+]\s|\d+[.)]\s|#{1,6}\s|>\s|\|)|\*\*|__|```|`[^`]+`|https?://", re.MULTILINE)
+"""Marks of lists, headings, quotations, tables, emphasis, code, and addresses."""
 
 
 def _plain(text: str, words: list[str]) -> _Judgement:
-    marks = len(_FORMATTING.findall(text))
+    marks = len(FORMATTING.findall(text))
     shouted = len(re.findall(r"\b[A-Z]{4,}\b", text))
     paragraphs = len(re.findall(r"\n\s*\n", text))
     symbols = sum(not (c.isalnum() or c.isspace() or c in ".,;:!?'’\"“”‘()-–—…%€$£") for c in text)

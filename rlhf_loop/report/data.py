@@ -12,7 +12,7 @@ from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json
 from rlhf_loop.kept_recipe import read_kept
-from rlhf_loop.records import Completion, Feedback, Prompt, Recalled, Score, read_records
+from rlhf_loop.records import CheckResult, Completion, Feedback, Prompt, Recalled, Score, read_records
 from rlhf_loop.run_dir import STEPS, RunDir
 from rlhf_loop.step_folders import read_manifest
 
@@ -110,6 +110,16 @@ class Round:
     def train_loss(self) -> float | None:
         """The mean loss of its update."""
         return self.json("update", "metrics.json").get("train_loss")
+
+    @property
+    def complaints(self) -> dict[str, Any]:
+        """What became of complaints under its policy, in counts (`rlhf_loop.rows.checks.summary`)."""
+        return self.json("checks", "checks.json")
+
+    @cached_property
+    def check_results(self) -> list[CheckResult]:
+        """The same one by one."""
+        return self._records("checks/results.parquet", CheckResult)
 
     @property
     def last_step(self) -> str | None:

@@ -14,6 +14,7 @@ from rlhf_loop.feedback.quality.themes import themes
 from rlhf_loop.feedback.validation import CHECKS
 from rlhf_loop.records import Completion, Prompt
 from rlhf_loop.report import charts
+from rlhf_loop.report.complaints import complaint_page
 from rlhf_loop.report.data import SHARED, Round, read_recipe, read_rounds
 from rlhf_loop.report.round_charts import (
     MOST_TIMED,
@@ -72,6 +73,7 @@ def render(run: RunDir) -> str:
         answered_prompts=len(_latest(rounds, lambda r: r.prompts) or []),
         control=(recipe.get("critiques") or {}).get("control"),
         complaints=theme_page(themes(_latest(rounds, lambda r: r.feedback) or [])),
+        asked_again=complaint_page(rounds),
         feedback=[feedback_row(r) for r in rounds if _was_asked(r)],
         validation=validation(rounds),
         timings=timings_chart(rounds),

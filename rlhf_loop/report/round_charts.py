@@ -17,7 +17,7 @@ STEP_GROUPS = {
     "reward model": (("judge", "reward"), "violet"),
     "score": (("score", "rescore"), "pink"),
     "update": (("update",), "blue"),
-    "evaluate": (("evaluate", "evaluate_warm_start"), "orange"),
+    "evaluate": (("evaluate", "evaluate_warm_start", "checks"), "orange"),
     "generate": (("generate",), "green"),
     "the rest": (("snapshot", "assemble", "gate", "recall", "embed", "ask"), "grey"),
 }
@@ -175,6 +175,17 @@ def reward_charts(rounds: Sequence[Round]) -> list[Chart]:
             )
         )
     return [chart for chart in made if chart]
+
+
+def complaint_chart(rounds: Sequence[Round]) -> Chart | None:
+    """The share of complaints that are fixed; None where none were asked again."""
+    return charts.over_rounds(
+        "Complaints that are fixed",
+        [_line("share of those asked again", "green", rounds, lambda r: r.complaints.get("share_fixed"))],
+        note="Of complaints about answers to training prompts. Which are asked changes as people say more: compare "
+        "with the number beside it.",
+        limits=(0, 1.03),
+    )
 
 
 def timings_chart(rounds: Sequence[Round]) -> Chart | None:

@@ -23,6 +23,7 @@ STAGES = {
     "score": "rlhf_loop.stages.score:run",
     "update": "rlhf_loop.stages.update:run",
     "evaluate": "rlhf_loop.stages.evaluate:run",
+    "checks": "rlhf_loop.stages.checks:run",
     "generate": "rlhf_loop.stages.generate:run",
     "embed": "rlhf_loop.stages.embed:run",
 }

@@ -10,8 +10,9 @@ from typing import Any
 from rlhf_loop.recipe import Gate
 
 
-def decide(evaluation: dict[str, Any], settings: Gate) -> dict[str, Any]:
-    """`{promoted, checks, reason}` from what `rlhf_loop.evaluation.evaluate` measured.
+def decide(evaluation: dict[str, Any], settings: Gate, complaints: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`{promoted, checks, reason}` from what `rlhf_loop.evaluation.evaluate` measured; `complaints`: what became of
+    them (`rlhf_loop.rows.checks.summary`), where they were asked again.
 
     Each check is `{name, value, limit, passed, text}`; all must pass. A limit on something that was not measured
     fails, as nothing shows that it holds; only plain text may be absent, since a recipe need not name any (then the
@@ -45,9 +46,14 @@ def decide(evaluation: dict[str, Any], settings: Gate) -> dict[str, Any]:
         value = _number(evaluation.get("collapse") or {}, "overlap", "mean")
         label = "share of its answers' 4-grams that the last policy's answers hold"
         checks.append(_at_most("overlap", label, value, settings.max_overlap, ""))
+<<<<<<< HEAD
     calibration = (evaluation.get("judge") or {}).get("calibration")
     if calibration is not None:
         checks.append(judge_agreement(calibration))
+=======
+    if settings.max_came_back is not None:
+        checks.append(_came_back(complaints or {}, settings.max_came_back))
+>>>>>>> 6c45d7c (Complaints are asked again of every new policy)
     failed = [check["text"] for check in checks if not check["passed"]]
     if failed:
         return {"promoted": False, "checks": checks, "reason": "kept the last policy: " + "; ".join(failed)}
@@ -82,6 +88,16 @@ def _win_rate(evaluation: dict[str, Any], settings: Gate) -> dict[str, Any]:
         f"answers; its low end {'is' if passed else 'must be'} {wanted}"
     )
     return check | {"passed": passed, "text": text}
+
+
+def _came_back(complaints: dict[str, Any], limit: float) -> dict[str, Any]:
+    """Of the complaints that the last promoted policy had fixed; where there are none, none can come back."""
+    share = complaints.get("share_came_back")
+    if share is None:
+        text = "no complaint was fixed before that could have come back"
+        return {"name": "came_back", "value": None, "limit": limit, "passed": True, "text": text}
+    label = f"share of the {complaints['fixed_before']} complaints fixed before that came back"
+    return _at_most("came_back", label, share, limit, "")
 
 
 def _at_most(name: str, label: str, value: float | None, limit: float, unit: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     store  ->  feedback.parquet  pairs.parquet  labels.parquet  demonstrations.parquet  judge_pairs.parquet
                judge_prompts.parquet  prompts.parquet  held_out.parquet  validation.json  state.json
-               and critiques.parquet where the recipe has `critiques`
+               and critiques.parquet where the recipe has `critiques`, checks.parquet where these have `checks`
 
 Everything a round reads of the store is in this folder, so the round can be made again from it, whatever is said in
 the meantime.
@@ -11,6 +11,7 @@ the meantime.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from rlhf_loop.feedback.validation import ValidationReport, limits_of, validate
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Completion, Feedback, PreferencePair, Prompt, write_records
+from rlhf_loop.rows.check_rules import means_a_rule
+from rlhf_loop.rows.checks import checks_of
+from rlhf_loop.rows.checks import counts_of as counts_of_checks
 from rlhf_loop.rows.critiqued import counts_of, critiqued_completions, shuffled
 from rlhf_loop.rows.demonstrations import demonstrations
 from rlhf_loop.rows.labels import labels_from_feedback
@@ -120,20 +124,24 @@ def _critiques(
     prompts: Mapping[str, Prompt],
 ) -> dict[str, Any]:
     """Writes what is learned from critiques, where the recipe does; gives its part of the validation report."""
-    settings, limits = recipe.critiques, recipe.feedback.validation
+    settings = recipe.critiques
     if settings is None:
         return {}
-    rows, left_out = critiqued_completions(
-        sound,
-        completions,
-        prompts,
-        limits_of(limits, settings.kinds, recipe.policy.system_prompt),
-    )
+    limits = limits_of(recipe.feedback.validation, settings.kinds, recipe.policy.system_prompt)
+    rows, left_out = critiqued_completions(sound, completions, prompts, limits)
     if settings.control == "shuffled":
         rows = shuffled(rows, recipe.seed)
     write_records(folder / "critiques.parquet", rows)
     moved = sum(row.said_of is not None for row in rows)
-    return {"critiques": {**counts_of(rows, left_out), "control": settings.control, "moved_to_another_answer": moved}}
+    counts = {**counts_of(rows, left_out), "control": settings.control, "moved_to_another_answer": moved}
+    if settings.checks is None:
+        return {"critiques": counts}
+    # Two words are vague to learn from, and enough for a rule; a control moves what is learned, not what is measured.
+    short = replace(limits, is_vague=lambda text: limits.is_vague(text) and not means_a_rule(text))
+    said, _ = critiqued_completions(sound, completions, prompts, short)
+    checks, no_check = checks_of(said, settings.checks.max_checks, recipe.reward is not None)
+    write_records(folder / "checks.parquet", checks)
+    return {"critiques": counts, "checks": counts_of_checks(checks, no_check)}
 
 
 def _by_split(pairs: Sequence[PreferencePair], prompts: Mapping[str, Prompt]) -> dict[str, list[PreferencePair]]:

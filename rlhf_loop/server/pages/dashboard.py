@@ -18,6 +18,7 @@ from fastapi.responses import RedirectResponse, Response
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.provenance.conversation_records import trace
 from rlhf_loop.feedback.quality.activity import Activity
+from rlhf_loop.report.complaints import outcomes_of
 from rlhf_loop.report.data import Round, read_rounds
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.server.access import Caller, require
@@ -63,7 +64,9 @@ def where_did_it_go(
     wanted = id.strip()
     user = service.user_key(wanted) if wanted else None
     found = trace(service.store, wanted, service.round, user) if wanted else None
-    return pages.page(request, "trace.html", caller, wanted=wanted, trace=found, when=_when)
+    rounds = _rounds(service)[0] if found else []
+    complaints = outcomes_of(rounds, [piece.id for piece in found.pieces]) if found else {}
+    return pages.page(request, "trace.html", caller, wanted=wanted, trace=found, complaints=complaints, when=_when)
 
 
 class Dashboard:
@@ -91,6 +94,7 @@ class Dashboard:
         promoted = service.store.promotions()
         return {
             "rounds": rounds,
+            "asked_again": any(round.complaints for round in rounds),
             "problem": problem,
             "next_round": service.round + 1 if rounds else None,
             "annotator": _annotator(service),
@@ -132,7 +136,7 @@ def _rounds(service: Service) -> tuple[list[Round], str]:
     try:
         rounds = read_rounds(RunDir(service.run_dir))
         for round in rounds:  # a damaged file is told here, not within the template
-            _ = round.evaluation, round.decision, round.pairs, round.last_step
+            _ = round.evaluation, round.decision, round.pairs, round.last_step, round.complaints, round.check_results
     except UserError as error:
         return [], str(error)
     return rounds, ""
