@@ -5,6 +5,7 @@ To add one: a settings class here, a line in `METHODS`, and a file:
 - `gives="pairs"`: `rlhf_loop/rows/critiques/NAME.py` (torch-free) with `f(settings, material)`, see `Material` there;
   its pairs join those of an update that consumes pairs.
 - `gives="checks"`: questions that every new policy is asked (`rlhf_loop/rows/checks.py`); nothing is trained on them.
+- `gives="rows"`: further rows that the other methods learn from.
 - `gives="term"`: `rlhf_loop/updates/terms/NAME.py`, a loss beside the update's own. It finds the critiques in
   `Training.critiques` and its settings in `Training.critique_settings` (`rlhf_loop/updates/train_and_save.py`).
 
@@ -20,7 +21,7 @@ from pydantic import Field
 
 from rlhf_loop.settings import Settings
 
-Gives = Literal["pairs", "term", "checks"]
+Gives = Literal["pairs", "term", "checks", "rows"]
 
 
 class Edits(Settings):
@@ -67,10 +68,29 @@ class Hindsight(Settings):
     unrelated_share: float = Field(0.5, gt=0, lt=1)  # what critiques of other answers may signal, of what its own do
 
 
+class NextMessage(Settings):
+    """What users say next, after an answer, as what they say of it (as OpenClaw-RL prepares chats)."""
+
+    complaints_only: bool = False  # leave out what a short English list does not know for a complaint
+    min_messages: int = Field(3, ge=3)  # of a conversation, the message itself among them
+    max_answer_characters: int = Field(4096, ge=1)
+    context: int = Field(5, ge=1)  # messages before the answer that are read, beside those of the system
+
+
+class CheckJudge(Settings):
+    """A model of the recipe's `endpoints` that says how far an answer takes up a complaint, 0 to 100."""
+
+    endpoint: str  # a name in `endpoints`
+    samples: int = Field(3, ge=1)  # how often each is asked; the mean counts
+    temperature: float | None = Field(1.0, ge=0)  # of the samples; null: the endpoint's
+    above: float = Field(50, ge=0, lt=100)  # a complaint is fixed where the mean is above
+
+
 class Checks(Settings):
     """Each complaint is asked again of every new policy on the same prompt (after RLCF, arXiv 2507.18624)."""
 
     max_checks: int = Field(200, ge=1)  # the newest; what is left out is counted
+    judge: CheckJudge | None = None  # of what no rule understands; null: this round's reward model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +114,7 @@ METHODS: dict[str, Method] = {
         gives="term", function="rlhf_loop.updates.terms.unlikelihood:UnlikelihoodTerm", settings=Unlikelihood
     ),
     "hindsight": Method(gives="term", function="rlhf_loop.updates.terms.hindsight:HindsightTerm", settings=Hindsight),
+    "next_message": Method(gives="rows", function="rlhf_loop.rows.next_messages:next_messages", settings=NextMessage),
     "checks": Method(gives="checks", function="rlhf_loop.rows.checks:checks_of", settings=Checks),
 }
 """The key in a recipe's `critiques:` block -> the method."""

@@ -383,7 +383,7 @@ class _Rounds:
             n,
             "checks",
             "checks",
-            follows=["critiques", "generation"],
+            follows=["critiques", "generation", *self._asked_of(self.recipe.critiques.checks.judge)],
             inputs=inputs,
             read=read,
             values={"policy": self.run.weights(candidate), "policy_id": candidate.id},
@@ -518,6 +518,10 @@ class _Rounds:
     def _asked(self) -> list[str]:
         """The block of the recipe that scoring follows too where a model behind a server scores."""
         return ["endpoints"] if self.recipe.endpoints and endpoints_of_rewards(self.recipe) else []
+
+    def _asked_of(self, judge: object) -> list[str]:
+        """The same of a judge, which is the reward model where the recipe names none."""
+        return self._asked if judge is None else _endpoints(judge)
 
     def _algorithm(self, n: int) -> AlgorithmName:
         """The algorithm of round `n`'s update; in round 0 that of the warm start."""

@@ -26,7 +26,7 @@ from pydantic import (
 
 from rlhf_loop.algorithms import AlgorithmName
 from rlhf_loop.annotators import ANNOTATORS, AnnotatorSettings, annotator_class
-from rlhf_loop.critique_methods import METHODS, Checks
+from rlhf_loop.critique_methods import METHODS, Checks, NextMessage
 from rlhf_loop.endpoints.judging import RUBRIC
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.engines import EngineName
@@ -150,13 +150,14 @@ class Critiques(Settings):
 
     if TYPE_CHECKING:
         checks: Checks | None
+        next_message: NextMessage | None
 
     def methods(self) -> dict[str, Settings]:
         """The methods that are on, with their settings, in the order of the table."""
         return {name: value for name in METHODS if (value := getattr(self, name, None)) is not None}
 
     def gives(self, what: str) -> dict[str, Settings]:
-        """Those of `methods` that give `what` (`pairs`, `term`, `checks`)."""
+        """Those of `methods` that give `what` (`pairs`, `term`, `rows`, `checks`)."""
         return {name: value for name, value in self.methods().items() if METHODS[name].gives == what}
 
     @property

@@ -39,7 +39,12 @@ def names_are_known(recipe: Recipe) -> str | None:
 
 def endpoints_are_known(recipe: Recipe) -> str | None:
     """Those that other settings name."""
-    blocks = {"feedback.annotator": recipe.feedback.annotator, "evaluation.judge": recipe.evaluation.judge}
+    blocks: dict[str, object] = {
+        "feedback.annotator": recipe.feedback.annotator,
+        "evaluation.judge": recipe.evaluation.judge,
+    }
+    if recipe.critiques is not None and recipe.critiques.checks is not None:
+        blocks["critiques.checks.judge"] = recipe.critiques.checks.judge
     for where, block in blocks.items():
         named = getattr(block, "endpoint", None)
         if named is not None and named not in recipe.endpoints:
@@ -253,6 +258,18 @@ def checks_have_a_policy(recipe: Recipe) -> str | None:
     return None
 
 
+def next_messages_have_a_reader(recipe: Recipe) -> str | None:
+    """A method that learns from what is said of answers; edits are none, and checks are of what people were asked."""
+    if recipe.critiques is None or recipe.critiques.next_message is None:
+        return None
+    if recipe.critiques.gives("term") or recipe.critiques.need_fresh:
+        return None
+    return (
+        "critiques.next_message: nothing learns from what users say next; set a method that does beside it, such as "
+        "`predict: {}`, or leave it out"
+    )
+
+
 def accelerate_is_started_once(recipe: Recipe) -> str | None:
     """By the loop, or by the user."""
     if recipe.accelerate_config is not None and recipe.launch in ("inline", "ranks"):
@@ -279,6 +296,7 @@ RULES: tuple[Callable[[Recipe], str | None], ...] = (
     revisions_are_written,
     losses_of_critiques_have_an_update,
     checks_have_a_policy,
+    next_messages_have_a_reader,
     accelerate_is_started_once,
 )
 """In the order in which they are looked at; the first that is broken is told."""

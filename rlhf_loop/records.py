@@ -298,10 +298,11 @@ class CritiquedCompletion:
     spans: tuple[Span, ...] = ()  # parts of the completion that it is about
     label: bool | None = None  # False: the answer was complained of; True: called good; None: nobody said
     revision: str | None = None
-    origin: Literal["human", "simulated", "llm", "code"]  # who said it
+    origin: Literal["human", "simulated", "llm", "code", "implicit"]  # who said it; implicit: a user's next message
     annotator: str
     feedback_ids: tuple[str, ...] = ()
     said_of: str | None = None  # the completion that the critique was really about, where `control: shuffled` moved it
+    said_in: str | None = None  # the prompt that holds it, of a user's next message
     round: int = 0
 
     @property

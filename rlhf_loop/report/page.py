@@ -234,6 +234,7 @@ def validation(rounds: Sequence[Round]) -> dict[str, Any]:
         _table("Annotators", last.get("per_annotator") or {}),
         _table("Preferences without a pair", last.get("no_pair") or {}),
         *_critique_tables(last.get("critiques") or {}),
+        *_next_message_tables(last.get("next_messages") or {}),
     ]
     examples = [
         f"{CHECKS.get(name, _words(name))}: {line}"
@@ -260,6 +261,16 @@ def _critique_tables(counts: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         _table("To learn from critiques", {name: count for name, count in there.items() if count}),
         _table("Critiques left out", counts.get("left_out") or {}),
+    ]
+
+
+def _next_message_tables(counts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What users said next, which are no critiques, and what was left out."""
+    there = {"messages": counts.get("messages"), "of these complaints": counts.get("complaints")}
+    there["about answers of a policy"] = counts.get("of_stored_answers")
+    return [
+        _table("What users said next (implicit)", {name: count for name, count in there.items() if count is not None}),
+        _table("Next messages left out", counts.get("left_out") or {}),
     ]
 
 

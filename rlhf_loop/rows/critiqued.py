@@ -74,7 +74,7 @@ def critiqued_completions(
             text, label = said.critique, said.label
             if isinstance(record, Critique):
                 label = verdicts.get((record.annotator.id, said.completion_id), False)
-            if text and (reason := _refusal(text, prompt, limits)) is not None:
+            if text and (reason := refusal(text, prompt, limits)) is not None:
                 left_out[reason] += 1
                 text = ""
             says_nothing = (isinstance(record, Critique) and not any(span.label for span in record.spans)) or (
@@ -101,6 +101,18 @@ def losers_of(preference: Preference) -> list[str]:
     """The answers that a comment on a preference is about: none at a tie."""
     a, b = preference.a_id, preference.b_id
     return {"a": [b], "b": [a], "tie": [], "both_bad": [a, b]}[preference.winner]
+
+
+def refusal(text: str, prompt: Prompt, limits: Limits) -> str | None:
+    """Why nothing is learned from these words about an answer to `prompt`; None where it is."""
+    if limits.is_vague(text):
+        return "vague"
+    if max(len(text.split()), len(text) // _LONG_WORD) > limits.max_words:
+        return "too_long"
+    systems = [m["content"] for m in prompt.messages if m["role"] == "system"]
+    if any(_quotes(text, system) for system in [limits.system_prompt or "", *systems]):
+        return "quotes_the_system_prompt"
+    return None
 
 
 def counts_of(rows: Sequence[CritiquedCompletion], left_out: Mapping[str, int]) -> dict[str, Any]:
@@ -151,6 +163,7 @@ def shuffled(rows: Sequence[CritiquedCompletion], seed: int) -> list[CritiquedCo
                 annotator=source.annotator,
                 feedback_ids=source.feedback_ids,
                 said_of=source.completion_id,
+                said_in=source.said_in,
             )
     return mixed
 
@@ -196,17 +209,6 @@ def _verdict(record: Thumb | Rating) -> bool | None:
     low, high = record.scale
     middle = (low + high) / 2
     return None if record.score == middle else (record.score > middle) == (high > low)
-
-
-def _refusal(text: str, prompt: Prompt, limits: Limits) -> str | None:
-    if limits.is_vague(text):
-        return "vague"
-    if max(len(text.split()), len(text) // _LONG_WORD) > limits.max_words:
-        return "too_long"
-    systems = [m["content"] for m in prompt.messages if m["role"] == "system"]
-    if any(_quotes(text, system) for system in [limits.system_prompt or "", *systems]):
-        return "quotes_the_system_prompt"
-    return None
 
 
 def _quotes(text: str, system: str) -> bool:

@@ -12,11 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf_loop.critique_methods import CheckJudge
+from rlhf_loop.endpoints.client import Client, Endpoints, Unanswered
+from rlhf_loop.endpoints.complaints import Complaint, taken_up
 from rlhf_loop.files import write_json
 from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Recipe, parse
 from rlhf_loop.records import Check, CheckResult, Completion, Prompt, Score, read_records, write_records
+from rlhf_loop.rewards import Reward
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_completions
 from rlhf_loop.rows.checks import JUDGE, by_rule, criticised, result, summary
@@ -93,10 +97,25 @@ def _judged(
     arguments: StageArguments,
     features: KeptFeatures,
 ) -> dict[tuple[str, str], bool | None]:
-    """Whether this round's reward model scores an answer above the one that was complained of."""
+    """What the judge says of each answer; None where it does not say."""
+    recipe = parse(arguments.recipe)
+    assert recipe.critiques is not None
+    assert recipe.critiques.checks is not None
     if not asked:
         return {}
-    reward = load(Path(arguments.inputs["reward"]), arguments.recipe, features)
+    judge = recipe.critiques.checks.judge
+    if judge is None:
+        said = _scored_higher(asked, prompts, load(Path(arguments.inputs["reward"]), arguments, features))
+    else:
+        with Endpoints(recipe.endpoints, arguments.run) as endpoints:
+            said = _said_by(endpoints[judge.endpoint], judge, asked, prompts)
+    return {(check.id, answer.id): good for (check, answer), good in zip(asked, said, strict=True)}
+
+
+def _scored_higher(
+    asked: Sequence[tuple[Check, Completion]], prompts: Sequence[Prompt], reward: Reward
+) -> list[bool | None]:
+    """Whether this round's reward model scores an answer above the one that was complained of."""
     texts = {one.id: one for check, answer in asked for one in (criticised(check), answer)}
 
     def score(share: Sequence[Completion]) -> list[Score]:
@@ -104,9 +123,22 @@ def _judged(
 
     by_length = sorted(texts.values(), key=lambda c: (len(c.text), c.id))  # so that ranks get equal work
     values = {score.completion_id: score.value for score in sharded_map(score, by_length)}
+    both = [(values.get(answer.id), values.get(check.completion_id)) for check, answer in asked]
+    return [None if mine is None or theirs is None else mine > theirs for mine, theirs in both]
 
-    def better(check: Check, answer: Completion) -> bool | None:
-        mine, theirs = values.get(answer.id), values.get(check.completion_id)
-        return None if mine is None or theirs is None else mine > theirs
 
-    return {(check.id, answer.id): better(check, answer) for check, answer in asked}
+def _said_by(
+    client: Client, judge: CheckJudge, asked: Sequence[tuple[Check, Completion]], prompts: Sequence[Prompt]
+) -> list[bool | None]:
+    """Whether a model behind a server says that an answer takes up the complaint."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+
+    def share(mine: Sequence[tuple[Check, Completion]]) -> list[bool | None]:
+        complaints = [
+            Complaint(prompt=by_id[check.prompt_id], criticised=criticised(check), said=check.critiques, answer=answer)
+            for check, answer in mine
+        ]
+        said = taken_up(client, complaints, judge.samples, judge.temperature)
+        return [None if isinstance(one, Unanswered) else one > judge.above for one in said]
+
+    return sharded_map(share, asked)

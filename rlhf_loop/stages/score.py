@@ -32,6 +32,8 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     reward = load(Path(arguments.inputs["reward"]), arguments, features)
     given = arguments.inputs.get("critiques")
     critiqued = answers(read_records(Path(given), CritiquedCompletion)) if given else []
+    known = {prompt.id for prompt in prompts}  # not those that only stand within a conversation
+    critiqued = [answer for answer in critiqued if answer.prompt_id in known]
     scored = list({c.id: c for c in [*critiqued, *completions]}.values())
     by_length = sorted(scored, key=lambda c: (len(c.text), c.id))
     progress(0, len(scored), "")

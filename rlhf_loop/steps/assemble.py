@@ -201,7 +201,7 @@ def _critiques_for_terms(recipe: Recipe, round: int, frozen: Path, folder: Path,
         write_records(folder / "critiques.parquet", rows)
         summary["critiques"] = {**summary.get("critiques", {}), "terms": list(terms), "rows_for_terms": len(rows)}
         for origin, count in Counter(row.origin for row in rows if row.critique).items():
-            summary["by_origin"][f"{origin} critiques"] = count
+            summary["by_origin"]["next messages of users" if origin == "implicit" else f"{origin} critiques"] = count
     if recipe.critiques.control is not None:
         summary["control"] = recipe.critiques.control
 

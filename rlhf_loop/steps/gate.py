@@ -46,14 +46,11 @@ def decide(evaluation: dict[str, Any], settings: Gate, complaints: dict[str, Any
         value = _number(evaluation.get("collapse") or {}, "overlap", "mean")
         label = "share of its answers' 4-grams that the last policy's answers hold"
         checks.append(_at_most("overlap", label, value, settings.max_overlap, ""))
-<<<<<<< HEAD
     calibration = (evaluation.get("judge") or {}).get("calibration")
     if calibration is not None:
         checks.append(judge_agreement(calibration))
-=======
     if settings.max_came_back is not None:
         checks.append(_came_back(complaints or {}, settings.max_came_back))
->>>>>>> 6c45d7c (Complaints are asked again of every new policy)
     failed = [check["text"] for check in checks if not check["passed"]]
     if failed:
         return {"promoted": False, "checks": checks, "reason": "kept the last policy: " + "; ".join(failed)}

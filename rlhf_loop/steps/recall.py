@@ -106,7 +106,7 @@ def critiques(
         kinds = (recipe.critiques or Critiques()).kinds
         limits = limits_of(recipe.feedback.validation, kinds, recipe.policy.system_prompt)
         rows, _ = critiqued_completions(given, answers, asked, limits)
-    faults = [row for row in rows if row.critique and row.label is not True]
+    faults = [row for row in rows if row.critique and row.label is not True and row.origin != "implicit"]
     return {row.completion_id: (row.critique, row.feedback_ids) for row in faults}
 
 

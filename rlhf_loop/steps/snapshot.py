@@ -10,6 +10,7 @@ the meantime.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +24,15 @@ from rlhf_loop.feedback.store.table_rows import about
 from rlhf_loop.feedback.validation import ValidationReport, limits_of, validate
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import Completion, Feedback, PreferencePair, Prompt, write_records
+from rlhf_loop.records import Completion, CritiquedCompletion, Feedback, PreferencePair, Prompt, write_records
 from rlhf_loop.rows.check_rules import means_a_rule
 from rlhf_loop.rows.checks import checks_of
 from rlhf_loop.rows.checks import counts_of as counts_of_checks
 from rlhf_loop.rows.critiqued import counts_of, critiqued_completions, shuffled
 from rlhf_loop.rows.demonstrations import demonstrations
 from rlhf_loop.rows.labels import labels_from_feedback
+from rlhf_loop.rows.next_messages import counts_of as counts_of_next_messages
+from rlhf_loop.rows.next_messages import next_messages
 from rlhf_loop.rows.pairs import pairs_from_feedback
 
 MANY = 0.5  # of all completions: to read more than this share by their ids takes longer than to read all there are
@@ -71,7 +74,8 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path, promoted: s
     write_records(folder / "judge_prompts.parquet", _of_split(list(prompts.values()), "judge"))
     write_records(folder / "prompts.parquet", _of_split(list(prompts.values()), "train"))
     write_records(folder / "held_out.parquet", held_out)
-    critiques = _critiques(recipe, folder, sound, completions, training)
+    talks = list(prompts.values())
+    critiques = _critiques(recipe, folder, sound, completions, training, _next_messages(store, recipe, talks))
     unused = {split: len(of_split) for split, of_split in by_split.items()}
     write_json(
         folder / "validation.json",
@@ -122,26 +126,51 @@ def _critiques(
     sound: Sequence[Feedback],
     completions: Mapping[str, Completion],
     prompts: Mapping[str, Prompt],
+    said_next: tuple[list[CritiquedCompletion], Counter[str]] | None,
 ) -> dict[str, Any]:
-    """Writes what is learned from critiques, where the recipe does; gives its part of the validation report."""
+    """Writes what is learned from critiques, where the recipe does; gives its part of the validation report.
+
+    `said_next`: what users said next, where the recipe learns from that: rows beside those of critiques, counted apart.
+    """
     settings = recipe.critiques
     if settings is None:
         return {}
     limits = limits_of(recipe.feedback.validation, settings.kinds, recipe.policy.system_prompt)
     rows, left_out = critiqued_completions(sound, completions, prompts, limits)
+    counts = counts_of(rows, left_out)
+    found: dict[str, Any] = {}
+    if said_next is not None:
+        rows = [*rows, *said_next[0]]
+        found["next_messages"] = counts_of_next_messages(*said_next)
     if settings.control == "shuffled":
         rows = shuffled(rows, recipe.seed)
     write_records(folder / "critiques.parquet", rows)
     moved = sum(row.said_of is not None for row in rows)
-    counts = {**counts_of(rows, left_out), "control": settings.control, "moved_to_another_answer": moved}
+    found["critiques"] = {**counts, "control": settings.control, "moved_to_another_answer": moved}
     if settings.checks is None:
-        return {"critiques": counts}
+        return found
     # Two words are vague to learn from, and enough for a rule; a control moves what is learned, not what is measured.
     short = replace(limits, is_vague=lambda text: limits.is_vague(text) and not means_a_rule(text))
     said, _ = critiqued_completions(sound, completions, prompts, short)
-    checks, no_check = checks_of(said, settings.checks.max_checks, recipe.reward is not None)
+    judged = recipe.reward is not None or settings.checks.judge is not None
+    checks, no_check = checks_of(said, settings.checks.max_checks, judged)
     write_records(folder / "checks.parquet", checks)
-    return {"critiques": counts, "checks": counts_of_checks(checks, no_check)}
+    return {**found, "checks": counts_of_checks(checks, no_check)}
+
+
+def _next_messages(
+    store: Store, recipe: Recipe, prompts: Sequence[Prompt]
+) -> tuple[list[CritiquedCompletion], Counter[str]] | None:
+    """What users said next after answers, where the recipe learns from it, with counts of what is left out."""
+    if recipe.critiques is None or recipe.critiques.next_message is None:
+        return None
+
+    def answers_to(ids: Sequence[str]) -> list[Completion]:
+        wanted = set(ids)
+        return [completion for completion in store.completions() if completion.prompt_id in wanted]
+
+    limits = limits_of(recipe.feedback.validation, recipe.critiques.kinds, recipe.policy.system_prompt)
+    return next_messages(prompts, answers_to, recipe.critiques.next_message, limits)
 
 
 def _by_split(pairs: Sequence[PreferencePair], prompts: Mapping[str, Prompt]) -> dict[str, list[PreferencePair]]:

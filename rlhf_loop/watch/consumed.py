@@ -54,7 +54,7 @@ def consumers(recipe: Recipe) -> dict[str, Eats]:
     components = recipe.reward.weighted() if recipe.reward is not None else []
     if any(isinstance(load_spec(one.model), TrainedSpec) for one in components):
         found[REWARD_MODEL] = "pairs"
-    if recipe.critiques is not None and recipe.critiques.methods():
+    if recipe.critiques is not None and (recipe.critiques.gives("pairs") or recipe.critiques.gives("term")):
         found[CRITIQUES] = "critiques"
     return found
 

@@ -66,6 +66,8 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"update": {"algorithm": "none"}, "critiques": {"predict": {}}},
         "trains nothing; set another algorithm",
     ),
+    "checks_have_a_policy": ({"gate": {"max_came_back": 0.1}}, "set `critiques: {checks: {}}`, or null"),
+    "next_messages_have_a_reader": ({"critiques": {"next_message": {}}}, "`predict: {}`, or leave it out"),
     "accelerate_is_started_once": ({"accelerate_config": "x.yaml", "launch": "inline"}, "launch: child"),
 }
 

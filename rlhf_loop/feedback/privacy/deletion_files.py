@@ -37,7 +37,7 @@ from rlhf_loop.step_folders import read_manifest
 REDACTED = "inputs redacted"
 """The `state` of a manifest."""
 
-_PROMPT_IDS = ("id", "prompt_id")
+_PROMPT_IDS = ("id", "prompt_id", "said_in")
 _COMPLETION_IDS = ("id", "completion_id", "a_id", "b_id", "chosen_id", "rejected_id", "parent", "said_of")
 _KNOWN = {"id", "prompt_id", "completion_id", "feedback_ids"}
 _OURS = (".parquet", ".json", ".npy")  # ends of the names of files that rows and entries are taken out of
