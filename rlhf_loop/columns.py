@@ -16,7 +16,11 @@ OF_COMPLETIONS = ("finished",)
 OF_TRAINERS = ("completion_ids", "prompt_ids", "trainer_state", "log_extra", "log_metric", "environments")
 """What TRL's trainers add while they train; not there where answers are only scored."""
 
-RESERVED = ("prompts", "completions", *OF_PROMPTS[:1], *OF_COMPLETIONS, *OF_TRAINERS)
+COMPLAINTS = "complaint_checks"
+"""What people complained of in answers to a training prompt: rules and their limits (`rows/check_rules.py`), where
+the recipe has `critiques.checks`."""
+
+RESERVED = ("prompts", "completions", *OF_PROMPTS[:1], *OF_COMPLETIONS, *OF_TRAINERS, COMPLAINTS)
 """Names that a column of a prompt file cannot have."""
 
 

@@ -149,8 +149,8 @@ class Critiques(Settings):
     )
 
     if TYPE_CHECKING:
-        checks: Checks | None
-        next_message: NextMessage | None
+        checks: Checks | None = None
+        next_message: NextMessage | None = None
 
     def methods(self) -> dict[str, Settings]:
         """The methods that are on, with their settings, in the order of the table."""

@@ -262,7 +262,7 @@ def next_messages_have_a_reader(recipe: Recipe) -> str | None:
     """A method that learns from what is said of answers; edits are none, and checks are of what people were asked."""
     if recipe.critiques is None or recipe.critiques.next_message is None:
         return None
-    if recipe.critiques.gives("term") or recipe.critiques.need_fresh:
+    if recipe.critiques.gives("term") or "fresh" in recipe.critiques.methods():
         return None
     return (
         "critiques.next_message: nothing learns from what users say next; set a method that does beside it, such as "

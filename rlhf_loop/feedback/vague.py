@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import re
 
+from rlhf_loop.rows.check_rules import means_a_rule
+
 
 def is_vague(critique: str, min_words: int) -> bool:
-    """Whether a critique says nothing that one could act on: too short, or only words like "bad" and "not good"."""
+    """Whether a critique says nothing that one could act on: too short, or only words like "bad" and "not good".
+
+    What a rule understands says enough, however short: "too long"."""
+    if means_a_rule(critique):
+        return False
     plain = critique.lower().replace("'", "").replace("’", "")
     words = re.findall(r"[^\W_]+(?:/[^\W_]+)*", plain)
     unspaced = len(re.findall(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]", plain)) // 2  # scripts without spaces

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rlhf_loop.records import Check, CheckResult, Completion, CritiquedCompletion, stable_id
+from rlhf_loop.columns import COMPLAINTS
+from rlhf_loop.records import Check, CheckResult, Completion, CritiquedCompletion, Prompt, stable_id
 from rlhf_loop.resampling import grouped_mean
 from rlhf_loop.rows.check_rules import RULES, passes, rules_in
 
@@ -58,6 +59,22 @@ def counts_of(checks: Sequence[Check], left_out: Mapping[str, int]) -> dict[str,
         "by_asks": dict(Counter(check.asks for check in checks)),
         "left_out": dict(left_out),
     }
+
+
+def with_rules(prompts: Iterable[Prompt], checks: Iterable[Check]) -> list[Prompt]:
+    """The prompts with the rules that complaints about their answers mean, for reward functions: name and limit, as in
+    `too_long 18`. Of several limits of one rule the newest."""
+    rules: dict[str, dict[str, str]] = {}
+    for check in checks:
+        if check.asks != JUDGE:
+            limit = "" if check.limit is None else f" {check.limit}"
+            rules.setdefault(check.prompt_id, {})[check.asks] = f"{check.asks}{limit}"
+    return [
+        replace(prompt, columns={**prompt.columns, COMPLAINTS: list(rules[prompt.id].values())})
+        if prompt.id in rules
+        else prompt
+        for prompt in prompts
+    ]
 
 
 def wanted(asks: str, limit: int | None) -> str:
@@ -134,6 +151,7 @@ def in_words(found: Mapping[str, Any]) -> str:
 
 
 def _check(row: CritiquedCompletion, asks: str, limit: int | None, texts: Sequence[str]) -> Check:
+    assert row.origin != "implicit"  # nobody was asked: a next message is no critique
     return Check(
         id=stable_id("check", row.completion_id, asks),
         prompt_id=row.prompt_id,

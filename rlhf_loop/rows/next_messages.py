@@ -1,8 +1,9 @@
 """What a user says next, after an answer, as what it says of that answer: "no, shorter" needs no button.
 
-Chats are prepared as in OpenClaw-RL and in Kleine Buening et al. 2026 (arXiv 2603.12273). The messages stand in the prompts of the store: a chat
-that went on is a prompt with the earlier answers in it, whether it was served here or imported. Nobody asked for a
-judgement, so these are no critiques: their origin is `implicit`, and nothing counts them as such.
+Chats are prepared as in OpenClaw-RL and in Kleine Buening et al. 2026 (arXiv 2603.12273). The messages stand in the
+prompts of the store: a chat that went on is a prompt with the earlier answers in it, whether it was served here or
+imported. Nobody asked for a judgement, so these are no critiques: their origin is `implicit`, and nothing counts them
+as such.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _unfit(prompt: Prompt, place: int, said: str, settings: NextMessage, limits:
     if len(text) > settings.max_answer_characters:
         return "answer_too_long"
     reason = refusal(said, prompt, limits)
-    return None if reason == "vague" and (means_a_rule(said) or is_complaint(said)) else reason
+    return None if reason == "vague" and is_complaint(said) else reason
 
 
 def _row(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,8 @@ from rlhf_loop.feedback.store.table_rows import about
 from rlhf_loop.feedback.validation import ValidationReport, limits_of, validate
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import Completion, CritiquedCompletion, Feedback, PreferencePair, Prompt, write_records
-from rlhf_loop.rows.check_rules import means_a_rule
-from rlhf_loop.rows.checks import checks_of
+from rlhf_loop.records import Check, Completion, CritiquedCompletion, Feedback, PreferencePair, Prompt, write_records
+from rlhf_loop.rows.checks import checks_of, with_rules
 from rlhf_loop.rows.checks import counts_of as counts_of_checks
 from rlhf_loop.rows.critiqued import counts_of, critiqued_completions, shuffled
 from rlhf_loop.rows.demonstrations import demonstrations
@@ -72,10 +70,11 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path, promoted: s
     write_records(folder / "demonstrations.parquet", demonstrations(sound, completions, training))
     write_records(folder / "judge_pairs.parquet", judge)
     write_records(folder / "judge_prompts.parquet", _of_split(list(prompts.values()), "judge"))
-    write_records(folder / "prompts.parquet", _of_split(list(prompts.values()), "train"))
     write_records(folder / "held_out.parquet", held_out)
-    talks = list(prompts.values())
-    critiques = _critiques(recipe, folder, sound, completions, training, _next_messages(store, recipe, talks))
+    everywhere = list(prompts.values())
+    said_next = _next_messages(store, recipe, everywhere)
+    critiques, checks = _critiques(recipe, folder, sound, completions, training, said_next)
+    write_records(folder / "prompts.parquet", with_rules(_of_split(everywhere, "train"), checks))
     unused = {split: len(of_split) for split, of_split in by_split.items()}
     write_json(
         folder / "validation.json",
@@ -127,17 +126,18 @@ def _critiques(
     completions: Mapping[str, Completion],
     prompts: Mapping[str, Prompt],
     said_next: tuple[list[CritiquedCompletion], Counter[str]] | None,
-) -> dict[str, Any]:
-    """Writes what is learned from critiques, where the recipe does; gives its part of the validation report.
+) -> tuple[dict[str, Any], list[Check]]:
+    """Writes what is learned from critiques, where the recipe does, and the checks that are made of them; gives its
+    part of the validation report, and the checks.
 
     `said_next`: what users said next, where the recipe learns from that: rows beside those of critiques, counted apart.
     """
     settings = recipe.critiques
     if settings is None:
-        return {}
+        return {}, []
     limits = limits_of(recipe.feedback.validation, settings.kinds, recipe.policy.system_prompt)
     rows, left_out = critiqued_completions(sound, completions, prompts, limits)
-    counts = counts_of(rows, left_out)
+    counts, said = counts_of(rows, left_out), rows
     found: dict[str, Any] = {}
     if said_next is not None:
         rows = [*rows, *said_next[0]]
@@ -148,14 +148,12 @@ def _critiques(
     moved = sum(row.said_of is not None for row in rows)
     found["critiques"] = {**counts, "control": settings.control, "moved_to_another_answer": moved}
     if settings.checks is None:
-        return found
-    # Two words are vague to learn from, and enough for a rule; a control moves what is learned, not what is measured.
-    short = replace(limits, is_vague=lambda text: limits.is_vague(text) and not means_a_rule(text))
-    said, _ = critiqued_completions(sound, completions, prompts, short)
+        return found, []
+    # of what was said as it was said: a control moves what is learned, not what is measured
     judged = recipe.reward is not None or settings.checks.judge is not None
     checks, no_check = checks_of(said, settings.checks.max_checks, judged)
     write_records(folder / "checks.parquet", checks)
-    return {**found, "checks": counts_of_checks(checks, no_check)}
+    return {**found, "checks": counts_of_checks(checks, no_check)}, checks
 
 
 def _next_messages(

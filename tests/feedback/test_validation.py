@@ -139,6 +139,11 @@ def test_critiques_that_one_can_act_on_are_not_vague(text: str) -> None:
     assert not is_vague(text, 3)
 
 
+@pytest.mark.parametrize("text", ["too long", "Shorter please", "cut off"])
+def test_what_a_rule_understands_is_not_vague_however_short(text: str) -> None:
+    assert not is_vague(text, min_words=3)
+
+
 def test_a_vague_critique_is_not_given_on_and_the_preference_stays() -> None:
     about: dict = {"prompt_id": "p", "completion_id": "b", "annotator": Annotator(id="ann")}
     spans = (Span(start=0, end=3, comment="This year is off by one."),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from rlhf_loop.records import (
     Completion,
     Critique,
     Retraction,
+    Score,
     Span,
     read_records,
 )
@@ -35,6 +37,7 @@ from rlhf_loop.server.app import create_app
 from rlhf_loop.server.service import Service
 from rlhf_loop.steps.gate import decide
 
+REWARDS = Path(__file__).parents[2] / "reward_models"
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 SYSTEM = "You are Ada, the assistant of a shop in Ghent, and never name the prices of others."
 HOSTILE = '<script>alert("x")</script> far too long, <b>and wrong'
@@ -62,22 +65,27 @@ def complaints(store: Store) -> list[Critique]:
             prompt_id=answer.prompt_id,
             completion_id=answer.id,
             comment=comment,
-            spans=spans,
+            spans=tuple(replace(span, end=len(answer.text)) for span in spans),
             annotator=Annotator(id="ann" if id != "other" else "gone"),
         )
         for (id, comment, spans), answer in zip(said, answers.values(), strict=False)
     ]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
-    """Two rounds; one complaint is taken back before the second."""
-    folder = tmp_path_factory.mktemp("checks") / "run"
-    recipe = Recipe.load(SMOKE, SETTINGS)
+def complained(folder: Path, recipe: Recipe) -> Path:
+    """A run of one round, after a person complained of answers of round 0."""
     Loop(recipe, run_dir=folder).run(rounds=0)
     with Store.open(folder / "feedback.db") as store:
         store.add_feedback(complaints(store))
     Loop(recipe, run_dir=folder).run(rounds=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
+    """Two rounds; one complaint is taken back before the second."""
+    recipe = Recipe.load(SMOKE, SETTINGS)
+    folder = complained(tmp_path_factory.mktemp("checks") / "run", recipe)
     with Store.open(folder / "feedback.db") as store:
         long = next(one for one in complaints(store) if one.id == "long")
         back = Retraction(id="back", supersedes="long", prompt_id=long.prompt_id, annotator=long.annotator, round=1)
@@ -206,34 +214,38 @@ def test_a_rerun_makes_nothing_again_and_a_deletion_takes_complaints_out_of_all_
     assert "viel zu lang" not in (copy / "report.html").read_text()
 
 
-def test_a_model_behind_a_server_judges_what_no_rule_understands(run: Path, tmp_path: Path) -> None:
+def test_a_model_behind_a_server_judges_what_no_rule_understands(tmp_path: Path, model_cache: Path) -> None:
     asked: list[dict[str, str]] = []
 
     def say(request: dict) -> str:  # type: ignore[type-arg]
-        asked.append(texts_of(request))
-        scores = [0, 60, 90]  # the mean, 50, is not above 50
-        number = sum(texts_of(request) == before for before in asked[:-1])
-        return json.dumps({"score": 80 if "Das ist" in texts_of(request)["complaint"] else scores[number % 3]})
+        texts = texts_of(request)
+        number = sum(texts == before for before in asked)
+        asked.append(texts)
+        return json.dumps({"score": 80 if "Das ist" in texts["complaint"] else [0, 60, 90][number % 3]})
 
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy)
-    shutil.rmtree(copy / "round_002")
-    shutil.rmtree(copy / "round_001" / "checks")
-    (copy / "round_001" / "manifest.json").unlink()
     with running(say) as (_, url):
         block = {"big": {"base_url": url, "model": "judge-70b", "max_retries": 0, "concurrency": 1}}
         judge = {"checks": {"judge": {"endpoint": "big", "samples": 3}}}
-        recipe = Recipe.load(SMOKE, [*SETTINGS, f"endpoints={json.dumps(block)}", f"critiques={json.dumps(judge)}"])
-        recipe_file = copy / "recipe.yaml"
-        recipe_file.unlink()
-        Loop(recipe, run_dir=copy).run(rounds=1)
-    judged = [one for one in results_of(copy, 1).values() if one.asks == JUDGE]
+        parts = [{"model": str(REWARDS / "frozen_head")}, {"model": str(REWARDS / "complaint_checks"), "weight": 0.5}]
+        settings = {"endpoints": block, "critiques": judge, "reward": {"components": parts}}
+        recipe = Recipe.load(SMOKE, [*SETTINGS, *(f"{name}={json.dumps(value)}" for name, value in settings.items())])
+        made = complained(tmp_path / "run", recipe)
+    judged = [one for one in results_of(made, 1).values() if one.asks == JUDGE]
     assert len(asked) == 3 * len(judged)
     (german,) = [one for one in judged if "other" in one.feedback_ids]
     assert german.outcome == "fixed"
-    assert all(one.outcome == "still_there" for one in judged if one is not german)
+    others = [one for one in judged if one is not german]
+    assert others
+    assert {one.outcome for one in others} == {"still_there"}  # a mean of 50 is not above 50
     shown = next(texts for texts in asked if "Das ist" in texts["complaint"])
     assert (shown["earlier"], shown["answer"]) == (german.text, german.answer)
+    # and what rules understand is a part of the reward
+    files = RunDir(made)
+    ruled = {one.prompt_id for one in results_of(made, 1).values() if one.asks != JUDGE}
+    waiting = {c.id: c for c in read_records(files.step(0, "generate") / "completions.parquet", Completion)}
+    scores = read_records(files.step(1, "score") / "scores.parquet", Score)
+    part = {waiting[one.completion_id].prompt_id for one in scores if "complaint_checks" in one.breakdown}
+    assert part == ruled & {one.prompt_id for one in waiting.values()}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rlhf_loop.run_dir import STEPS, RunDir
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 DRIVER = Path(__file__).parents[1] / "samples" / "kill_and_resume.py"
 
-NOT_MADE = ("judge", "evaluate_warm_start", "recall", "embed")
+NOT_MADE = ("judge", "evaluate_warm_start", "checks", "recall", "embed")
 
 
 def drive(run: Path, *points: str) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from samples.feedback import prompt
 
+from rlhf_loop.columns import columns_of
 from rlhf_loop.records import Check, Completion, CritiquedCompletion, Span
+from rlhf_loop.reward_function import find_function
+from rlhf_loop.reward_spec import load_spec
 from rlhf_loop.rows.check_rules import RULES, means_a_rule, passes, rules_in
-from rlhf_loop.rows.checks import JUDGE, by_rule, checks_of, in_words, result, summary, wanted
+from rlhf_loop.rows.checks import JUDGE, by_rule, checks_of, in_words, result, summary, wanted, with_rules
 from rlhf_loop.rows.parts import answer
 
 TWENTY = " ".join(f"word{i}" for i in range(19)) + " end."
@@ -152,3 +157,20 @@ def test_what_became_of_complaints_is_counted_with_an_interval_by_prompt_group()
     nothing = summary([], seed=0)
     assert (nothing["share_fixed"], nothing["share_came_back"]) == (None, None)
     assert in_words(nothing) == "no complaint could be asked again"
+
+
+def test_the_rules_of_a_prompt_are_a_reward() -> None:
+    rows = [row("too long"), row("too long", completion_id="d", completion=answer("one two three four five six.")),
+            row("Wrong cause.", prompt_id="q")]  # fmt: skip
+    checks, _ = checks_of([*rows, row("incomplete", completion=answer("It was"), completion_id="e")], 10, judged=True)
+    asked = with_rules([prompt("p", columns={"unit": "m"}), prompt("q"), prompt("r")], checks)
+    assert [one.columns for one in asked] == [
+        {"unit": "m", "complaint_checks": ["too_long 5", "cut_off"]}, {}, {}
+    ]  # fmt: skip
+    folder = Path(__file__).parents[2] / "reward_models" / "complaint_checks"
+    reward = find_function(folder, load_spec(folder))
+    texts = ["One two.", [{"role": "assistant", "content": "One two three four five six."}], "One two", "Any."]
+    columns = columns_of([asked[i] for i in (0, 0, 0, 2)])
+    assert reward(completions=texts, finished=[True] * 4, **columns) == [1.0, 0.5, 0.5, None]
+    assert reward(completions=texts[:1], finished=[False], **columns_of(asked[:1])) == [0.5]
+    assert reward(completions=["Any."]) == [None]
