@@ -4,6 +4,7 @@ To add one: a settings class here, a line in `METHODS`, and a file:
 
 - `gives="pairs"`: `rlhf_loop/rows/critiques/NAME.py` (torch-free) with `f(settings, material)`, see `Material` there;
   its pairs join those of an update that consumes pairs.
+- `gives="demonstrations"`: the same, with `Demonstration`s for an update that imitates.
 - `gives="checks"`: questions that every new policy is asked (`rlhf_loop/rows/checks.py`); nothing is trained on them.
 - `gives="rows"`: further rows that the other methods learn from.
 - `gives="term"`: `rlhf_loop/updates/terms/NAME.py`, a loss beside the update's own. It finds the critiques in
@@ -21,7 +22,7 @@ from pydantic import Field
 
 from rlhf_loop.settings import Settings
 
-Gives = Literal["pairs", "term", "checks", "rows"]
+Gives = Literal["pairs", "demonstrations", "term", "checks", "rows"]
 
 
 class Edits(Settings):
@@ -66,6 +67,10 @@ class Hindsight(Settings):
     batch_size: int | None = Field(None, ge=1)  # answers beside a batch of the update; None: as many as it has rows
     entry_test: bool = True
     unrelated_share: float = Field(0.5, gt=0, lt=1)  # what critiques of other answers may signal, of what its own do
+
+
+class Naive(Settings):
+    """The answer and its critique as one text to imitate: a baseline to beat, for comparisons alone."""
 
 
 class NextMessage(Settings):
@@ -114,6 +119,7 @@ METHODS: dict[str, Method] = {
         gives="term", function="rlhf_loop.updates.terms.unlikelihood:UnlikelihoodTerm", settings=Unlikelihood
     ),
     "hindsight": Method(gives="term", function="rlhf_loop.updates.terms.hindsight:HindsightTerm", settings=Hindsight),
+    "naive": Method(gives="demonstrations", function="rlhf_loop.rows.critiques.naive:demonstrations", settings=Naive),
     "next_message": Method(gives="rows", function="rlhf_loop.rows.next_messages:next_messages", settings=NextMessage),
     "checks": Method(gives="checks", function="rlhf_loop.rows.checks:checks_of", settings=Checks),
 }

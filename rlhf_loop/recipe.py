@@ -157,7 +157,7 @@ class Critiques(Settings):
         return {name: value for name in METHODS if (value := getattr(self, name, None)) is not None}
 
     def gives(self, what: str) -> dict[str, Settings]:
-        """Those of `methods` that give `what` (`pairs`, `term`, `rows`, `checks`)."""
+        """Those of `methods` that give `what` (`pairs`, `demonstrations`, `term`, `rows`, `checks`)."""
         return {name: value for name, value in self.methods().items() if METHODS[name].gives == what}
 
     @property

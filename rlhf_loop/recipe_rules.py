@@ -211,14 +211,15 @@ def labels_have_a_source(recipe: Recipe) -> str | None:
 
 
 def critiques_give_what_the_update_takes(recipe: Recipe) -> str | None:
-    """Pairs go to an update that learns from pairs."""
-    if recipe.critiques is None or _consumes(recipe) == "pairs":
+    """Pairs go to an update that learns from pairs, texts to imitate to one that imitates."""
+    if recipe.critiques is None:
         return None
-    for name in recipe.critiques.gives("pairs"):
-        return (
-            f"critiques.{name}: it gives pairs, and {recipe.update.algorithm} learns from none; set "
-            "`update.algorithm: dpo`, or leave it out"
-        )
+    for given, algorithm in (("pairs", "dpo"), ("demonstrations", "sft")):
+        for name in recipe.critiques.gives(given) if _consumes(recipe) != given else ():
+            return (
+                f"critiques.{name}: it gives {given}, and {recipe.update.algorithm} learns from none; set "
+                f"`update.algorithm: {algorithm}`, or leave it out"
+            )
     return None
 
 

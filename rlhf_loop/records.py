@@ -364,7 +364,7 @@ class Demonstration:
     token_ids: tuple[int, ...] | None = None  # of the completion; none of what a person wrote
     by_policy: bool = True
     completion_id: str | None = None  # the candidate it is, or that was edited
-    origin: Literal["edit", "reference", "best_of_n"]
+    origin: Literal["edit", "reference", "best_of_n", "critique"]
     feedback_ids: tuple[str, ...] = ()
     reward_model: str | None = None
     score: float | None = None  # of that reward model

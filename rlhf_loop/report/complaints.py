@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf_loop.feedback.quality.themes import WHOSE
 from rlhf_loop.records import CheckResult
 from rlhf_loop.report.data import Round
 from rlhf_loop.report.round_charts import complaint_chart
@@ -22,6 +23,9 @@ OUTCOMES = {
 """In words, the worst first."""
 
 
+_WHOSE = {kind: words.partition(",")[0] for kind, words in WHOSE.items()}
+
+
 def complaint_page(rounds: Sequence[Round]) -> dict[str, Any] | None:
     """`{rounds, chart, by_asks, examples, last}` for the template; None where nothing was asked again."""
     asked = [r for r in rounds if r.complaints]
@@ -32,6 +36,7 @@ def complaint_page(rounds: Sequence[Round]) -> dict[str, Any] | None:
         "rounds": [{"round": r.number, "outcome": r.outcome, **r.complaints} for r in asked],
         "chart": complaint_chart(asked),
         "by_asks": last.complaints["by_asks"],
+        "whose": {_WHOSE[kind]: count for kind, count in last.complaints["by_origin"].items()},
         "left_out": last.json("snapshot", "validation.json").get("checks", {}).get("left_out") or {},
         "examples": examples(last.check_results),
         "last": last.number,

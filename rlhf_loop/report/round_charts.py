@@ -182,8 +182,8 @@ def complaint_chart(rounds: Sequence[Round]) -> Chart | None:
     return charts.over_rounds(
         "Complaints that are fixed",
         [_line("share of those asked again", "green", rounds, lambda r: r.complaints.get("share_fixed"))],
-        note="Of complaints about answers to training prompts. Which are asked changes as people say more: compare "
-        "with the number beside it.",
+        note="Of complaints about answers to training prompts. As people say more, others are asked too: the table "
+        "says how many.",
         limits=(0, 1.03),
     )
 

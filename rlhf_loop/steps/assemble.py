@@ -33,7 +33,7 @@ from rlhf_loop.records import (
     write_records,
     write_table,
 )
-from rlhf_loop.rows.critiques import Material, pairs_of
+from rlhf_loop.rows.critiques import Material, demonstrations_of, pairs_of
 from rlhf_loop.rows.demonstrations import best_of_n
 from rlhf_loop.rows.pairs import pairs_from_scores
 
@@ -74,7 +74,13 @@ def assemble(
         written: list[Demonstration] = read_records(frozen / "demonstrations.parquet", Demonstration)
         rows = [row for row in written if row.origin == "reference" or row.round >= _oldest(recipe, round)]
         summary["older_left_out"] = len(written) - len(rows)
-        origins = ["edits" if row.origin == "edit" else "reference answers" for row in rows]
+        if round and recipe.critiques is not None:
+            material = _material(recipe, round, frozen, prompts, waiting, known)
+            for name, method in recipe.critiques.gives("demonstrations").items():
+                made, none = demonstrations_of(name, method, material)
+                summary.setdefault("critiques", {})[name] = {"demonstrations": len(made), "none": dict(none)}
+                rows += made
+        origins = [_DEMONSTRATIONS[row.origin] for row in rows]
     elif consumes == "best_of_n":
         rows, summary["reward"] = best_of_n(prompts, waiting, known, recipe.pairing.min_margin, round)
         origins = ["best-of-n answers" for _ in rows]
@@ -104,6 +110,9 @@ REMEDIES: dict[Consumes, str] = {
     "prompts": "Give `prompts.train`",
 }
 """What to do when there is nothing of a kind."""
+
+
+_DEMONSTRATIONS = {"edit": "edits", "reference": "reference answers", "critique": "answers with their critiques"}
 
 
 def _pairs(

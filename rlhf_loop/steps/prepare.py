@@ -80,6 +80,8 @@ def check_demonstrations(store: Store, recipe: Recipe) -> None:
             "warm_start: there is nothing to imitate before round 1: give training prompts a `reference` answer, "
             "or import edits of answers with `feedback.imports`"
         )
+    if recipe.critiques is not None and recipe.critiques.gives("demonstrations"):
+        return
     asks = recipe.feedback.questions_per_round > 0
     if not (asks and (annotator is None or "edit" in annotator.gives)):
         raise UserError(f"update.algorithm: sft has no demonstrations to learn from. {REMEDIES['demonstrations']}")

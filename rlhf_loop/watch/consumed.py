@@ -54,7 +54,8 @@ def consumers(recipe: Recipe) -> dict[str, Eats]:
     components = recipe.reward.weighted() if recipe.reward is not None else []
     if any(isinstance(load_spec(one.model), TrainedSpec) for one in components):
         found[REWARD_MODEL] = "pairs"
-    if recipe.critiques is not None and (recipe.critiques.gives("pairs") or recipe.critiques.gives("term")):
+    trains = ("pairs", "demonstrations", "term")
+    if recipe.critiques is not None and any(map(recipe.critiques.gives, trains)):
         found[CRITIQUES] = "critiques"
     return found
 
@@ -122,7 +123,7 @@ def _critiques(
         for row in rows
         if (row.revision is not None and "edits" in settings.methods())
         or (row.label is False and settings.need_fresh)
-        or (row.critique and settings.gives("term"))
+        or (row.critique and (settings.gives("term") or settings.gives("demonstrations")))
     ]
 
 

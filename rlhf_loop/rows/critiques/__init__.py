@@ -1,8 +1,8 @@
-"""Pairs made of critiques: one file a method (`rlhf_loop/critique_methods.py`).
+"""Pairs and demonstrations made of critiques: one file a method (`rlhf_loop/critique_methods.py`).
 
 Each has a function
 
-    f(settings, material) -> (pairs, counts of what gave none, by reason)
+    f(settings, material) -> (pairs or demonstrations, counts of what gave none, by reason)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 
 from rlhf_loop.critique_methods import METHODS
-from rlhf_loop.records import Completion, CritiquedCompletion, PreferencePair, Prompt
+from rlhf_loop.records import Completion, CritiquedCompletion, Demonstration, PreferencePair, Prompt
 from rlhf_loop.settings import Settings
 
 
@@ -34,3 +34,9 @@ def pairs_of(name: str, settings: Settings, material: Material) -> tuple[list[Pr
     """What the method `name` makes of the material."""
     pairs: tuple[list[PreferencePair], Counter[str]] = resolve_name(METHODS[name].function)(settings, material)
     return pairs
+
+
+def demonstrations_of(name: str, settings: Settings, material: Material) -> tuple[list[Demonstration], Counter[str]]:
+    """The same of a method that gives texts to imitate."""
+    made: tuple[list[Demonstration], Counter[str]] = resolve_name(METHODS[name].function)(settings, material)
+    return made
