@@ -125,7 +125,7 @@ def critiques_beside(file: str | None, held_out: Sequence[PreferencePair]) -> li
     """What people said of answers, without the groups that measure the reward model."""
     rows: list[CritiquedCompletion] = read_records(Path(file), CritiquedCompletion) if file else []
     groups = {pair.group for pair in held_out}
-    return [row for row in rows if row.group not in groups]
+    return [row for row in rows if row.group not in groups and row.origin != "implicit"]
 
 
 def split_by_group(

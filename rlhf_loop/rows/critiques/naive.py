@@ -20,7 +20,7 @@ def demonstrations(settings: Naive, material: Material) -> tuple[list[Demonstrat
 
     Its tokens are those of the chat template, for nobody sampled the whole, and it ends.
     """
-    rows = [row for row in material.critiques if row.critique]
+    rows = [row for row in material.critiques if row.critique and row.origin != "implicit"]
     return [_demonstration(row) for row in rows], Counter(without_words=_without(material.critiques))
 
 

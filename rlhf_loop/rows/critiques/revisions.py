@@ -18,7 +18,7 @@ def pairs(settings: Revisions, material: Material) -> tuple[list[PreferencePair]
 
     Both are answers to the prompt as it was asked, without the critique: what is learned is to answer so at once.
     """
-    complaints = complained_of(material.critiques)
+    complaints = complained_of(row for row in material.critiques if row.origin != "implicit")
     revisions: dict[str, list[Completion]] = defaultdict(list)
     dropped: Counter[str] = Counter()
     for candidate in material.candidates:
