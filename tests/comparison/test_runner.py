@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -32,6 +33,8 @@ for number in range(3):
     time.sleep(seconds)
     if folder.parent.name == "broken":
         sys.exit("error: it cannot be made")
+    if folder.parent.name == "people" and number:
+        sys.exit(0)
     made.parent.mkdir(parents=True, exist_ok=True)
     made.write_text(json.dumps({"seconds": 30.0}))
 """
@@ -65,6 +68,12 @@ def test_a_run_that_fails_stops_no_other_and_is_told(runs: list[CellRun]) -> Non
     assert any(line.startswith("good seed 0: complete in 2 min") for line in said)
     log = Path(f"{runs[0].folder}.log").read_text()
     assert "round 2 of 2" in log
+
+
+def test_a_run_that_waits_for_people_is_not_complete_and_says_so(runs: list[CellRun]) -> None:
+    asked = replace(runs[0], cell="people", folder=runs[0].folder.parents[1] / "people" / "seed_0")
+    errors, _ = make([asked])
+    assert "waits for people's answers" in errors["people seed 0"]
 
 
 def test_a_killed_run_goes_on_at_the_next_call_and_what_is_complete_is_not_made_again(
