@@ -5,6 +5,7 @@ Run by torchrun, this file is what each of two processes does.
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+import trl
 from peft import load_peft_weights
 from samples.updates import CRITIQUED, PAIRS, answer_log_probs, critiqued, policy, settings, train, with_critiques
 
@@ -235,7 +238,7 @@ def test_each_rank_makes_the_same_passes_whatever_its_rows_are(tiny_policy: Path
             return torch.full((len(sequences), 9), -1.0), torch.ones(len(sequences), 9)
 
         loss, metrics = term.loss(read, examples)
-        assert len(passes) == 1
+        assert len(passes) == 2
         assert loss.item() == pytest.approx(1.0)  # nothing is more likely when it is told
         share = metrics["inappropriate"].item()
         assert share != share if examples is good else share == 0  # NaN: it says nothing
@@ -310,6 +313,18 @@ def test_the_entry_test_lets_a_policy_pass_that_heeds_right_critiques_alone(tiny
     assert found["right"] == pytest.approx(-0.5 - 0.01 * 5.5, abs=1e-5)
     assert found["unrelated"] == pytest.approx(0.0, abs=1e-6)
     assert found["difference_low"] < found["right"] < found["difference_high"] < 0
+
+
+def test_the_seams_of_trl_that_this_leans_on_are_there() -> None:
+    scaled = dict.fromkeys((trl.DPOTrainer, trl.KTOTrainer, trl.RLOOTrainer), False)
+    scaled |= {trl.SFTTrainer: None, trl.GRPOTrainer: True}
+    assert {kind: kind.loss_is_scaled_for_ga for kind in scaled} == scaled
+    step = inspect.getsource(transformers.Trainer.training_step)
+    assert "loss = loss / self.current_gradient_accumulation_steps" in step
+    assert "self.model_accepts_loss_kwargs and num_items_in_batch is not None" in step
+    assert "self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)" in step
+    for kind in scaled:
+        assert "self._metrics[mode].clear()" in inspect.getsource(kind.log)  # what is logged with the others
 
 
 def as_one_of_two(base: Path, output: Path) -> None:

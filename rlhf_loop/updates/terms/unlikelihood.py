@@ -108,19 +108,22 @@ class UnlikelihoodTerm:
 
     def loss(self, read: Read, examples: Sequence[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See `Term`; also the share of tokens of answers complained of that are made less likely."""
-        good = [example.untold for example in examples if example.told is None]
-        bad = [(example.untold, example.told, example.marked) for example in examples if example.told is not None]
-        # Read in one pass: where weights are shared out, all ranks have to make as many.
-        log_probs, mask = read([*good, *(untold for untold, _, _ in bad), *(told for _, told, _ in bad)])
-        untold, told = log_probs[len(good) :].tensor_split(2)  # (bad, T)
-        of_bad = mask[len(good) + len(bad) :]
+        good = [example for example in examples if example.told is None]
+        bad = [example for example in examples if example.told is not None]
+        untold, mask = read([example.untold for example in (*bad, *good)])  # (B, T)
+        # Where weights are shared out, all ranks have to make as many passes: one without complaints reads a good
+        # answer again, which counts nothing.
+        again = bad or good[:1]
+        told, of_bad = read([example.told or example.untold for example in again])
+        rows, width = of_bad.shape
         losses, inappropriate = unlikelihood_losses(
-            told, untold, of_bad, threshold=self.threshold, weight=self.penalty,
-            marked=_padded([marks for _, _, marks in bad], mask.shape[1]).to(mask.device),
+            told, untold[:rows, :width], of_bad, threshold=self.threshold, weight=self.penalty,
+            marked=_padded([example.marked for example in again], width).to(of_bad.device),
         )  # fmt: skip
-        of_good = likelihood_losses(log_probs[: len(good)], mask[: len(good)])
-        share = inappropriate.sum() / of_bad.sum()  # NaN where no answer was complained of
-        return torch.cat([of_good, losses]).mean(), {"inappropriate": share}
+        of_good = likelihood_losses(untold[len(bad) :], mask[len(bad) :])
+        if not bad:
+            return of_good.mean() + 0 * losses.sum(), {"inappropriate": torch.full_like(mask.sum(), torch.nan)}
+        return torch.cat([losses, of_good]).mean(), {"inappropriate": inappropriate.sum() / of_bad.sum()}
 
 
 def _complained_of(row: CritiquedCompletion, context: Context) -> Example:
