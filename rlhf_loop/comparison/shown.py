@@ -22,6 +22,7 @@ class CellResult:
     differences: Mapping[str, Estimate]  # measure -> over seeds that are complete in both; empty for the reference
     p_holm: float | None  # of the first measure, over all cells
     left_out: int  # prompts that not every seed answered, in the first measure
+    promoted: int  # of its complete runs, how many are judged by a policy that a round of theirs made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +62,7 @@ def cell_results(
             differences=differences,
             p_holm=None,
             left_out=left_out,
+            promoted=sum(bool(one.rows[-1]["round_of_policy_in_force"]) for one in measured[cell] if one.complete),
         )
     return _with_holm(found)
 
@@ -124,6 +126,9 @@ def sentence(results: Mapping[str, CellResult], reference: str, confidence: floa
     text = "; ".join(said)
     few = min(one.differences["win_rate"].seeds for one in tested)
     end = {1: "One seed: this says nothing of other seeds.", 2: "Two seeds say little of others."}.get(few, "")
+    none = [one.cell for one in results.values() if not one.promoted]
+    if none:
+        end = f"No gate promoted a policy in {', '.join(none)}, judged by the one begun with. {end}"
     return f"In win-rate over the base policy, {text}. {end}".rstrip()
 
 

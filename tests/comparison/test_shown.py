@@ -26,7 +26,7 @@ def measured(cell: str, seed: int, wins: list[float], rounds: int = 1, labels: f
     recipe: Any = SimpleNamespace(rounds=rounds)
     answers = [{"win_rate": {f"p{n}": 0.5 for n in range(len(wins))}} for _ in range(rounds)]
     answers.append({"win_rate": {f"p{n}": value for n, value in enumerate(wins)}})
-    rows = [{"labels": labels * number} for number in range(rounds + 1)]
+    rows = [{"labels": labels * number, "round_of_policy_in_force": number} for number in range(rounds + 1)]
     run = CellRun(cell=cell, seed=seed, recipe=recipe, folder=Path(cell))
     return Measured(run=run, rows=rows, answers=answers, spent=[Spent()] * (rounds + 1))
 
@@ -53,6 +53,15 @@ def test_a_difference_is_paired_by_prompt_and_seed_and_corrected_over_cells() ->
     assert "up is better than base (+0.1" in said
     assert "no difference shown between same and base" in said
     assert said.endswith("One seed: this says nothing of other seeds.")
+
+
+def test_cells_without_a_promoted_policy_are_told() -> None:
+    runs = {cell: [measured(cell, seed, [0.5, 0.5]) for seed in (0, 1, 2)] for cell in ("base", "kept", "other")}
+    for cell in ("base", "kept"):
+        for one in runs[cell]:
+            one.rows[-1]["round_of_policy_in_force"] = 0
+    said = sentence(cell_results(runs, "base", 0.95), "base", 0.95)
+    assert said.endswith("No gate promoted a policy in base, kept, judged by the one begun with.")
 
 
 def test_seeds_and_prompts_that_the_other_cell_has_not_are_left_out_and_told() -> None:
