@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from samples.feedback import completion
 
 from rlhf_loop.critique_methods import NextMessage
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.intake.import_file import import_file
 from rlhf_loop.feedback.privacy.deletion_files import Deletion, _redact
 from rlhf_loop.feedback.quality.themes import themes
 from rlhf_loop.feedback.store.store import Store
@@ -26,6 +28,7 @@ from rlhf_loop.records import (
     Feedback,
     Message,
     Prompt,
+    Thumb,
     read_records,
     write_records,
 )
@@ -209,3 +212,26 @@ def test_a_snapshot_holds_them_only_where_the_recipe_names_them_and_counts_them_
 def test_a_recipe_in_which_nothing_learns_from_them_is_refused() -> None:
     with pytest.raises(UserError, match=r"critiques.next_message: nothing learns from what users say next"):
         Recipe.load(SMOKE, ["critiques={next_message: {}, edits: {}}"])
+
+
+def test_the_last_word_of_an_imported_chat_is_about_the_answer_before(store: Store, tmp_path: Path) -> None:
+    log = tmp_path / "chats.jsonl"
+    rows = [
+        {"messages": talk("Name a tree.", "An oak.", "No, another one.", system="Be brief."), "feedback": "down"},
+        {"messages": talk("Name a bird.", "A crow."), "feedback": "up"},
+        {"messages": talk("Name a fish."), "feedback": "up"},
+    ]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = import_file(store, log, "chat")
+    assert found.rejected == 1  # without an answer there is nothing to say anything of
+    assert found.notes["a user's turn that nobody answered is kept as a prompt"] == 1
+    prompts = store.prompts()
+    texts = {len(prompt.messages): prompt for prompt in prompts if "tree" in prompt.asked}
+    assert sorted(texts) == [2, 4]
+    assert texts[4].group == texts[2].group == texts[2].id
+    thumb = next(record for record in store.feedback() if record.prompt_id == texts[2].id)
+    assert isinstance(thumb, Thumb)
+    said, left_out = rows_of(*prompts, completions=store.completions())
+    assert [(row.critique, row.label, row.prompt_id) for row in said] == [("No, another one.", False, texts[2].id)]
+    assert said[0].completion_id == thumb.completion_id
+    assert left_out == {}

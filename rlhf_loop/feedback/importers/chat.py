@@ -8,6 +8,7 @@
 `feedback` (or `rating`, `thumb`, `label`, `score`, `stars`, `reward`) may be a word for good or bad, a number, a text,
 or an object that holds these, and may stand in the message that it is about; a text is a critique. Numbers stand on one
 scale for the whole file (`scales.py`), mostly 1 to 5.
+A conversation that ends with the user's turn is about the answer before it; as a whole it is kept as a prompt.
 `correction` is the answer as it should have been. The last form is that of OpenAI's preference fine-tuning. A log
 without feedback gives the answer alone, for the loop to ask about.
 """
@@ -69,6 +70,8 @@ KNOWN = frozenset(
     )
 )
 
+UNANSWERED = Note("a user's turn that nobody answered is kept as a prompt")
+
 
 def recognises(row: Mapping[str, Any]) -> bool:
     """Whether a row is of this format."""
@@ -99,6 +102,7 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
         pair = pairs.pair(row, place, messages, row["preferred_output"], row.get("non_preferred_output"))
         return [*pair, *notes, *more]
     exchanges: list[tuple[tuple[Message, ...], str, list[Note], Mapping[str, Any]]]
+    row, unanswered = (row, None) if answered is not None else _up_to_the_last_answer(row)
     if answered is not None:
         messages = asked(row, given=place.given)
         exchanges = [(messages, answer_of(row[answered], answered, messages), [], row)]
@@ -110,7 +114,29 @@ def parse(row: Mapping[str, Any], place: Place) -> list[Any]:
         completion = completion_of(prompt, text)
         found = _said(said, place, prompt.id, completion.id)
         records += [prompt, completion, *more, *(found or [Note("an answer has no feedback; it is kept without")])]
+    if unanswered is not None:
+        records += [
+            prompt_of(unanswered, place, prompt.group),
+            Note("a user's turn that nobody answered is kept as a prompt"),
+        ]
     return records
+
+
+def _up_to_the_last_answer(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[Message, ...] | None]:
+    """The row without turns of the user after the last answer, and the whole conversation where there are some."""
+    name = next((key for key in TALKS if row.get(key) not in (None, "", [])), None)
+    turns = decoded(row[name]) if name is not None else None
+    turns = turns.get("messages") if isinstance(turns, Mapping) else turns
+    if name is None or not isinstance(turns, list):
+        return row, None
+    said = turns_in(turns, name, steps=True) or ()
+    answers = [place for place, turn in enumerate(said) if turn["role"] == "assistant" and turn["content"].strip()]
+    after = said[answers[-1] + 1 :] if answers else ()
+    if not after or len(said) != len(turns) or any(turn["role"] != "user" for turn in after):
+        return row, None
+    whole, _ = without_steps(said)
+    begins = () if whole[0]["role"] in ("system", "developer") else system_turn(row)
+    return {**row, name: turns[: answers[-1] + 1]}, (*begins, *whole)
 
 
 def _answer_in(row: Mapping[str, Any]) -> str | None:
