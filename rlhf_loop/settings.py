@@ -15,8 +15,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.near import near, nearest
+from rlhf_loop.near import did_you_mean, near, nearest
 from rlhf_loop.places import absolute_model, absolute_path, absolute_store
+
+
+_QUOTED = re.compile("'([^']+)'")
 
 
 class Settings(BaseModel):
@@ -147,7 +150,8 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"`{key}` is missing"
     if problem["type"] == "value_error":
         return message
-    return f"`{key}`: {message}, got {problem['input']!r}"
+    meant = did_you_mean(str(problem["input"]), _QUOTED.findall(message)) if problem["type"] == "literal_error" else ""
+    return f"`{key}`: {message}, got {problem['input']!r}{meant}"
 
 
 def _without_union_tags(model: type[BaseModel], location: list[str]) -> list[str]:

@@ -189,6 +189,11 @@ def test_typed_paths_start_from_where_one_stands(tmp_path: Path, monkeypatch: py
     assert getattr(recipe.evaluation.judge, "model", None) == ROOT / "reward_models" / "frozen_head"
 
 
+def test_a_misspelt_name_of_few_is_answered_with_the_nearest() -> None:
+    assert "got 'dop'; did you mean `dpo`?" in refused(SMOKE, "update.algorithm=dop")
+    assert "did you mean" not in refused(SMOKE, "update.algorithm=magic")
+
+
 def test_a_switch_is_no_number() -> None:
     assert "`rounds`: a number is needed, got true" in refused(SMOKE, "rounds=true")
     assert "`max_kl`: a number is needed, got false" in refused(SMOKE, "gate.max_kl=false")  # null: off
