@@ -18,7 +18,6 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.near import did_you_mean, near, nearest
 from rlhf_loop.places import absolute_model, absolute_path, absolute_store
 
-
 _QUOTED = re.compile("'([^']+)'")
 
 
