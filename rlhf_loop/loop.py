@@ -351,12 +351,12 @@ class _Rounds:
             n,
             step,
             "evaluate",
-            follows=["evaluation", "generation", *_endpoints(self.recipe.evaluation.judge)],
+            follows=["evaluation", "generation", *self._asked_in_evaluation()],
             inputs=inputs,
             read=read,
             values={
                 "policy": self.run.weights(candidate),
-                "policy_id": candidate.id,
+                "policy_id": candidate.id if self.recipe.policy.endpoint is None else self._written_by(candidate.id),
                 "plain_text": plain_text_hash(self.recipe),
             },
         )
@@ -419,13 +419,17 @@ class _Rounds:
             n,
             "generate",
             "generate",
-            follows=["generation", *(["critiques", "pairing"] if self._complained_of(frozen) else [])],
+            follows=[
+                "generation",
+                *(["critiques", "pairing"] if self._complained_of(frozen) else []),
+                *_endpoints(self.recipe.generation),
+            ],
             inputs=inputs | past,
             read=[*read, *past.values()],
-            values={"policy": self.run.weights(writer), "policy_id": policy},
+            values={"policy": self.run.weights(writer), "policy_id": self._written_by(policy)},
         )
         candidates = keep_completions(self.store, folder / "completions.parquet")
-        self.figures |= {"candidates": len(candidates), "generated_by": policy}
+        self.figures |= {"candidates": len(candidates), "generated_by": self._written_by(policy)}
         before = self.files.step(n - 1, "generate") / "completions.parquet" if n else None
         self.figures["variety"] = variety(candidates, before, self.recipe.seed)
         return folder
@@ -513,6 +517,15 @@ class _Rounds:
         """The input of a stage that looks at what was complained of, where a method does; else none."""
         wanted = self.recipe.critiques is not None and self.recipe.critiques.need_fresh
         return {"critiques": frozen / "critiques.parquet"} if wanted else {}
+
+    def _written_by(self, policy: str) -> str:
+        """Who writes candidates: the policy, or the endpoint that writes in its place."""
+        name = self.recipe.generation.endpoint
+        return policy if name is None else f"endpoint:{name}:{self.recipe.endpoints[name].model}"
+
+    def _asked_in_evaluation(self) -> list[str]:
+        """The block of the recipe that an evaluation follows too where an endpoint answers or judges."""
+        return _endpoints(self.recipe.evaluation.judge) or _endpoints(self.recipe.policy)
 
     @property
     def _asked(self) -> list[str]:

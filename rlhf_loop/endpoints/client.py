@@ -9,20 +9,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf_loop.endpoints.answers import FILE, Answers, Reply
+from rlhf_loop.endpoints.asks import Ask, Unanswered, Unreadable, key_of, messages_of, parsed, reason_of
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.errors import UserError
-from rlhf_loop.files import fingerprint
 from rlhf_loop.near import did_you_mean
 from rlhf_loop.progress import Count
-from rlhf_loop.records import Message, sound
 
 if TYPE_CHECKING:
     import openai
@@ -36,29 +34,6 @@ IN_A_ROW = 8
 """Questions in a row that the server fails on, after all retries, before nothing more is asked."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ask:
-    """One question. Equal ones are asked once; `sample` tells draws of the same question apart."""
-
-    messages: tuple[Message, ...]
-    about: tuple[str, ...] = ()  # ids of the prompts and completions that it speaks of, for deletions
-    sample: int = 0
-    schema: Mapping[str, Any] | None = None  # of the JSON that is wanted
-    fields: Mapping[str, Any] = field(default_factory=dict)  # of the request, over those of the settings
-    optional: Mapping[str, Any] = field(default_factory=dict)  # further ones, left out where the server refuses them
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Unanswered:
-    """What stands for a question that got no answer that could be used."""
-
-    reason: str  # the same for all that failed in the same way, to be counted
-
-
-class Unreadable(ValueError):
-    """A reply is not of the wanted form."""
-
-
 class Client:
     """One endpoint of a recipe, with the answers that a run keeps."""
 
@@ -70,6 +45,7 @@ class Client:
         self._key = _key(name, settings)
         self._plain = False  # the server refused optional fields
         self._failed_in_a_row = 0
+        self._has_answered = False
         self._stopped: UserError | None = None
         _openai(name)
 
@@ -82,7 +58,7 @@ class Client:
         then unanswered. Raises `UserError` where the budget is spent or the server answers nobody, after the requests
         that were on their way came back; what was answered is kept, and is not asked again.
         """
-        keys = [fingerprint(self.settings.identity, _content(ask)) for ask in asks]
+        keys = [key_of(ask, self.settings.identity) for ask in asks]
         different = dict(zip(reversed(keys), reversed(asks), strict=True))
         found = _run(self._ask_all(dict(reversed(different.items())), read, progress))
         return [found[key] for key in keys]
@@ -159,14 +135,14 @@ class Client:
             if isinstance(error, UserError):
                 raise
             raise Unreadable(self._failed(error).reason) from None
-        self._failed_in_a_row = 0
+        self._failed_in_a_row, self._has_answered = 0, True
         return reply
 
     async def _post(self, server: openai.AsyncOpenAI, body: Mapping[str, Any]) -> Reply:
         raw = await server.chat.completions.with_raw_response.create(
             model=self.settings.model, messages=[], extra_body=dict(body)
         )
-        return _parsed(json.loads(raw.text))
+        return parsed(json.loads(raw.text))
 
     def _failed(self, error: Exception) -> Unanswered:
         """Why a question has no answer; raises `UserError` where others would have none either."""
@@ -188,7 +164,9 @@ class Client:
                 f"{where} takes no more after {self.settings.max_retries} retries ({told}). {_KEPT}; lower "
                 "`concurrency`, or wait until the server's own limit allows more"
             )
-        reason = _reason(error, status)
+        reason = reason_of(error, status)
+        if status is not None and status < 500 and self._has_answered:
+            return Unanswered(reason=reason)  # it is the question, such as one that is too long
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= IN_A_ROW:
             raise UserError(
@@ -202,7 +180,7 @@ class Client:
         settings = self.settings
         body = {
             "model": settings.model,
-            "messages": _messages(ask),
+            "messages": messages_of(ask),
             "temperature": settings.temperature,
             "max_tokens": settings.max_answer_tokens,
             **ask.fields,
@@ -221,14 +199,20 @@ class Client:
         """The package's client; each request, retries too, is counted before it is sent."""
         import openai
 
-        async def count(request: object) -> None:
+        authorization = f"Bearer {self._key or 'none'}"
+
+        async def count(request: Any) -> None:
             limit = self.settings.max_requests
             if not self.answers.may_ask(self.name, limit):
                 raise UserError(f"endpoints.{self.name}: {limit} requests are spent. {_KEPT}: raise `max_requests`")
+            # The package adds what is in OPENAI_* variables, keys among them, which are meant for another server.
+            for name in [name for name in request.headers if name.lower() not in _HEADERS]:
+                del request.headers[name]
+            request.headers["authorization"] = authorization
 
         return openai.AsyncOpenAI(
             base_url=self.settings.base_url,
-            api_key=self._key or "none",  # never the package's own variable: that key is another server's
+            api_key=self._key or "none",
             timeout=self.settings.timeout,
             max_retries=self.settings.max_retries,
             http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [count]}),
@@ -297,6 +281,10 @@ def unknown(name: str, known: Iterable[str]) -> str:
     return f"there is no endpoint `{name}`; {there}. Endpoints stand in the recipe's `endpoints:` (docs/endpoints.md)"
 
 
+_HEADERS = (
+    *("host", "connection", "accept", "accept-encoding", "user-agent", "content-type", "content-length"),
+    "x-stainless-raw-response",  # by which the package knows what it was asked for
+)
 _KEPT = "What was answered is kept and not asked again when the same command is typed"
 
 
@@ -305,49 +293,6 @@ class _Tally:
     cached: int = 0
     failures: int = 0
     unreadable: int = 0
-
-
-def _content(ask: Ask) -> list[Any]:
-    return [_messages(ask), ask.sample, ask.schema, ask.fields, ask.optional]
-
-
-def _messages(ask: Ask) -> list[dict[str, str]]:
-    return [{"role": message["role"], "content": sound(message["content"])} for message in ask.messages]
-
-
-def _parsed(body: Any) -> Reply:
-    """The first choice of a chat completion; raises what Python raises where it is none."""
-    choice = body["choices"][0]
-    text = choice["message"]["content"]
-    if not isinstance(text, str):
-        raise TypeError("an answer without text")
-    usage = body.get("usage") or {}
-    logprobs = (choice.get("logprobs") or {}).get("content") or []
-    top = [[(one["token"], float(one["logprob"])) for one in token.get("top_logprobs") or []] for token in logprobs]
-    return Reply(
-        text=sound(text),
-        finish_reason=str(choice.get("finish_reason") or "stop"),
-        prompt_tokens=_whole(usage.get("prompt_tokens")),
-        completion_tokens=_whole(usage.get("completion_tokens")),
-        created_at=round(time.time(), 3),
-        top_logprobs=tuple(map(tuple, top)),
-    )
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and value >= 0 else None
-
-
-def _reason(error: Exception, status: int | None) -> str:
-    import openai
-
-    if isinstance(error, openai.APITimeoutError):
-        return "no answer came in time"
-    if isinstance(error, openai.APIConnectionError):
-        return "the connection broke"
-    if status is not None:
-        return f"the server failed (HTTP {status})" if status >= 500 else f"the server refused it (HTTP {status})"
-    return "what the server sent is no chat completion"
 
 
 def _key(name: str, settings: EndpointSettings) -> str | None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_loop.endpoints.answers import Reply
-from rlhf_loop.endpoints.client import Ask, Client, Unanswered, Unreadable
+from rlhf_loop.endpoints.asks import Ask, Unanswered, Unreadable
+from rlhf_loop.endpoints.client import Client
 from rlhf_loop.endpoints.judging import MATERIAL, NOT_OF_THE_FORM, json_object, marked
 from rlhf_loop.records import Completion, Message, Prompt, sound, stable_id
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlhf_loop.endpoints.answers import Reply
-from rlhf_loop.endpoints.client import Ask, Client, Unanswered, Unreadable
+from rlhf_loop.endpoints.asks import Ask, Unanswered, Unreadable
+from rlhf_loop.endpoints.client import Client
 from rlhf_loop.progress import Count
 from rlhf_loop.records import Completion, Message, Prompt, sound, stable_id
 

@@ -44,11 +44,39 @@ def generate(
 ) -> list[Completion]:
     """`settings.samples_per_prompt` completions of each prompt: prompts as given, samples from 0.
 
+    An endpoint may write fewer.
+
     A completion of what was `Asked` is one of its prompt, whatever conversation the policy read.
 
-    `policy`: a model reference, a folder, or a loaded (model, tokenizer). `progress(done, total)` is called with
+    `policy`: a model reference, a folder, or a loaded (model, tokenizer); for the engine `endpoint` (`Client`, None).
+    `progress(done, total)` is called with
     numbers of finished completions. Raises `UserError` for a prompt that leaves no room in the model's context.
     """
+    groups = generate_groups(
+        policy,
+        prompts,
+        settings,
+        policy_settings=policy_settings,
+        policy_id=policy_id,
+        round=round,
+        seed=seed,
+        progress=progress,
+    )
+    return [completion for group in groups for completion in group]
+
+
+def generate_groups(
+    policy: str | Path | tuple[Any, Any],
+    prompts: Sequence[Prompt | Asked],
+    settings: recipe.Generation,
+    *,
+    policy_settings: recipe.Policy,
+    policy_id: str,
+    round: int,
+    seed: int,
+    progress: Count | None = None,
+) -> list[list[Completion]]:
+    """As `generate`, the completions of each prompt by themselves."""
     from rlhf_loop.models.loading import load_policy
     from rlhf_loop.models.turns import with_system_prompt
 
@@ -66,21 +94,23 @@ def generate(
     )
     sampling = settings.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"})
     return [
-        _completion(
-            prompt_id=one.prompt.id,
-            text=answer.text,
-            policy=policy_id,
-            round=round,
-            sample=one.first_sample + sample,
-            seed=seed,
-            sampling={**sampling, **one.note},
-            finish_reason=answer.finish_reason,
-            tokens=len(answer.ids),
-            token_ids=answer.ids,
-            **({"parent": one.parent, "critique": one.critique} if one.parent is not None else {}),
-        )
+        [
+            _completion(
+                prompt_id=one.prompt.id,
+                text=answer.text,
+                policy=policy_id,
+                round=round,
+                sample=one.first_sample + sample,
+                seed=seed,
+                sampling={**sampling, **one.note},
+                finish_reason=answer.finish_reason,
+                tokens=answer.tokens,
+                token_ids=answer.ids,
+                **({"parent": one.parent, "critique": one.critique} if one.parent is not None else {}),
+            )
+            for sample, answer in enumerate(samples)
+        ]
         for one, samples in zip(asked, answers, strict=True)
-        for sample, answer in enumerate(samples)
     ]
 
 

@@ -33,7 +33,13 @@ class Answer:
 
     text: str
     finish_reason: Literal["stop", "length"]
-    ids: tuple[int, ...]  # its tokens, with the one that ends the turn
+    ids: tuple[int, ...] | None  # its tokens, with the one that ends the turn; None: not known
+    written: int | None = None  # how many there were, where they are not known
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has; 0 where nobody says."""
+        return (self.written or 0) if self.ids is None else len(self.ids)
 
 
 def sample(

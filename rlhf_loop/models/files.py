@@ -72,6 +72,11 @@ def resolve_model(reference: str) -> str:
         return str(_wheel_model(reference))
     if reference.startswith("tiny-random:"):
         return str(_tiny_model(reference))
+    if reference.startswith("endpoint:"):
+        raise UserError(
+            f"{reference} answers behind a server and cannot be loaded here: give a reward model a `base:` of its own, "
+            "and chat with the server itself"
+        )
     folder = Path(reference).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():

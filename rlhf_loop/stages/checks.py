@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_loop.critique_methods import CheckJudge
-from rlhf_loop.endpoints.client import Client, Endpoints, Unanswered
+from rlhf_loop.endpoints.asks import Unanswered
+from rlhf_loop.endpoints.client import Client, Endpoints
 from rlhf_loop.endpoints.complaints import Complaint, taken_up
 from rlhf_loop.files import write_json
 from rlhf_loop.models.distributed import is_main, sharded_map
@@ -105,7 +106,7 @@ def _judged(
         return {}
     judge = recipe.critiques.checks.judge
     if judge is None:
-        said = _scored_higher(asked, prompts, load(Path(arguments.inputs["reward"]), arguments, features))
+        said = _scored_higher(asked, prompts, load(Path(arguments.inputs["reward"]), arguments.recipe, features))
     else:
         with Endpoints(recipe.endpoints, arguments.run) as endpoints:
             said = _said_by(endpoints[judge.endpoint], judge, asked, prompts)

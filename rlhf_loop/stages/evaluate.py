@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.annotators.simulated import gold_scores
-from rlhf_loop.endpoints.client import Client, Endpoints, Unanswered
+from rlhf_loop.endpoints.asks import Unanswered
+from rlhf_loop.endpoints.client import Client, Endpoints
 from rlhf_loop.endpoints.judging import Winner, compare
 from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation import Comparer, Measured, Models, Scorer, evaluate
@@ -50,9 +51,10 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
 
 
 def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress: Progress) -> dict[str, object]:
-    if arguments.round == 0:
+    if arguments.round == 0 and recipe.policy.endpoint is None:
         check_model(recipe.policy, lora_config(recipe.update.lora) if recipe.update.lora else None)
     plain_text = _plain_text(recipe.evaluation.plain_text)
+    loaded = recipe.policy.endpoint is None
     inputs = {name: Path(path) for name, path in arguments.inputs.items()}
     prompts: list[Prompt] = read_records(inputs["prompts"], Prompt)
     settings = recipe.generation.model_copy(
@@ -66,12 +68,10 @@ def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress:
     answers = sample(recipe, settings, prompts, arguments, progress)
     base = _answers(inputs["base"]) if "base" in inputs else answers
     previous = _answers(inputs["previous"]) if "previous" in inputs else None
-    policy, tokenizer = load_policy(arguments.values["policy"], recipe.policy)
-    reference = None if hasattr(policy, "disable_adapter") else _reference(policy, arguments, recipe)
     measured = Measured(_known(inputs))
     features = KeptFeatures(kept_before(arguments))
     scorer = partial(_reward_scorer, arguments=arguments, held_out=prompts, measured=measured, features=features)
-    judge, name, simulated = _judge(recipe, arguments, scorer)
+    judge, name, simulated = _judge(recipe, arguments, scorer, progress)
     result = evaluate(
         prompts,
         answers,
@@ -83,13 +83,7 @@ def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress:
         settings=recipe.evaluation,
         seed=recipe.seed,
         proxy=scorer(inputs["reward"]) if "reward" in inputs else None,
-        models=Models(
-            policy=policy,
-            tokenizer=tokenizer,
-            settings=recipe.policy,
-            reference=reference,
-            reference_made_of=computed_by(recipe.policy.model, recipe.policy),
-        ),
+        models=_models(recipe, arguments) if loaded else None,
         plain_text=plain_text,
         measured=measured,
     )
@@ -110,6 +104,17 @@ def _known(inputs: Mapping[str, Path]) -> dict[str, Any]:
     return {key: number for file in files if file.exists() for key, number in read_json(file).items()}
 
 
+def _models(recipe: Recipe, arguments: StageArguments) -> Models:
+    policy, tokenizer = load_policy(arguments.values["policy"], recipe.policy)
+    return Models(
+        policy=policy,
+        tokenizer=tokenizer,
+        settings=recipe.policy,
+        reference=None if hasattr(policy, "disable_adapter") else _reference(policy, arguments, recipe),
+        reference_made_of=computed_by(recipe.policy.model, recipe.policy),
+    )
+
+
 def _reference(policy: object, arguments: StageArguments, recipe: Recipe) -> object:
     if arguments.values["policy"] == recipe.policy.model:
         return policy
@@ -122,13 +127,13 @@ def _answers(folder: Path) -> list[Completion]:
 
 
 def _judge(
-    recipe: Recipe, arguments: StageArguments, scorer: Callable[[Path], Scorer]
+    recipe: Recipe, arguments: StageArguments, scorer: Callable[[Path], Scorer], progress: Progress
 ) -> tuple[Scorer | Comparer, str, bool]:
     """The judge, its name, and whether it stands for a simulated annotator."""
     judge = recipe.evaluation.judge
     if isinstance(judge, EndpointJudge):
         client = Endpoints(recipe.endpoints, arguments.run)[judge.endpoint]
-        return _comparer(client, judge.rubric), f"{client.settings.model} (endpoint {client.name})", False
+        return _comparer(client, judge.rubric, progress), f"{client.settings.model} (endpoint {client.name})", False
     if isinstance(judge, RewardModelJudge):
         folder = Path(arguments.inputs["judge"])
         name = judge.model.name
@@ -141,11 +146,11 @@ def _judge(
     return lambda prompts, answers: gold_scores(judge.rule, prompts, answers), f"gold rule {judge.rule}", True
 
 
-def _comparer(client: Client, rubric: str) -> Comparer:
+def _comparer(client: Client, rubric: str, progress: Progress) -> Comparer:
     """A model behind a server, asked in both orders; the ranks share the comparisons."""
 
     def share(mine: Sequence[tuple[Prompt, Completion, Completion]]) -> list[float | None]:
-        verdicts = compare(client, rubric, mine)
+        verdicts = compare(client, rubric, mine, progress=lambda done, total: progress(done, total, "judging"))
         return [None if isinstance(one, Unanswered) else _WON[one.winner] for one in verdicts]
 
     return Comparer(compare=lambda comparisons: sharded_map(share, comparisons))
@@ -163,7 +168,7 @@ def _reward_scorer(
     features: KeptFeatures | None = None,
 ) -> Scorer:
     """The reward model's scores; answers that it scored in an earlier evaluation are not scored again."""
-    reward = load(folder, arguments, features)
+    reward = load(folder, arguments.recipe, features)
     policy = parse(arguments.recipe).policy
     made_of = [reward.id, computed_by(policy.model, policy)]
 

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import pyarrow as pa
 
+from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.files import write_json
-from rlhf_loop.generation import Asked, generate
+from rlhf_loop.generation import Asked, generate_groups
 from rlhf_loop.generation.strategies.given import Exemplar, Given, Written
 from rlhf_loop.models.distributed import is_main, rank, sharded_map, world_size
 from rlhf_loop.models.loading import load_policy
@@ -60,7 +62,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         critiques=critiques,
         feedback_rounds=recipe.pairing.feedback_rounds,
     )
-    sampler = Sampler(recipe, arguments, progress)
+    sampler = Sampler(recipe, settings, arguments, progress)
     features = KeptFeatures(kept_before(arguments))
     given = Given(
         prompts=chosen,
@@ -85,11 +87,17 @@ class Sampler:
     float32 policy than the adapter in bf16 beside a bf16 base.
     """
 
-    def __init__(self, recipe: Recipe, arguments: StageArguments, progress: Progress):
+    def __init__(self, recipe: Recipe, settings: Generation, arguments: StageArguments, progress: Progress):
+        """`settings.engine` says whether the policy writes, or an endpoint in its place."""
         self.recipe = recipe
         self.arguments = arguments
         self.progress = progress
-        self.loaded = load_policy(arguments.values["policy"], recipe.policy, merged=True)
+        self.loaded: tuple[Any, Any]
+        if settings.engine == "endpoint":
+            assert settings.endpoint is not None
+            self.loaded = (Endpoints(recipe.endpoints, arguments.run)[settings.endpoint], None)
+        else:
+            self.loaded = load_policy(arguments.values["policy"], recipe.policy, merged=True)
 
     def __call__(self, asked: Sequence[Prompt | Asked], settings: Generation) -> list[list[Completion]]:
         """`settings.samples_per_prompt` answers to each, the ranks sharing the work; on every rank, in order."""
@@ -98,7 +106,7 @@ class Sampler:
     def fits(self, messages: Sequence[Message]) -> bool:
         """Whether a conversation leaves room for an answer in the model's context."""
         model, tokenizer = self.loaded
-        limit = getattr(model.config, "max_position_embeddings", None)
+        limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         if limit is None:
             return True
         read = encode_prompts(tokenizer, [with_system_prompt(messages, self.recipe.policy.system_prompt)])[0]
@@ -106,7 +114,7 @@ class Sampler:
 
     def _share(self, share: Sequence[Prompt | Asked], settings: Generation) -> list[list[Completion]]:
         who = f"rank {rank()} of {world_size()}" * (world_size() > 1)
-        completions = generate(
+        return generate_groups(
             self.loaded,
             share,
             settings,
@@ -116,15 +124,16 @@ class Sampler:
             seed=self.recipe.seed,
             progress=lambda done, total: self.progress(done, total, who),
         )
-        n = settings.samples_per_prompt
-        return [completions[i : i + n] for i in range(0, len(completions), n)]
 
 
 def sample(
     recipe: Recipe, settings: Generation, prompts: Sequence[Prompt], arguments: StageArguments, progress: Progress
 ) -> list[Completion]:
-    """Completions of the policy in `values["policy"]`, the ranks sharing the prompts; on every rank, in order."""
-    groups = Sampler(recipe, arguments, progress)(prompts, settings)
+    """Completions of the policy in `values["policy"]`, whoever writes the candidates; the ranks share the prompts. On
+    every rank, in order."""
+    if settings.engine == "endpoint" and recipe.policy.endpoint is None:
+        settings = settings.model_copy(update={"engine": "transformers"})
+    groups = Sampler(recipe, settings, arguments, progress)(prompts, settings)
     return [completion for group in groups for completion in group]
 
 
@@ -134,7 +143,7 @@ def _scorer(
     """What the round's reward model says, which is loaded when it is asked."""
 
     def score(completions: Sequence[Completion]) -> Mapping[str, float]:
-        reward = load(Path(arguments.inputs["reward"]), arguments, features)
+        reward = load(Path(arguments.inputs["reward"]), arguments.recipe, features)
         by_length = sorted(completions, key=lambda c: (len(c.text), c.id))  # so that ranks get equal work
         scores: list[Score] = sharded_map(lambda share: reward.score(prompts, share), by_length)
         return {score.completion_id: score.value for score in scores}

@@ -35,8 +35,9 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     pairs: list[PreferencePair] = read_records(Path(arguments.inputs["pairs"]), PreferencePair)
     prompts: list[Prompt] = read_records(Path(arguments.inputs["prompts"]), Prompt)
     role = arguments.values["role"]
-    if role == "judge":  # the first of all that is computed
-        check_model(recipe.policy, lora_config(recipe.update.lora) if recipe.update.lora else None)
+    if role == "judge":
+        if recipe.policy.endpoint is None:  # the first of all that is computed
+            check_model(recipe.policy, lora_config(recipe.update.lora) if recipe.update.lora else None)
         assert isinstance(recipe.evaluation.judge, RewardModelJudge)
         components = [RewardComponent(model=recipe.evaluation.judge.model)]
         trainer = recipe.evaluation.judge.trainer
@@ -47,7 +48,8 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     fraction = EVAL_FRACTION if recipe.reward is None else recipe.reward.eval_fraction  # None: only a judge
     train, held_out = split_by_group(pairs, fraction, recipe.seed)
     critiques = critiques_beside(arguments.inputs.get("critiques"), held_out)
-    resolve_model(recipe.policy.model)
+    if recipe.policy.endpoint is None:
+        resolve_model(recipe.policy.model)
     features = KeptFeatures(kept_before(arguments))
     metrics: dict[str, Any] = {}
     listed: list[dict[str, Any]] = []
@@ -98,11 +100,11 @@ def kept_before(arguments: StageArguments) -> list[Path]:
     return [Path(folder) for name, folder in named if name.startswith("features_")]
 
 
-def load(folder: Path, arguments: StageArguments, features: KeptFeatures | None = None) -> Reward:
-    """The reward that this stage made in `folder`: one model, or the weighted sum of several; `features`: those that
-    need not be computed again."""
-    recipe = parse(arguments.recipe)
-    endpoints = Endpoints(recipe.endpoints, arguments.run)
+def load(folder: Path, recipe_values: dict[str, Any], features: KeptFeatures | None = None) -> Reward:
+    """The reward that this stage made in `folder`, RUN/round_NNN/STEP: one model, or the weighted sum of several;
+    `features`: those that need not be computed again."""
+    recipe = parse(recipe_values)
+    endpoints = Endpoints(recipe.endpoints, folder.parent.parent)
     listed = read_json(folder / "components.json")
     rewards = [
         (

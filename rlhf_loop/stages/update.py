@@ -42,7 +42,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         run_name=f"{arguments.title}-round-{arguments.round}",
         tracking=arguments.tracking / "training",
         progress=progress,
-        reward=load(Path(reward), arguments) if reward else None,
+        reward=load(Path(reward), arguments.recipe) if reward else None,
         generation=recipe.generation,
         critiques=read_records(Path(critiques), CritiquedCompletion) if critiques else (),
         critique_settings=recipe.critiques if critiques else None,

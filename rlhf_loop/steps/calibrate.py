@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rlhf_loop.damage import hash_file
-from rlhf_loop.endpoints.client import Endpoints, Unanswered
+from rlhf_loop.endpoints.asks import Unanswered
+from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.endpoints.judging import compare
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.asking.calibration import read_cards

@@ -18,7 +18,8 @@ import pytest
 from samples.endpoint import Fault, running
 
 from rlhf_loop.endpoints.answers import FILE, Answers, Reply, Spent, spent_in
-from rlhf_loop.endpoints.client import IN_A_ROW, Ask, Client, Unanswered, Unreadable
+from rlhf_loop.endpoints.asks import Ask, Unanswered, Unreadable
+from rlhf_loop.endpoints.client import IN_A_ROW, Client
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.errors import UserError
 
@@ -131,6 +132,16 @@ def test_a_server_that_fails_on_everything_is_left_alone_after_some() -> None:
     assert len(server.asked) == IN_A_ROW
 
 
+def test_questions_that_the_server_refuses_do_not_stop_the_others() -> None:
+    with running(lambda request: echo(request) if "question 0" in str(request) else Fault(400)) as (server, url):
+        found = client(url, max_retries=0, concurrency=1).ask(asks(20), text)
+    assert found == ["answer to question 0"] + [Unanswered(reason="the server refused it (HTTP 400)")] * 19
+    with running(lambda request: Fault(400)) as (server, url):
+        with pytest.raises(UserError, match="answers nobody"):
+            client(url, max_retries=0, concurrency=1).ask(asks(20), text)
+    assert len(server.asked) == IN_A_ROW
+
+
 def test_a_server_that_is_away_is_said_to_be() -> None:
     with pytest.raises(UserError, match=r"endpoints\.judge: http://127.0.0.1:9/v1 answers nobody.*connection broke"):
         client("http://127.0.0.1:9/v1", max_retries=0).ask(asks(20), text)
@@ -163,7 +174,9 @@ def test_the_key_is_sent_and_stands_nowhere_else(
 
 
 def test_a_key_of_another_server_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, KEY)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"X-Token: {KEY}\nAuthorization: Bearer {KEY}")
     with running(echo) as (server, url):
         client(url).ask(asks(1), text)
     assert KEY not in str(server.headers)
@@ -264,7 +277,7 @@ def test_a_process_that_is_killed_asks_nothing_twice(tmp_path: Path) -> None:
     with running(echo, latency=0.03) as (server, url):
         process = multiprocessing.get_context("spawn").Process(target=_ask_all, args=(url, str(path), 200))
         process.start()
-        while len(server.asked) < 40:
+        while len(server.asked) < 40 and process.is_alive():
             time.sleep(0.01)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)

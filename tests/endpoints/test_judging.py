@@ -17,7 +17,8 @@ from rlhf_loop import Loop, Recipe
 from rlhf_loop.annotators import make_annotator
 from rlhf_loop.annotators.endpoint import EndpointAnnotatorSettings
 from rlhf_loop.endpoints.answers import Answers, Reply, spent_in
-from rlhf_loop.endpoints.client import Client, Endpoints, Unanswered, Unreadable
+from rlhf_loop.endpoints.asks import Unanswered, Unreadable
+from rlhf_loop.endpoints.client import Client, Endpoints
 from rlhf_loop.endpoints.judging import NOT_OF_THE_FORM, RUBRIC, Verdict, compare, json_object
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.errors import UserError

@@ -27,6 +27,15 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"evaluation": {"judge": {"kind": "endpoint", "endpoint": "big", "calibration": "known.jsonl"}}},
         "Endpoints stand in the recipe's `endpoints:`",
     ),
+    "a_writer_is_named": ({"generation": {"engine": "endpoint"}}, "give both or neither"),
+    "an_endpoint_is_not_trained": (
+        {
+            "policy": {"model": "endpoint:big"},
+            "endpoints": {"big": {"base_url": "http://localhost/v1", "model": "m"}},
+            "generation": {"engine": "endpoint", "endpoint": "big"},
+        },
+        "update.algorithm: none",
+    ),
     "a_rule_judges_only_simulations": (PEOPLE, "kind: reward_model"),
     "there_are_training_prompts": ({"prompts": {"test": ["test.jsonl"]}}, "prompts.train: [FILE.jsonl]"),
     "there_are_held_out_prompts": ({"prompts": {"train": ["train.jsonl"]}}, "give a file of prompts"),

@@ -12,7 +12,8 @@ from samples.endpoint import Fault, completion, running
 
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.endpoints.answers import spent_in
-from rlhf_loop.endpoints.client import Endpoints, Unreadable
+from rlhf_loop.endpoints.asks import Unreadable
+from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json

@@ -95,6 +95,7 @@ def on_a_socket(app: Any) -> Iterator[str]:
     """A service, or an application, that listens on this machine; gives the URL of its API."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # whoever connects before the thread has begun waits
     asgi = create_app(app) if isinstance(app, Service) else app
     server = uvicorn.Server(uvicorn.Config(asgi, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
