@@ -1,10 +1,11 @@
 """How long an exact search for the most similar texts takes, among 100,000 and a million.
 
-    OMP_NUM_THREADS=2 python benchmarks/retrieval.py --out benchmarks/results/retrieval.json
+    OMP_NUM_THREADS=1 python benchmarks/retrieval.py --queries 1 --out benchmarks/results/retrieval.json
 
-Vectors are random directions of SmolLM2's width, in files as the step `embed` writes them. A search
-reads all of them, so what they hold does not change its time. The files are in the page cache: each size is searched
-once before it is measured. `same`: whether the rows found are those of one product in float64.
+Vectors are random directions of SmolLM2's width, in files as the step `embed` writes them. A search reads all of them,
+so what they hold does not change its time. The files are in the page cache: each size is searched once before it is
+measured. `cpu_milliseconds`: of all threads; what other work takes away is not in it. `same`: whether the rows found
+are those of one product in float64.
 
 `--parts quality`: of the 240 prompts of the quickstart, how many of each one's five nearest are of its kind (their
 first tag: recommend, explain, compare, ...), by layer, with and without taking the mean out.
@@ -64,8 +65,9 @@ def measure(rows: int, dtype: str, arguments: argparse.Namespace) -> list[dict[s
     folder = Path(tempfile.mkdtemp(prefix="retrieval-"))
     generator = torch.Generator().manual_seed(0)
     try:
+        drawn = torch.nn.functional.normalize(torch.randn(100_000, arguments.width, generator=generator))
         for part in range(0, rows, 100_000):  # as rounds would leave them
-            vectors = torch.nn.functional.normalize(torch.randn(100_000, arguments.width, generator=generator))
+            vectors = drawn.roll(part // 100_000, dims=1)  # others, drawn no less at random
             (folder / str(part)).mkdir()
             keys = [Key(prompt_id=f"p{number}") for number in range(part, part + 100_000)]
             write(folder / str(part), "prompts", keys, vectors, dtype)
@@ -73,18 +75,20 @@ def measure(rows: int, dtype: str, arguments: argparse.Namespace) -> list[dict[s
         index.search(torch.ones(1, arguments.width), arguments.k)  # warm
         found = []
         for queries in arguments.queries:
-            times = []
+            times, spent = [], []
             for _ in range(arguments.repeats):
                 asked = torch.nn.functional.normalize(torch.randn(queries, arguments.width, generator=generator))
-                started = time.perf_counter()
+                started, used = time.perf_counter(), time.process_time()
                 _, places = index.search(asked, arguments.k)
                 times.append(time.perf_counter() - started)
+                spent.append(time.process_time() - used)
             row = {
                 "rows": rows,
                 "dtype": dtype,
                 "queries": queries,
                 "milliseconds": round(1000 * statistics.median(times), 1),
                 "slowest": round(1000 * max(times), 1),
+                "cpu_milliseconds": round(1000 * statistics.median(spent), 1),
                 "same": same(index, asked[0], places[0], arguments.k),
             }
             print(row, flush=True)
