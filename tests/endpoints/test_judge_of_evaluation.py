@@ -100,6 +100,7 @@ def numbers(share_right: float, limit: float) -> dict[str, Any]:
     return {
         "win_rate_vs_previous": rate,
         "perplexity": {"ratio": 1.0},
+        "collapse": {"distinct_2_ratio": 1.0},
         "judge": {"calibration": {"agreement": agreement, "min_agreement": limit}},
     }
 
