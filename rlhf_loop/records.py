@@ -327,7 +327,7 @@ class Check:
     asks: str  # a name in RULES of rlhf_loop/rows/check_rules.py, or `judge`
     limit: int | None = None  # of the rule, where it has one: words
     critiques: tuple[str, ...] = ()  # the complaints: their words, or their tags
-    origin: Literal["human", "simulated", "llm", "code"]  # who said it; people, where several did
+    origin: Literal["human", "simulated", "llm", "code"]  # who said it
     feedback_ids: tuple[str, ...] = ()
     round: int = 0  # the last one in which it was said
 

@@ -234,8 +234,8 @@ class Client:
 
     def _scrubbed(self, text: str) -> str:
         """What a server said, without the key, which some repeat."""
-        shown = text if len(text) <= 300 else f"{text[:297]}..."
-        return shown.replace(self._key, "***") if self._key else shown
+        shown = text.replace(self._key, "***") if self._key else text
+        return shown if len(shown) <= 300 else f"{shown[:297]}..."
 
 
 class Endpoints:

@@ -25,9 +25,10 @@ def checks_of(rows: Iterable[CritiquedCompletion], most: int, judged: bool) -> t
     """The last `most` checks in the order of `rows`, and counts of what is none, by reason.
 
     Complaints with words or tags make them; of a complaint with tags each tag counts, of others the words. What the
-    same answer is asked for twice is one check. `judged`: there is a judge.
+    same answer is asked for twice by the same kind (people, models that judge, ...) is one check. `judged`: there is a
+    judge.
     """
-    found: dict[tuple[str, str], Check] = {}
+    found: dict[tuple[str, str, str], Check] = {}
     left_out: Counter[str] = Counter()
     for row in rows:
         said = [tag for tag in dict.fromkeys(span.label.strip() for span in row.spans) if tag] or [row.critique]
@@ -41,7 +42,7 @@ def checks_of(rows: Iterable[CritiquedCompletion], most: int, judged: bool) -> t
             if name == JUDGE and not judged:
                 left_out["no_rule_understands_it_and_there_is_no_judge"] += 1
                 continue
-            key = (row.completion_id, name)
+            key = (row.completion_id, name, row.origin)
             check = _check(row, name, limit, [row.critique] if row.critique else texts)
             if key in found:
                 check = _joined(found.pop(key), check)  # at the end, for it was said again
@@ -153,7 +154,7 @@ def in_words(found: Mapping[str, Any]) -> str:
 def _check(row: CritiquedCompletion, asks: str, limit: int | None, texts: Sequence[str]) -> Check:
     assert row.origin != "implicit"  # nobody was asked: a next message is no critique
     return Check(
-        id=stable_id("check", row.completion_id, asks),
+        id=stable_id("check", row.completion_id, asks, row.origin),
         prompt_id=row.prompt_id,
         group=row.group,
         completion_id=row.completion_id,
@@ -175,7 +176,6 @@ def _joined(first: Check, again: Check) -> Check:
     return replace(
         again,
         critiques=tuple(dict.fromkeys([*first.critiques, *again.critiques])),
-        origin="human" if "human" in (first.origin, again.origin) else first.origin,
         feedback_ids=tuple(dict.fromkeys([*first.feedback_ids, *again.feedback_ids])),
         round=max(first.round, again.round),
     )

@@ -142,14 +142,17 @@ def _pairs(
     if recipe.critiques is not None:
         summary["critiques"] = {}
         material = _material(recipe, round, frozen, prompts, completions, [*critiqued_scores, *scores])
-        said_by = {id: row.origin for row in material.critiques for id in row.feedback_ids}
+        said_by: dict[tuple[str, ...], str] = {
+            (id,): row.origin for row in material.critiques for id in row.feedback_ids
+        }
+        said_by[()] = "implicit"  # a user's next message, which is no piece of feedback
         for name, method in recipe.critiques.gives("pairs").items():
             of_method, none = pairs_of(name, method, material)
             asked = {pair for part in parts for pair in _answers(part)}
             kept = [pair for pair in of_method if frozenset((pair.chosen_id, pair.rejected_id)) not in asked]
             summary["critiques"][name] = {
                 "pairs": len(kept),
-                "said_by": dict(Counter(said_by[pair.feedback_ids[0]] for pair in kept)),
+                "said_by": dict(Counter(said_by[pair.feedback_ids[:1]] for pair in kept)),
                 "already_there": len(of_method) - len(kept),
                 "none": dict(none),
             }

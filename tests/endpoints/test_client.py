@@ -173,6 +173,15 @@ def test_the_key_is_sent_and_stands_nowhere_else(
     assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir())
 
 
+def test_a_long_error_is_not_cut_within_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    for length in range(160, 300, 20):
+        with running(first(Fault(401, text=f"{'x' * length} {KEY}"))) as (_, url):
+            with pytest.raises(UserError) as caught:
+                client(url, api_key_env="JUDGE_KEY").ask(asks(1), text)
+        assert KEY[:6] not in str(caught.value)
+
+
 def test_a_key_of_another_server_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, KEY)

@@ -342,7 +342,8 @@ def made_run(store: Store, path: Path) -> RunDir:
     pair: dict[str, Any] = {
         "id": "pair-1", "prompt_id": "other-prompt", "prompt": '[{"role": "user", "content": "Why?"}]',
         "chosen_id": "other-answer-1", "rejected_id": "other-answer-2", "origin": "human", "margin": 0.5,
-        "feedback_ids": ("feedback-elsewhere", "feedback-others"), "critiques": (CRITIQUE, "too long by half"),
+        "feedback_ids": ("feedback-elsewhere", "feedback-others"), 
+        "critiques": (CRITIQUE, f'{CRITIQUE}\n"Why?": odd', f'"Why?": {CRITIQUE}', "too long by half"),
     }  # fmt: skip
     message = ({"role": "assistant", "content": "x"},)
     pairs = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,12 @@ def test_pairs_of_critiques_stand_between_peoples_and_the_reward_models(tmp_path
         "pairs": 2, "said_by": {"human": 1, "simulated": 1}, "already_there": 0, "none": {},
     }  # fmt: skip
     assert not (folder / "critiques.parquet").exists()
+
+
+def test_a_users_next_message_gives_a_pair_and_is_called_implicit(tmp_path: Path) -> None:
+    said_next = replace(ROWS[0], origin="implicit", feedback_ids=(), critique="No, why is it blue?")
+    folder = assembled(tmp_path, rows=[said_next, ROWS[3]], critiques={"fresh": {}})
+    assert read_json(folder / "summary.json")["critiques"]["fresh"]["said_by"] == {"implicit": 1, "simulated": 1}
 
 
 def test_over_max_pairs_edits_stay_longest_and_the_reward_models_go_first(tmp_path: Path) -> None:

@@ -103,9 +103,17 @@ def row(critique: str, tags: tuple[str, ...] = (), **values: Any) -> CritiquedCo
     )
 
 
+def test_what_a_model_complained_of_is_a_check_of_its_own() -> None:
+    checks, _ = checks_of([row("It is too long."), row("Too long.", origin="llm")], most=10, judged=False)
+    assert [(check.critiques, check.origin) for check in checks] == [
+        (("It is too long.",), "human"), (("Too long.",), "llm"),
+    ]  # fmt: skip
+    assert len({check.id for check in checks}) == 2
+
+
 def test_complaints_become_checks_of_a_rule_or_the_judge() -> None:
     rows = [
-        row("It is too long.", origin="simulated"),
+        row("It is too long."),
         row("Wrong cause."),
         row("Good one", label=True),
         row("", ("too long", "unsafe"), round=2, id="tags", feedback_ids=("t",)),

@@ -150,7 +150,8 @@ def _collect(connection: sa.Connection, key: str, user: str) -> Deletion:
         texts |= {message["content"] for message in body["messages"] if message["role"] != "system"}
     for body in _bodies(connection, tables.feedback, feedback):
         spans = [span["comment"] for span in body.get("spans") or []]
-        comments |= {text for text in (body.get("comment"), body.get("edited_completion"), *spans) if text}
+        given = [text for text in (body.get("comment"), body.get("edited_completion"), *spans) if text]
+        comments |= {*given, *(text.strip() for text in given)} - {""}
     for chunk in chunks(completions):
         texts |= {text for text in _column(connection, answer.text, chunk, key=answer.id) if text}
     return Deletion(

@@ -67,7 +67,15 @@ class Deletion:
 
     def is_critique(self, text: object) -> bool:
         """Whether a revision that carries this critique answers to one that goes; short ones are everybody's."""
-        return isinstance(text, str) and len(text) >= _QUOTED and text in self.comments
+        return isinstance(text, str) and len(text) >= _QUOTED and self.said(text)
+
+    def said(self, critique: str) -> bool:
+        """Whether a critique is a comment that goes, or holds one beside what was said of parts of the answer: each in
+        a line of its own, after the words that it is about."""
+        if critique in self.comments:
+            return True
+        of_parts = '": ' in critique
+        return of_parts and any(critique.startswith(f'{one}\n"') or f'": {one}' in critique for one in self.comments)
 
     @cached_property
     def _quotable(self) -> set[str]:
@@ -256,9 +264,9 @@ def _redacted_row(row: dict[str, Any], nested: set[str], deletion: Deletion) -> 
         if after != before:
             new["feedback_ids"] = json.dumps(after, ensure_ascii=False)
             if isinstance(row.get("critiques"), str):
-                left = [text for text in json.loads(row["critiques"]) if text not in deletion.comments]
+                left = [text for text in json.loads(row["critiques"]) if not deletion.said(text)]
                 new["critiques"] = json.dumps(left, ensure_ascii=False)
-    if deletion.is_critique(row.get("critique")):
+    if "feedback_ids" not in row and deletion.is_critique(row.get("critique")):
         new["critique"] = None
     return new
 

@@ -199,7 +199,8 @@ def _card(service: Service, who: str, question: Question) -> dict[str, Any]:
     by_id = {completion.id: completion for completion in service.store.completions(ids=[question.a_id, question.b_id])}
     ids = {"a": question.a_id, "b": question.b_id}
     shown = [by_id[ids[side]] for side in shown_order(who, question)]
-    written = {score.completion_id: score.critique for score in service.store.scores(completion_ids=list(by_id))}
+    scores = service.store.scores(completion_ids=list(by_id))
+    written = {score.completion_id: score.critique for score in scores if score.critique}
     return {
         "question": question.id,
         "messages": [{"role": message["role"], "html": render(message["content"])} for message in prompt.messages],
@@ -209,7 +210,7 @@ def _card(service: Service, who: str, question: Question) -> dict[str, Any]:
                 "text": answer.text,
                 "sentences": sentences(answer.text),
                 "cut": answer.finish_reason == "length",
-                "machine": written.get(answer.id) or "",
+                "machine": written.get(answer.id, ""),
             }
             for answer in shown
         ],
