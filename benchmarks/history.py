@@ -52,6 +52,7 @@ from rlhf_loop.rows.pairs import pairs_from_feedback
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.step_folders import step_folder
+from rlhf_loop.steps import learn
 from rlhf_loop.watch.triggers import arrivals, news
 
 RESULTS = Path(__file__).parent / "results" / "history.json"
@@ -194,15 +195,15 @@ class History:
         self.rounds: dict[int, float] = {}  # CPU seconds of the loop's own work
         self.snapshots: list[float] = []  # of these, what it takes to freeze and validate all feedback
         launch.choose = lambda *_: self.stub
-        made = loop_module._Rounds.make_round
+        made = loop_module.make_round
 
-        def measured(run: Any, n: int) -> None:
+        def measured(at: Any, n: int) -> None:
             begun, stages = time.process_time(), self.stub.seconds
-            made(run, n)
+            made(at, n)
             self.rounds[n] = time.process_time() - begun - (self.stub.seconds - stages)
 
-        loop_module._Rounds.make_round = measured
-        freeze = loop_module.snapshot
+        loop_module.make_round = measured
+        freeze = learn.snapshot
 
         def frozen(*arguments: Any, **named: Any) -> Any:
             begun = time.process_time()
@@ -210,7 +211,7 @@ class History:
             self.snapshots.append(time.process_time() - begun)
             return report
 
-        loop_module.snapshot = frozen
+        learn.snapshot = frozen
 
     def make(self, n: int) -> None:
         """Rounds up to `n` by the loop."""

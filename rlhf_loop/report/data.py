@@ -157,6 +157,11 @@ class Round:
         """Whether there are answers to the held-out prompts."""
         return (self.path / "evaluate" / "answers.parquet").exists()
 
+    @property
+    def was_rescored(self) -> bool:
+        """Whether the reward model scored the fresh candidates."""
+        return (self.path / "rescore" / "scores.parquet").exists()
+
     # What a complete round's manifest holds; for others it is read from their files.
 
     @property

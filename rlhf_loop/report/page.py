@@ -129,7 +129,8 @@ def critic_row(rounds: Sequence[Round]) -> dict[str, Any]:
 
 def machine_critiques(rounds: Sequence[Round]) -> list[dict[str, Any]]:
     """What the reward model wrote of the last candidates: every k-th, not the best ones."""
-    found = _latest(rounds, lambda r: r.criticised) or []
+    scored = [r for r in rounds if r.was_rescored]
+    found = scored[-1].criticised if scored else []
     shown = [found[i * len(found) // SAMPLE_CRITIQUES] for i in range(min(SAMPLE_CRITIQUES, len(found)))]
     return [{"text": answer.text, "critique": score.critique, "score": score.value} for answer, score in shown]
 

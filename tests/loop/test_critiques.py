@@ -11,7 +11,7 @@ from samples.runs import outputs
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
-from rlhf_loop.loop import CONTROL, Loop
+from rlhf_loop.loop import Loop
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, parse
 from rlhf_loop.records import (
@@ -26,6 +26,7 @@ from rlhf_loop.records import (
 )
 from rlhf_loop.rows.critiques.fresh import complained_of
 from rlhf_loop.run_dir import RunDir
+from rlhf_loop.steps.learn import CONTROL
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 EDITED = "The sky is blue."
