@@ -131,7 +131,7 @@ class Client:
                 self._plain = True  # it does not know the fields
         except openai.APIError as error:
             return self._failed(error)
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
             raise Unreadable(self._failed(error).reason) from None
@@ -151,6 +151,12 @@ class Client:
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
         told = self._scrubbed(str(error))
         where = f"endpoints.{self.name}: {self.settings.base_url}"
+        if isinstance(error, openai.APIStatusError) and error.response.has_redirect_location:
+            place = self._scrubbed(error.response.headers["location"])
+            raise UserError(
+                f"{where} sends requests on to {place} (HTTP {status}), and neither key nor texts go where the recipe "
+                "does not say; set `base_url` to the address that answers"
+            )
         if status in (401, 403):
             named = self.settings.api_key_env
             raise UserError(
@@ -215,7 +221,8 @@ class Client:
             api_key=self._key or "none",
             timeout=self.settings.timeout,
             max_retries=self.settings.max_retries,
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [count]}),
+            # Followed, a redirect would take the key and the texts to a server that the recipe does not name.
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [count]}, follow_redirects=False),
         )
 
     def _check_tokens(self) -> None:

@@ -26,6 +26,9 @@ from rlhf_loop.rewards.texts import Text
 TOP_LOGPROBS = 20
 """Tokens whose probability is asked for: the most that servers give."""
 
+LARGEST_LOGPROB = 0.01
+"""0 but for rounding."""
+
 LEAST_MASS = 0.5
 """Probability of the scale's numbers below which the model was about to say something else."""
 
@@ -120,7 +123,10 @@ def _reader(spec: JudgeSpec) -> Callable[[Reply], float]:
 
 def expectation(top: Sequence[tuple[str, float]], low: int, high: int) -> float:
     """The mean of low..high under the probabilities of the tokens that are one of them; `top`: (token, its natural
-    logarithm of the probability). Raises `Unreadable` where they hold less than half of the probability."""
+    logarithm of the probability). Raises `Unreadable` where they hold less than half of the probability, or are no
+    logarithms of probabilities."""
+    if not all(logprob <= LARGEST_LOGPROB for _, logprob in top):  # not a number is refused too
+        raise Unreadable("the server gave logarithms of probabilities above 1")
     found = [(number, math.exp(logprob)) for token, logprob in top if (number := _number(token)) is not None]
     mass = [(number, p) for number, p in found if low <= number <= high]
     total = math.fsum(p for _, p in mass)

@@ -191,6 +191,47 @@ def test_a_key_of_another_server_is_not_sent(monkeypatch: pytest.MonkeyPatch) ->
     assert KEY not in str(server.headers)
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_neither_key_nor_texts_follow_a_redirect(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with running(echo) as (elsewhere, other):
+        place = {"location": f"{other}/chat/completions?was={KEY}"}
+        with running(lambda request: Fault(status, place)) as (server, url):
+            with pytest.raises(UserError, match=rf"sends requests on to {other}.*\(HTTP {status}\)") as caught:
+                client(url, api_key_env="JUDGE_KEY", concurrency=1).ask(asks(3), text)
+    assert (len(server.asked), len(elsewhere.asked)) == (1, 0)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"choices": [{"message": {"content": "A"}, "logprobs": {"content": [{"top_logprobs": [{"token": "1", '
+        b'"logprob": 1' + b"0" * 400 + b"}]}]}}]}",
+        b"<html><body>502</body></html>",
+        b"[1]",
+        b'{"choices": {"0": 1}}',
+        b'{"choices": [{"message": {"content": ["A"]}}]}',
+        b"\xff\xfe\x00",
+    ],
+    ids=["nested", "a_huge_number", "html", "list", "mapping", "parts", "binary"],
+)
+def test_what_is_no_chat_completion_is_unanswered(body: bytes) -> None:
+    with running(lambda request: body) as (_, url):
+        found = client(url, concurrency=1).ask(asks(1), text)
+    assert found == [Unanswered(reason="what the server sent is no chat completion")]
+
+
+@pytest.mark.parametrize("tokens", [10**18, 10**300, -1, True, "7", 7.5, None])
+def test_numbers_of_tokens_that_cannot_be_are_unknown(tokens: Any) -> None:
+    body = {"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": tokens, "completion_tokens": tokens}}
+    with running(lambda request: body) as (_, url):
+        one = client(url)
+        assert one.ask(asks(1), text) == ["A"]
+    assert one.answers.spent("judge").tokens == 0
+
+
 def test_a_missing_key_and_a_missing_package_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with pytest.raises(UserError, match=r"endpoints\.judge: the environment variable JUDGE_KEY is not set"):

@@ -77,6 +77,13 @@ def with_logprobs(request: dict[str, Any]) -> Any:
     return completion("9", logprobs={"content": [{"token": "9", "logprob": math.log(p), "top_logprobs": top}]})
 
 
+@pytest.mark.parametrize("logprob", [1e9, 0.5, math.nan, math.inf])
+def test_what_is_no_logarithm_of_a_probability_gives_no_score(logprob: float) -> None:
+    with pytest.raises(Unreadable, match="probabilities above 1"):
+        expectation([("7", logprob), ("8", math.log(0.2))], 1, 9)
+    assert expectation([("7", 1e-6), ("8", -math.inf)], 1, 9) == pytest.approx(7)
+
+
 def test_an_expectation_is_of_the_first_token_of_the_answer(tmp_path: Path) -> None:
     with running(with_logprobs) as (server, url):
         scores = judge(tmp_path, url, method="expectation").score([PROMPT], ANSWERS)

@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 
 Say = Callable[[dict[str, Any]], Any]
-"""What the server says to a request: a text, a whole body, or a `Fault`."""
+"""What the server says to a request: a text, a whole body (bytes: as they are), or a `Fault`."""
 
 
 class Fault:
@@ -62,8 +62,8 @@ class FakeEndpoint:
 
     async def _answer(self, said: Any, receive: Any, send: Any) -> None:
         if not isinstance(said, Fault):
-            body = said if isinstance(said, dict) else completion(said, self.usage)
-            await respond(send, 200, json.dumps(body).encode())
+            body = said if isinstance(said, (dict, bytes)) else completion(said, self.usage)
+            await respond(send, 200, body if isinstance(body, bytes) else json.dumps(body).encode())
         elif said.how == "never":
             while (await receive())["type"] != "http.disconnect":
                 pass
