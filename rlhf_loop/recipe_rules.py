@@ -250,8 +250,8 @@ def critiques_give_what_the_update_takes(recipe: Recipe) -> str | None:
     for given, algorithm in (("pairs", "dpo"), ("demonstrations", "sft")):
         for name in recipe.critiques.gives(given) if _consumes(recipe) != given else ():
             return (
-                f"critiques.{name}: it gives {given}, and {recipe.update.algorithm} learns from none; set "
-                f"`update.algorithm: {algorithm}`, or leave it out"
+                f"critiques.{name}: it gives {given}, and update.algorithm {recipe.update.algorithm} learns from none; "
+                f"set `update.algorithm: {algorithm}`, or leave it out"
             )
     return None
 

@@ -19,12 +19,13 @@ from rlhf_loop.near import did_you_mean, near, nearest
 from rlhf_loop.places import absolute_model, absolute_path, absolute_store
 
 _QUOTED = re.compile("'([^']+)'")
+_UNWRITABLE = re.compile("[\\0\ud800-\udfff]")
 
 
 class Settings(BaseModel):
     """A block of a recipe or of a reward model: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -35,6 +36,17 @@ class Settings(BaseModel):
                 kinds = _kinds(field.annotation)
                 if kinds & {int, float} and not kinds & {bool, Any}:
                     raise ValueError(f"`{name}`: a number is needed, got {str(value).lower()}")
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _texts_can_be_written(cls, values: Any) -> Any:
+        """YAML can name characters that neither a path nor a file may hold."""
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            for text in value if isinstance(value, list) else [name, value]:
+                if isinstance(text, str) and _UNWRITABLE.search(text):
+                    place = _UNWRITABLE.sub("?", str(name))
+                    raise ValueError(f"`{place}`: it holds a NUL character or half of a surrogate pair; take it out")
         return values
 
 

@@ -79,8 +79,9 @@ def reason_of(error: Exception, status: int | None) -> str:
 
 def _whole(value: object) -> int | None:
     """A number of tokens that can be true; what a server says beside it is not counted."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if whole and 0 <= value < _MOST_TOKENS else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value < _MOST_TOKENS else None
 
 
 _MOST_TOKENS = 2**40

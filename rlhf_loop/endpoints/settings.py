@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,8 +34,12 @@ class EndpointSettings(Settings):
     @field_validator("base_url")
     @classmethod
     def _is_a_plain_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # of brackets, or of a port that there is not
+            whole = False
+        if not whole:
             raise ValueError("endpoints: `base_url` must be an http or https URL, such as http://localhost:8000/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(
@@ -56,6 +61,24 @@ class EndpointSettings(Settings):
         if name is not None and re.match(r"(AKIA|ASIA)[A-Z0-9]{12,}$", name):
             raise ValueError("endpoints: `api_key_env` must be the NAME of an environment variable; this is a key")
         return name
+
+    @field_validator("body")
+    @classmethod
+    def _can_be_sent(cls, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(body, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError(
+                "endpoints: `body` must hold what JSON can: texts, finite numbers, true, false, null, lists and "
+                "mappings; put what YAML reads as a date into quotes"
+            ) from None
+        for name in ("messages", "stream"):
+            if body.get(name):
+                raise ValueError(
+                    f"endpoints: `body.{name}` cannot be set: questions are asked one at a time, and each answer is "
+                    "read whole; leave it out"
+                )
+        return body
 
     @property
     def identity(self) -> dict[str, Any]:

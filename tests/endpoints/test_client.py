@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import datetime
 import json
 import logging
 import multiprocessing
@@ -410,6 +411,24 @@ def test_a_recipe_with_a_key_in_it_is_refused_without_repeating_it(values: dict[
         parse({**recipe, "evaluation": {"judge": {"kind": "rule"}}, "prompts": {"train": ["a"], "test": ["b"]}})
     assert words in str(caught.value)
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"base_url": "http://localhost:99999/v1"}, "http or https URL"),
+        ({"base_url": "http://[::1/v1"}, "http or https URL"),
+        ({"temperature": float("inf")}, "finite number"),
+        ({"body": {"seed": float("nan")}}, "what JSON can"),
+        ({"body": {"since": datetime.date(2024, 1, 1)}}, "date into quotes"),
+        ({"body": {"stream": True}}, "`body.stream` cannot be set"),
+        ({"body": {"messages": [{"role": "user", "content": "say 9"}]}}, "`body.messages` cannot be set"),
+    ],
+    ids=["port", "brackets", "infinite", "nan", "date", "stream", "messages"],
+)
+def test_settings_that_no_request_can_be_made_with_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        EndpointSettings(**{"base_url": "http://localhost:8000/v1", "model": "m", **values})
 
 
 def test_what_answers_depend_on_is_the_server_and_the_model_not_how_fast_they_are_asked() -> None:

@@ -200,6 +200,21 @@ def test_a_switch_is_no_number() -> None:
     assert Recipe.load(SMOKE, ["policy.trust_remote_code=true"]).policy.trust_remote_code is True
 
 
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e400"])
+def test_a_number_is_finite(value: str) -> None:
+    assert "finite number" in refused(SMOKE, f"critiques={{predict: {{weight: {value}}}}}")
+    assert "finite number" in refused(SMOKE, f"gate.max_kl={value}")
+
+
+@pytest.mark.parametrize("character", ["\\0", "\\ud800"])
+def test_a_text_holds_what_can_be_written(character: str) -> None:
+    said = "it holds a NUL character or half of a surrogate pair"
+    assert f"`model`: {said}" in refused(SMOKE, f'reward.model="{character}"')
+    assert f"`train`: {said}" in refused(SMOKE, f'prompts.train=["x{character}"]')
+    assert f"`endpoint`: {said}" in refused(SMOKE, f'generation={{engine: endpoint, endpoint: "{character}"}}')
+    assert f"`a?`: {said}" in refused(SMOKE, f'critiques={{"a{character}": {{}}}}')
+
+
 def test_a_malformed_override_is_explained() -> None:
     assert "write key.sub=value" in refused(SMOKE, "seed")
     assert "is not one of the 1 items" in refused(SMOKE, "prompts.train.3=x")
