@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +37,12 @@ class Unreadable(ValueError):
     """A reply is not of the wanted form."""
 
 
+def mean(draws: Sequence[float | Unanswered]) -> float | Unanswered:
+    """Of the draws of one question that were answered; the first reason where none was."""
+    numbers = [one for one in draws if not isinstance(one, Unanswered)]
+    return math.fsum(numbers) / len(numbers) if numbers else draws[0]
+
+
 def key_of(ask: Ask, identity: Mapping[str, Any]) -> str:
     """A hash of all that the answer depends on; `identity`: of the endpoint."""
     return fingerprint(identity, [messages_of(ask), ask.sample, ask.schema, ask.fields, ask.optional])
@@ -46,7 +54,9 @@ def messages_of(ask: Ask) -> list[dict[str, str]]:
 
 
 def parsed(body: Any) -> Reply:
-    """The first choice of a chat completion; raises what Python raises where it is none."""
+    """The first choice of a chat completion; raises what Python raises where it is none.
+
+    Without the thoughts that some models begin with: they repeat what was asked, and nobody needs them kept."""
     choice = body["choices"][0]
     text = choice["message"]["content"]
     if not isinstance(text, str):
@@ -55,7 +65,7 @@ def parsed(body: Any) -> Reply:
     logprobs = (choice.get("logprobs") or {}).get("content") or []
     top = [[(one["token"], float(one["logprob"])) for one in token.get("top_logprobs") or []] for token in logprobs]
     return Reply(
-        text=sound(text),
+        text=sound(re.sub(r"\A\s*<think>.*?</think>\s*", "", text, flags=re.DOTALL)),
         finish_reason=str(choice.get("finish_reason") or "stop"),
         prompt_tokens=_whole(usage.get("prompt_tokens")),
         completion_tokens=_whole(usage.get("completion_tokens")),

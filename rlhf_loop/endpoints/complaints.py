@@ -5,15 +5,14 @@ After RLCF (arXiv 2507.18624, section 3), whose judge scores each requirement of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf_loop.endpoints.answers import Reply
-from rlhf_loop.endpoints.asks import Ask, Unanswered, Unreadable
+from rlhf_loop.endpoints.asks import Ask, Unanswered, Unreadable, mean
 from rlhf_loop.endpoints.client import Client
-from rlhf_loop.endpoints.judging import MATERIAL, NOT_OF_THE_FORM, json_object, marked
+from rlhf_loop.endpoints.judging import MATERIAL, NOT_OF_THE_FORM, conversation, json_object, marked
 from rlhf_loop.records import Completion, Message, Prompt, sound, stable_id
 
 LOW, HIGH = 0, 100
@@ -50,16 +49,11 @@ def taken_up(
         for sample in range(samples)
     ]
     said = client.ask(asks, _read)
-    return [_mean(said[i * samples : (i + 1) * samples]) for i in range(len(asked))]
-
-
-def _mean(said: Sequence[float | Unanswered]) -> float | Unanswered:
-    numbers = [one for one in said if not isinstance(one, Unanswered)]
-    return math.fsum(numbers) / len(numbers) if numbers else said[0]
+    return [mean(said[i * samples : (i + 1) * samples]) for i in range(len(asked))]
 
 
 def _messages(one: Complaint) -> tuple[Message, ...]:
-    request = sound("\n".join(f"{message['role']}: {message['content']}" for message in one.prompt.messages))
+    request = conversation(one.prompt.messages)
     earlier, said, answer = sound(one.criticised.text), sound("\n".join(one.said)), sound(one.answer.text)
     code = stable_id("marks", request, earlier, said, answer)
     cut = "\nThe new answer was cut off at a limit of length." if one.answer.finish_reason == "length" else ""

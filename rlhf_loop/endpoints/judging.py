@@ -93,7 +93,7 @@ def _verdict(ab: _Said | Unanswered, ba: _Said | Unanswered) -> Verdict | Unansw
 def _messages(
     rubric: str, prompt: Prompt, first: Completion, second: Completion, critiques: bool
 ) -> tuple[Message, ...]:
-    said = sound("\n".join(f"{message['role']}: {message['content']}" for message in prompt.messages))
+    said = conversation(prompt.messages)
     a, b = sound(first.text), sound(second.text)
     code = stable_id("marks", said, a, b)
     cut = [
@@ -108,6 +108,11 @@ def _messages(
         Message(role="system", content=instructions),
         Message(role="user", content="\n\n".join(texts) + "".join(cut)),
     )
+
+
+def conversation(messages: Sequence[Message]) -> str:
+    """A prompt's turns as a judge reads them."""
+    return sound("\n".join(f"{message['role']}: {message['content']}" for message in messages))
 
 
 def marked(name: str, code: str, text: str) -> str:
@@ -165,12 +170,12 @@ NOT_OF_THE_FORM = "the judgement was not of the form that was asked for"
 
 
 def json_object(reply: Reply) -> dict[str, Any]:
-    """The JSON object that a reply is, beside its thoughts and a fence; raises `Unreadable` for anything else.
+    """The JSON object that a reply is, beside a fence; raises `Unreadable` for anything else.
 
     Nothing is searched for within a text: it may quote what it judges."""
     if reply.finish_reason == "length":
         raise Unreadable("the judgement was cut off: raise `max_answer_tokens`")
-    text = re.sub(r"\A\s*<think>.*?</think>", "", reply.text, flags=re.DOTALL).strip()
+    text = reply.text.strip()
     if fenced := re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL):
         text = fenced[1]
     try:

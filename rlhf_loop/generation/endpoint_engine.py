@@ -7,7 +7,6 @@ reads them in the policy's own tokens, as imported answers are (`Completion.by_p
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -70,7 +69,7 @@ def _fields(settings: Generation, seed: int) -> dict[str, Any]:
 
 
 def _read(reply: Reply) -> Answer:
-    text = re.sub(r"\A\s*<think>.*?</think>\s*", "", reply.text, flags=re.DOTALL)
+    text = reply.text
     if not text.strip() or text.lstrip().startswith("<think>"):
         raise Unreadable("the answer is empty, or was cut off within its thoughts")
     ended = reply.finish_reason != "length"

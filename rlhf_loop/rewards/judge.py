@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.endpoints.answers import Reply
-from rlhf_loop.endpoints.asks import Ask, Unanswered, Unreadable
+from rlhf_loop.endpoints.asks import Ask, Unanswered, Unreadable, mean
 from rlhf_loop.endpoints.client import Client
-from rlhf_loop.endpoints.judging import MATERIAL, NOT_OF_THE_FORM, json_object, marked
+from rlhf_loop.endpoints.judging import MATERIAL, NOT_OF_THE_FORM, conversation, json_object, marked
 from rlhf_loop.records import Message, sound, stable_id
 from rlhf_loop.reward_spec import JudgeSpec
 from rlhf_loop.rewards.base import Reward
@@ -61,15 +61,15 @@ class JudgeReward(Reward):
         return [self._mean(said[n * draws : (n + 1) * draws]) for n in range(len(texts))]
 
     def _mean(self, said: Sequence[float | Unanswered]) -> float | None:
-        scores = [one for one in said if not isinstance(one, Unanswered)]
-        if not scores:
-            self._unanswered.update(one.reason for one in said[:1] if isinstance(one, Unanswered))
+        found = mean(said)
+        if isinstance(found, Unanswered):
+            self._unanswered[found.reason] += 1
             return None
-        return math.fsum(scores) / len(scores)
+        return found
 
 
 def _ask(spec: JudgeSpec, text: Text, draw: int) -> Ask:
-    said = sound("\n".join(f"{role}: {content}" for role, content in text.prompt))
+    said = conversation(text.messages())
     answer = sound(text.completion)
     code = stable_id("marks", said, answer)
     cut = "" if text.finished else "\nThe answer was cut off at a limit of length."

@@ -83,19 +83,6 @@ def wanted(asks: str, limit: int | None) -> str:
     return "the judge finds it better" if asks == JUDGE else RULES[asks].wants.format(limit=limit)
 
 
-def criticised(check: Check) -> Completion:
-    """The answer that a check is about, to be scored."""
-    return Completion(
-        id=check.completion_id,
-        prompt_id=check.prompt_id,
-        text=check.text,
-        policy="a policy of this run" if check.by_policy else "import",
-        round=check.round,
-        finish_reason="stop" if check.finished else "length",
-        token_ids=check.token_ids,
-    )
-
-
 def by_rule(check: Check, answer: Completion) -> bool:
     """Whether an answer passes a check that asks for a rule."""
     return passes(check.asks, check.limit, answer.text, answer.finish_reason == "stop")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from rlhf_loop.ngrams import ngrams
 from rlhf_loop.records import (
     Completion,
     Critique,
@@ -74,7 +75,7 @@ def critiqued_completions(
             text, label = said.critique, said.label
             if isinstance(record, Critique):
                 label = verdicts.get((record.annotator.id, said.completion_id), False)
-            if text and (reason := refusal(text, prompt, limits)) is not None:
+            if text and (reason := why_unfit(text, prompt, limits)) is not None:
                 left_out[reason] += 1
                 text = ""
             says_nothing = (isinstance(record, Critique) and not any(span.label for span in record.spans)) or (
@@ -103,7 +104,7 @@ def losers_of(preference: Preference) -> list[str]:
     return {"a": [b], "b": [a], "tie": [], "both_bad": [a, b]}[preference.winner]
 
 
-def refusal(text: str, prompt: Prompt, limits: Limits) -> str | None:
+def why_unfit(text: str, prompt: Prompt, limits: Limits) -> str | None:
     """Why nothing is learned from these words about an answer to `prompt`; None where it is."""
     if limits.is_vague(text):
         return "vague"
@@ -216,8 +217,7 @@ def _quotes(text: str, system: str) -> bool:
     length, parts = _parts(system)
     if length < 3:  # a word or two are everybody's
         return False
-    words = _words(text)
-    return any(tuple(words[i : i + length]) in parts for i in range(len(words) - length + 1))
+    return any(run in parts for run in ngrams(_words(text), length))
 
 
 @lru_cache(maxsize=64)
@@ -225,7 +225,7 @@ def _parts(system: str) -> tuple[int, frozenset[tuple[str, ...]]]:
     """How many words in a row are a quotation, and all that there are."""
     theirs = _words(system)
     length = min(QUOTED_WORDS, len(theirs))
-    return length, frozenset(tuple(theirs[i : i + length]) for i in range(len(theirs) - length + 1))
+    return length, frozenset(ngrams(theirs, length))
 
 
 _LONG_WORD = 10  # characters; of so many a word is counted in scripts without spaces

@@ -16,7 +16,7 @@ from itertools import pairwise
 from rlhf_loop.critique_methods import NextMessage
 from rlhf_loop.records import Completion, CritiquedCompletion, Message, Prompt, stable_id
 from rlhf_loop.rows.check_rules import means_a_rule
-from rlhf_loop.rows.critiqued import Limits, refusal
+from rlhf_loop.rows.critiqued import Limits, why_unfit
 from rlhf_loop.rows.parts import answer
 
 SHORT = 12
@@ -119,7 +119,7 @@ def _unfit(prompt: Prompt, place: int, said: str, settings: NextMessage, limits:
         return "empty"
     if len(text) > settings.max_answer_characters:
         return "answer_too_long"
-    reason = refusal(said, prompt, limits)
+    reason = why_unfit(said, prompt, limits)
     return None if reason == "vague" and is_complaint(said) else reason
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.records import Completion, Feedback, Message, Prompt, Score
+from rlhf_loop.records import Check, Completion, CritiquedCompletion, Feedback, Message, Prompt, Score
 
 T = TypeVar("T")
 
@@ -63,6 +63,19 @@ def origin_of(said: Feedback) -> Literal["human", "simulated", "llm", "code"]:
 def answer(text: str) -> tuple[Message, ...]:
     """A completion as the assistant's message."""
     return (Message(role="assistant", content=text),)
+
+
+def said_of(row: CritiquedCompletion | Check) -> Completion:
+    """The answer that something was said of, to be scored."""
+    return Completion(
+        id=row.completion_id,
+        prompt_id=row.prompt_id,
+        text=row.text,
+        policy="a policy of this run" if row.by_policy else "import",
+        round=row.round,
+        finish_reason="stop" if row.finished else "length",
+        token_ids=row.token_ids,
+    )
 
 
 def choose(table: Mapping[str, T], name: str, setting: str, where: str) -> T:

@@ -24,7 +24,8 @@ from rlhf_loop.records import Check, CheckResult, Completion, Prompt, Score, rea
 from rlhf_loop.rewards import Reward
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_completions
-from rlhf_loop.rows.checks import JUDGE, by_rule, criticised, result, summary
+from rlhf_loop.rows.checks import JUDGE, by_rule, result, summary
+from rlhf_loop.rows.parts import said_of
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.stages.generate import sample
 from rlhf_loop.stages.reward import kept_before, load
@@ -43,7 +44,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         before = read_records(inputs["before"] / "answers.parquet", Completion)
     features = KeptFeatures(kept_before(arguments))
     results = _results(checks, prompts, answers, before, arguments, features)
-    features.write(folder, of_completions(prompts, [*answers, *map(criticised, checks)]))
+    features.write(folder, of_completions(prompts, [*answers, *map(said_of, checks)]))
     if is_main():
         write_records(folder / "answers.parquet", answers)
         write_records(folder / "results.parquet", results)
@@ -117,7 +118,7 @@ def _scored_higher(
     asked: Sequence[tuple[Check, Completion]], prompts: Sequence[Prompt], reward: Reward
 ) -> list[bool | None]:
     """Whether this round's reward model scores an answer above the one that was complained of."""
-    texts = {one.id: one for check, answer in asked for one in (criticised(check), answer)}
+    texts = {one.id: one for check, answer in asked for one in (said_of(check), answer)}
 
     def score(share: Sequence[Completion]) -> list[Score]:
         return reward.score(prompts, share)
@@ -136,7 +137,7 @@ def _said_by(
 
     def share(mine: Sequence[tuple[Check, Completion]]) -> list[bool | None]:
         complaints = [
-            Complaint(prompt=by_id[check.prompt_id], criticised=criticised(check), said=check.critiques, answer=answer)
+            Complaint(prompt=by_id[check.prompt_id], criticised=said_of(check), said=check.critiques, answer=answer)
             for check, answer in mine
         ]
         said = taken_up(client, complaints, judge.samples, judge.temperature)

@@ -17,7 +17,7 @@ from rlhf_loop import Loop, Recipe
 from rlhf_loop.annotators import make_annotator
 from rlhf_loop.annotators.endpoint import EndpointAnnotatorSettings
 from rlhf_loop.endpoints.answers import Answers, Reply, spent_in
-from rlhf_loop.endpoints.asks import Unanswered, Unreadable
+from rlhf_loop.endpoints.asks import Unanswered, Unreadable, parsed
 from rlhf_loop.endpoints.client import Client, Endpoints
 from rlhf_loop.endpoints.judging import NOT_OF_THE_FORM, RUBRIC, Verdict, compare, json_object
 from rlhf_loop.endpoints.settings import EndpointSettings
@@ -154,11 +154,15 @@ def test_a_judge_that_obeys_the_text_is_found_out_by_the_other_order() -> None:
         '{"better": "A"}',
         ' \n{"better": "A"}\n',
         '```json\n{"better": "A"}\n```',
-        '<think>B? {"better": "B"} no.</think>\n{"better": "A"}',
     ],
 )
-def test_a_verdict_may_stand_in_a_fence_and_after_thoughts(text: str) -> None:
+def test_a_verdict_may_stand_in_a_fence(text: str) -> None:
     assert json_object(Reply(text=text)) == {"better": "A"}
+
+
+def test_thoughts_before_a_verdict_are_neither_read_nor_kept() -> None:
+    body = {"choices": [{"message": {"content": '<think>B? {"better": "B"} no.</think>\n{"better": "A"}'}}]}
+    assert parsed(body).text == '{"better": "A"}'
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Literal
 from rlhf_loop.critique_methods import Fresh
 from rlhf_loop.records import Completion, CritiquedCompletion, PreferencePair, stable_id
 from rlhf_loop.rows.critiques import Material
-from rlhf_loop.rows.parts import answer, best_first, candidates_of
+from rlhf_loop.rows.parts import answer, best_first, candidates_of, said_of
 
 
 def pairs(settings: Fresh, material: Material) -> tuple[list[PreferencePair], Counter[str]]:
@@ -59,18 +59,7 @@ def complained_of(rows: Iterable[CritiquedCompletion]) -> dict[str, list[Critiqu
 
 def answers(rows: Iterable[CritiquedCompletion]) -> list[Completion]:
     """The answers that were complained of, to be scored."""
-    return [
-        Completion(
-            id=row.completion_id,
-            prompt_id=row.prompt_id,
-            text=row.text,
-            policy="a policy of this run" if row.by_policy else "import",
-            round=row.round,
-            finish_reason="stop" if row.finished else "length",
-            token_ids=row.token_ids,
-        )
-        for row, *_ in complained_of(rows).values()
-    ]
+    return [said_of(row) for row, *_ in complained_of(rows).values()]
 
 
 def over(
