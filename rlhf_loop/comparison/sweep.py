@@ -23,6 +23,7 @@ PRICES = {"preference": 1.0, "critique": 3.0, "edit": 5.0, "rating": 1.0, "thumb
 user did rather than said, a retraction."""
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+_FILES = ("sweep.yaml", "results.parquet", "report.html")  # beside the folders of the cells
 _OF_SWEEP = {
     "seed": "`seeds` of the sweep",
     "run_dir": "--folder",
@@ -65,6 +66,14 @@ class Sweep(Settings):
     confidence: float = Field(0.95, gt=0, lt=1)
     budget: Budget = Field(default_factory=Budget)
 
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _are_seeds(cls, seeds: Any) -> Any:
+        for seed in seeds if isinstance(seeds, list) else ():
+            if isinstance(seed, bool) or (isinstance(seed, int) and not 0 <= seed < 2**63):
+                raise ValueError(f"seeds: a seed is a whole number from 0 to 2**63 - 1, got {str(seed).lower()}")
+        return seeds
+
     @field_validator("seeds")
     @classmethod
     def _different(cls, seeds: list[int]) -> list[int]:
@@ -96,6 +105,8 @@ class Sweep(Settings):
                 cell = "-".join([*filter(None, [name]), *(_in_a_name(key, value) for key, value in chosen)])
                 if not re.fullmatch(_NAME, cell):
                     raise ValueError(f"cells: `{cell}` must be letters, digits, `_`, `.` and `-`: it names a folder")
+                if cell in _FILES:
+                    raise ValueError(f"cells: `{cell}` is a file of the comparison; give the cell another name")
                 if cell in found:
                     raise ValueError(f"two cells would be called `{cell}`; name them under `cells`")
                 found[cell] = {**self.common, **(settings or {}), **dict(chosen)}
@@ -164,7 +175,10 @@ def runs_of(sweep: Sweep, cells: Iterable[Cell], folder: Path) -> list[CellRun]:
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
+    try:
+        return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
+    except TypeError as error:
+        raise UserError(f"settings are texts, numbers, lists and mappings; put a date into quotes ({error})") from None
 
 
 def _in_a_name(key: str, value: Any) -> str:

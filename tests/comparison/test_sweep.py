@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,12 @@ def test_what_cannot_be_run_is_told_with_its_cell(tmp_path: Path) -> None:
     assert "it names a folder" in refused(tmp_path, cells={"a": None, "../b": None})
     assert "make it a cell" in refused(tmp_path, grid={"update.lora": [{"r": 1}, {"r": 2}]})
     assert "give `cells:" in refused(tmp_path)
+
+
+def test_what_yaml_reads_as_no_setting_is_told(tmp_path: Path) -> None:
+    day = datetime.date(2024, 1, 1)
+    assert "cell b: settings are texts" in refused(tmp_path, cells={"a": {}, "b": {"update.algorithm": day}})
+    for seed in (-1, 2**63, True):
+        assert "a seed is a whole number from 0" in refused(tmp_path, cells={"a": {}, "b": {}}, seeds=[0, seed])
+    message = refused(tmp_path, cells={"a": {}, "report.html": {}})
+    assert "`report.html` is a file of the comparison" in message
