@@ -110,7 +110,7 @@ def why_unfit(text: str, prompt: Prompt, limits: Limits) -> str | None:
         return "vague"
     if max(len(text.split()), len(text) // _LONG_WORD) > limits.max_words:
         return "too_long"
-    systems = [m["content"] for m in prompt.messages if m["role"] == "system"]
+    systems = [m["content"] for m in prompt.messages if m["role"] in ("system", "developer")]
     if any(_quotes(text, system) for system in [limits.system_prompt or "", *systems]):
         return "quotes_the_system_prompt"
     return None

@@ -28,8 +28,8 @@ def with_exemplars(
 ) -> tuple[list[Message], int]:
     """A prompt's conversation with its exemplars, the nearest last, and `after` it what follows; and how many exemplars
     those are: as many of the nearest as leave room for an answer."""
-    system = [turn for turn in prompt.messages if turn["role"] == "system"]
-    asked = [turn for turn in prompt.messages if turn["role"] != "system"]
+    system = [turn for turn in prompt.messages if turn["role"] in ("system", "developer")]
+    asked = [turn for turn in prompt.messages if turn["role"] not in ("system", "developer")]
     found = list(given.exemplars.get(prompt.id, ()))
     while True:
         turns = [turn for exemplar in found for turn in exemplar.turns]

@@ -22,8 +22,8 @@ class Exemplar:
 
     @property
     def turns(self) -> list[Message]:
-        """The prompt's turns without those of the system, and the answer."""
-        asked = [turn for turn in self.prompt.messages if turn["role"] != "system"]
+        """The prompt's turns without those of the system and the developer, and the answer."""
+        asked = [turn for turn in self.prompt.messages if turn["role"] not in ("system", "developer")]
         return [*asked, Message(role="assistant", content=self.answer.text)]
 
 
