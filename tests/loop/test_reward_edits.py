@@ -60,5 +60,5 @@ def test_a_reward_model_is_called_after_its_weights_in_a_folder_of_any_name(tmp_
         arguments = StageArguments(
             stage="reward", title="t", round=1, key="k", output=str(folder), recipe={}, values={"specs": []}
         )
-        made.append(_id("reward_model", arguments, folder, []))
+        made.append(_id("reward_model", arguments, folder, [], []))
     assert made[0] == made[1] != made[2]
