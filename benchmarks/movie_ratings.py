@@ -82,8 +82,12 @@ def main() -> None:
 
 
 def read(folder: Path) -> list[Rated]:
-    """The sentences of both forms of the data, each text once, in the order of their ids."""
-    found = {one.text: one for one in _published(folder) or _json_lines(folder)}
+    """The sentences of both forms of the data, each text once, in the order of their ids; `SystemExit` says what is
+    wrong with the files."""
+    try:
+        found = {one.text: one for one in _published(folder) or _json_lines(folder)}
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"what {folder} holds is not whole, or not of the form above: {error!r}") from None
     if not found:
         raise SystemExit(f"{folder} holds neither movieReviewSnippets_GroundTruth.txt nor vader_movie_*.jsonl.gz")
     return sorted(found.values(), key=lambda one: one.id)

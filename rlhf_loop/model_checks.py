@@ -47,6 +47,16 @@ def check_files(model: str, targets: str | list[str] | None) -> None:
         raise UserError(on_tied_embeddings(model, found))
 
 
+def check_folder(model: str, where: str) -> None:
+    """Raises `UserError` where `model` is a path and no model lies there; `where`: the setting that names it."""
+    folder = Path(model)
+    if folder.is_absolute() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise UserError(
+            f"{where}: {model} holds no model: neither config.json nor adapter_config.json is there. Give the folder "
+            "that `save_pretrained` wrote"
+        )
+
+
 def check_config(config: dict[str, Any], model: str) -> None:
     """Raises `UserError` for a config of an architecture that the loop has no right way with."""
     kind = str(config.get("model_type", "unknown"))

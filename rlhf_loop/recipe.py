@@ -33,7 +33,7 @@ from rlhf_loop.engines import EngineName
 from rlhf_loop.errors import UserError
 from rlhf_loop.lora import Lora
 from rlhf_loop.machine import Dtype, native_attention, native_dtype
-from rlhf_loop.model_checks import check_files
+from rlhf_loop.model_checks import check_files, check_folder
 from rlhf_loop.near import did_you_mean
 from rlhf_loop.places import relocated
 from rlhf_loop.recipe_rules import RULES, check_judge
@@ -456,6 +456,8 @@ class Recipe(Settings):
         if to_run:
             check_judge(recipe)
             check_files(recipe.policy.model, recipe.update.lora.target_modules if recipe.update.lora else None)
+            if recipe.generation.embed is not None and recipe.generation.embed.model is not None:
+                check_folder(recipe.generation.embed.model, "generation.embed.model")  # it is loaded late in a round
         return recipe
 
     @model_validator(mode="after")

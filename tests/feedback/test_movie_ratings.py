@@ -127,3 +127,11 @@ def test_the_real_ratings_give_pairs_that_are_imported_whole(tmp_path: Path, mon
     assert not {text.lower() for text in texts.values()} & lexicon.keys()  # which docs/evaluation.md says
     longer = sum(len(row["chosen"].split()) > len(row["rejected"].split()) for row in rows) / len(rows)
     assert 0.4 < longer < 0.6  # length tells nothing
+
+
+@pytest.mark.parametrize("ratings", [None, "junk\n", "", "7\t0.1\t0.5\t[3, 4\n"], ids=["none", "junk", "empty", "cut"])
+def test_files_that_are_not_whole_are_told(script: ModuleType, tmp_path: Path, ratings: str | None) -> None:
+    file = published(tmp_path, PRAISED) / "movieReviewSnippets_anonDataRatings.txt"
+    file.unlink() if ratings is None else file.write_text(ratings)
+    with pytest.raises(SystemExit, match="is not whole, or not of the form above"):
+        script.read(tmp_path)

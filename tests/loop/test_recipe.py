@@ -215,6 +215,15 @@ def test_a_text_holds_what_can_be_written(character: str) -> None:
     assert f"`a?`: {said}" in refused(SMOKE, f'critiques={{"a{character}": {{}}}}')
 
 
+def test_a_model_that_embeds_is_looked_for_before_a_round_needs_it(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        said = refused(SMOKE, f"generation.embed={{model: {folder}}}")
+        assert f"generation.embed.model: {folder} holds no model" in said
+    (tmp_path / "config.json").write_text("{}")
+    assert Recipe.load(SMOKE, [f"generation.embed={{model: {tmp_path}}}"]).generation.embed is not None
+    assert Recipe.load(SMOKE, ["generation.embed={model: some/model}"]).generation.embed is not None
+
+
 def test_a_malformed_override_is_explained() -> None:
     assert "write key.sub=value" in refused(SMOKE, "seed")
     assert "is not one of the 1 items" in refused(SMOKE, "prompts.train.3=x")
