@@ -21,7 +21,7 @@ from rlhf_loop.runs import BASE, Run
 from rlhf_loop.steps import learn, measure, write
 from rlhf_loop.steps.complete import complete
 from rlhf_loop.steps.making import Making, interval, promoted_at
-from rlhf_loop.steps.prepare import check_demonstrations, check_rewards, take_in
+from rlhf_loop.steps.prepare import check_demonstrations, check_keys, check_rewards, take_in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +60,7 @@ class Loop(Run):
                 waiting, missing = 0, sorted(set(range(total + 1)) - set(self.run_dir.complete_rounds()))
                 if missing:
                     check_rewards(store, self.recipe)
+                    check_keys(self.recipe)
                 for number in missing:
                     waiting = at.open_questions() if number and wait else 0
                     if waiting:

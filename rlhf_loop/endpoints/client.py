@@ -42,7 +42,7 @@ class Client:
         self.name = name
         self.settings = settings
         self.answers = answers
-        self._key = _key(name, settings)
+        self._key = api_key_of(name, settings)
         self._plain = False  # the server refused optional fields
         self._failed_in_a_row = 0
         self._has_answered = False
@@ -302,7 +302,8 @@ class _Tally:
     unreadable: int = 0
 
 
-def _key(name: str, settings: EndpointSettings) -> str | None:
+def api_key_of(name: str, settings: EndpointSettings) -> str | None:
+    """The key of an endpoint; None where it needs none. Raises `UserError` where its variable is not set."""
     if settings.api_key_env is None:
         return None
     key = os.environ.get(settings.api_key_env, "").strip()

@@ -128,7 +128,7 @@ def variety_charts(rounds: Sequence[Round]) -> list[Chart]:
             "Repeated from the round before",
             [line("4-grams", "blue", "overlap")],
             note="The share of a candidate's runs of four words that stand in the last round's answers to its prompt.",
-            level=0.0,
+            limits=(0, 0.1),
         ),
         charts.over_rounds(
             "Distance of answers",

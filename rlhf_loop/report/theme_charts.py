@@ -39,10 +39,11 @@ def theme_chart(found: Mapping[str, Any]) -> Chart | None:
         )
         for theme, colour in zip(drawn, _COLOURS, strict=False)
     ]
+    whose = WHOSE[found["whose"]].partition(",")[0]
     return charts.over_rounds(
         "Reasons of complaints",
         series,
-        note=f"Share of the answers judged in a round that {WHOSE[found['whose']]} complained of, by reason; the "
-        f"{len(drawn)} commonest. Bars are 95% intervals, from resampling prompts.",
+        note=f"Share of the answers judged in a round that {whose} complained of, by reason; the {len(drawn)} "
+        "commonest. Bars are 95% intervals, from resampling prompts.",
         limits=(0, 0.1),
     )

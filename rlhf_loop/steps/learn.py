@@ -116,7 +116,10 @@ def assemble_rows(at: Making, n: int, frozen: Path, waiting: Path | None, scores
         ),
     )
     summary = read_json(folder / "summary.json")
-    origins = ", ".join(f"{count} {origin}" for origin, count in summary["by_origin"].items())
+    origins = ", ".join(
+        f"{count} {origin.removesuffix('s') if count == 1 else origin}"
+        for origin, count in summary["by_origin"].items()
+    )
     at.progress.note("", f"{summary['rows']} rows to train {algorithm} on ({origins})")
     if summary.get("control") is not None:
         at.progress.note("", CONTROL)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.endpoints.client import unknown
+from rlhf_loop.endpoints.client import api_key_of, unknown
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.intake.import_file import import_and_split, import_file
 from rlhf_loop.feedback.intake.prompts import read_prompts
@@ -17,7 +17,15 @@ from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, RewardModelJudge
 from rlhf_loop.records import Prompt, Split
 from rlhf_loop.reward_function import check_columns
-from rlhf_loop.reward_spec import CriticSpec, FunctionSpec, JudgeSpec, PretrainedSpec, check_trainer, load_spec
+from rlhf_loop.reward_spec import (
+    CriticSpec,
+    FunctionSpec,
+    JudgeSpec,
+    PretrainedSpec,
+    TrainedSpec,
+    check_trainer,
+    load_spec,
+)
 from rlhf_loop.steps.assemble import REMEDIES
 from rlhf_loop.steps.contents import endpoints_of_rewards, has_critic
 
@@ -99,6 +107,38 @@ def check_rewards(store: Store, recipe: Recipe) -> None:
     if isinstance(judge, RewardModelJudge):
         _check_rewards(store, ("judge", wanted), [judge.model], judge.trainer, "evaluation.judge")
     _check_judges(recipe)
+    _check_bases(recipe)
+
+
+def check_keys(recipe: Recipe) -> None:
+    """Raises `UserError` where a variable is not set that holds the key of an endpoint that the recipe uses."""
+    blocks = (recipe.policy, recipe.feedback.annotator, recipe.evaluation.judge, recipe.generation)
+    checks = recipe.critiques.checks if recipe.critiques is not None else None
+    named = [getattr(block, "endpoint", None) for block in (*blocks, checks and checks.judge)]
+    for name in [*named, *endpoints_of_rewards(recipe)]:
+        if name is not None:
+            api_key_of(name, recipe.endpoints[name])
+
+
+def _check_bases(recipe: Recipe) -> None:
+    """What is trained on a policy's weights, or reads its hidden states, needs them here."""
+    named = recipe.policy.endpoint
+    if named is None:
+        return
+    for one in recipe.reward.weighted() if recipe.reward is not None else ():
+        spec = load_spec(one.model)
+        if isinstance(spec, TrainedSpec) and spec.base == "policy":
+            raise UserError(
+                f"reward: {one.model.name} stands on the policy's weights, and those of endpoint:{named} are behind a "
+                "server; set `base: MODEL` in its reward_model.yaml, or name a folder of `kind: function`, "
+                "`pretrained` or `judge`"
+            )
+    embed = recipe.generation.embeds
+    if embed is not None and embed.model is None:
+        raise UserError(
+            f"generation.embed: texts are read by the policy's weights, and those of endpoint:{named} are behind a "
+            "server; set `generation.embed.model`"
+        )
 
 
 def _check_judges(recipe: Recipe) -> None:

@@ -177,7 +177,12 @@ def test_the_page_and_the_json_of_a_check_have_them(store: Store, store_url: str
     found = json.loads(rlhf_loop("feedback", "check", store_url, "--json", "--no-near-duplicates").stdout)
     assert found["quality"]["themes"]["themes"]["length"]["complaints"] == 4
     assert found["critiques"]["by_origin"] == {"human": 4}
-    assert theme_chart(found["quality"]["themes"]) is not None
+    chart = theme_chart(found["quality"]["themes"])
+    assert chart is not None
+    assert "that people complained of, by reason" in chart.note
+    simulated = theme_chart({**found["quality"]["themes"], "whose": "simulated"})
+    assert simulated is not None
+    assert "that a simulated annotator complained of, by reason" in simulated.note
 
 
 def test_all_themes_have_a_name_of_their_own() -> None:

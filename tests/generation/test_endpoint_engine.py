@@ -134,6 +134,27 @@ def test_a_policy_behind_a_server_answers_and_is_judged_without_being_trained(tm
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        (
+            [f"reward.model={ROOT / 'reward_models' / 'frozen_head'}"],
+            "reward: frozen_head stands on the policy's weights",
+        ),
+        (["reward=null", "pairing.sources=[feedback]", "generation.embed={}"], "set `generation.embed.model`"),
+        (["reward=null", "pairing.sources=[feedback]", "endpoints.big.api_key_env=NO_KEY"], "NO_KEY is not set"),
+    ],
+)
+def test_what_an_endpoint_as_the_policy_lacks_is_told_before_anything_is_computed(
+    changes: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_KEY", raising=False)
+    policy = ["policy={model: 'endpoint:big'}", "update.algorithm=none"]
+    with pytest.raises(UserError, match=words):
+        Loop(recipe_with("http://localhost/v1", *policy, *changes), run_dir=tmp_path / "run").run()
+    assert not (tmp_path / "run" / "round_000").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
         ({"generation": {"endpoint": "big"}}, "give both or neither"),
         ({"generation": {"engine": "endpoint", "endpoint": "bog"}}, "generation.endpoint: there is no endpoint `bog`"),
         (
