@@ -118,8 +118,15 @@ def classifier_outputs(config: dict[str, Any], model: str, wanted: Mapping[str, 
 
 
 def check_classifier(model: str, wanted: Mapping[str, float] | None) -> None:
-    """`classifier_outputs` of a model that is on this machine; one that is not is checked when it is loaded."""
-    config = _config(Path(model).expanduser(), model)
+    """`classifier_outputs` of a model that is on this machine; one that is not is checked when it is loaded. Raises
+    `UserError` for a path where nothing is."""
+    folder = Path(model).expanduser()
+    if folder.is_absolute() and not folder.exists():
+        raise UserError(
+            f"no model folder at {folder}; `model` in reward_model.yaml is a folder, relative to that file, or a name "
+            "on the hub"
+        )
+    config = _config(folder, model)
     if config is not None:
         classifier_outputs(config, model, wanted)
 

@@ -176,6 +176,13 @@ def test_wrong_outputs_are_refused_before_anything_is_computed(tmp_path, classif
     assert said in str(refused.value)
 
 
+def test_a_folder_that_is_not_there_is_refused_before_anything_is_computed(tmp_path):
+    folder = spec_folder(tmp_path / "rm", tmp_path / "nothing")
+    recipe = Recipe.load(SMOKE, [f"reward.model={folder}"])
+    with Store.open("sqlite://") as store, pytest.raises(UserError, match=r"no model folder at .*/nothing; `model`"):
+        check_rewards(store, recipe)
+
+
 def test_a_language_model_is_refused_as_its_head_would_be_random(tmp_path, tiny_policy):
     folder = spec_folder(tmp_path / "rm", tiny_policy)
     with pytest.raises(UserError, match=r"is a language model .* its score head would be random"):
