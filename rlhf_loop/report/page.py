@@ -35,6 +35,9 @@ SAMPLE_CRITIQUES = 6
 MOST_ANSWERS = 6
 """How many rounds are shown side by side: the base, and the last ones."""
 
+UNPRINTABLE = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 127], "\ufffd")
+"""Control characters, which are none of HTML: models write them, and a NUL ends a text for some readers."""
+
 
 def render(run: RunDir) -> str:
     """The report as HTML text."""
@@ -49,7 +52,7 @@ def render(run: RunDir) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": percent, "seconds": charts.seconds, "size": size}
-    return environment.get_template("template.html").render(
+    page = environment.get_template("template.html").render(
         name=recipe.get("name", run.name),
         description=recipe.get("description") or "",
         model=(recipe.get("policy") or {}).get("model", "the base model"),
@@ -88,6 +91,7 @@ def render(run: RunDir) -> str:
         endpoints=endpoint_rows(recipe, spent_in(run.path)),
         evaluation=_latest(rounds, lambda r: r.evaluation if r.number else None) or {},
     )
+    return page.translate(UNPRINTABLE)
 
 
 def headline(rounds: Sequence[Round]) -> dict[str, Any]:

@@ -123,8 +123,9 @@ def test_the_same_prompts_stand_side_by_side_with_the_base_first(whole: tuple[_P
 def test_what_models_and_people_wrote_is_escaped(whole: tuple[_Page, str]):
     page, text = whole
     assert "script" not in {tag for tag, _ in page.tags}
-    assert EVIL in page.text
+    assert EVIL.replace("\x1b", "\ufffd").replace("\x00", "\ufffd") in page.text
     assert "<script" not in text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", text)
 
 
 def test_the_report_needs_no_network_and_no_scripts(whole: tuple[_Page, str]):

@@ -14,7 +14,7 @@ from rlhf_loop.run_dir import RunDir
 from rlhf_loop.step_folders import step_folder
 from rlhf_loop.steps.gate import decide
 
-EVIL = '<script>alert("x")</script> & $\\alpha$'
+EVIL = '<script>alert("x")</script> & $\\alpha$ \x1b[31m\x00'
 
 
 def recipe_of(simulated: bool = True) -> Any:
