@@ -65,5 +65,7 @@ def test_an_sft_update_imitates_them_beside_what_it_has(tmp_path: Path) -> None:
 
 
 def test_an_update_that_imitates_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match=r"critiques.naive: it gives demonstrations, and dpo learns from none; set"):
+    with pytest.raises(
+        UserError, match=r"critiques.naive: it gives demonstrations, and update.algorithm dpo learns from none; set"
+    ):
         Recipe.load(SMOKE, ["critiques={naive: {}}"])
