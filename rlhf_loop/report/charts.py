@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -63,6 +63,10 @@ _STYLE = {
 }
 
 
+Point = tuple[float, float, float | None, float | None]
+"""Where it is drawn, its value, and the ends of its interval, where it has one."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
     """One line of a chart: `(round, value, low, high)` a point, or what else the axis counts; low and high None without
@@ -73,7 +77,7 @@ class Series:
 
     label: str
     colour: str
-    points: Sequence[tuple[float, float, float | None, float | None]]
+    points: Sequence[Point]
     open: frozenset[int] = field(default_factory=frozenset)
 
 
@@ -98,31 +102,16 @@ def over_rounds(
 ) -> Chart | None:
     """Lines over rounds (or what `axis` names), with bars for intervals and a dashed line at `level`; None when there
     is nothing to draw. `limits` of the values give way where some lie beyond."""
-    series = [line for line in series if line.points]
-    if not series:
-        return None
-    with _styled():
-        figure, axes = _figure(4.6, 2.6)
-        if level is not None:
-            axes.axhline(level, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
-        shift = 0.07 if any(point[2] is not None for line in series for point in line.points) else 0.0
-        for number, line in enumerate(series):
-            _draw(axes, line, shift * (number - (len(series) - 1) / 2))
-        rounds = sorted({point[0] for line in series for point in line.points})
-        axes.set_xlim(rounds[0] - 0.4, rounds[-1] + 0.4)
+    apart = 0.07 if any(point[2] is not None for line in series for point in line.points) else 0.0
+
+    def fit(axes: Axes, places: Sequence[float]) -> None:
+        axes.set_xlim(places[0] - 0.4, places[-1] + 0.4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.set_xlabel(axis)
-        if limits is not None:
-            _hold(axes, *limits)
-        else:
-            _breathe(axes, level)
-        said = "; ".join(
-            f"{line.label}: " + ", ".join(f"{axis} {point[0]} {point[1]:.3g}" for point in line.points)
-            for line in series
-        )
-        svg = _svg(figure, f"{title}. {said}")
-    return Chart(title=title, note=note, svg=svg, legend=[(line.label, line.colour) for line in series])
+
+    def told(point: Point) -> str:
+        return f"{axis} {point[0]} {point[1]:.3g}"
+
+    return _lines(title, series, fit, told, apart, axis, note, level, limits)
 
 
 def over_amounts(
@@ -135,6 +124,30 @@ def over_amounts(
     limits: tuple[float, float] | None = None,
 ) -> Chart | None:
     """As `over_rounds`, over an amount of any size from 0 on, such as what was spent."""
+    most = max((point[0] for line in series for point in line.points), default=0) or 1.0
+
+    def fit(axes: Axes, places: Sequence[float]) -> None:
+        axes.set_xlim(-0.05 * most, 1.05 * most)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+
+    def told(point: Point) -> str:
+        return f"{point[1]:.3g} at {point[0]:.4g}"
+
+    return _lines(title, series, fit, told, 0.012 * most, axis, note, level, limits)
+
+
+def _lines(
+    title: str,
+    series: Sequence[Series],
+    fit: Callable[[Axes, Sequence[float]], None],
+    told: Callable[[Point], str],
+    apart: float,
+    axis: str,
+    note: str,
+    level: float | None,
+    limits: tuple[float, float] | None,
+) -> Chart | None:
+    """Lines beside one another, `apart` from each other; `fit` sets the horizontal axis, `told` says a point."""
     series = [line for line in series if line.points]
     if not series:
         return None
@@ -142,21 +155,16 @@ def over_amounts(
         figure, axes = _figure(4.6, 2.6)
         if level is not None:
             axes.axhline(level, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
-        most = max(point[0] for line in series for point in line.points) or 1.0
         for number, line in enumerate(series):
-            _draw(axes, line, 0.012 * most * (number - (len(series) - 1) / 2))
-        axes.set_xlim(-0.05 * most, 1.05 * most)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+            _draw(axes, line, apart * (number - (len(series) - 1) / 2))
+        fit(axes, sorted({point[0] for line in series for point in line.points}))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.set_xlabel(axis)
         if limits is not None:
             _hold(axes, *limits)
         else:
             _breathe(axes, level)
-        said = "; ".join(
-            f"{line.label}: " + ", ".join(f"{point[1]:.3g} at {point[0]:.4g}" for point in line.points)
-            for line in series
-        )
+        said = "; ".join(f"{line.label}: " + ", ".join(map(told, line.points)) for line in series)
         svg = _svg(figure, f"{title}. {said}")
     return Chart(title=title, note=note, svg=svg, legend=[(line.label, line.colour) for line in series])
 
