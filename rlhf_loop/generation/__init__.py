@@ -42,15 +42,12 @@ def generate(
     seed: int,
     progress: Count | None = None,
 ) -> list[Completion]:
-    """`settings.samples_per_prompt` completions of each prompt: prompts as given, samples from 0.
-
-    An endpoint may write fewer.
-
-    A completion of what was `Asked` is one of its prompt, whatever conversation the policy read.
+    """`settings.samples_per_prompt` completions of each prompt: prompts as given, samples from 0; an endpoint may write
+    fewer. A completion of what was `Asked` is one of its prompt, whatever conversation the policy read.
 
     `policy`: a model reference, a folder, or a loaded (model, tokenizer); for the engine `endpoint` (`Client`, None).
-    `progress(done, total)` is called with
-    numbers of finished completions. Raises `UserError` for a prompt that leaves no room in the model's context.
+    `progress(done, total)` is called with numbers of finished completions. Raises `UserError` for a prompt that leaves
+    no room in the model's context.
     """
     groups = generate_groups(
         policy,
