@@ -15,6 +15,14 @@ SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 DRIVER = Path(__file__).parents[1] / "samples" / "kill_and_resume.py"
 
 NOT_MADE = ("judge", "evaluate_warm_start", "checks", "recall", "embed")
+OF_THE_PAST = (
+    "generation.strategy=refine+exemplars",
+    "generation.exemplars.min_standing=0",
+    "generation.max_new_tokens=8",
+    "feedback.annotator.critiques=true",
+    "critiques={checks: {}, fresh: {}, revisions: {}, predict: {}}",
+)
+"""Settings of a run whose candidates and checks come of what was written and heard before."""
 
 
 def drive(run: Path, *points: str) -> None:
@@ -72,3 +80,13 @@ def test_killed_inside_training_and_while_a_checkpoint_is_written(uninterrupted:
     run = tmp_path / "inside"
     drive(run, "1/update/step-1", "1/update/checkpoint-2", "1/update/step-3", "2/update/checkpoint-4")
     same(run, uninterrupted)
+
+
+def test_killed_in_what_reads_of_the_past(tmp_path: Path, model_cache: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "killed"
+    drive(whole, *OF_THE_PAST)
+    steps = ("checks", "recall", "generate", "embed")
+    assert all(RunDir(whole).step(2, step).is_dir() for step in steps)
+    points = [f"{number}/{step}/{when}" for number in (1, 2) for step in steps for when in ("before", "after")]
+    drive(run, *OF_THE_PAST, "0/embed/before", "0/embed/after", *points)
+    same(run, whole)

@@ -1,6 +1,6 @@
 """Run by tests/loop/test_resume.py: kills a run with SIGKILL at one point after the other, then lets it finish.
 
-    python kill_and_resume.py RECIPE RUN POINT [POINT ...]
+    python kill_and_resume.py RECIPE RUN [key=value ...] POINT [POINT ...]
 
 A point is ROUND/STEP/WHEN, or ROUND/STEP/WHEN:SIGINT or :SIGTERM for that signal in place of SIGKILL. WHEN:
 `before` or `after` the step's folder is put in its place, `taken` (complete, the
@@ -69,14 +69,14 @@ def arm(point: str) -> None:
         MarkComplete.on_save = saving
 
 
-def attempt(recipe: str, run: str, point: str | None) -> int:
+def attempt(recipe: str, settings: list[str], run: str, point: str | None) -> int:
     child = os.fork()
     if child == 0:
         try:
             if point:
                 arm(point)
             with terminable():
-                Loop(Recipe.load(recipe), run_dir=run).run()
+                Loop(Recipe.load(recipe, settings), run_dir=run).run()
         except KeyboardInterrupt:
             os._exit(130)
         except BaseException:
@@ -89,9 +89,10 @@ def attempt(recipe: str, run: str, point: str | None) -> int:
 
 
 if __name__ == "__main__":
-    recipe, run, *points = sys.argv[1:]
+    recipe, run, *rest = sys.argv[1:]
+    settings, points = [one for one in rest if "=" in one], [one for one in rest if "=" not in one]
     for point in points:
-        status = attempt(recipe, run, point)
+        status = attempt(recipe, settings, run, point)
         if os.waitstatus_to_exitcode(status) != (130 if ":" in point else -signal.SIGKILL):
             sys.exit(f"the run was to die at {point}, but ended with status {status}")
-    sys.exit(1 if attempt(recipe, run, None) else 0)
+    sys.exit(1 if attempt(recipe, settings, run, None) else 0)
