@@ -16,9 +16,9 @@ The recipe's `critiques:` block has a key for each line; a method is on when its
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, create_model, model_serializer, model_validator
 
 from rlhf_loop.settings import Settings
 
@@ -124,3 +124,50 @@ METHODS: dict[str, Method] = {
     "checks": Method(gives="checks", function="rlhf_loop.rows.checks:checks_of", settings=Checks),
 }
 """The key in a recipe's `critiques:` block -> the method."""
+
+
+class Critiques(Settings):
+    """What is learned from critiques: one key for each method (`critique_methods.py`), which is on when its key is
+    there: `critiques: {edits: {}}`. See docs/critiques.md."""
+
+    control: Literal["shuffled"] | None = None  # shuffled: each critique goes to another answer; nothing to be learned
+    kinds: list[Literal["human", "simulated", "llm", "code"]] = Field(  # whose critiques count
+        default=["human", "simulated", "llm", "code"], min_length=1
+    )
+
+    if TYPE_CHECKING:
+        checks: Checks | None = None
+        next_message: NextMessage | None = None
+
+    def methods(self) -> dict[str, Settings]:
+        """The methods that are on, with their settings, in the order of the table."""
+        return {name: value for name in METHODS if (value := getattr(self, name, None)) is not None}
+
+    def gives(self, what: str) -> dict[str, Settings]:
+        """Those of `methods` that give `what` (`pairs`, `demonstrations`, `term`, `rows`, `checks`)."""
+        return {name: value for name, value in self.methods().items() if METHODS[name].gives == what}
+
+    @property
+    def need_fresh(self) -> bool:
+        """Whether answers that were complained of are scored by each round's reward model, and their prompts drawn
+        before others."""
+        return any(METHODS[name].needs_fresh for name in self.methods())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_or_left_out(cls, values: Any) -> Any:
+        for name in METHODS if isinstance(values, dict) else ():
+            if name in values and values[name] is None:
+                raise ValueError(f"critiques.{name}: write `{name}: {{}}` to use it, or leave the key out")
+        return values
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that a new method in the table changes nothing of the runs there are."""
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if name not in METHODS or value is not None}
+
+
+if not TYPE_CHECKING:
+    _FIELDS = {name: (method.settings | None, None) for name, method in METHODS.items()}
+    Critiques = create_model("Critiques", __base__=Critiques, __doc__=Critiques.__doc__, **_FIELDS)

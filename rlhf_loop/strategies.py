@@ -1,4 +1,4 @@
-"""How candidates are made: one line a strategy says where it is and what it is given.
+"""How candidates are made: one line a strategy says where it is and what it is given; below, the recipe's settings.
 
 `write(given)` of the named module gives the candidates of a round (`rlhf_loop/generation/strategies/given.py`). To add
 one: a file in `rlhf_loop/generation/strategies/` and a line here.
@@ -7,10 +7,11 @@ one: a file in `rlhf_loop/generation/strategies/` and a line here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from rlhf_loop.engines import EngineName
 from rlhf_loop.settings import Settings
 
 
@@ -68,3 +69,37 @@ class Embed(Settings):
     model: str | None = None  # None: the recipe's own, before any update; as in `policy.model`
     layer: float = Field(0.5, gt=0, le=1)  # the hidden states that are averaged, as a share of the depth
     dtype: Literal["float16", "float32"] = "float16"  # of the vectors that are kept
+
+
+class Generation(Settings):
+    """How candidates are made, and sampled."""
+
+    engine: EngineName = "transformers"  # rlhf_loop/engines.py
+    endpoint: str | None = None  # a name in `endpoints`, for `engine: endpoint`: it writes the candidates
+    strategy: StrategyName = "fresh"  # rlhf_loop/strategies.py; which when: docs/generation.md
+    samples_per_prompt: int = Field(4, ge=1)
+    prompts_per_round: int | None = Field(None, ge=1)  # None: all of them, each round
+    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(1.0, ge=0)  # 0: greedy
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)  # 0: all
+    batch_tokens: int = Field(16384, ge=1)  # rows x padded length of one batch
+    best_of_n: BestOfN = Field(default_factory=BestOfN)
+    refine: Refine = Field(default_factory=Refine)
+    exemplars: Exemplars = Field(default_factory=Exemplars)
+    embed: Embed | None = None  # None: texts are embedded only where the strategy needs it
+
+    @property
+    def embeds(self) -> Embed | None:
+        """How texts are embedded; None where they are not."""
+        return self.embed or (Embed() if STRATEGIES[self.strategy].exemplars else None)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that strategies change nothing of the runs that have none."""
+        values: dict[str, Any] = dump(self)
+        unused = {name for name in ("best_of_n", "refine", "exemplars") if name not in self.strategy}
+        unused |= {"strategy"} if self.strategy == "fresh" else set()
+        unused |= {"embed"} if self.embed is None else set()
+        unused |= {"endpoint"} if self.endpoint is None else set()
+        return {name: value for name, value in values.items() if name not in unused}

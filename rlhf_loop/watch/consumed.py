@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhf_loop.algorithms import ALGORITHMS, Consumes
+from rlhf_loop.algorithms import Consumes
 from rlhf_loop.feedback.validation import ValidationReport, limits_of
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import (
@@ -48,7 +48,7 @@ def consumers(recipe: Recipe) -> dict[str, Eats]:
     """What learns from feedback in a round, and what it consumes of it: the update by its algorithm's name, and
     `REWARD_MODEL` where one is trained. Empty where nothing does (rewards that are not trained, no update)."""
     found: dict[str, Eats] = {}
-    update = ALGORITHMS[recipe.update.algorithm].consumes
+    update = recipe.update.consumes
     if update in ("labels", "demonstrations") or (update == "pairs" and "feedback" in recipe.pairing.sources):
         found[recipe.update.algorithm] = update
     components = recipe.reward.weighted() if recipe.reward is not None else []

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from rlhf_loop import recipe_rules
 from rlhf_loop.errors import UserError
-from rlhf_loop.recipe import parse
+from rlhf_loop.recipe import parse, rules
 
 SOUND: dict[str, Any] = {
     "name": "sound",
@@ -94,12 +93,12 @@ def test_edits_are_a_source_of_pairs() -> None:
 
 
 def test_every_rule_is_here() -> None:
-    assert [rule.__name__ for rule in recipe_rules.RULES] == list(BROKEN)
+    assert [rule.__name__ for rule in rules.RULES] == list(BROKEN)
 
 
 def test_no_rule_is_broken_by_a_sound_recipe() -> None:
     recipe = parse(SOUND)
-    assert [rule(recipe) for rule in recipe_rules.RULES] == [None] * len(recipe_rules.RULES)
+    assert [rule(recipe) for rule in rules.RULES] == [None] * len(rules.RULES)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -109,6 +108,6 @@ def test_a_recipe_that_breaks_a_rule_is_refused_with_its_remedy(name: str, monke
         parse({**SOUND, **changes}, where="r.yaml")
     assert remedy in str(refused.value)
     assert str(refused.value).startswith("r.yaml: ")
-    rules = tuple(rule for rule in recipe_rules.RULES if rule.__name__ != name)
-    monkeypatch.setattr("rlhf_loop.recipe.RULES", rules)
+    others = tuple(rule for rule in rules.RULES if rule.__name__ != name)
+    monkeypatch.setattr("rlhf_loop.recipe.RULES", others)
     parse({**SOUND, **changes})  # no other rule is broken

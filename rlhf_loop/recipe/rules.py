@@ -1,6 +1,7 @@
 """Which settings of a recipe cannot work together: one small rule each, looked at when the recipe is loaded.
 
-A rule gives what is wrong and what to set instead, or None. To add one: a function here and its name in `RULES`.
+A rule gives what is wrong and what to set instead, or None. To add one: a function here (or with others of its
+kind in `rules_of_...`) and its name in `RULES`.
 """
 
 from __future__ import annotations
@@ -8,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlhf_loop.algorithms import ALGORITHMS, Consumes
-from rlhf_loop.endpoints.client import unknown
 from rlhf_loop.errors import UserError
+from rlhf_loop.recipe.rules_of_critiques import (
+    checks_have_a_policy,
+    critiques_give_what_the_update_takes,
+    losses_of_critiques_have_an_update,
+    next_messages_have_a_reader,
+    revisions_are_written,
+)
+from rlhf_loop.recipe.rules_of_endpoints import a_writer_is_named, an_endpoint_is_not_trained, endpoints_are_known
 from rlhf_loop.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -34,54 +41,6 @@ def names_are_known(recipe: Recipe) -> str | None:
     for where, name, known in named:
         if name not in known:
             return f"{where}: there is no `{name}`; there are: {', '.join(known)}"
-    return None
-
-
-def endpoints_are_known(recipe: Recipe) -> str | None:
-    """Those that other settings name."""
-    blocks: dict[str, object] = {
-        "policy": recipe.policy,
-        "feedback.annotator": recipe.feedback.annotator,
-        "evaluation.judge": recipe.evaluation.judge,
-        "generation": recipe.generation,
-    }
-    if recipe.critiques is not None and recipe.critiques.checks is not None:
-        blocks["critiques.checks.judge"] = recipe.critiques.checks.judge
-    for where, block in blocks.items():
-        named = getattr(block, "endpoint", None)
-        if named is not None and named not in recipe.endpoints:
-            return f"{where}.endpoint: {unknown(named, recipe.endpoints)}"
-    return None
-
-
-def a_writer_is_named(recipe: Recipe) -> str | None:
-    """An endpoint writes candidates where the engine says so, and no update takes them for the policy's own."""
-    settings, algorithm = recipe.generation, recipe.update.algorithm
-    if (settings.engine == "endpoint") != (settings.endpoint is not None):
-        return "generation: `engine: endpoint` and `endpoint: NAME` go together; give both or neither"
-    if settings.engine == "endpoint" and ALGORITHMS[algorithm].online:
-        return (
-            f"generation.engine: {algorithm} learns from what the policy itself writes while it trains, not from an "
-            "endpoint's answers; set `update.algorithm: rejection_sampling`, dpo, sft or kto"
-        )
-    if settings.engine == "endpoint" and settings.strategy != "fresh":
-        return "generation.strategy: an endpoint writes fresh answers; set `strategy: fresh`"
-    return None
-
-
-def an_endpoint_is_not_trained(recipe: Recipe) -> str | None:
-    """Its weights are elsewhere."""
-    named = recipe.policy.endpoint
-    if named is None:
-        return None
-    if recipe.update.algorithm != "none" or recipe.warm_start is not None:
-        return (
-            "update.algorithm: a policy behind a server cannot be trained; set `update.algorithm: none` and no "
-            "`warm_start`, or give a `policy.model` of your own and let the endpoint write its candidates with "
-            "`generation: {engine: endpoint, endpoint: NAME}`"
-        )
-    if recipe.generation.endpoint != named:
-        return f"generation: the policy is an endpoint; set `generation: {{engine: endpoint, endpoint: {named}}}`"
     return None
 
 
@@ -119,7 +78,7 @@ def there_are_held_out_prompts(recipe: Recipe) -> str | None:
 
 def what_needs_a_reward_model_has_one(recipe: Recipe) -> str | None:
     """The update, or pairs that are made from scores."""
-    consumes = _consumes(recipe)
+    consumes = recipe.update.consumes
     if recipe.reward is not None:
         return None
     if recipe.critiques is not None and recipe.critiques.need_fresh:
@@ -144,12 +103,12 @@ def samples_are_enough(recipe: Recipe) -> str | None:
     """Where an update compares the samples of a prompt."""
     if recipe.generation.samples_per_prompt >= 2:
         return None
-    if _consumes(recipe) == "pairs" and "reward" in recipe.pairing.sources:
+    if recipe.update.consumes == "pairs" and "reward" in recipe.pairing.sources:
         return (
             "generation.samples_per_prompt: pairs are made among a prompt's samples, so at least 2 are needed; "
             "or set `pairing.sources: [feedback]`"
         )
-    if _consumes(recipe) == "best_of_n":
+    if recipe.update.consumes == "best_of_n":
         return (
             "generation.samples_per_prompt: rejection_sampling takes the best of a prompt's samples, so at least 2 "
             "are needed"
@@ -161,7 +120,7 @@ def samples_differ(recipe: Recipe) -> str | None:
     """Where an update compares the samples of a prompt; pairs may also come from elsewhere."""
     if recipe.generation.temperature > 0:
         return None
-    consumes = _consumes(recipe)
+    consumes = recipe.update.consumes
     elsewhere = bool(recipe.feedback.imports or recipe.store) and "reward" not in recipe.pairing.sources
     if consumes in ("best_of_n", "prompts") or (consumes == "pairs" and not elsewhere):
         return (
@@ -218,7 +177,7 @@ def the_reference_is_one(recipe: Recipe) -> str | None:
 def pairs_have_a_source(recipe: Recipe) -> str | None:
     """Where the update consumes pairs; a store of one's own may hold anything."""
     asks = recipe.feedback.questions_per_round > 0
-    if _holds_feedback(recipe) or _consumes(recipe) != "pairs" or "reward" in recipe.pairing.sources or asks:
+    if _holds_feedback(recipe) or recipe.update.consumes != "pairs" or "reward" in recipe.pairing.sources or asks:
         return None
     if recipe.critiques is not None and recipe.critiques.gives("pairs"):
         return None
@@ -232,7 +191,7 @@ def pairs_have_a_source(recipe: Recipe) -> str | None:
 def labels_have_a_source(recipe: Recipe) -> str | None:
     """Where the update consumes labels; people may give thumbs, a store of one's own may hold them."""
     annotator = recipe.feedback.annotator
-    if _holds_feedback(recipe) or _consumes(recipe) != "labels" or annotator is None:
+    if _holds_feedback(recipe) or recipe.update.consumes != "labels" or annotator is None:
         return None
     if recipe.feedback.questions_per_round > 0 and "thumb" in annotator.gives:
         return None
@@ -240,67 +199,6 @@ def labels_have_a_source(recipe: Recipe) -> str | None:
         "update.algorithm: kto learns from thumbs, and nobody gives any: set `feedback.annotator.thumbs_above: "
         "0.5` for a simulated annotator that does (and ask questions), or give `feedback.imports` with "
         '{"prompt", "completion", "label"} rows'
-    )
-
-
-def critiques_give_what_the_update_takes(recipe: Recipe) -> str | None:
-    """Pairs go to an update that learns from pairs, texts to imitate to one that imitates."""
-    if recipe.critiques is None:
-        return None
-    for given, algorithm in (("pairs", "dpo"), ("demonstrations", "sft")):
-        for name in recipe.critiques.gives(given) if _consumes(recipe) != given else ():
-            return (
-                f"critiques.{name}: it gives {given}, and update.algorithm {recipe.update.algorithm} learns from none; "
-                f"set `update.algorithm: {algorithm}`, or leave it out"
-            )
-    return None
-
-
-def revisions_are_written(recipe: Recipe) -> str | None:
-    """By a strategy that revises."""
-    wanted = recipe.critiques is not None and "revisions" in recipe.critiques.methods()
-    if wanted and not STRATEGIES[recipe.generation.strategy].revises:
-        return (
-            "critiques.revisions: nobody revises anything; set `generation.strategy: refine`, which writes answers "
-            "anew by their critiques"
-        )
-    return None
-
-
-def losses_of_critiques_have_an_update(recipe: Recipe) -> str | None:
-    """They stand beside its own."""
-    if recipe.critiques is None or _consumes(recipe) != "nothing":
-        return None
-    for name in recipe.critiques.gives("term"):
-        return (
-            f"critiques.{name}: it is a loss beside that of an update, and update.algorithm {recipe.update.algorithm} "
-            "trains nothing; set another algorithm, such as dpo, or leave it out"
-        )
-    return None
-
-
-def checks_have_a_policy(recipe: Recipe) -> str | None:
-    """A new one to be asked, and complaints that may come back."""
-    checks = recipe.critiques is not None and recipe.critiques.checks is not None
-    if checks and _consumes(recipe) == "nothing":
-        return (
-            f"critiques.checks: it asks each new policy, and update.algorithm {recipe.update.algorithm} makes none; "
-            "set another algorithm, such as dpo, or leave it out"
-        )
-    if recipe.gate.max_came_back is not None and not checks:
-        return "gate.max_came_back: nothing is asked again; set `critiques: {checks: {}}`, or null"
-    return None
-
-
-def next_messages_have_a_reader(recipe: Recipe) -> str | None:
-    """A method that learns from what is said of answers; edits are none, and checks are of what people were asked."""
-    if recipe.critiques is None or recipe.critiques.next_message is None:
-        return None
-    if recipe.critiques.gives("term") or "fresh" in recipe.critiques.methods():
-        return None
-    return (
-        "critiques.next_message: nothing learns from what users say next; set a method that does beside it, such as "
-        "`predict: {}`, or leave it out"
     )
 
 
@@ -355,10 +253,6 @@ def check_judge(recipe: Recipe) -> None:
             "`prompts.judge_fraction: 0.3`, give one of `feedback.imports` the setting `split: judge`, or name a "
             "folder of `kind: function` or `pretrained`, which nothing trains"
         )
-
-
-def _consumes(recipe: Recipe) -> Consumes:
-    return ALGORITHMS[recipe.update.algorithm].consumes
 
 
 def _holds_feedback(recipe: Recipe) -> bool:
