@@ -25,6 +25,7 @@ class Complaint:
     prompt: Prompt
     criticised: Completion
     said: tuple[str, ...]
+    said_in: tuple[str, ...] = ()  # ids of the feedback that says it
     answer: Completion
 
 
@@ -40,7 +41,7 @@ def taken_up(
     asks = [
         Ask(
             messages=_messages(one),
-            about=(one.prompt.id, one.criticised.id, one.answer.id),
+            about=(one.prompt.id, one.criticised.id, one.answer.id, *one.said_in),
             sample=sample,
             schema=_SCHEMA,
             fields=fields,

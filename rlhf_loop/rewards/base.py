@@ -42,13 +42,15 @@ class Reward(ABC):
         """TRL's interface: conversations (lists of messages) or plain strings, and the data set's columns.
 
         Whether a completion finished is read from the column `finished`, which our trainers pass, else from the last
-        of its `completion_ids` (TRL's trainers pass them), else it is taken to have finished.
+        of its `completion_ids` (TRL's trainers pass them), else it is taken to have finished. A column `prompt_id` says
+        whose the texts are, for deletions.
         """
         if len(prompts) != len(completions):
             raise UserError(f"{self.name}: {len(prompts)} prompts for {len(completions)} completions")
         finished = self._finished(columns, len(completions))
         ids = columns.get("completion_ids") or [None] * len(completions)
-        texts = [_as_text(*row) for row in zip(prompts, completions, finished, ids, strict=True)]
+        named = columns.get("prompt_id") or [None] * len(completions)
+        texts = [_as_text(*row) for row in zip(prompts, completions, finished, ids, named, strict=True)]
         lists = {k: v for k, v in columns.items() if isinstance(v, (list, tuple)) and len(v) == len(texts)}
         return self.checked_values(texts, lists)
 
@@ -147,14 +149,16 @@ class WeightedSum(Reward):
         return all(reward.is_end(token) for reward, _ in self.parts)
 
 
-def _as_text(prompt: Any, completion: Any, finished: bool, ids: Sequence[int] | None) -> Text:
+def _as_text(prompt: Any, completion: Any, finished: bool, ids: Sequence[int] | None, prompt_id: str | None) -> Text:
     """One row of TRL's interface, conversational or plain."""
     messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
     if isinstance(completion, str):
-        return make_text(messages, completion, finished, ids)
-    if not completion:
-        return make_text(messages, "", finished, ids)
-    return make_text([*messages, *completion[:-1]], completion[-1]["content"] or "", finished, ids)
+        said = completion
+    elif completion:
+        messages, said = [*messages, *completion[:-1]], completion[-1]["content"] or ""
+    else:
+        said = ""
+    return make_text(messages, said, finished, ids, about=() if prompt_id is None else (prompt_id,))
 
 
 def _columns(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, list[Any]]:

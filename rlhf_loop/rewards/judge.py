@@ -81,6 +81,7 @@ def _ask(spec: JudgeSpec, text: Text, draw: int) -> Ask:
     user = f"{marked('request', code, said)}\n\n{marked('answer', code, answer)}{cut}"
     return Ask(
         messages=(Message(role="system", content=instructions), Message(role="user", content=user)),
+        about=text.about,
         sample=draw,
         schema=None if spec.method == "expectation" else _schema(low, high),
         fields={} if spec.temperature is None else {"temperature": spec.temperature},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlhf_loop.models.turns import Turns, with_system_prompt
 from rlhf_loop.records import Completion, Message, PreferencePair, Prompt
@@ -18,6 +18,7 @@ class Text:
     finished: bool = True  # ended with EOS; False: cut off at the length limit
     token_ids: tuple[int, ...] | None = None  # as it was sampled, in the tokenizer of the policy
     by_policy: bool = True  # False: imported, and read in the chat template's own form
+    about: tuple[str, ...] = field(default=(), compare=False)  # ids of records whose text it is, for deletions
 
     def messages(self) -> list[Message]:
         """The prompt as conversational messages."""
@@ -35,11 +36,19 @@ def make_text(
     finished: bool = True,
     token_ids: Sequence[int] | None = None,
     by_policy: bool = True,
+    about: Sequence[str] = (),
 ) -> Text:
-    """A `Text` of conversational messages."""
+    """A `Text` of conversational messages; `about`: ids of the prompt, the completion, or who wrote it by hand."""
     turns = tuple((message["role"], message["content"]) for message in prompt)
     ids = None if token_ids is None else tuple(map(int, token_ids))
-    return Text(prompt=turns, completion=completion, finished=finished, token_ids=ids, by_policy=by_policy)
+    return Text(
+        prompt=turns,
+        completion=completion,
+        finished=finished,
+        token_ids=ids,
+        by_policy=by_policy,
+        about=tuple(about),
+    )
 
 
 def texts_of_pairs(pairs: Sequence[PreferencePair]) -> tuple[list[Text], list[tuple[int, int]]]:
@@ -47,9 +56,22 @@ def texts_of_pairs(pairs: Sequence[PreferencePair]) -> tuple[list[Text], list[tu
     numbers: dict[Text, int] = {}
     indices = []
     for pair in pairs:
-        chosen = _of_turns(pair.prompt, pair.chosen, pair.chosen_finished, pair.chosen_token_ids, pair.chosen_by_policy)
+        written = pair.feedback_ids if pair.origin == "edit" else ()  # by a person, whose text the chosen side is
+        chosen = _of_turns(
+            pair.prompt,
+            pair.chosen,
+            pair.chosen_finished,
+            pair.chosen_token_ids,
+            pair.chosen_by_policy,
+            (pair.prompt_id, pair.chosen_id, *written),
+        )
         rejected = _of_turns(
-            pair.prompt, pair.rejected, pair.rejected_finished, pair.rejected_token_ids, pair.rejected_by_policy
+            pair.prompt,
+            pair.rejected,
+            pair.rejected_finished,
+            pair.rejected_token_ids,
+            pair.rejected_by_policy,
+            (pair.prompt_id, pair.rejected_id),
         )
         number = numbers.setdefault(chosen, len(numbers))
         indices.append((number, numbers.setdefault(rejected, len(numbers))))
@@ -60,7 +82,14 @@ def texts_of_completions(prompts: Sequence[Prompt], completions: Sequence[Comple
     """The text of each completion; `prompts` are looked up by id, so each need be there only once."""
     by_id = {prompt.id: prompt for prompt in prompts}
     return [
-        make_text(by_id[c.prompt_id].messages, c.text, c.finish_reason == "stop", c.token_ids, c.by_policy)
+        make_text(
+            by_id[c.prompt_id].messages,
+            c.text,
+            c.finish_reason == "stop",
+            c.token_ids,
+            c.by_policy,
+            (c.prompt_id, c.id),
+        )
         for c in completions
     ]
 
@@ -99,9 +128,10 @@ def _of_turns(
     finished: bool,
     token_ids: Sequence[int] | None,
     by_policy: bool,
+    about: Sequence[str],
 ) -> Text:
     """A completion of several turns is scored on its last one, the others being part of the prompt."""
-    return make_text([*prompt, *answer[:-1]], answer[-1]["content"], finished, token_ids, by_policy)
+    return make_text([*prompt, *answer[:-1]], answer[-1]["content"], finished, token_ids, by_policy, about)
 
 
 def _shortened(text: str, limit: int = 60) -> str:

@@ -137,7 +137,13 @@ def _said_by(
 
     def share(mine: Sequence[tuple[Check, Completion]]) -> list[bool | None]:
         complaints = [
-            Complaint(prompt=by_id[check.prompt_id], criticised=said_of(check), said=check.critiques, answer=answer)
+            Complaint(
+                prompt=by_id[check.prompt_id],
+                criticised=said_of(check),
+                said=check.critiques,
+                said_in=check.feedback_ids,
+                answer=answer,
+            )
             for check, answer in mine
         ]
         said = taken_up(client, complaints, judge.samples, judge.temperature)

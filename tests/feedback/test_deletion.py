@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from samples.annotation import claim, held
+from samples.endpoint import running
 from samples.feedback import completion, preference, prompt
 from typer.testing import CliRunner
 
@@ -27,6 +28,9 @@ import rlhf_loop.report
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.cli import app
 from rlhf_loop.damage import hash_file
+from rlhf_loop.endpoints.client import Endpoints
+from rlhf_loop.endpoints.complaints import Complaint, taken_up
+from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.files.row import Refused
 from rlhf_loop.feedback.privacy import deletion
@@ -54,6 +58,9 @@ from rlhf_loop.records import (
     read_records,
     write_records,
 )
+from rlhf_loop.reward_spec import JudgeSpec
+from rlhf_loop.rewards import evaluate_reward
+from rlhf_loop.rewards.judge import JudgeReward
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.step_folders import read_manifest, step_folder
 
@@ -458,6 +465,50 @@ def test_critiques_to_learn_from_go_with_who_said_them_and_what_they_are_about(s
     assert not [text for text in TEXTS if text.encode() in content]
     assert report.runs[str(run.path)]["round_001/assemble/critiques.parquet"] == 3
     assert [number for number, _ in trained_in([run.path], key)] == [1]  # though no other rows are there
+
+
+def test_what_endpoints_said_of_a_users_texts_goes_though_it_quotes_none(store: Store, tmp_path: Path) -> None:
+    talk(store)
+    run = made_run(store, tmp_path / "run")
+    prompts = {one.id: one for one in store.prompts()}
+    answers = {one.id: one for one in store.completions()}
+    mine, others = prompts["private-prompt"], prompts["other-prompt"]
+    turn = [{"role": "user", "content": others.messages[0]["content"]}]
+    edit = PreferencePair(
+        id="edit", prompt_id=others.id, group="g", prompt=others.messages,
+        chosen=({"role": "assistant", "content": EDITED},), rejected=({"role": "assistant", "content": "x"},),
+        chosen_id="of the edit", rejected_id="other-answer-1", origin="edit", feedback_ids=("feedback-edit",),
+    )  # fmt: skip
+
+    def ask(url: str) -> None:
+        settings = EndpointSettings(base_url=url, model="m", max_retries=0)
+        with Endpoints({"judge": settings}, run.path) as endpoints:
+            client = endpoints["judge"]
+            reward = JudgeReward(JudgeSpec(kind="judge", endpoint="judge"), id="r", name="judge", client=client)
+            scores = reward.score([mine, others], [answers["private-answer-1"], answers["other-answer-1"]])
+            assert [score.value for score in scores] == [5.0, 5.0]
+            asked = [[{"role": "user", "content": SECRET}], turn]
+            assert reward(asked, ["of training", "of training"], prompt_id=[mine.id, others.id]) == [5.0, 5.0]
+            evaluate_reward(reward, [edit])
+            for said_in in ("feedback-elsewhere", "feedback-others"):
+                revision = answers["revision-1"]
+                complaint = Complaint(
+                    prompt=others, criticised=revision, said=(said_in,), said_in=(said_in,), answer=revision
+                )
+                assert taken_up(client, [complaint], 1, None) == [5.0]
+
+    with running(lambda request: '{"score": 5}') as (server, url):
+        ask(url)
+        # a score of each prompt's answer, one of each in training, two sides of a pair, two complaints
+        assert len(server.asked) == 8
+        report = delete_user(store, "ann@example.org", [run.path])
+        assert report.runs[str(run.path)]["endpoints.db"] == 4
+        ask(url)  # which asks again what is not there any more
+        gone = [str(request["messages"]) for request in server.asked[8:]]
+    assert [text in gone[n] for n, text in enumerate((REPLY, "of training", EDITED, "feedback-elsewhere"))] == [
+        True
+    ] * 4
+    assert len(gone) == 4
 
 
 def test_an_interrupted_deletion_is_finished_by_the_next(store: Store, tmp_path: Path) -> None:
