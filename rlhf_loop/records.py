@@ -258,6 +258,7 @@ class PreferencePair:
     reward_model: str | None = None
     round: int = 0
     critiques: tuple[str, ...] = ()
+    critique_ids: tuple[tuple[str, ...], ...] = ()  # for each of `critiques`, the feedback that says it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -327,6 +328,7 @@ class Check:
     asks: str  # a name in RULES of rlhf_loop/rows/check_rules.py, or `judge`
     limit: int | None = None  # of the rule, where it has one: words
     critiques: tuple[str, ...] = ()  # the complaints: their words, or their tags
+    critique_ids: tuple[tuple[str, ...], ...] = ()  # for each of `critiques`, the feedback that says it
     origin: Literal["human", "simulated", "llm", "code"]  # who said it
     feedback_ids: tuple[str, ...] = ()
     round: int = 0  # the last one in which it was said
@@ -344,6 +346,7 @@ class CheckResult:
     asks: str
     limit: int | None = None
     critiques: tuple[str, ...] = ()
+    critique_ids: tuple[tuple[str, ...], ...] = ()  # for each of `critiques`, the feedback that says it
     origin: Literal["human", "simulated", "llm", "code"]
     feedback_ids: tuple[str, ...] = ()
     answer_id: str  # of the answer it was asked of, and below

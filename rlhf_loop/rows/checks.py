@@ -16,6 +16,7 @@ from rlhf_loop.columns import COMPLAINTS
 from rlhf_loop.records import Check, CheckResult, Completion, CritiquedCompletion, Prompt, stable_id
 from rlhf_loop.resampling import grouped_mean
 from rlhf_loop.rows.check_rules import RULES, passes, rules_in
+from rlhf_loop.rows.parts import said_by
 
 JUDGE = "judge"
 """What a check asks for that no rule understands."""
@@ -99,6 +100,7 @@ def result(check: Check, answer: Completion, now: bool | None, before: bool | No
         asks=check.asks,
         limit=check.limit,
         critiques=check.critiques,
+        critique_ids=check.critique_ids,
         origin=check.origin,
         feedback_ids=check.feedback_ids,
         answer_id=answer.id,
@@ -140,6 +142,7 @@ def in_words(found: Mapping[str, Any]) -> str:
 
 def _check(row: CritiquedCompletion, asks: str, limit: int | None, texts: Sequence[str]) -> Check:
     assert row.origin != "implicit"  # nobody was asked: a next message is no critique
+    said = said_by((text, row.feedback_ids) for text in texts)
     return Check(
         id=stable_id("check", row.completion_id, asks, row.origin),
         prompt_id=row.prompt_id,
@@ -151,7 +154,8 @@ def _check(row: CritiquedCompletion, asks: str, limit: int | None, texts: Sequen
         by_policy=row.by_policy,
         asks=asks,
         limit=limit,
-        critiques=tuple(texts),
+        critiques=tuple(said),
+        critique_ids=tuple(said.values()),
         origin=row.origin,
         feedback_ids=row.feedback_ids,
         round=row.round,
@@ -160,9 +164,12 @@ def _check(row: CritiquedCompletion, asks: str, limit: int | None, texts: Sequen
 
 def _joined(first: Check, again: Check) -> Check:
     """One check of both complaints."""
+    both = (first, again)
+    said = said_by(pair for one in both for pair in zip(one.critiques, one.critique_ids, strict=True))
     return replace(
         again,
-        critiques=tuple(dict.fromkeys([*first.critiques, *again.critiques])),
+        critiques=tuple(said),
+        critique_ids=tuple(said.values()),
         feedback_ids=tuple(dict.fromkeys([*first.feedback_ids, *again.feedback_ids])),
         round=max(first.round, again.round),
     )

@@ -10,11 +10,12 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
+from types import MappingProxyType
 from typing import Literal
 
 from rlhf_loop.ngrams import ngrams, tokenize
 from rlhf_loop.records import Completion, Preference, PreferencePair, Prompt, Score, stable_id
-from rlhf_loop.rows.parts import answer, best_first, choose, origin_of, scored_candidates
+from rlhf_loop.rows.parts import answer, best_first, choose, origin_of, said_by, scored_candidates
 
 Origin = Literal["human", "simulated", "reward", "llm", "code", "edit", "fresh", "revision"]
 Labelled = tuple[Completion, Completion, float]  # chosen, rejected, margin
@@ -62,7 +63,7 @@ def pairs_from_feedback(
                 origin=origin_of(group[0]),
                 round=max(p.round for p in group),
                 feedback_ids=tuple(p.id for p in group),
-                critiques=tuple(dict.fromkeys(p.comment for p in group if p.comment)),
+                critiques=said_by((p.comment, [p.id]) for p in group if p.comment),
             )
         )
     return pairs, +dropped
@@ -202,7 +203,7 @@ def _pair(
     round: int,
     feedback_ids: tuple[str, ...] = (),
     reward_model: str | None = None,
-    critiques: tuple[str, ...] = (),
+    critiques: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> PreferencePair:
     return PreferencePair(
         id=stable_id("pair", chosen.id, rejected.id, origin, round, feedback_ids, reward_model),
@@ -224,5 +225,6 @@ def _pair(
         feedback_ids=feedback_ids,
         reward_model=reward_model,
         round=round,
-        critiques=critiques,
+        critiques=tuple(critiques),
+        critique_ids=tuple(critiques.values()),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from rlhf_loop.errors import UserError
@@ -58,6 +58,15 @@ def origin_of(said: Feedback) -> Literal["human", "simulated", "llm", "code"]:
         return "simulated"
     origins: dict[str, Literal["human", "simulated", "llm", "code"]] = {"HUMAN": "human", "LLM": "llm", "CODE": "code"}
     return origins[said.annotator.kind]
+
+
+def said_by(said: Iterable[tuple[str, Iterable[str]]]) -> dict[str, tuple[str, ...]]:
+    """Words -> the ids of all feedback that says them; `said`: words and ids, in order. So equal words stand there
+    once, and stay for as long as one of those who said them does."""
+    ids: dict[str, dict[str, None]] = {}
+    for words, of in said:
+        ids.setdefault(words, {}).update(dict.fromkeys(of))
+    return {words: tuple(of) for words, of in ids.items()}
 
 
 def answer(text: str) -> tuple[Message, ...]:

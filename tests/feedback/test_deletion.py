@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from rlhf_loop.files import write_json
 from rlhf_loop.records import (
     Annotator,
     Artifact,
+    Check,
     Completion,
     Critique,
     CritiquedCompletion,
@@ -54,6 +56,7 @@ from rlhf_loop.records import (
     Prompt,
     Question,
     Score,
+    Span,
     Thumb,
     read_records,
     write_records,
@@ -61,6 +64,9 @@ from rlhf_loop.records import (
 from rlhf_loop.reward_spec import JudgeSpec
 from rlhf_loop.rewards import evaluate_reward
 from rlhf_loop.rewards.judge import JudgeReward
+from rlhf_loop.rows.checks import checks_of
+from rlhf_loop.rows.critiqued import ALL_KINDS, Limits, critiqued_completions
+from rlhf_loop.rows.pairs import pairs_from_feedback
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.step_folders import read_manifest, step_folder
 
@@ -509,6 +515,76 @@ def test_what_endpoints_said_of_a_users_texts_goes_though_it_quotes_none(store: 
         True
     ] * 4
     assert len(gone) == 4
+
+
+TAG, SHARED = "an unusual tag", "too long"
+
+
+def complained(of: str, who: str, tags: tuple[str, ...], words: str = "") -> Critique:
+    spans = tuple(Span(start=0, end=4, label=tag) for tag in tags)
+    about: dict[str, Any] = {"prompt_id": "other-prompt", "completion_id": of}
+    return Critique(id=f"said-by-{who}-of-{of}", spans=spans, comment=words, annotator=Annotator(id=who), **about)
+
+
+def test_of_complaints_that_several_made_those_of_the_user_go_and_others_stay(store: Store, tmp_path: Path) -> None:
+    key = talk(store)
+    words = f"{SHARED}, in all of its many sentences"
+    pair: dict[str, Any] = {"prompt_id": "other-prompt", "a": "other-answer-1", "b": "other-answer-2"}
+    said = [
+        complained("other-answer-1", key, (TAG, SHARED)),
+        complained("other-answer-1", "bob", (SHARED, "unfriendly")),
+        complained("other-answer-2", key, (), words),
+        complained("other-answer-2", "bob", (), words),
+        preference("pair-ann", **pair, who=key, comment=words),
+        preference("pair-bob", **pair, who="bob", comment=words),
+        preference("pair-cy", **pair, who="cy", comment=CRITIQUE),
+        preference("pair-ann-2", **pair, who=key, comment=CRITIQUE + "!"),
+    ]
+    store.add_feedback(said)
+    prompts = {one.id: one for one in store.prompts()}
+    answers = {c.id: replace(c, text=" ".join([c.text] * 9)) for c in store.completions()}
+    limits = Limits(is_vague=lambda text: False, max_words=100, kinds=ALL_KINDS)
+    rows, _ = critiqued_completions([one for one in said if one.kind == "critique"], answers, prompts, limits)
+    checks, _ = checks_of(rows, most=10, judged=True)
+    pairs, _ = pairs_from_feedback([one for one in said if one.kind == "preference"], answers, prompts)
+    assert [TAG in text for check in checks for text in check.critiques].count(True) == 1
+    runs = [RunDir(tmp_path / "run"), RunDir(tmp_path / "forgotten")]
+    for run in runs:
+        write_json(run.path / "recipe.yaml", {"name": "x", "policy": {}, "update": {}, "feedback": {}})
+        with step_folder(run.step(1, "snapshot"), "key-1", {}) as folder:
+            write_records(folder / "checks.parquet", checks)
+            write_records(folder / "pairs.parquet", pairs)
+    for run in runs:  # of the second nothing but tombstones tells what is to go
+        delete_user(store, "ann@example.org", [run.path])
+        kept = read_records(run.step(1, "snapshot") / "checks.parquet", Check)
+        assert {(one.completion_id, one.asks): one.critiques for one in kept} == {
+            ("other-answer-1", "too_long"): (SHARED,),
+            ("other-answer-1", "judge"): ("unfriendly",),
+            ("other-answer-2", "too_long"): (words,),
+        }
+        assert {id for one in kept for ids in one.critique_ids for id in ids} == {
+            "said-by-bob-of-other-answer-1", "said-by-bob-of-other-answer-2"
+        }  # fmt: skip
+        (left,) = read_records(run.step(1, "snapshot") / "pairs.parquet", PreferencePair)
+        assert (left.critiques, left.critique_ids) == ((words, CRITIQUE), (("pair-bob",), ("pair-cy",)))
+        assert TAG.encode() not in files(run.path)
+
+
+def test_tags_go_from_checks_of_earlier_versions_which_do_not_say_whose_they_are(store: Store, tmp_path: Path) -> None:
+    key = talk(store)
+    store.add_feedback([complained("other-answer-1", key, (TAG,))])
+    run = RunDir(tmp_path / "run")
+    write_json(run.path / "recipe.yaml", {"name": "x", "policy": {}, "update": {}, "feedback": {}})
+    ids = (f"said-by-{key}-of-other-answer-1", "said-by-bob")
+    check = Check(
+        id="c", prompt_id="other-prompt", group="g", completion_id="other-answer-1", text="x", asks="judge",
+        critiques=(TAG, "unfriendly"), origin="human", feedback_ids=ids,
+    )  # fmt: skip
+    with step_folder(run.step(1, "snapshot"), "key-1", {}) as folder:
+        write_records(folder / "checks.parquet", [check])
+    delete_user(store, "ann@example.org", [run.path])
+    (kept,) = read_records(run.step(1, "snapshot") / "checks.parquet", Check)
+    assert (kept.critiques, kept.feedback_ids) == (("unfriendly",), ("said-by-bob",))
 
 
 def test_an_interrupted_deletion_is_finished_by_the_next(store: Store, tmp_path: Path) -> None:

@@ -125,8 +125,23 @@ def test_complaints_become_checks_of_a_rule_or_the_judge() -> None:
         ("too_long", 18, ("It is too long.", "too long"), ("of It is too long.", "t"), "human", 2),
         (JUDGE, None, ("Wrong cause.", "unsafe"), ("of Wrong cause.", "t"), "human", 2),
     ]
+    assert [c.critique_ids for c in checks] == [(("of It is too long.",), ("t",)), (("of Wrong cause.",), ("t",))]
     assert dict(left_out) == {}
     assert all(check.text == TWENTY for check in checks)
+
+
+def test_who_said_each_of_a_checks_complaints_is_noted_also_where_several_said_the_same() -> None:
+    rows = [
+        row("", ("too long", "wordy"), id="1", feedback_ids=("by ann",)),
+        row("", ("too long",), id="2", feedback_ids=("by bob", "by bob again"), annotator="bob"),
+    ]
+    (check,), _ = checks_of(rows, most=10, judged=False)
+    assert dict(zip(check.critiques, check.critique_ids, strict=True)) == {
+        "too long": ("by ann", "by bob", "by bob again"),
+        "wordy": ("by ann",),
+    }
+    asked = result(check, Completion(id="a", prompt_id="p", text="Short.", policy="new", round=2), True, None)
+    assert (asked.critiques, asked.critique_ids) == (check.critiques, check.critique_ids)
 
 
 def test_without_a_judge_only_rules_are_asked_and_the_oldest_are_left_out_over_the_limit() -> None:

@@ -146,10 +146,12 @@ def _collect(connection: sa.Connection, key: str, user: str) -> Deletion:
         feedback |= _ids_where(connection, said.id, place, completions)
     texts: set[str] = set()
     comments: set[str] = set()
+    tags: set[str] = set()
     for body in _bodies(connection, tables.prompts, prompts):
         texts |= {message["content"] for message in body["messages"] if message["role"] != "system"}
     for body in _bodies(connection, tables.feedback, feedback):
         spans = [span["comment"] for span in body.get("spans") or []]
+        tags |= {span["label"].strip() for span in body.get("spans") or []} - {""}
         given = [text for text in (body.get("comment"), body.get("edited_completion"), *spans) if text]
         comments |= {*given, *(text.strip() for text in given)} - {""}
     for chunk in chunks(completions):
@@ -159,7 +161,7 @@ def _collect(connection: sa.Connection, key: str, user: str) -> Deletion:
         completions=completions,
         feedback=feedback,
         texts=texts | comments,
-        comments=comments,
+        comments=comments | tags,  # a tag is no quotation, for it may be everybody's word
         annotators={key, user},
     )
 

@@ -53,7 +53,7 @@ class Deletion:
     completions: set[str]
     feedback: set[str]
     texts: set[str]
-    comments: set[str]  # those of the texts that were said about answers
+    comments: set[str]  # what was said about answers: those of the texts, and tags
     annotators: set[str]
 
     def named_in(self, text: str) -> bool:
@@ -264,11 +264,25 @@ def _redacted_row(row: dict[str, Any], nested: set[str], deletion: Deletion) -> 
         if after != before:
             new["feedback_ids"] = json.dumps(after, ensure_ascii=False)
             if isinstance(row.get("critiques"), str):
-                left = [text for text in json.loads(row["critiques"]) if not deletion.said(text)]
-                new["critiques"] = json.dumps(left, ensure_ascii=False)
+                new |= _without_critiques(row, deletion)
     if "feedback_ids" not in row and deletion.is_critique(row.get("critique")):
         new["critique"] = None
     return new
+
+
+def _without_critiques(row: dict[str, Any], deletion: Deletion) -> dict[str, str]:
+    """The cells of a row's critiques without those that nobody says any more; what others say too stays."""
+    critiques: list[str] = json.loads(row["critiques"])
+    ids: list[list[str]] = json.loads(row.get("critique_ids") or "[]")
+    if not ids:  # of an earlier version, which did not note who said which: what was said goes, whoever said it too
+        left = [text for text in critiques if not deletion.said(text)]
+        return {"critiques": json.dumps(left, ensure_ascii=False)}
+    after = [[id for id in of if id not in deletion.feedback] for of in ids]
+    said = [(text, of) for text, of in zip(critiques, after, strict=True) if of]
+    return {
+        "critiques": json.dumps([text for text, _ in said], ensure_ascii=False),
+        "critique_ids": json.dumps([of for _, of in said], ensure_ascii=False),
+    }
 
 
 def _without_texts(row: dict[str, Any], deletion: Deletion) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Literal
 from rlhf_loop.critique_methods import Fresh
 from rlhf_loop.records import Completion, CritiquedCompletion, PreferencePair, stable_id
 from rlhf_loop.rows.critiques import Material
-from rlhf_loop.rows.parts import answer, best_first, candidates_of, said_of
+from rlhf_loop.rows.parts import answer, best_first, candidates_of, said_by, said_of
 
 
 def pairs(settings: Fresh, material: Material) -> tuple[list[PreferencePair], Counter[str]]:
@@ -70,7 +70,7 @@ def over(
     origin: Literal["fresh", "revision"],
 ) -> PreferencePair:
     """The pair of a better answer and the one that `rows` complain of, `margin` below it."""
-    first = rows[0]
+    first, said = rows[0], said_by((row.critique, row.feedback_ids) for row in rows if row.critique)
     return PreferencePair(
         id=stable_id(f"{origin} pair", best.id, first.completion_id, material.reward_model),
         prompt_id=first.prompt_id,
@@ -91,5 +91,6 @@ def over(
         feedback_ids=tuple(dict.fromkeys(id for row in rows for id in row.feedback_ids)),
         reward_model=material.reward_model,
         round=max(row.round for row in rows),
-        critiques=tuple(dict.fromkeys(row.critique for row in rows if row.critique)),
+        critiques=tuple(said),
+        critique_ids=tuple(said.values()),
     )
