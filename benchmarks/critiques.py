@@ -30,7 +30,8 @@ from rlhf_loop.annotators.rules import brief_and_complete
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.loading import release_memory
 from rlhf_loop.recipe import Critiques, Recipe
-from rlhf_loop.records import CritiquedCompletion, PreferencePair, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import CritiquedCompletion, PreferencePair
 from rlhf_loop.updates import dpo
 from rlhf_loop.updates.terms.trainer import add_terms
 from rlhf_loop.updates.train_and_save import Training

@@ -36,18 +36,8 @@ from rlhf_loop.files import read_json, write_json
 from rlhf_loop.loop import Loop
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import (
-    Annotator,
-    Artifact,
-    Completion,
-    Preference,
-    Prompt,
-    Question,
-    Score,
-    read_records,
-    stable_id,
-    write_records,
-)
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import Annotator, Artifact, Completion, Preference, Prompt, Question, Score, stable_id
 from rlhf_loop.rows.pairs import pairs_from_feedback
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.stages.arguments import StageArguments

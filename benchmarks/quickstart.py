@@ -17,7 +17,8 @@ from pathlib import Path
 import yaml
 from machine import describe, run_measured
 
-from rlhf_loop.records import Completion, Prompt, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion, Prompt
 
 ROOT = Path(__file__).parent.parent
 

@@ -120,7 +120,8 @@ def one_round(recipe: Path, base_run: Path, run: Path) -> dict[str, float]:
 
 def prepare(run: Path, folder: Path) -> None:
     """What round 1 read, as plain JSON for the scripts."""
-    from rlhf_loop.records import Completion, PreferencePair, Prompt, read_records
+    from rlhf_loop.record_files import read_records
+    from rlhf_loop.records import Completion, PreferencePair, Prompt
 
     first = run / "round_001"
     pairs = read_records(first / "assemble" / "training_data.parquet", PreferencePair)

@@ -28,7 +28,8 @@ from rlhf_loop.loop import Loop
 from rlhf_loop.models.checkpoints import MARK
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import Completion, Prompt, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion, Prompt
 from rlhf_loop.steps.assemble import assemble
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"

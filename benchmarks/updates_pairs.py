@@ -29,7 +29,8 @@ from rlhf_loop.feedback.intake.prompts import read_prompts
 from rlhf_loop.generation import generate
 from rlhf_loop.models.loading import release_memory, tune_cpu_memory
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import Completion, LabelledCompletion, PreferencePair, Prompt, read_records, write_records
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import Completion, LabelledCompletion, PreferencePair, Prompt
 from rlhf_loop.updates import dpo, kto
 from rlhf_loop.updates.train_and_save import Training
 

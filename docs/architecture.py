@@ -46,7 +46,7 @@ LAYERS = (
         says="what flows, and every setting: all may use them (no lines are drawn)",
         rooms=(
             "algorithms", "annotators", "columns", "critique_methods", "endpoints", "engines", "lora", "model_checks",
-            "recipe", "records", "reward_function", "reward_spec", "reward_values", "rows",
+            "recipe", "record_files", "records", "reward_function", "reward_spec", "reward_values", "rows",
             "strategies", "trainer_fields",
         ),
         may_import=("ground",),

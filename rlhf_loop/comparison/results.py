@@ -115,7 +115,7 @@ def write_results(path: Path, measured: Iterable[Measured]) -> None:
     """All rows as one Parquet file, each column with one type; what a row has not is null."""
     import pyarrow as pa
 
-    from rlhf_loop.records import write_table
+    from rlhf_loop.record_files import write_table
 
     rows = [row for one in measured for row in one.rows]
     columns = dict.fromkeys(name for row in rows for name in row)

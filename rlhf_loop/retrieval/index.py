@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from rlhf_loop.damage import reading
-from rlhf_loop.records import write_table
+from rlhf_loop.record_files import write_table
 
 BLOCK = 1024
 """Rows that are compared at once: as float32 they stay in a processor's cache."""

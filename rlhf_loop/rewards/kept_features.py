@@ -19,7 +19,7 @@ from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import fingerprint
 from rlhf_loop.models.distributed import gather, is_main
-from rlhf_loop.records import write_table
+from rlhf_loop.record_files import write_table
 from rlhf_loop.rewards.texts import Text
 
 logger = logging.getLogger(__name__)

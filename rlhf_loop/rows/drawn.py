@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_loop.records import CritiquedCompletion, Prompt, read_records, stable_id
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import CritiquedCompletion, Prompt, stable_id
 from rlhf_loop.rows.critiques.fresh import answers
 
 

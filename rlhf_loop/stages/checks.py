@@ -20,7 +20,8 @@ from rlhf_loop.files import write_json
 from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Recipe, parse
-from rlhf_loop.records import Check, CheckResult, Completion, Prompt, Score, read_records, write_records
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import Check, CheckResult, Completion, Prompt, Score
 from rlhf_loop.rewards import Reward
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_completions

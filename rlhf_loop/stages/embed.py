@@ -24,7 +24,8 @@ from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.models.identity import computed_by
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Recipe, parse
-from rlhf_loop.records import Completion, Prompt, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion, Prompt
 from rlhf_loop.resampling import grouped_mean
 from rlhf_loop.retrieval.embedding import embed, unit
 from rlhf_loop.retrieval.index import Index, Key, write

@@ -29,7 +29,8 @@ from rlhf_loop.models.identity import computed_by
 from rlhf_loop.models.loading import check_model, load_policy
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import EndpointJudge, Recipe, RewardModelJudge, parse
-from rlhf_loop.records import Completion, Prompt, read_records, write_records
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import Completion, Prompt
 from rlhf_loop.reward_spec import FunctionSpec, PretrainedSpec, load_spec
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_completions

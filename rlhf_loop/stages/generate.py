@@ -26,17 +26,8 @@ from rlhf_loop.models.loading import load_policy
 from rlhf_loop.models.turns import encode_prompts, with_system_prompt
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Generation, Recipe, parse
-from rlhf_loop.records import (
-    Completion,
-    Message,
-    Prompt,
-    Recalled,
-    Score,
-    as_table,
-    read_records,
-    write_records,
-    write_table,
-)
+from rlhf_loop.record_files import as_table, read_records, write_records, write_table
+from rlhf_loop.records import Completion, Message, Prompt, Recalled, Score
 from rlhf_loop.retrieval.index import Index
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_completions

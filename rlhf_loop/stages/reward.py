@@ -20,7 +20,8 @@ from rlhf_loop.models.files import resolve_model
 from rlhf_loop.models.loading import check_model
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
-from rlhf_loop.records import CritiquedCompletion, PreferencePair, Prompt, read_records, stable_id
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import CritiquedCompletion, PreferencePair, Prompt, stable_id
 from rlhf_loop.reward_spec import JudgeSpec
 from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_reward_model
 from rlhf_loop.rewards.kept_features import KeptFeatures

@@ -15,7 +15,8 @@ from pathlib import Path
 from rlhf_loop.files import write_json
 from rlhf_loop.models.distributed import gather, is_main, sharded_map
 from rlhf_loop.progress import Progress
-from rlhf_loop.records import Completion, CritiquedCompletion, Prompt, Score, read_records, write_records
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import Completion, CritiquedCompletion, Prompt, Score
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_completions
 from rlhf_loop.rows.critiques.fresh import answers

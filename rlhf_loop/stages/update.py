@@ -13,7 +13,8 @@ from rlhf_loop.files import write_json
 from rlhf_loop.models.distributed import is_main
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import parse
-from rlhf_loop.records import CritiquedCompletion, read_records, stable_id
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import CritiquedCompletion, stable_id
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.stages.reward import load
 from rlhf_loop.updates import update_policy

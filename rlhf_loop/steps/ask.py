@@ -14,7 +14,8 @@ from rlhf_loop.annotators import make_annotator
 from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import Completion, Feedback, Prompt, Question, Score, read_records, write_records
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import Completion, Feedback, Prompt, Question, Score
 from rlhf_loop.rows.questions import choose_questions
 
 

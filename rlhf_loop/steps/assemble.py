@@ -20,19 +20,8 @@ from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import (
-    Completion,
-    CritiquedCompletion,
-    Demonstration,
-    LabelledCompletion,
-    Prompt,
-    Score,
-    as_table,
-    joined,
-    read_records,
-    write_records,
-    write_table,
-)
+from rlhf_loop.record_files import as_table, joined, read_records, write_records, write_table
+from rlhf_loop.records import Completion, CritiquedCompletion, Demonstration, LabelledCompletion, Prompt, Score
 from rlhf_loop.rows.critiques import Material, demonstrations_of, pairs_of
 from rlhf_loop.rows.demonstrations import best_of_n
 from rlhf_loop.rows.pairs import pairs_from_scores

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from rlhf_loop.damage import reading
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
-from rlhf_loop.records import Artifact, Completion, Score, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Artifact, Completion, Score
 from rlhf_loop.steps.ask import read_ask
 
 

@@ -24,16 +24,8 @@ from rlhf_loop.feedback.store.table_rows import about
 from rlhf_loop.feedback.validation import limits_of
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Critiques, Recipe
-from rlhf_loop.records import (
-    HELD_OUT,
-    Completion,
-    CritiquedCompletion,
-    Feedback,
-    Prompt,
-    Recalled,
-    read_records,
-    write_records,
-)
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import HELD_OUT, Completion, CritiquedCompletion, Feedback, Prompt, Recalled
 from rlhf_loop.rows.critiqued import critiqued_completions
 from rlhf_loop.rows.drawn import prompts_of_round
 from rlhf_loop.strategies import STRATEGIES

@@ -23,7 +23,8 @@ from rlhf_loop.feedback.store.table_rows import about
 from rlhf_loop.feedback.validation import ValidationReport, limits_of, validate
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import Check, Completion, CritiquedCompletion, Feedback, PreferencePair, Prompt, write_records
+from rlhf_loop.record_files import write_records
+from rlhf_loop.records import Check, Completion, CritiquedCompletion, Feedback, PreferencePair, Prompt
 from rlhf_loop.rows.checks import checks_of, with_rules
 from rlhf_loop.rows.checks import counts_of as counts_of_checks
 from rlhf_loop.rows.critiqued import counts_of, critiqued_completions, shuffled

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.ngrams import distinct_share, self_bleu, shared
-from rlhf_loop.records import Completion, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion
 from rlhf_loop.resampling import grouped_mean
 
 OVERLAP = 4

@@ -42,6 +42,7 @@ from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.database import Database
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import write_json
+from rlhf_loop.record_files import read_records, write_records
 from rlhf_loop.records import (
     Annotator,
     Artifact,
@@ -58,8 +59,6 @@ from rlhf_loop.records import (
     Score,
     Span,
     Thumb,
-    read_records,
-    write_records,
 )
 from rlhf_loop.reward_spec import JudgeSpec
 from rlhf_loop.rewards import evaluate_reward

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from samples.feedback import completion, every_kind_of_feedback
 
-from rlhf_loop.records import Feedback, Score, read_records, to_dict, write_records
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import Feedback, Score, to_dict
 
 
 def test_a_file_holds_each_field_of_records_of_several_kinds(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from rlhf_loop.files import read_json
 from rlhf_loop.generation import generate
 from rlhf_loop.models.files import resolve_model
 from rlhf_loop.recipe import Generation, Policy, parse
-from rlhf_loop.records import Completion, Demonstration, Message, Prompt, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion, Demonstration, Message, Prompt
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "recipes" / "smoke.yaml"

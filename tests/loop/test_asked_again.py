@@ -18,17 +18,8 @@ from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.loop import Loop
 from rlhf_loop.recipe import Gate, Recipe
-from rlhf_loop.records import (
-    Annotator,
-    Check,
-    CheckResult,
-    Completion,
-    Critique,
-    Retraction,
-    Score,
-    Span,
-    read_records,
-)
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Annotator, Check, CheckResult, Completion, Critique, Retraction, Score, Span
 from rlhf_loop.report import write_report
 from rlhf_loop.rows.check_rules import passes
 from rlhf_loop.rows.checks import JUDGE, in_words, summary

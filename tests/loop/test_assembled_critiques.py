@@ -10,13 +10,8 @@ from samples.feedback import completion, prompt
 
 from rlhf_loop.files import read_json
 from rlhf_loop.recipe import parse
-from rlhf_loop.records import (
-    CritiquedCompletion,
-    PreferencePair,
-    Score,
-    read_records,
-    write_records,
-)
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import CritiquedCompletion, PreferencePair, Score
 from rlhf_loop.rows.parts import answer
 from rlhf_loop.steps.assemble import assemble
 

@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.loop import Loop
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import Feedback, PreferencePair, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Feedback, PreferencePair
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.pages.annotation import prepare

@@ -11,7 +11,8 @@ from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.loop import Loop
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import CritiquedCompletion, PreferencePair, Score, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import CritiquedCompletion, PreferencePair, Score
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.stages.reward import split_by_group
 

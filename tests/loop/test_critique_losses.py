@@ -11,7 +11,8 @@ from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.models.training import read_log
 from rlhf_loop.progress import RunProgress
-from rlhf_loop.records import CritiquedCompletion, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import CritiquedCompletion
 from rlhf_loop.run_dir import RunDir
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"

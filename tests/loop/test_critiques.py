@@ -14,16 +14,8 @@ from rlhf_loop.files import read_json
 from rlhf_loop.loop import Loop
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, parse
-from rlhf_loop.records import (
-    Annotator,
-    Completion,
-    Critique,
-    CritiquedCompletion,
-    Edit,
-    PreferencePair,
-    Score,
-    read_records,
-)
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Annotator, Completion, Critique, CritiquedCompletion, Edit, PreferencePair, Score
 from rlhf_loop.rows.critiques.fresh import complained_of
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.steps.learn import CONTROL

@@ -12,16 +12,8 @@ from rlhf_loop.feedback.privacy.deletion import delete_user, remember, user_key
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.recipe import Recipe, parse
-from rlhf_loop.records import (
-    Annotator,
-    Critique,
-    CritiquedCompletion,
-    Feedback,
-    Preference,
-    Rating,
-    Retraction,
-    read_records,
-)
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Annotator, Critique, CritiquedCompletion, Feedback, Preference, Rating, Retraction
 from rlhf_loop.steps.snapshot import snapshot
 
 SYSTEM = "You are the assistant of a bakery in Lyon and never speak of the prices of others."

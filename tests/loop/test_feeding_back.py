@@ -17,7 +17,8 @@ from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.generation.strategies.given import Shown
-from rlhf_loop.records import Completion, PreferencePair, Prompt, Recalled, Score, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion, PreferencePair, Prompt, Recalled, Score
 from rlhf_loop.report import write_report
 from rlhf_loop.retrieval.index import Index
 from rlhf_loop.run_dir import RunDir

@@ -10,7 +10,8 @@ import yaml
 from rlhf_loop.files import read_json
 from rlhf_loop.loop import Loop
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import Completion, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion
 
 ROOT = Path(__file__).parents[2]
 

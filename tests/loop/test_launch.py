@@ -12,7 +12,8 @@ import pytest
 
 from rlhf_loop import Loop, Recipe, launch
 from rlhf_loop.errors import UserError
-from rlhf_loop.records import Completion, Score, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion, Score
 from rlhf_loop.run_dir import RunDir
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"

@@ -11,7 +11,8 @@ from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.loop import Loop
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import CritiquedCompletion, Message, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import CritiquedCompletion, Message
 from rlhf_loop.report import write_report
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.server.chat.answers import Choice, Conversation, prompt_of, save_answer

@@ -14,19 +14,8 @@ from rlhf_loop import Recipe
 from rlhf_loop.feedback.store.reading import ScoredAnswer
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
-from rlhf_loop.records import (
-    Annotator,
-    Completion,
-    Critique,
-    Feedback,
-    Prompt,
-    Rating,
-    Recalled,
-    Score,
-    Thumb,
-    read_records,
-    write_records,
-)
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import Annotator, Completion, Critique, Feedback, Prompt, Rating, Recalled, Score, Thumb
 from rlhf_loop.steps.recall import critiques, recall, standings
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from samples.feedback import completion
 
-from rlhf_loop.records import write_records
+from rlhf_loop.record_files import write_records
 from rlhf_loop.resampling import grouped_mean
 from rlhf_loop.steps.variety import variety
 

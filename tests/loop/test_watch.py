@@ -24,7 +24,8 @@ from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import write_json, write_text
 from rlhf_loop.recipe import Recipe, Watch
-from rlhf_loop.records import Annotator, Critique, Edit, Implicit, Thumb, write_records
+from rlhf_loop.record_files import write_records
+from rlhf_loop.records import Annotator, Critique, Edit, Implicit, Thumb
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.step_folders import step_folder
 from rlhf_loop.watch import triggers

@@ -15,8 +15,9 @@ from samples import families
 from rlhf_loop.models.loading import load_policy, load_tokenizer, to_messages
 from rlhf_loop.models.turns import Turns, opens_no_turn
 from rlhf_loop.recipe import Generation, Lora, Policy, Update
+from rlhf_loop.record_files import read_records, write_records
 from rlhf_loop.records import Annotator as Person
-from rlhf_loop.records import Completion, Edit, Message, Preference, Prompt, Score, Thumb, read_records, write_records
+from rlhf_loop.records import Completion, Edit, Message, Preference, Prompt, Score, Thumb
 
 TRAINED = list(families.ENDS)
 

@@ -262,7 +262,7 @@ def test_the_controls_are_empty_critiques_and_those_of_other_answers(loaded):
 
 
 def test_critiques_of_held_out_groups_are_not_learned_from(tmp_path):
-    from rlhf_loop.records import write_records
+    from rlhf_loop.record_files import write_records
 
     pairs = make_pairs(3)
     write_records(tmp_path / "critiques.parquet", critiques_of(pairs))

@@ -18,7 +18,8 @@ from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json
 from rlhf_loop.recipe import Policy
-from rlhf_loop.records import Completion, Message, Prompt, Score, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion, Message, Prompt, Score
 from rlhf_loop.reward_spec import load_spec, parse_spec
 from rlhf_loop.rewards import Reward, combine, load_reward, train_reward_model
 from rlhf_loop.rewards.judge import expectation

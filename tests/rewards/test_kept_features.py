@@ -13,7 +13,8 @@ from rlhf_loop import Loop, Recipe
 from rlhf_loop.feedback.privacy.deletion_files import Deletion, _redact
 from rlhf_loop.files import read_json
 from rlhf_loop.recipe import Policy
-from rlhf_loop.records import Score, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Score
 from rlhf_loop.reward_spec import HeadSpec
 from rlhf_loop.rewards import head, kept_features
 from rlhf_loop.rewards.kept_features import KeptFeatures

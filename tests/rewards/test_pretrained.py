@@ -16,7 +16,8 @@ from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.loop import Loop
 from rlhf_loop.recipe import Policy, Recipe
-from rlhf_loop.records import Completion, Prompt, Score, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion, Prompt, Score
 from rlhf_loop.reward_spec import parse_spec, write_spec
 from rlhf_loop.rewards import load_reward, load_spec, train_reward_model
 from rlhf_loop.rewards.texts import make_text

@@ -14,7 +14,8 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.intake.prompts import read_prompts
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.recipe import Policy, parse
-from rlhf_loop.records import Completion, PreferencePair, Score, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion, PreferencePair, Score
 from rlhf_loop.rewards import combine, evaluate_reward, load_reward
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"

@@ -22,7 +22,8 @@ from rlhf_loop.batches import batches
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Lora, Policy
-from rlhf_loop.records import Completion, Prompt, write_records
+from rlhf_loop.record_files import write_records
+from rlhf_loop.records import Completion, Prompt
 from rlhf_loop.reward_spec import FunctionSpec, HeadSpec, parse_spec, write_spec
 from rlhf_loop.rewards import combine, evaluate_reward, load_reward, load_spec, train_reward_model
 from rlhf_loop.rewards.texts import encode, make_text, texts_of_pairs

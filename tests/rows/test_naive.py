@@ -11,7 +11,8 @@ from rlhf_loop.critique_methods import Naive
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import CritiquedCompletion, Demonstration, Prompt, read_records, write_records
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import CritiquedCompletion, Demonstration, Prompt
 from rlhf_loop.rows.critiques import Material, demonstrations_of
 from rlhf_loop.rows.parts import answer
 from rlhf_loop.steps.assemble import assemble

@@ -20,18 +20,8 @@ from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.vague import is_vague
 from rlhf_loop.files import read_json
 from rlhf_loop.recipe import Recipe
-from rlhf_loop.records import (
-    Annotator,
-    Completion,
-    Critique,
-    CritiquedCompletion,
-    Feedback,
-    Message,
-    Prompt,
-    Thumb,
-    read_records,
-    write_records,
-)
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import Annotator, Completion, Critique, CritiquedCompletion, Feedback, Message, Prompt, Thumb
 from rlhf_loop.rows.critiqued import Limits, shuffled
 from rlhf_loop.rows.next_messages import counts_of, is_complaint, next_messages
 from rlhf_loop.server.chat.answers import Conversation, prompt_of

@@ -17,7 +17,8 @@ from fastapi.testclient import TestClient
 from samples.server import client, file_store, service, with_chat
 
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.records import Completion, read_records, write_records
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import Completion
 from rlhf_loop.server.app import create_app
 from rlhf_loop.server.chat.answering import begin
 from rlhf_loop.server.chat.request import ChatRequest

@@ -14,7 +14,8 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json, write_json
 from rlhf_loop.recipe import parse
-from rlhf_loop.records import Demonstration, LabelledCompletion, Prompt, read_records, stable_id
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Demonstration, LabelledCompletion, Prompt, stable_id
 from rlhf_loop.report.status import status
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.step_folders import read_manifest

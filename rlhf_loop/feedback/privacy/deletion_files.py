@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from rlhf_loop.damage import damaged, hash_file, reading
 from rlhf_loop.endpoints.answers import FILE, Answers
 from rlhf_loop.files import read_json, write_json
-from rlhf_loop.records import nested_columns, write_table
+from rlhf_loop.record_files import nested_columns, write_table
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.step_folders import read_manifest
 
