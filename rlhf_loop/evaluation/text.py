@@ -12,11 +12,16 @@ from rlhf_loop.records import Completion
 from rlhf_loop.resampling import grouped_mean
 
 
+def word_counts(completions: Sequence[Completion]) -> list[int]:
+    """How many words each answer has."""
+    return [len(c.text.split()) for c in completions]
+
+
 def length(completions: Sequence[Completion]) -> dict[str, float]:
     """`{words, tokens, finished}`: mean words and tokens an answer, and the share that ended by itself."""
     number = max(len(completions), 1)
     return {
-        "words": sum(len(c.text.split()) for c in completions) / number,
+        "words": sum(word_counts(completions)) / number,
         "tokens": sum(c.tokens for c in completions) / number,
         "finished": sum(c.finish_reason == "stop" for c in completions) / number,
     }
