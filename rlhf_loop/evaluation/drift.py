@@ -33,7 +33,7 @@ def kl_and_perplexities(
 ) -> tuple[dict[str, Any], list[float]]:
     """`kl`, `perplexity` and `plain_text_perplexity` of an evaluation, and each answer's KL, in nats.
 
-    `candidate` and `base` are answers to the prompt at their place. `models`, `plain_text` and `measured` are as in `evaluate`."""
+    `candidate` and `base` answer the prompt at their place; `plain_text` and `measured` are as in `evaluate`."""
     from rlhf_loop.evaluation import language_model as lm
     from rlhf_loop.models.loading import to_messages
     from rlhf_loop.models.turns import Turns
