@@ -94,7 +94,7 @@ LAYERS = (
     Layer(
         name="doors",
         says="the command line, the service",
-        rooms=("cli", "comparison", "doctor", "policies", "server", "watch"),
+        rooms=("cli", "comparison", "copies", "doctor", "policies", "server", "watch"),
         may_import=("ground", "words", "memory", "steps", "loop", "stages.arguments"),
     ),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_loop.cli import compare, feedback, policy, privacy, run, serve, tokens, watch
+from rlhf_loop.cli import compare, copies, feedback, policy, privacy, run, serve, tokens, watch
 from rlhf_loop.cli.shared import AsJson, RunFolder, existing_run
 from rlhf_loop.errors import UserError
 
@@ -33,6 +33,8 @@ app.add_typer(tokens.app, name="token")
 app.add_typer(privacy.app, name="user")
 app.command()(run.run)
 app.command()(compare.compare)
+app.command()(copies.push)
+app.command()(copies.fetch)
 app.command()(serve.serve)
 app.command()(watch.watch)
 

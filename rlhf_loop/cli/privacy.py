@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_loop.cli.shared import AsJson, StoreOption, existing_run, store_url
+from rlhf_loop.cli.shared import AsJson, StoreOption, existing_run, shortest, store_url
 
 app = typer.Typer(help="What is kept of the users of applications: delete it.", no_args_is_help=True)
 
@@ -24,6 +24,7 @@ def user_delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete what a user asked, was answered and said, in the store and the runs; list the models that learned it."""
+    from rlhf_loop.copies import pushed_to
     from rlhf_loop.feedback.privacy.deletion import delete_user
     from rlhf_loop.feedback.store.store import Store
     from rlhf_loop.report import write_report
@@ -32,6 +33,13 @@ def user_delete(
     runs = list(dict.fromkeys(existing_run(folder) for folder in [*named, *(run or [])]))
     with Store.open(store_url(store), create=False) as opened:
         report = delete_user(opened, user, runs, rewrite_report=write_report)
-    print(json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines()))
+    copies = {str(folder): places for folder in runs if (places := pushed_to(folder))}
+    if as_json:
+        print(json.dumps({**report.to_dict(), "copies": copies}, indent=2))
+    else:
+        print("\n".join(report.lines()))
+        for folder, places in copies.items():
+            for place in places:
+                print(f"a copy was pushed: `rlhf-loop push {shortest(Path(folder))} {place}` takes it out of there too")
     if report.left is not None:
         raise typer.Exit(1)

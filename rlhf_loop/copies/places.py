@@ -1,0 +1,201 @@
+"""Where copies lie: any file system that fsspec knows, or a repository of the Hugging Face hub.
+
+The hub is not used through fsspec: there each file would be a commit of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+from rlhf_loop.copies.index import INDEX
+from rlhf_loop.errors import UserError
+from rlhf_loop.files import explain_os_error
+
+_HUB = re.compile(r"hf://(?:(?P<kind>models|datasets)/)?(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<folder>[^@]+?))?/?")
+
+
+class Place(Protocol):
+    """Files by name; every method raises `UserError` for what goes wrong."""
+
+    name: str  # to be shown: without a password
+
+    def read_index(self) -> bytes | None:
+        """The index; None where there is none."""
+
+    def put(self, files: Mapping[str, Path], index: bytes) -> None:
+        """Puts these files there, and the index after them."""
+
+    def get(self, name: str, path: Path) -> None:
+        """Writes what is there of this name to `path`, whose folder exists."""
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Takes files away; those that are not there are no error."""
+
+
+def open_place(url: str, public: bool = False) -> Place:
+    """The place with this URL, as fsspec writes them (`s3://bucket/runs/mine`, `gs://...`, a folder), or
+    `hf://OWNER/NAME[/FOLDER]`, `hf://datasets/OWNER/NAME[/FOLDER]` for the hub.
+
+    `public`: let it be a repository that everybody can read. Raises `UserError` for a URL that is none, and for a
+    package that its file system needs.
+    """
+    if url.startswith("hf:"):
+        found = _HUB.fullmatch(url)
+        if found is None:
+            raise UserError(
+                f"{url} names no repository: hf://OWNER/NAME, or hf://datasets/OWNER/NAME, and a folder in it"
+            )
+        return Hub(
+            url, found["repo"], "dataset" if found["kind"] == "datasets" else "model", found["folder"] or "", public
+        )
+    return FileSystem(url)
+
+
+def shown(url: str) -> str:
+    """`url` without a user's name and password, and without a query."""
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+
+
+class FileSystem:
+    """A folder of a file system that fsspec knows."""
+
+    def __init__(self, url: str):
+        import fsspec
+
+        self.name = shown(url)
+        with _explained(self.name):
+            self.system, root = fsspec.core.url_to_fs(url)
+        self.root = str(root).rstrip("/")
+        if not self.root:
+            raise UserError(f"{self.name} names no folder")
+
+    def read_index(self) -> bytes | None:
+        """See `Place`."""
+        with _explained(self.name):
+            try:
+                content: bytes = self.system.cat_file(self._path(INDEX))
+            except FileNotFoundError:
+                return None
+            return content
+
+    def put(self, files: Mapping[str, Path], index: bytes) -> None:
+        """See `Place`."""
+        with _explained(self.name):
+            for name, path in files.items():
+                self._make_folder(name)
+                self.system.put_file(str(path), self._path(name))
+            self._make_folder(INDEX)
+            self.system.pipe_file(self._path(INDEX), index)
+
+    def get(self, name: str, path: Path) -> None:
+        """See `Place`."""
+        with _explained(self.name):
+            self.system.get_file(self._path(name), str(path))
+
+    def remove(self, names: Sequence[str]) -> None:
+        """See `Place`."""
+        with _explained(self.name):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    self.system.rm_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def _make_folder(self, name: str) -> None:
+        self.system.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+
+
+class Hub:
+    """A repository of the Hugging Face hub, or a folder in one; each `put` is one commit."""
+
+    def __init__(self, name: str, repo: str, kind: str, folder: str, public: bool):
+        from huggingface_hub import HfApi
+
+        self.name, self.folder, self.public = name, f"{folder}/" if folder else "", public
+        self.api = HfApi()
+        self.repo: dict[str, Any] = {"repo_id": repo, "repo_type": kind}
+        self.ready = False
+
+    def read_index(self) -> bytes | None:
+        """See `Place`."""
+        from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+        with _explained(self.name):
+            try:
+                path = self.api.hf_hub_download(filename=self.folder + INDEX, force_download=True, **self.repo)
+            except (EntryNotFoundError, RepositoryNotFoundError):
+                return None
+            return Path(path).read_bytes()
+
+    def put(self, files: Mapping[str, Path], index: bytes) -> None:
+        """See `Place`."""
+        from huggingface_hub import CommitOperationAdd
+
+        content: dict[str, Path | bytes] = {**files, INDEX: index}
+        with _explained(self.name):
+            self._make_repository()
+            self.api.create_commit(
+                operations=[
+                    CommitOperationAdd(path_in_repo=self.folder + name, path_or_fileobj=given)
+                    for name, given in content.items()
+                ],
+                commit_message=f"{len(files)} files of a run",
+                **self.repo,
+            )
+
+    def get(self, name: str, path: Path) -> None:
+        """See `Place`."""
+        with _explained(self.name):
+            shutil.copyfile(self.api.hf_hub_download(filename=self.folder + name, **self.repo), path)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """See `Place`."""
+        from huggingface_hub import CommitOperationDelete
+
+        with _explained(self.name):
+            there = {file.path for file in self.api.list_repo_tree(recursive=True, **self.repo)}
+            paths = [path for name in names if (path := self.folder + name) in there]
+            gone = [CommitOperationDelete(path_in_repo=path) for path in paths]
+            if gone:
+                self.api.create_commit(operations=gone, commit_message=f"{len(gone)} files removed", **self.repo)
+
+    def _make_repository(self) -> None:
+        """Makes it, private, where it is not there; refuses one that everybody can read, unless that was allowed."""
+        if self.ready:
+            return
+        self.api.create_repo(private=not self.public, exist_ok=True, **self.repo)
+        if not self.public and not self.api.repo_info(**self.repo).private:
+            raise UserError(
+                f"{self.name} can be read by everybody, and a run holds what people wrote. Make the repository "
+                "private, name another, or say --public"
+            )
+        self.ready = True
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Within it, what a file system's library raises becomes a `UserError`; there are as many kinds as libraries."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"{name} needs another package: {error}. Install it with pip") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise explain_os_error(error, Path(error.filename or name)) from error
+        said = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise UserError(
+            f"{name}: {type(error).__name__}: {said}. What was copied is kept: type the same command again to go on"
+        ) from error

@@ -1,0 +1,345 @@
+"""A run that was pushed and fetched is the run it was; a copy that was cut short, damaged or made up is none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from samples.runs import outputs, store_content
+from typer.testing import CliRunner
+
+from rlhf_loop import Loop, Recipe, copies
+from rlhf_loop.cli import app
+from rlhf_loop.cli.shared import shortest
+from rlhf_loop.copies import fetch, push, pushed_to
+from rlhf_loop.copies.index import INDEX
+from rlhf_loop.copies.places import FileSystem, shown
+from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run
+from rlhf_loop.records import Completion, read_records
+from rlhf_loop.run_dir import RunDir
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+SHORT = ["generation.max_new_tokens=8", "update.trainer.max_steps=1"]
+
+
+def go_on(run: Path, rounds: int) -> None:
+    Loop(Recipe.load(SMOKE, SHORT), run_dir=run).run(rounds=rounds)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
+    run = tmp_path_factory.mktemp("made") / "smoke"
+    go_on(run, 1)
+    return run
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "here" / "smoke"))
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that were put and got, in order."""
+    names: list[str] = []
+    put, get = FileSystem.put, FileSystem.get
+
+    def putting(self: FileSystem, files: Mapping[str, Path], index: bytes) -> None:
+        put(self, files, index)
+        names.extend(files)
+
+    def getting(self: FileSystem, name: str, path: Path) -> None:
+        get(self, name, path)
+        names.append(name)
+
+    monkeypatch.setattr(FileSystem, "put", putting)
+    monkeypatch.setattr(FileSystem, "get", getting)
+    return names
+
+
+def index_of(place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place / INDEX).read_text())
+    return found
+
+
+def test_a_fetched_run_is_the_run_and_goes_on_as_it_would(run: Path, tmp_path: Path) -> None:
+    place, there = tmp_path / "bucket" / "smoke", tmp_path / "there"
+    assert push(run, str(place)).rounds == [0, 1]
+    assert fetch(str(place), there).rounds == [0, 1]
+    assert outputs(there) == outputs(run)
+    assert store_content(there) == store_content(run)
+    files = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
+    assert {path.relative_to(there) for path in there.rglob("*") if path.is_file()} == files - {Path("pushed.json")}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in there.rglob("*.db"))
+
+    go_on(there, 2)
+    go_on(run, 2)
+    assert outputs(there) == outputs(run)
+    assert store_content(there) == store_content(run)
+
+
+def test_only_what_is_new_is_pushed(run: Path, tmp_path: Path, counted: list[str]) -> None:
+    place = f"memory://{tmp_path.name}"
+    first = push(run, place)
+    assert first.files == len(counted) == len(set(counted))
+    again = push(run, place)
+    assert (again.files, again.bytes, again.rounds) == (0, 0, [0, 1])
+    go_on(run, 2)
+    counted.clear()
+    assert push(run, place).rounds == [0, 1, 2]
+    assert {name.split("/")[0] for name in counted} == {"round_002", "feedback.db", "report.html", "places.json"}
+    fetch(place, tmp_path / "there")
+    assert outputs(tmp_path / "there") == outputs(run)
+    assert pushed_to(run) == [place]
+
+
+def test_a_push_that_was_cut_short_goes_on_and_holds_no_half_round(
+    run: Path, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "_BATCH_FILES", 3)
+    place, put = tmp_path / "bucket", FileSystem.put
+
+    def dying(self: FileSystem, files: Mapping[str, Path], index: bytes) -> None:
+        if any(name == "round_001/manifest.json" for name in files):
+            raise UserError("the network is gone")
+        put(self, files, index)
+
+    monkeypatch.setattr(FileSystem, "put", dying)
+    with pytest.raises(UserError, match="network is gone"):
+        push(run, str(place))
+    assert set(index_of(place)["rounds"]) == {"0"}
+    assert fetch(str(place), tmp_path / "half").rounds == [0]
+    assert RunDir(tmp_path / "half").rounds() == [0]
+    monkeypatch.setattr(FileSystem, "put", put)
+    sent = [name for name in counted if (place / name).exists() and name in index_of(place)["files"]]
+    counted.clear()
+    assert push(run, str(place)).rounds == [0, 1]
+    assert not set(counted) & set(sent)
+    fetch(str(place), tmp_path / "there")
+    assert outputs(tmp_path / "there") == outputs(run)
+
+
+def test_a_fetch_that_was_cut_short_is_no_run_and_goes_on(
+    run: Path, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, there, get = tmp_path / "bucket", tmp_path / "there", FileSystem.get
+    push(run, str(place))
+
+    def dying(self: FileSystem, name: str, path: Path) -> None:
+        if len(counted) == 10:
+            path.write_bytes(b"half")
+            raise KeyboardInterrupt
+        get(self, name, path)
+
+    counted.clear()
+    monkeypatch.setattr(FileSystem, "get", dying)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(str(place), there)
+    assert not there.exists()
+    monkeypatch.setattr(FileSystem, "get", get)
+    made = fetch(str(place), there)
+    assert len(counted) == len(set(counted)) == made.files + 10 == len(index_of(place)["files"])
+    assert outputs(there) == outputs(run)
+    assert not list(tmp_path.glob("there.*"))
+    with pytest.raises(UserError, match="there already"):
+        fetch(str(place), there)
+
+
+def test_damage_is_told_on_both_sides(run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "bucket"
+    weights = run / "round_001/update/policy/adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + b"?")
+    with pytest.raises(UserError, match=r"adapter_model.safetensors is damaged.*delete"):
+        push(run, str(place))
+    weights.write_bytes(whole)
+    push(run, str(place))
+    (place / "round_001/update/policy/adapter_model.safetensors").write_bytes(b"other")
+    with pytest.raises(
+        UserError, match=r"bucket/round_001/update/policy/adapter_model.safetensors is not what was pushed; delete"
+    ):
+        fetch(str(place), tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
+def test_what_a_deletion_took_from_a_run_leaves_its_copies(run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "bucket"
+    push(run, str(place))
+    answers: list[Completion] = read_records(run / "round_000/generate/completions.parquet", Completion)
+    gone = answers[0]
+    held = [path for path in place.rglob("*.parquet") if gone.id.encode() in path.read_bytes()]
+    assert held
+    nothing: set[str] = set()
+    redact_run(
+        RunDir(run),
+        Deletion(
+            prompts=nothing,
+            completions={gone.id},
+            feedback=nothing,
+            texts={gone.text},
+            comments=nothing,
+            annotators=nothing,
+        ),
+        "user-1",
+    )
+    told = CliRunner().invoke(app, ["user", "delete", "nobody", "--store", str(run)])
+    assert f"`rlhf-loop push {shortest(run)} {place}` takes it out of there too" in told.stdout
+    assert push(run, str(place)).rounds == [0, 1]
+    assert not [path for path in place.rglob("*.parquet") if gone.id.encode() in path.read_bytes()]
+    fetch(str(place), tmp_path / "there")
+    assert outputs(tmp_path / "there") == outputs(run)
+
+
+def test_files_that_a_run_no_longer_has_leave_its_copies(run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "bucket"
+    push(run, str(place))
+    (run / "report.html").unlink()
+    push(run, str(place))
+    assert not (place / "report.html").exists()
+    assert "report.html" not in index_of(place)["files"]
+
+
+def test_a_place_with_another_run_is_left_alone(run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "bucket"
+    push(run, str(place))
+    before = (place / INDEX).read_bytes()
+    other = tmp_path / "other"
+    Loop(Recipe.load(SMOKE, [*SHORT, "seed=1"]), run_dir=other).run(rounds=0)
+    with pytest.raises(UserError, match=r"holds round 0 of a run called smoke, made from something else"):
+        push(other, str(place))
+    shutil.rmtree(run / "round_001")
+    with pytest.raises(UserError, match=r"holds round 1 of a run called smoke, which is not complete here"):
+        push(run, str(place))
+    assert (place / INDEX).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../out", "/etc/out", "round_000/../../out", "round_000/a\\b", "round_000/a\nb", "out", "round_000/./x", "C:/x"],
+)
+def test_an_index_leads_nowhere_out_of_the_run(run: Path, tmp_path: Path, name: str) -> None:
+    place = tmp_path / "bucket"
+    push(run, str(place))
+    index = index_of(place)
+    index["files"][name] = {"sha256": "0" * 64, "bytes": 1}
+    (place / INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"rlhf_loop_run.json is not readable here .*is no file of a run"):
+        fetch(str(place), tmp_path / "there")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", "files|Invalid JSON"), ('{"format": 2, "name": "x"}', "format"), ('{"name": "x"}', "holds no whole")],
+)
+def test_an_index_that_is_none_is_told(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / INDEX).write_text(content)
+    with pytest.raises(UserError, match=said):
+        fetch(str(tmp_path / "bucket"), tmp_path / "there")
+
+
+def test_what_cannot_be_reached_is_told(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nosuch"):
+        push(run, "nosuch://bucket/run")
+    with pytest.raises(UserError, match="names no repository"):
+        push(run, "hf://only-a-name")
+    with pytest.raises(UserError, match="holds no whole round of a run"):
+        fetch(str(tmp_path / "nothing"), tmp_path / "there")
+    assert not list(tmp_path.glob("there*"))
+    (run / "round_000/manifest.json").unlink()
+    (run / "round_001/manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no round of .* is complete yet"):
+        push(run, str(tmp_path / "bucket"))
+    assert shown("ftp://ann:secret@host/runs/mine?token=x") == "ftp://host/runs/mine"
+
+
+class Hub:
+    """Stands for `huggingface_hub.HfApi`: repositories in memory, every commit kept."""
+
+    repositories: ClassVar[dict[str, dict[str, bytes]]]
+    private: ClassVar[dict[str, bool]]
+    commits: ClassVar[list[list[str]]]
+    cache: ClassVar[Path]
+
+    def create_repo(self, repo_id: str, *, repo_type: str, private: bool, exist_ok: bool) -> None:
+        assert exist_ok
+        self.repositories.setdefault(f"{repo_type}:{repo_id}", {})
+        self.private.setdefault(f"{repo_type}:{repo_id}", private)
+
+    def repo_info(self, repo_id: str, *, repo_type: str) -> Any:
+        class Info:
+            private = self.private[f"{repo_type}:{repo_id}"]
+
+        return Info
+
+    def create_commit(self, repo_id: str, operations: Any, *, commit_message: str, repo_type: str) -> None:
+        files = self.repositories[f"{repo_type}:{repo_id}"]
+        self.commits.append([operation.path_in_repo for operation in operations])
+        for operation in operations:
+            if isinstance(operation, huggingface_hub.CommitOperationDelete):
+                del files[operation.path_in_repo]
+            else:
+                given = operation.path_or_fileobj
+                files[operation.path_in_repo] = given if isinstance(given, bytes) else Path(given).read_bytes()
+
+    def list_repo_tree(self, repo_id: str, *, recursive: bool, repo_type: str) -> Iterator[Any]:
+        for name in self.repositories[f"{repo_type}:{repo_id}"]:
+            yield type("File", (), {"path": name})
+
+    def hf_hub_download(self, repo_id: str, filename: str, *, repo_type: str, force_download: bool = False) -> str:
+        if f"{repo_type}:{repo_id}" not in self.repositories:
+            raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+        files = self.repositories[f"{repo_type}:{repo_id}"]
+        if filename not in files:
+            raise EntryNotFoundError.__new__(EntryNotFoundError)
+        path = self.cache / filename.replace("/", "--")
+        path.write_bytes(files[filename])
+        return str(path)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    fresh = type("Fresh", (Hub,), {"repositories": {}, "private": {}, "commits": [], "cache": cache})
+    monkeypatch.setattr(huggingface_hub, "HfApi", fresh)
+    return fresh
+
+
+def test_the_hub_takes_a_run_in_few_commits_and_keeps_it_private(run: Path, tmp_path: Path, hub: type[Hub]) -> None:
+    made = push(run, "hf://ann/smoke/runs/first")
+    assert hub.private == {"model:ann/smoke": True}
+    assert len(hub.commits) == -(-made.files // 50)
+    assert "runs/first/round_001/update/policy/adapter_config.json" in hub.repositories["model:ann/smoke"]
+    (run / "report.html").unlink()
+    push(run, "hf://ann/smoke/runs/first")
+    assert "runs/first/report.html" not in hub.repositories["model:ann/smoke"]
+    fetch("hf://models/ann/smoke/runs/first", tmp_path / "there")
+    assert outputs(tmp_path / "there") == outputs(run)
+
+
+def test_a_repository_that_everybody_reads_is_refused_unless_it_is_meant(run: Path, hub: type[Hub]) -> None:
+    hub.repositories["dataset:ann/open"], hub.private["dataset:ann/open"] = {}, False
+    with pytest.raises(UserError, match="can be read by everybody"):
+        push(run, "hf://datasets/ann/open")
+    assert hub.repositories["dataset:ann/open"] == {}
+    assert push(run, "hf://datasets/ann/open", public=True).rounds == [0, 1]
+
+
+def test_the_commands(run: Path, tmp_path: Path) -> None:
+    runner, place = CliRunner(), f"memory://cli-{tmp_path.name}"
+    pushed = runner.invoke(app, ["push", str(run), place])
+    assert pushed.exit_code == 0, pushed.output
+    assert f"{place} holds rounds 0 to 1; copied now:" in pushed.stdout
+    fetched = runner.invoke(app, ["fetch", place, str(tmp_path / "there")])
+    assert fetched.exit_code == 0, fetched.output
+    assert outputs(tmp_path / "there") == outputs(run)
+    assert fsspec.filesystem("memory").exists(f"/cli-{tmp_path.name}/{INDEX}")
