@@ -23,7 +23,8 @@ from rlhf_loop.copies.index import INDEX
 from rlhf_loop.copies.places import FileSystem, shown
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run
-from rlhf_loop.records import Completion, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion
 from rlhf_loop.run_dir import RunDir
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
