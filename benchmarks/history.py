@@ -8,6 +8,10 @@ Most rounds are written into the store and the run's folder by this script, in f
 in a row share their files); the last three before each mark are made by the loop and measured without the time of the
 stages. Commands are measured in processes of their own, imports and all. CPU seconds, so that a busy machine does not
 matter; the results go to `benchmarks/results/history.json`.
+
+`--past`: instead, what a round reads of the past for strategies and methods that look back: what `refine+exemplars`
+recalls, the answers that next messages are about (those of 10 prompts, beside all that there are), and the names of all
+embedded answers with a search for 1,000 new ones among them. To `benchmarks/results/history_past.json`.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import torch
 import yaml
 
 import rlhf_loop.loop as loop_module
@@ -38,11 +43,13 @@ from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.record_files import read_records, write_records
 from rlhf_loop.records import Annotator, Artifact, Completion, Preference, Prompt, Question, Score, stable_id
+from rlhf_loop.retrieval.index import Index, Key, write
 from rlhf_loop.rows.pairs import pairs_from_feedback
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.step_folders import step_folder
 from rlhf_loop.steps import learn
+from rlhf_loop.steps.recall import recall
 from rlhf_loop.watch.triggers import arrivals, news
 
 RESULTS = Path(__file__).parent / "results" / "history.json"
@@ -363,14 +370,53 @@ def looked_back(history: History, n: int) -> dict[str, Any]:
     return result
 
 
+def past(history: History, n: int) -> dict[str, Any]:
+    """What round `n` reads of the past, CPU seconds."""
+    recipe = Recipe.model_validate(
+        history.recipe.model_dump() | {"generation": {"strategy": "refine+exemplars", "samples_per_prompt": 4}}
+    )
+    frozen = history.run.step(n, "snapshot")
+    with Store.open(history.loop.store_url) as store, tempfile.TemporaryDirectory() as name:
+        prompts = store.prompts(split="train")
+        ids = {prompt.id for prompt in prompts[:10]}
+        folders = _embedded(store, n, Path(name))
+        new = [Key(prompt_id=prompt.id, completion_id=f"new-{k}") for prompt in prompts for k in range(4)]
+        looks: dict[str, Callable[[], Any]] = {
+            "recall": lambda: recall(store, recipe, n, frozen, Path(name)),
+            "answers of 10 prompts": lambda: store.completions(prompt_ids=ids),
+            "all answers": store.completions,
+            "names of embedded answers": lambda: Index.open(folders, "answers").holds(new),
+        }
+        result = {}
+        for what, look in looks.items():
+            begun = time.process_time()
+            look()
+            result[what] = round(time.process_time() - begun, 3)
+        result["counts"] = {name: store.counts()[name] for name in ("completions", "scores")}
+    return result
+
+
+def _embedded(store: Store, n: int, folder: Path) -> list[Path]:
+    """Vectors of all candidates, narrow ones, by round."""
+    folders = []
+    for number in range(n):
+        keys = [Key(prompt_id=c.prompt_id, completion_id=c.id) for c in store.completions(round=number)]
+        (made := folder / f"embed-{number}").mkdir()
+        write(made, "answers", keys, torch.ones(len(keys), 4) / 2, "float16")
+        folders.append(made)
+    return folders
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--marks", type=int, nargs="+", default=[10, 100, 1000], help="rounds to measure at")
     parser.add_argument("--candidates", type=int, default=1000, help="a round")
     parser.add_argument("--questions", type=int, default=32, help="a round, each answered once")
     parser.add_argument("--profile", action="store_true", help="show where the last round's time went")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--past", action="store_true", help="measure what looks back alone")
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    out = given.out or (RESULTS.with_name("history_past.json") if given.past else RESULTS)
     results: dict[str, Any] = {
         "machine": machine.describe(), "candidates a round": given.candidates, "feedback a round": given.questions,
         "marks": {},
@@ -388,16 +434,20 @@ def main() -> None:
                 cProfile.runctx("history.make(mark)", globals(), locals(), sort="cumulative")
             history.make(mark)
             own = [history.rounds[n] for n in range(mark - MEASURED + 1, mark + 1)]
-            measured = {
-                "round": round(statistics.median(own), 2),
-                "of it, the snapshot of all feedback": round(statistics.median(history.snapshots[-MEASURED:]), 2),
-                **looked_back(history, mark),
-            }
+            measured = (
+                past(history, mark)
+                if given.past
+                else {
+                    "round": round(statistics.median(own), 2),
+                    "of it, the snapshot of all feedback": round(statistics.median(history.snapshots[-MEASURED:]), 2),
+                    **looked_back(history, mark),
+                }
+            )
             results["marks"][str(mark)] = measured
             print(json.dumps({mark: measured}, indent=1), flush=True)
             results["peak_gib"] = round(machine.peak_memory(), 2)
-            given.out.parent.mkdir(parents=True, exist_ok=True)
-            given.out.write_text(json.dumps(results, indent=2) + "\n")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

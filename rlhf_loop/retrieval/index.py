@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -36,28 +37,34 @@ class Key:
     completion_id: str | None = None
 
 
+_NAMES = pa.schema([("prompt_id", pa.string()), ("completion_id", pa.string())])
+
+
+def names_of(keys: Sequence[Key | None]) -> pa.Table:
+    """Keys as columns, `prompt_id` and `completion_id`; both null for None, a text that was deleted."""
+    rows = [(None, None) if key is None else (key.prompt_id, key.completion_id) for key in keys]
+    columns = [pa.array([row[place] for row in rows], pa.string()) for place in (0, 1)]
+    return pa.table(columns, schema=_NAMES)
+
+
 def write(folder: Path, name: str, keys: Sequence[Key], vectors: torch.Tensor, dtype: str) -> None:
     """Writes the vectors (N, D) of a step."""
     matrix = vectors.numpy().astype(dtype)
     np.save(folder / f"{name}.npy", matrix)
-    table = pa.table(
-        {
-            "row": pa.array(range(len(keys)), pa.int64()),
-            "prompt_id": pa.array([key.prompt_id for key in keys], pa.string()),
-            "completion_id": pa.array([key.completion_id for key in keys], pa.string()),
-        }
-    )
+    table = names_of(keys)
+    table = table.add_column(0, "row", pa.array(range(len(keys)), pa.int64()))
     write_table(folder / f"{name}.parquet", table)
 
 
 class Index:
-    """The vectors of several steps as one, in the order given."""
+    """The vectors of several steps as one, in the order given. Which texts they are of stays in columns: a long history
+    has millions."""
 
-    def __init__(self, parts: Sequence[tuple[Sequence[Key | None], torch.Tensor]]):
-        """`parts`: keys (None: deleted) and vectors (N, D) of each step."""
-        self.keys = [key for keys, _ in parts for key in keys]
+    def __init__(self, parts: Sequence[tuple[pa.Table, torch.Tensor]]):
+        """`parts`: of each step which texts they are (`names_of`), and the vectors (N, D)."""
+        self._names = pa.concat_tables([_NAMES.empty_table(), *(names for names, _ in parts)]).combine_chunks()
         self._matrices = [matrix for _, matrix in parts if len(matrix)]  # a step may have had nothing new
-        self._there = torch.tensor([key is not None for key in self.keys])
+        self._there = torch.from_numpy(self._names.column("prompt_id").is_valid().to_numpy().copy())
 
     @classmethod
     def open(cls, folders: Iterable[Path], name: str) -> Index:
@@ -71,16 +78,29 @@ class Index:
                 matrix = torch.from_numpy(np.load(path, mmap_mode="c"))
             with reading(folder / f"{name}.parquet"):
                 table = pq.read_table(folder / f"{name}.parquet")
-                keys: list[Key | None] = [None] * len(matrix)
-                for row, prompt_id, completion_id in zip(
-                    *(column.to_pylist() for column in table.columns), strict=True
-                ):
-                    keys[row] = Key(prompt_id=prompt_id, completion_id=completion_id)
-            parts.append((keys, matrix))
+                places = np.full(len(matrix), -1)
+                places[table.column("row").to_numpy()] = np.arange(len(table))
+                parts.append((table.select(_NAMES.names).cast(_NAMES).take(pa.array(places, mask=places < 0)), matrix))
         return cls(parts)
 
+    def key(self, row: int) -> Key | None:
+        """Which text a row is; None for one that was deleted."""
+        prompt_id, completion_id = (self._names.column(name)[row].as_py() for name in _NAMES.names)
+        return None if prompt_id is None else Key(prompt_id=prompt_id, completion_id=completion_id)
+
+    def rows_of_prompts(self, ids: Collection[str]) -> dict[str, int]:
+        """The last row of each of these prompts that has one."""
+        column = self._names.column("prompt_id")
+        rows = pc.indices_nonzero(pc.is_in(column, value_set=pa.array(list(ids), pa.string())))
+        return dict(zip(column.take(rows).to_pylist(), rows.to_pylist(), strict=True))
+
+    def holds(self, keys: Sequence[Key]) -> list[bool]:
+        """Whether each of these texts is there."""
+        found: list[bool] = pc.is_in(_one_column(names_of(keys)), value_set=_one_column(self._names)).to_pylist()
+        return found
+
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._names)
 
     def vectors(self, rows: Sequence[int]) -> torch.Tensor:
         """(R, D) float32, of these rows."""
@@ -142,3 +162,9 @@ class Index:
         best[0, : len(found.values)] = found.values
         rows[0, : len(found.values)] = near[found.indices]
         return best, rows
+
+
+def _one_column(names: pa.Table) -> pa.ChunkedArray:
+    """Both names of each row as one text, which is null for a deleted one."""
+    prompts, completions = names.columns
+    return pc.binary_join_element_wise(prompts, pc.fill_null(completions, ""), "\0")

@@ -104,8 +104,8 @@ def _made_of(recipe: Recipe) -> str:
 
 def _new(rows: Sequence[tuple[Key, str]], known: Index) -> list[tuple[Key, str]]:
     """Those that an index does not hold, each once."""
-    there = {key for key in known.keys if key is not None}
-    return list({key: (key, text) for key, text in rows if key not in there}.values())
+    there = known.holds([key for key, _ in rows])
+    return list({row[0]: row for row, is_there in zip(rows, there, strict=True) if not is_there}.values())
 
 
 def _centres(earlier: Sequence[Path], states: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -162,7 +162,7 @@ def _exemplars(
     recalled: list[Recalled] = read_records(Path(arguments.inputs["recalled"]) / "exemplars.parquet", Recalled)
     answers = {one.prompt_id: one for one in recalled}
     index = Index.open(embedded(arguments, recipe), "prompts")
-    row_of = {key.prompt_id: row for row, key in enumerate(index.keys) if key is not None}
+    row_of = index.rows_of_prompts({*answers, *(prompt.id for prompt in chosen)})
     asked = [prompt for prompt in chosen if prompt.id in row_of]
     known = {prompt.id: prompt for prompt in prompts}
     among = [row_of[id] for id in answers if id in row_of and id in known]
@@ -175,7 +175,7 @@ def _exemplars(
     for prompt, near, places in zip(asked, cosines.tolist(), rows.tolist(), strict=True):
         neighbours = []
         for similarity, row in zip(near, places, strict=True):
-            key = index.keys[row]
+            key = index.key(row)
             if similarity == -math.inf or key is None:
                 continue
             one = answers[key.prompt_id]

@@ -50,7 +50,7 @@ def recall(store: Store, recipe: Recipe, round: int, frozen: Path, folder: Path)
             critiques=first,
             feedback_rounds=recipe.pairing.feedback_rounds,
         )
-        said = critiques(store, recipe, frozen, prompts)
+        said = critiques(store, recipe, frozen, asked)
         rows = _to_revise(store, recipe, round, asked, scored, standing, said, counts)
         write_records(folder / "to_revise.parquet", rows)
     if strategy.exemplars:
@@ -79,22 +79,26 @@ def standings(scored: Sequence[ScoredAnswer]) -> dict[str, float]:
 def critiques(
     store: Store, recipe: Recipe, frozen: Path, prompts: Sequence[Prompt]
 ) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Completion id -> what was last said to be wrong with it, and the ids of the feedback that says so.
+    """Completion id -> what was last said to be wrong with it, and the ids of the feedback that says so; of the answers
+    to these prompts.
 
     Of the snapshot's critiques where the recipe learns from any (with `critiques.control: shuffled` they are those of
     other answers), else of its feedback, by the same rules.
     """
+    asked = {prompt.id: prompt for prompt in prompts}
     rows: list[CritiquedCompletion]
     if (frozen / "critiques.parquet").exists():
-        rows = read_records(frozen / "critiques.parquet", CritiquedCompletion)
-    else:
-        feedback: list[Feedback] = [
-            record for record in read_records(frozen / "feedback.parquet", Feedback) if record.comment
+        rows = [
+            row for row in read_records(frozen / "critiques.parquet", CritiquedCompletion) if row.prompt_id in asked
         ]
-        named = {id for record in feedback for id in about(record)}
+    else:
+        given: list[Feedback] = [
+            record
+            for record in read_records(frozen / "feedback.parquet", Feedback)
+            if record.comment and record.prompt_id in asked
+        ]
+        named = {id for record in given for id in about(record)}
         answers = {c.id: c for c in store.completions(ids=named)}
-        asked = {prompt.id: prompt for prompt in prompts}
-        given = [record for record in feedback if record.prompt_id in asked]
         kinds = (recipe.critiques or Critiques()).kinds
         limits = limits_of(recipe.feedback.validation, kinds, recipe.policy.system_prompt)
         rows, _ = critiqued_completions(given, answers, asked, limits)

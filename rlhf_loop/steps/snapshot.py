@@ -164,12 +164,8 @@ def _next_messages(
     if recipe.critiques is None or recipe.critiques.next_message is None:
         return None
 
-    def answers_to(ids: Sequence[str]) -> list[Completion]:
-        wanted = set(ids)
-        return [completion for completion in store.completions() if completion.prompt_id in wanted]
-
     limits = limits_of(recipe.feedback.validation, recipe.critiques.kinds, recipe.policy.system_prompt)
-    return next_messages(prompts, answers_to, recipe.critiques.next_message, limits)
+    return next_messages(prompts, lambda ids: store.completions(prompt_ids=ids), recipe.critiques.next_message, limits)
 
 
 def _by_split(pairs: Sequence[PreferencePair], prompts: Mapping[str, Prompt]) -> dict[str, list[PreferencePair]]:

@@ -168,6 +168,11 @@ def test_completions_are_filtered(store: Store) -> None:
     assert [c.id for c in store.completions(policy="policy-1")] == ["e"]
     assert [c.id for c in store.completions(ids=["e", "a", "nowhere"])] == ["a", "e"]
     assert store.completions(ids=[]) == []
+    of_both = store.completions(prompt_ids=["q", "p", "q", "nowhere"])
+    assert of_both == store.completions()
+    assert [c.id for c in store.completions(prompt_ids=["q"])] == ["d"]
+    assert [c.id for c in store.completions(prompt_ids=["p"], round=1)] == ["e"]
+    assert store.completions(prompt_ids=[]) == []
 
 
 def test_scores_may_differ_by_rounding_only(store: Store) -> None:

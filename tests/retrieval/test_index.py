@@ -12,7 +12,7 @@ import torch
 from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run
 from rlhf_loop.files import write_json
 from rlhf_loop.retrieval import index as index_module
-from rlhf_loop.retrieval.index import Index, Key, write
+from rlhf_loop.retrieval.index import Index, Key, names_of, write
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.step_folders import step_folder
 
@@ -45,7 +45,10 @@ def test_a_search_over_several_files_is_that_of_brute_force(
     expected = np.argsort(-products, axis=1)[:, :6]
     assert rows.tolist() == expected.tolist()
     np.testing.assert_allclose(cosines.numpy(), np.take_along_axis(products, expected, 1), atol=1e-6)
-    assert [index.keys[row].prompt_id for row in (0, 10, 11)] == ["0-0", "1-0", "3-0"]  # type: ignore[union-attr]
+    assert [index.key(row) for row in (0, 10, 11)] == [Key(prompt_id=name) for name in ("0-0", "1-0", "3-0")]
+    assert index.rows_of_prompts({"3-0", "0-9", "none"}) == {"0-9": 9, "3-0": 11}
+    asked = [Key(prompt_id="3-24"), Key(prompt_id="3-25"), Key(prompt_id="3-24", completion_id="c")]
+    assert index.holds(asked) == [True, False, False]
     np.testing.assert_allclose(index.vectors([35, 0]).numpy(), stored[[35, 0]], atol=1e-6)
 
 
@@ -54,7 +57,7 @@ def test_one_query_among_vectors_that_float16_cannot_tell_apart_is_exact(seed: i
     query = directions(1, 64, seed)
     noise = 3e-3 * torch.randn(4000, 64, generator=torch.Generator().manual_seed(seed))
     matrix = torch.nn.functional.normalize(query + noise).half()  # cosines within some 1e-3 of one another
-    index = Index([(keys(1500), matrix[:1500]), (keys(2500, "q"), matrix[1500:])])
+    index = Index([(names_of(keys(1500)), matrix[:1500]), (names_of(keys(2500, "q")), matrix[1500:])])
     products = matrix.double() @ query[0].double()
     assert products.topk(50).values[[0, -1]].diff().abs() < index_module.SLACK
     cosines, rows = index.search(query, 20)
@@ -64,7 +67,7 @@ def test_one_query_among_vectors_that_float16_cannot_tell_apart_is_exact(seed: i
 
 def test_only_rows_among_those_given_are_found_and_none_in_place_of_too_few() -> None:
     vectors = directions(20)
-    index = Index([(keys(20), vectors)])
+    index = Index([(names_of(keys(20)), vectors)])
     cosines, rows = index.search(vectors[3:4], 4, among=[5, 11])
     assert set(rows[0, :2].tolist()) == {5, 11}
     assert cosines[0, 2:].tolist() == [-torch.inf] * 2
@@ -74,9 +77,9 @@ def test_a_text_without_a_key_is_never_found() -> None:
     vectors = directions(6)
     named: list[Key | None] = list(keys(6))
     named[2] = None
-    _, rows = Index([(named, vectors)]).search(vectors[2:3], 5)
+    _, rows = Index([(names_of(named), vectors)]).search(vectors[2:3], 5)
     assert 2 not in rows[0].tolist()
-    cosines, _ = Index([(named, vectors)]).search(vectors[2:3], 5, among=[2])
+    cosines, _ = Index([(names_of(named), vectors)]).search(vectors[2:3], 5, among=[2])
     assert cosines.tolist() == [[-torch.inf] * 5]
 
 
@@ -108,6 +111,9 @@ def test_a_deletion_takes_the_vectors_of_a_user_and_their_names(tmp_path: Path) 
     assert pq.read_table(folders[0] / "answers.parquet").column("row").to_pylist() == [0, 1, 3]
     index = Index.open(folders, "answers")
     assert len(index) == 8
-    assert [row for row, key in enumerate(index.keys) if key is None] == [2, 7]
+    assert [row for row in range(8) if index.key(row) is None] == [2, 7]
+    gone, there = (Key(prompt_id="0-2", completion_id="answer-0-2"), Key(prompt_id="1-2", completion_id="answer-1-2"))
+    assert index.holds([gone, there]) == [False, True]
+    assert (index.rows_of_prompts({"0-2", "1-2"}), index.key(6)) == ({"1-2": 6}, there)
     _, rows = index.search(vectors[2:3], 6)
     assert not {2, 7} & set(rows[0].tolist())

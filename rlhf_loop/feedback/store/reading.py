@@ -46,12 +46,16 @@ class Reading:
         round: int | None = None,
         policy: str | None = None,
         ids: Iterable[str] | None = None,
+        prompt_ids: Iterable[str] | None = None,
     ) -> list[Completion]:
-        """Completions that meet all conditions."""
+        """Completions that meet all conditions, with these ids, or of these prompts, or all."""
         column = tables.completions.c
         where = equal({column.prompt_id: prompt_id, column.round: round, column.policy: policy})
         with self._reading() as connection:
-            return read_records(connection, tables.completions, Completion, ids, *where)
+            if prompt_ids is None:
+                return read_records(connection, tables.completions, Completion, ids, *where)
+            asked = set(prompt_ids)
+            return read_records(connection, tables.completions, Completion, asked, *where, key=column.prompt_id)
 
     def completion_count(self) -> int:
         """How many completions there are."""
