@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception that means: the user can mend this; and values as errors show them."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,8 @@ class UserError(ValueError):
 
 class StoreUnavailable(UserError):
     """The store cannot be read or written now: locked, full, damaged, out of reach. The request itself may be right."""
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """The beginning of a text, `most` characters at most: what somebody gave may be a whole document."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from rlhf_loop.damage import damaged, reading
 from rlhf_loop.endpoints import settings as endpoint_settings
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.files import read_json, write_json, write_text
 from rlhf_loop.places import PLACES, content, paths_in, read_places, relocated, sqlite_file
 from rlhf_loop.recipe import Recipe
@@ -161,7 +161,7 @@ def _with_defaults(kept: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     """A value without the password of a URL."""
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", repr(value))
+    return shortened(re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", repr(value)))
 
 
 def _named(key: str, value: Any) -> str:

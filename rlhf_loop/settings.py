@@ -6,7 +6,7 @@ A block of settings is a pydantic class; unknown keys are errors, told with the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.near import did_you_mean, near, nearest
 from rlhf_loop.places import absolute_model, absolute_path, absolute_store
 
@@ -74,30 +74,33 @@ def parse_settings(model: type[Any], values: Mapping[str, Any], where: str) -> A
         return model.model_validate(values)
     except ValidationError as error:
         lines = [_explain(model, dict(problem)) for problem in error.errors()]
+        for text in sorted(set(_long_texts(values)), key=len, reverse=True):
+            lines = [line.replace(text, shortened(text)) for line in lines]
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Sets what `key.sub=value` says in `values`; the value is YAML."""
     key, separator, text = override.partition("=")
+    shown = shortened(override)
     if not separator or not key.strip():
-        raise UserError(f"`{override}` is not an override; write key.sub=value, such as update.trainer.beta=0.2")
+        raise UserError(f"`{shown}` is not an override; write key.sub=value, such as update.trainer.beta=0.2")
     *parents, last = key_of(override)
     place: Any = values
     for parent in parents:
         if isinstance(place, list):
-            place = _item(place, parent, override)
+            place = _item(place, parent, shown)
         elif isinstance(place, dict):
             place = place.setdefault(parent, {})
         if place is None:
-            raise UserError(f"`{override}`: {parent} is null in the recipe; set it whole")
+            raise UserError(f"`{shown}`: {shortened(parent)} is null in the recipe; set it whole")
         if not isinstance(place, (dict, list)):
-            raise UserError(f"`{override}`: {parent} is a single value and has no parts; set it whole")
+            raise UserError(f"`{shown}`: {shortened(parent)} is a single value and has no parts; set it whole")
     if isinstance(place, list):
-        _item(place, last, override)
-        place[int(last)] = read_yaml(text, f"`{override}`")
+        _item(place, last, shown)
+        place[int(last)] = read_yaml(text, f"`{shown}`")
     else:
-        place[last] = read_yaml(text, f"`{override}`")
+        place[last] = read_yaml(text, f"`{shown}`")
 
 
 def key_of(override: str) -> tuple[str, ...]:
@@ -107,7 +110,7 @@ def key_of(override: str) -> tuple[str, ...]:
 
 def _item(place: list[Any], index: str, override: str) -> Any:
     if not index.isdigit() or int(index) >= len(place):
-        raise UserError(f"`{override}`: {index} is not one of the {len(place)} items, counted from 0")
+        raise UserError(f"`{override}`: {shortened(index)} is not one of the {len(place)} items, counted from 0")
     return place[int(index)]
 
 
@@ -149,6 +152,18 @@ def _kinds(annotation: Any) -> set[Any]:
     if get_origin(annotation) in (Union, UnionType):
         return {kind for part in get_args(annotation) for kind in _kinds(part)}
     return {annotation}
+
+
+def _long_texts(value: Any) -> Iterator[str]:
+    """Names and values that a message cannot repeat whole, as they are and as Python writes them."""
+    parts: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        parts = [*value.keys(), *value.values()]
+    elif isinstance(value, (list, tuple)):
+        parts = value
+    for part in parts:
+        yield from _long_texts(part)
+    yield from (text for text in (str(value), repr(value)) if shortened(text) != text)
 
 
 def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:

@@ -105,10 +105,15 @@ class Sweep(Settings):
                 cell = "-".join([*filter(None, [name]), *(_in_a_name(key, value) for key, value in chosen)])
                 if not re.fullmatch(_NAME, cell):
                     raise ValueError(f"cells: `{cell}` must be letters, digits, `_`, `.` and `-`: it names a folder")
-                if cell in _FILES:
+                if cell.casefold() in _FILES:
                     raise ValueError(f"cells: `{cell}` is a file of the comparison; give the cell another name")
                 if cell in found:
                     raise ValueError(f"two cells would be called `{cell}`; name them under `cells`")
+                if (same := {other.casefold(): other for other in found}.get(cell.casefold())) is not None:
+                    raise ValueError(
+                        f"cells: `{same}` and `{cell}` differ in capital letters alone, and some file systems would "
+                        "take their folders for one; rename one of them under `cells`"
+                    )
                 found[cell] = {**self.common, **(settings or {}), **dict(chosen)}
         return dict(sorted(found.items(), key=lambda item: item[0] != self.reference))
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rlhf_loop.endpoints.answers import FILE, Answers, Reply
 from rlhf_loop.endpoints.asks import Ask, Unanswered, Unreadable, key_of, messages_of, parsed, reason_of
 from rlhf_loop.endpoints.settings import EndpointSettings
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.near import did_you_mean
 from rlhf_loop.progress import Count
 
@@ -241,8 +241,7 @@ class Client:
 
     def _scrubbed(self, text: str) -> str:
         """What a server said, without the key, which some repeat."""
-        shown = text.replace(self._key, "***") if self._key else text
-        return shown if len(shown) <= 300 else f"{shown[:297]}..."
+        return shortened(text.replace(self._key, "***") if self._key else text, 300)
 
 
 class Endpoints:

@@ -9,6 +9,7 @@ are of, and all are imported from here. `trainer:` blocks go verbatim to the TRL
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -123,6 +124,17 @@ class Recipe(Settings):
         if not isinstance(named, list):
             raise ValueError(f"report_to: a list is needed: `report_to: [{named}]`")
         return named
+
+    @field_validator("endpoints")
+    @classmethod
+    def _names_of_endpoints(cls, endpoints: dict[str, EndpointSettings]) -> dict[str, EndpointSettings]:
+        for name in endpoints:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise ValueError(
+                    f"endpoints: `{name}` must be letters, digits, `_` and `-`, the first no sign: other settings and "
+                    "the names of its answers hold it"
+                )
+        return endpoints
 
     @classmethod
     def load(

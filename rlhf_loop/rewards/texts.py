@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from rlhf_loop.errors import shortened
 from rlhf_loop.models.turns import Turns, with_system_prompt
 from rlhf_loop.records import Completion, Message, PreferencePair, Prompt
 
@@ -27,7 +28,7 @@ class Text:
     def shown(self) -> str:
         """Its beginning, to name it in an error."""
         prompt = self.prompt[-1][1] if self.prompt else ""
-        return f"prompt {_shortened(prompt)!r}, completion {_shortened(self.completion)!r}"
+        return f"prompt {shortened(prompt, 60)!r}, completion {shortened(self.completion, 60)!r}"
 
 
 def make_text(
@@ -132,7 +133,3 @@ def _of_turns(
 ) -> Text:
     """A completion of several turns is scored on its last one, the others being part of the prompt."""
     return make_text([*prompt, *answer[:-1]], answer[-1]["content"], finished, token_ids, by_policy, about)
-
-
-def _shortened(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

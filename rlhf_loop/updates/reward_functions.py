@@ -16,7 +16,7 @@ import torch
 from trl.trainer.utils import is_async_callable
 
 from rlhf_loop.batches import batches
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.reward_values import BadReward, checked_rewards
 
@@ -185,7 +185,7 @@ def _name(function: Any) -> str:
 
 def _text(value: Any, limit: int) -> str:
     text = value if isinstance(value, str) else str(value[-1]["content"]) if value else ""
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return shortened(text, limit)
 
 
 def _classifier_ids(turns: Turns, prompt: Any, completion: Any, finished: bool) -> list[int]:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from rlhf_loop import processes
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import UserError, shortened
 
 SECRET_VARIABLE = "RLHF_LOOP_WEBHOOK_SECRET"
 """The environment variable that holds the secret that webhooks are signed with."""
@@ -83,7 +83,9 @@ def check_url(url: str) -> str:
     except ValueError:
         ok = False
     if not ok:
-        raise UserError(f"watch.webhooks: {url!r} is no http or https URL; give one such as https://example.org/hook")
+        raise UserError(
+            f"watch.webhooks: {shortened(url)!r} is no http or https URL; give one such as https://example.org/hook"
+        )
     return url
 
 

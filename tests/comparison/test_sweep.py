@@ -80,6 +80,8 @@ def test_what_cannot_be_run_is_told_with_its_cell(tmp_path: Path) -> None:
     assert "holds a seed twice" in refused(tmp_path, cells=two, seeds=[1, 1])
     assert "did you mean `edit`?" in refused(tmp_path, cells=two, budget={"prices": {"edits": 1}})
     assert "it names a folder" in refused(tmp_path, cells={"a": None, "../b": None})
+    assert "`dpo` and `DPO` differ in capital letters alone" in refused(tmp_path, cells={"dpo": None, "DPO": None})
+    assert "`Report.HTML` is a file of the comparison" in refused(tmp_path, cells={"a": None, "Report.HTML": None})
     assert "make it a cell" in refused(tmp_path, grid={"update.lora": [{"r": 1}, {"r": 2}]})
     assert "give `cells:" in refused(tmp_path)
 

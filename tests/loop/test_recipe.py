@@ -215,6 +215,31 @@ def test_a_text_holds_what_can_be_written(character: str) -> None:
     assert f"`a?`: {said}" in refused(SMOKE, f'critiques={{"a{character}": {{}}}}')
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "update.algorithm={0}", "rounds={0}", "update={{{0}: 1}}", "update.trainer={{{0}: 1}}", "name='{0} '",
+        "update.trainer={{beta: {0}}}", "update.trainer={{loss_type: {0}}}", "report_to=[{0}]", "generation=[{0}]",
+        "feedback.annotator={{kind: {0}}}", "feedback.annotator={{kind: simulated, rule: {0}}}",
+        "evaluation.judge={{kind: endpoint, endpoint: {0}, calibration: x}}",
+        "endpoints={{'{0} ': {{base_url: 'http://localhost/v1', model: m}}}}", "{0}",
+        "seed.{0}.a=1", "prompts.train.{0}=1",
+    ],
+)  # fmt: skip
+def test_a_message_repeats_the_beginning_of_a_long_value(override: str) -> None:
+    said = refused(SMOKE, override.format("wrong-" * 200))
+    assert "wrong-wrong-" in said
+    assert "wrong-" * 40 not in said
+
+
+@pytest.mark.parametrize("name", ["", " ", "a:b", "a.b", "a/b", "-a", "ä"])
+def test_an_endpoint_has_a_name_that_other_settings_can_hold(name: str) -> None:
+    endpoint = {"base_url": "http://localhost/v1", "model": "m"}
+    said = refused(SMOKE, f"endpoints={json.dumps({name: endpoint})}")
+    assert f"endpoints: `{name}` must be letters, digits" in said
+    assert set(Recipe.load(SMOKE, [f"endpoints={json.dumps({'a_B-1': endpoint})}"]).endpoints) == {"a_B-1"}
+
+
 def test_a_model_that_embeds_is_looked_for_before_a_round_needs_it(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         said = refused(SMOKE, f"generation.embed={{model: {folder}}}")

@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.feedback.files.json_elements import Elements, name_of
 from rlhf_loop.feedback.files.row import MAX_ROW, RAW_LENGTH, Refused, Row
 from rlhf_loop.near import near
@@ -87,8 +87,7 @@ def _holds_rows(path: Path) -> bool:
 
 def shown(value: Any) -> str:
     """A value in a message: its beginning, on one line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shortened(repr(value), 60)
 
 
 def line_of(record: Any) -> str:

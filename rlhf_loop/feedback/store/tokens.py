@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
 
@@ -48,7 +48,7 @@ def create(store: Store, role: Role, name: str) -> tuple[Token, str]:
     if role not in get_args(Role):
         raise UserError(f"there is no role `{role}`; choose {', '.join(get_args(Role))}")
     if not _NAME.fullmatch(name):
-        raise UserError(f"the name {name!r} must be 1 to 64 letters, digits, spaces or any of . @ _ -")
+        raise UserError(f"the name {shortened(name)!r} must be 1 to 64 letters, digits, spaces or any of . @ _ -")
     secret = PREFIX + secrets.token_urlsafe(32)
     token = Token(id="token-" + secrets.token_hex(6), role=role, name=name, created_at=time.time())
     column = tables.tokens.c
