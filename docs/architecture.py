@@ -37,7 +37,7 @@ LAYERS = (
         says="files, locks, processes, errors: all may use it (no lines are drawn)",
         rooms=(
             "batches", "damage", "errors", "files", "locks", "machine", "near", "ngrams", "places", "private",
-            "processes", "progress", "resampling", "settings", "step_folders",
+            "processes", "progress", "resampling", "settings", "shipped", "step_folders",
         ),
         may_import=(),
     ),
@@ -45,9 +45,9 @@ LAYERS = (
         name="words",
         says="what flows, and every setting: all may use them (no lines are drawn)",
         rooms=(
-            "algorithms", "annotators", "columns", "critique_methods", "endpoints", "engines", "lora", "model_checks",
-            "recipe", "record_files", "records", "reward_function", "reward_spec", "reward_values", "rows",
-            "strategies", "trainer_fields",
+            "algorithms", "annotators", "cluster", "columns", "critique_methods", "endpoints", "engines", "lora",
+            "model_checks", "recipe", "record_files", "records", "reward_function", "reward_spec", "reward_values",
+            "rows", "strategies", "trainer_fields",
         ),
         may_import=("ground",),
     ),

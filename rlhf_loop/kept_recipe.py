@@ -9,10 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rlhf_loop.cluster.profile import read_profile
 from rlhf_loop.damage import damaged, reading
 from rlhf_loop.endpoints import settings as endpoint_settings
 from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.files import read_json, write_json, write_text
+from rlhf_loop.machine import native_attention, native_dtype
 from rlhf_loop.places import PLACES, content, paths_in, read_places, relocated, sqlite_file
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.run_dir import RunDir
@@ -24,6 +26,7 @@ _MAY_CHANGE = (
     "run_dir",
     "launch",
     "accelerate_config",
+    "cluster_profile",
     "report_to",
     "annotation",
     "watch",
@@ -94,9 +97,11 @@ def check_recipe(recipe: Recipe, run: RunDir) -> Recipe:
 
 
 def _in_force(recipe: Recipe, kept: Mapping[str, Any]) -> Recipe:
-    """The recipe with what `auto` is: what the run was begun with, or what this machine is fast in."""
+    """The recipe with what `auto` is: what the run was begun with, or what the machine is fast in that its stages run
+    on: this one, or nodes of a cluster."""
     policy = recipe.policy
-    now = {"dtype": policy.precision, "attn_implementation": policy.attention}
+    elsewhere = read_profile(recipe.cluster_profile).accelerated if recipe.launch == "slurm" else None
+    now = {"dtype": native_dtype(elsewhere), "attn_implementation": native_attention(elsewhere)}
     auto = {name: kept.get(name, value) for name, value in now.items() if getattr(policy, name) == "auto"}
     return recipe.model_copy(update={"policy": policy.model_copy(update=auto)})
 

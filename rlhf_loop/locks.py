@@ -78,9 +78,17 @@ def check(folder: Path) -> None:
     started it."""
     for name, token in _held():
         file = Path(name)
-        inside = os.path.abspath(folder).startswith(str(file.parent) + os.sep)
-        if inside and token not in _content(file):
+        if _inside(folder, file) and token not in _content(file):
             raise _lost(file)
+
+
+def covers(folder: Path) -> bool:
+    """Whether this process, or the one that started it, holds a lock on `folder` or one above it."""
+    return any(_inside(folder, Path(name)) for name, _ in _held())
+
+
+def _inside(folder: Path, lock: Path) -> bool:
+    return os.path.abspath(folder).startswith(str(lock.parent) + os.sep)
 
 
 def _acquire(lock: SoftFileLease, what: str, wait: bool) -> None:

@@ -26,15 +26,17 @@ def visible_accelerators() -> int:
     return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])
 
 
-def native_dtype() -> Dtype:
+def native_dtype(accelerated: bool | None = None) -> Dtype:
     """bfloat16 on an accelerator and on a CPU that multiplies in it; else float32, where products in bfloat16 take
-    several times as long."""
-    return "bfloat16" if visible_accelerators() or cpu_flags() & _BFLOAT16_FLAGS else "float32"
+    several times as long. `accelerated`: whether there are accelerators (None: whether this machine shows some)."""
+    accelerated = bool(visible_accelerators()) if accelerated is None else accelerated
+    return "bfloat16" if accelerated or cpu_flags() & _BFLOAT16_FLAGS else "float32"
 
 
-def native_attention() -> str | None:
+def native_attention(accelerated: bool | None = None) -> str | None:
     """Ours on a CPU; elsewhere None, which leaves the choice to transformers."""
-    return None if visible_accelerators() else GROUPED
+    accelerated = bool(visible_accelerators()) if accelerated is None else accelerated
+    return None if accelerated else GROUPED
 
 
 def cpu_flags() -> set[str]:

@@ -50,21 +50,21 @@ class Settings(BaseModel):
         return values
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The values in a recipe's file; a `UserError` that says what else is there where it cannot be read."""
+def read_file(path: Path, what: str = "recipe", example: str = "recipes/quickstart.yaml") -> dict[str, Any]:
+    """The values in a file of settings; a `UserError` that says what else is there where it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
-            f"no recipe at {path}{near(path, _is_yaml)}. `rlhf-loop init DIR` lays out copies of those that ship."
+            f"no {what} at {path}{near(path, _is_yaml)}. `rlhf-loop init DIR` lays out copies of those that ship."
         ) from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name a recipe's file{near(path / 'RECIPE', _is_yaml)}") from None
+        raise UserError(f"{path} is a folder; name a {what}'s file{near(path / what.upper(), _is_yaml)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     values = read_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping of settings, as in recipes/quickstart.yaml")
+        raise UserError(f"{path} must hold a mapping of settings, as in {example}")
     return values
 
 
@@ -222,7 +222,8 @@ def _is_yaml(path: Path) -> bool:
 def read_yaml(text: str, where: str) -> Any:
     """The values in `text`; a `UserError` that begins with `where` when it is not YAML.
 
-    Numbers such as 5e-4 are numbers, as in YAML 1.2 and Python (PyYAML asks for a point and a sign: 5.0e-4).
+    Numbers such as 5e-4 are numbers, as in YAML 1.2 and Python (PyYAML asks for a point and a sign: 5.0e-4), and times
+    such as 12:00:00 are texts (PyYAML takes them for 43200).
     """
     try:
         return yaml.load(text, _Loader)
@@ -244,6 +245,16 @@ class _Dumper(yaml.SafeDumper):
     pass
 
 
+_INT = re.compile(r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$")
+_FLOAT = re.compile(
+    r"^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_OURS = {"tag:yaml.org,2002:int": _INT, "tag:yaml.org,2002:float": _FLOAT}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, _OURS.get(tag, known)) for tag, known in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float",

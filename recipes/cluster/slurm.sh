@@ -13,6 +13,7 @@
 #   sbatch --gpus-per-node=0 --cpus-per-task=8 recipes/cluster/slurm.sh recipes/smoke.yaml    # CPUs, a process a node
 # Three minutes before its time limit the job stops its ranks and queues itself again; when a node dies, Slurm does.
 # Either way it goes on where it stopped. What the nodes say is in logs/slurm-JOB/attempt-N/NODE.log (RLHF_LOOP_LOGS).
+# `rlhf-loop submit RECIPE --slurm` submits this script with the resources of a profile (recipes/cluster/profile.yaml).
 # The run folder must lie on a file system that all nodes share. SQLite's write-ahead log does not work there: the
 # store notices and uses a rollback journal; for more than one writer use PostgreSQL (`store: postgresql://...`).
 set -euo pipefail
@@ -23,6 +24,11 @@ fi
 if [ $# -eq 0 ]; then
   echo "error: no recipe: sbatch recipes/cluster/slurm.sh RECIPE [key.sub=value ...]" >&2
   exit 1
+fi
+MODULE="rlhf_loop run"
+if [ "$1" = --stage ]; then # its arguments: one stage of a run that another process steers (`launch: slurm`)
+  MODULE=rlhf_loop.stages
+  shift
 fi
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
@@ -42,8 +48,14 @@ trap stop USR1
 trap 'STOPPED=scancel' TERM # Slurm ends the ranks
 
 if [ "${SLURM_GPUS_ON_NODE:-0}" -gt 0 ]; then
+  SHARE="--multi_gpu --mixed_precision bf16"
+  if [ -n "${RLHF_LOOP_ACCELERATE_CONFIG:-}" ]; then
+    SHARE='--config_file "$RLHF_LOOP_ACCELERATE_CONFIG"'
+  elif [ "$((SLURM_NNODES * SLURM_GPUS_ON_NODE))" -eq 1 ]; then
+    SHARE="--mixed_precision bf16" # Accelerate refuses --multi_gpu with one
+  fi
   # shellcheck disable=SC2016
-  LAUNCH='exec accelerate launch --multi_gpu --mixed_precision bf16
+  LAUNCH="exec accelerate launch $SHARE"'
     --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID"
     --num_processes "$((SLURM_NNODES * SLURM_GPUS_ON_NODE))"
     --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT"'
@@ -52,8 +64,9 @@ else
   LAUNCH='exec torchrun --nnodes "$SLURM_NNODES" --node_rank "$SLURM_NODEID" --nproc_per_node 1
     --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT"'
 fi
+# shellcheck disable=SC2086
 srun --kill-on-bad-exit=1 --output="$LOGS/%N.log" \
-  bash -c "${LAUNCH//$'\n'/ }"' -m rlhf_loop run "$@"' bash "$@" &
+  ${RLHF_LOOP_CONTAINER:-} bash -c "${LAUNCH//$'\n'/ } -m $MODULE"' "$@"' bash "$@" &
 STEP=$!
 CODE=0
 wait "$STEP" || CODE=$?
@@ -69,7 +82,7 @@ if [ "$CODE" -ne 0 ]; then
   tail -n 5 "$LOGS"/*.log || true
   if [ -n "$STOPPED" ] && [ "$STOPPED" != scancel ]; then
     echo "stopped by $STOPPED; queued again"
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID" || CODE=75 # where a cluster forbids it, the one who steers submits it again
   fi
 fi
 exit "$CODE"

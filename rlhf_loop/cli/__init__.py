@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_loop.cli import compare, copies, feedback, policy, privacy, run, serve, tokens, watch
+from rlhf_loop.cli import compare, copies, feedback, policy, privacy, run, serve, submit, tokens, watch
 from rlhf_loop.cli.shared import AsJson, RunFolder, existing_run
 from rlhf_loop.errors import UserError
 
@@ -32,6 +32,7 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(tokens.app, name="token")
 app.add_typer(privacy.app, name="user")
 app.command()(run.run)
+app.command()(submit.submit)
 app.command()(compare.compare)
 app.command()(copies.push)
 app.command()(copies.fetch)
@@ -60,10 +61,13 @@ def with_home(word: str) -> str:
 
 @app.command()
 def status(run: RunFolder, as_json: AsJson = False) -> None:
-    """Where a run stands: win-rate, decision and timings a round."""
-    from rlhf_loop.report.status import render, status, what_next
+    """Where a run stands: win-rate, decision and timings a round; the jobs of a cluster that work on it."""
+    from rlhf_loop.report.status import jobs, render, shown_jobs, status, what_next
     from rlhf_loop.run_dir import RunDir
 
+    if not (run / "recipe.yaml").exists() and (submitted := jobs(RunDir(run))):  # it waits for its first node
+        print(json.dumps({"jobs": submitted}, indent=2) if as_json else "\n".join(shown_jobs(submitted)))
+        return
     state = status(RunDir(existing_run(run)))
     if as_json:
         print(json.dumps(state, indent=2))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ from rlhf_loop.cli.shared import command, shortest
 from rlhf_loop.errors import UserError
 
 if TYPE_CHECKING:
-    from rlhf_loop.loop import RunResult
+    from rlhf_loop.loop import Loop, RunResult
     from rlhf_loop.progress import RunProgress
 
 
@@ -27,6 +27,9 @@ def run(
     rounds: Annotated[int | None, typer.Option(min=0, help="Rounds in all (default: the recipe's).")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).")] = None,
     wait: Annotated[bool, typer.Option(help="Stop while people have questions to answer.")] = True,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Wait until people have answered, and go on (on a machine without GPUs).")
+    ] = False,
     sweep: Annotated[
         list[str] | None,
         typer.Option(help="One run for each value, such as seed=0,1,2, in RUN-seed-0 and so on.", metavar="KEY=V,V"),
@@ -43,16 +46,24 @@ def run(
     with terminable():
         try:
             if sweep:
+                if stay:
+                    raise UserError("--stay waits for the answers to one run; leave --sweep or --stay out")
                 _sweep(recipe, overrides, sweep, rounds, run_dir, wait, progress)
             else:
-                _run(recipe, overrides, rounds, run_dir, wait, progress)
+                _run(recipe, overrides, rounds, run_dir, wait, stay, progress)
         except KeyboardInterrupt:
             print("\nstopped. Nothing is lost: type the same command again to go on.", file=sys.stderr)
             raise typer.Exit(130) from None
 
 
 def _run(
-    recipe: Path, overrides: list[str], rounds: int | None, run_dir: Path | None, wait: bool, progress: RunProgress
+    recipe: Path,
+    overrides: list[str],
+    rounds: int | None,
+    run_dir: Path | None,
+    wait: bool,
+    stay: bool,
+    progress: RunProgress,
 ) -> None:
     from rlhf_loop.kept_recipe import RecipeChanged
     from rlhf_loop.loop import Loop
@@ -61,6 +72,10 @@ def _run(
     try:
         loop = Loop(Recipe.load(recipe, overrides), run_dir=run_dir, progress=progress)
         result = loop.run(rounds=rounds, wait=wait)
+        while stay and result.waiting_for_labels:
+            progress.say(f"waiting for labels: {result.waiting_for_labels} questions are open")
+            _until_answered(loop, progress)
+            result = loop.run(rounds=rounds, wait=wait)
     except RecipeChanged as error:
         raise UserError(f"{error}. For a run of its own type:\n  {_with_run_dir(error.elsewhere)}") from None
     place = shortest(result.run_dir)
@@ -88,6 +103,24 @@ def _run(
         )
 
 
+def _until_answered(loop: Loop, progress: RunProgress) -> None:
+    """Looks every `watch.poll_seconds` whether people have questions left; a store that is away is looked for again."""
+    from rlhf_loop.feedback.store.store import Store
+
+    said = None
+    while True:
+        time.sleep(loop.recipe.watch.poll_seconds)
+        try:
+            with Store.open(loop.store_url) as store:
+                if not store.open_questions():
+                    return
+            said = None
+        except UserError as error:
+            if str(error) != said:
+                said = str(error)
+                progress.say(f"looking again: {said}")
+
+
 def _sweep(
     recipe: Path,
     overrides: list[str],
@@ -98,20 +131,14 @@ def _sweep(
     progress: RunProgress,
 ) -> None:
     """One run after the other; what is wrong with one does not keep the others from running."""
+    from rlhf_loop.cli.sweeps import swept
     from rlhf_loop.loop import Loop
-    from rlhf_loop.recipe import Recipe
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--sweep makes one run after the other and is for one process; use `launch=child` for many")
-    loops = []
-    for setting in itertools.product(*map(_values, sweep)):
-        loaded = Recipe.load(recipe, [*overrides, *(f"{key}={value}" for key, value in setting)])
-        base = run_dir or loaded.run_dir or Path("runs") / loaded.name
-        named = "-".join([base.name, *(f"{key.rpartition('.')[2]}-{_in_a_name(value)}" for key, value in setting)])
-        loops.append(Loop(loaded, run_dir=base.with_name(named), progress=progress))
-    places = [loop.run_dir.path for loop in loops]
-    if twice := [place for place in places if places.count(place) > 1]:
-        raise UserError(f"--sweep: two runs would share {shortest(twice[0])}; give values whose last parts differ")
+    loops = [
+        Loop(loaded, run_dir=place, progress=progress) for loaded, _, place in swept(recipe, overrides, sweep, run_dir)
+    ]
     ends: list[tuple[Path, RunResult | str]] = []
     for loop in loops:
         progress.say(f"\n{shortest(loop.run_dir.path)}")
@@ -125,20 +152,6 @@ def _sweep(
     Console(width=None if sys.stdout.isatty() else 200).print(_table(ends))
     if any(isinstance(end, str) for _, end in ends):
         raise typer.Exit(2)
-
-
-def _values(sweep: str) -> list[tuple[str, str]]:
-    """`seed=0,1` -> [("seed", "0"), ("seed", "1")]."""
-    key, separator, text = sweep.partition("=")
-    values = [value.strip() for value in text.split(",")]
-    if not separator or not key.strip() or not all(values):
-        raise UserError(f"--sweep {sweep}: write KEY=VALUE,VALUE, such as --sweep seed=0,1,2")
-    return [(key.strip(), value) for value in values]
-
-
-def _in_a_name(value: str) -> str:
-    """Of a path or a hub id its last part."""
-    return "".join(c if c.isalnum() or c in "._" else "-" for c in value.rstrip("/").rpartition("/")[2])
 
 
 def _table(ends: list[tuple[Path, RunResult | str]]) -> Any:

@@ -1,4 +1,4 @@
-"""The recipes and reward models that ship: in the wheel, or in the checkout it was installed from."""
+"""Copies of the recipes and reward models that ship."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 
 from rlhf_loop.errors import UserError
-
-FOLDERS = ("recipes", "reward_models")
+from rlhf_loop.shipped import FOLDERS, source
 
 
 def lay_out(folder: Path) -> list[Path]:
@@ -19,12 +18,3 @@ def lay_out(folder: Path) -> list[Path]:
     for name, target in zip(FOLDERS, targets, strict=True):
         shutil.copytree(source() / name, target, ignore=shutil.ignore_patterns("__pycache__"))
     return targets
-
-
-def source() -> Path:
-    """The folder that holds the shipped `recipes/` and `reward_models/`."""
-    package = Path(__file__).parents[1]
-    for place in (package / "share", package.parent):
-        if all((place / name).is_dir() for name in FOLDERS):
-            return place
-    raise UserError("the recipes that ship are missing from this installation; install rlhf-loop again")

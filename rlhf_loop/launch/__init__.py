@@ -1,4 +1,4 @@
-"""How a stage is started: in this process, in processes of its own, or on ranks that are already waiting.
+"""How a stage is started: in this process, in processes of its own, on ranks that are already waiting, or as a job.
 
 One interface, `run(arguments_file, progress)`; one way at a time in a run.
 """
@@ -13,11 +13,11 @@ from rlhf_loop.launch.launcher import Launcher
 from rlhf_loop.machine import visible_accelerators
 
 
-def choose(mode: str, accelerate_config: Path | None = None) -> Launcher:
+def choose(mode: str, accelerate_config: Path | None = None, cluster_profile: Path | None = None) -> Launcher:
     """The launcher for a recipe's `launch`; `auto`: ranks under a launcher, child with several accelerators, else
     inline.
 
-    Raises `UserError` for `ranks` in a process that nobody launched.
+    Raises `UserError` for `ranks` in a process that nobody launched, and for `slurm` where there is none.
     """
     launched = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if mode == "auto":
@@ -34,6 +34,11 @@ def choose(mode: str, accelerate_config: Path | None = None) -> Launcher:
         return Ranks()
     if launched:
         raise UserError(f"`launch: {mode}` is for one process, but {os.environ['WORLD_SIZE']} were launched; use ranks")
+    if mode == "slurm":
+        from rlhf_loop.cluster.profile import read_profile
+        from rlhf_loop.launch.slurm import Slurm
+
+        return Slurm(read_profile(cluster_profile), accelerate_config)
     if mode == "child":
         from rlhf_loop.launch.child import Child
 

@@ -5,17 +5,15 @@ Inside a Slurm allocation of several nodes `srun` starts one `accelerate launch`
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
 from pathlib import Path
 
 from rlhf_loop import processes
-from rlhf_loop.errors import UserError
-from rlhf_loop.processes import LastLines
+from rlhf_loop.launch.heard import Heard
+from rlhf_loop.launch.launcher import refuse_while_a_job_makes
 from rlhf_loop.progress import Progress
-from rlhf_loop.run_dir import PROGRESS
 
 
 class Child:
@@ -26,19 +24,11 @@ class Child:
 
     def run(self, arguments_file: Path, progress: Progress) -> None:
         """Waits for the child; its last lines are in the error when it fails."""
-        last = LastLines()
-
-        def hear(line: str) -> None:
-            if (counts := _counts(line)) is not None:
-                progress(*counts)
-            else:
-                last.add(line)
-
-        code = processes.run(self.command(arguments_file), hear)
+        refuse_while_a_job_makes(arguments_file)
+        heard = Heard(progress)
+        code = processes.run(self.command(arguments_file), heard)
         if code != 0:
-            if last.error is not None:
-                raise UserError(last.error)
-            raise RuntimeError(f"the stage ended with exit code {code}. Its last lines:\n{last}")
+            raise heard.fail(f"the stage ended with exit code {code}")
 
     def command(self, arguments_file: Path) -> list[str]:
         """The command line of a stage."""
@@ -65,14 +55,3 @@ class Child:
 
     def close(self) -> None:
         """Nothing waits."""
-
-
-def _counts(line: str) -> tuple[int, int, str] | None:
-    """Of a line of progress; None for another, and for one that ranks which wrote at once have mixed."""
-    if not line.startswith(PROGRESS):
-        return None
-    try:
-        done, total, text = json.loads(line.removeprefix(PROGRESS))
-        return int(done), int(total), str(text)
-    except (ValueError, TypeError):
-        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+from rlhf_loop.launch.launcher import refuse_while_a_job_makes
 from rlhf_loop.progress import Progress
 
 
@@ -13,6 +14,7 @@ class Inline:
 
     def run(self, arguments_file: Path, progress: Progress) -> None:
         """Runs the stage here and now; its memory is given back before the next one."""
+        refuse_while_a_job_makes(arguments_file)
         from rlhf_loop.models.loading import release_memory
         from rlhf_loop.stages import run_stage
 

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.launch.launcher import refuse_while_a_job_makes
 from rlhf_loop.models import distributed
 from rlhf_loop.progress import Progress
 
@@ -28,6 +29,7 @@ class Ranks:
 
     def run(self, arguments_file: Path, progress: Progress) -> None:
         """Tells the other ranks, then takes part."""
+        refuse_while_a_job_makes(arguments_file)
         from rlhf_loop.stages import run_stage
 
         self._send({"arguments": str(arguments_file)})

@@ -90,8 +90,9 @@ class Recipe(Settings):
     rounds: int = Field(3, ge=1)
     run_dir: Path | None = None  # None: runs/NAME in the working folder
     store: str | None = None  # None: SQLite inside the run; or FILE, sqlite:///FILE, postgresql://...
-    launch: Literal["auto", "inline", "child", "ranks"] = "auto"
-    accelerate_config: Path | None = None  # for `launch: child`
+    launch: Literal["auto", "inline", "child", "ranks", "slurm"] = "auto"
+    accelerate_config: Path | None = None  # for `launch: child` and `slurm`
+    cluster_profile: Path | None = None  # for `launch: slurm`: what the jobs of stages ask for
     report_to: list[Tracker] = Field(default_factory=list)
     endpoints: dict[str, EndpointSettings] = Field(default_factory=dict)  # servers of models, by the names used below
     policy: Policy

@@ -205,7 +205,20 @@ def labels_have_a_source(recipe: Recipe) -> str | None:
 def accelerate_is_started_once(recipe: Recipe) -> str | None:
     """By the loop, or by the user."""
     if recipe.accelerate_config is not None and recipe.launch in ("inline", "ranks"):
-        return f"accelerate_config is for `launch: child`, which starts Accelerate itself; this is `{recipe.launch}`"
+        return (
+            "accelerate_config is for `launch: child` and `launch: slurm`, which start Accelerate themselves; this is "
+            f"`{recipe.launch}`"
+        )
+    return None
+
+
+def a_profile_is_for_jobs(recipe: Recipe) -> str | None:
+    """Nothing else submits any."""
+    if recipe.cluster_profile is not None and recipe.launch != "slurm":
+        return (
+            "cluster_profile says what the jobs of stages ask for: set `launch: slurm`, or name it to `rlhf-loop "
+            "submit --profile`"
+        )
     return None
 
 
@@ -232,6 +245,7 @@ RULES: tuple[Callable[[Recipe], str | None], ...] = (
     checks_have_a_policy,
     next_messages_have_a_reader,
     accelerate_is_started_once,
+    a_profile_is_for_jobs,
 )
 """In the order in which they are looked at; the first that is broken is told."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rlhf_loop.cluster import platform
+from rlhf_loop.cluster.jobs import records
 from rlhf_loop.endpoints.answers import spent_in
 from rlhf_loop.report.data import Round, read_recipe, read_rounds
 from rlhf_loop.run_dir import RunDir
@@ -14,12 +17,13 @@ if TYPE_CHECKING:
 
 
 def status(run: RunDir) -> dict[str, Any]:
-    """`{name, recipe, rounds, endpoints, waiting_for_labels, next}`, plain values for JSON.
+    """`{name, recipe, rounds, jobs, endpoints, waiting_for_labels, next}`, plain values for JSON.
 
     Each of `rounds` is `{round, complete, win_rate_vs_base: {mean, low, high, n}, decision, timings: {step: seconds}}`;
-    the rate is None before an evaluation, the decision "promoted", "kept" or None. `endpoints`: what was spent on each,
-    `{requests, answers, prompt_tokens, completion_tokens, cached, failures, ...}`. `waiting_for_labels`: questions that
-    people have not answered, None where an automatic annotator answers. `next`: the command that goes on from here.
+    the rate is None before an evaluation, the decision "promoted", "kept" or None. `jobs`: what `jobs` gives.
+    `endpoints`: what was spent on each, `{requests, answers, prompt_tokens, completion_tokens, cached, failures, ...}`.
+    `waiting_for_labels`: questions that people have not answered, None where an automatic annotator answers. `next`:
+    the command that goes on from here.
     Raises `UserError` if there is no run.
     """
     recipe, _ = read_recipe(run)
@@ -38,10 +42,35 @@ def status(run: RunDir) -> dict[str, Any]:
         "name": recipe.get("name", run.name),
         "recipe": str(run.path / "recipe.yaml"),
         "rounds": [_row(r) for r in rounds],
+        "jobs": jobs(run),
         "endpoints": spent_in(run.path),
         "waiting_for_labels": waiting,
         "next": following,
     }
+
+
+def jobs(run: RunDir) -> list[dict[str, Any]]:
+    """Jobs of a cluster that were submitted for this run and its stages: `{platform, id, what, state, where, attempt,
+    logs}` each. `state` is the platform's word, None where it cannot be asked; `where` nodes, or why there are none."""
+    return [
+        {
+            "platform": record.platform,
+            "id": record.id,
+            "what": record.what,
+            **asdict(platform(record.platform).state(record)),
+        }
+        for record in records(run.path)
+    ]
+
+
+def shown_jobs(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each of what `jobs` gave."""
+    lines = []
+    for job in found:
+        state = f"{job['state'] or 'state unknown here'}{' ' * bool(job['where'])}{job['where']}"
+        lines.append(f"{job['platform']} job {job['id']} ({job['what']}): {state}, attempt {job['attempt']}")
+        lines.append(f"  logs: {job['logs']}")
+    return lines
 
 
 def render(values: dict[str, Any]) -> Table:
@@ -64,9 +93,11 @@ def render(values: dict[str, Any]) -> Table:
 
 
 def what_next(values: dict[str, Any]) -> str:
-    """What `status` gave of endpoints, and for people to do; the command in one line, so that it can be copied."""
+    """What `status` gave of jobs and endpoints, and for people to do; the command in one line, so that it can be
+    copied."""
     waiting = values["waiting_for_labels"]
-    lines = [f"endpoint {name}: {shown_spent(spent)}" for name, spent in values["endpoints"].items()]
+    lines = shown_jobs(values["jobs"])
+    lines += [f"endpoint {name}: {shown_spent(spent)}" for name, spent in values["endpoints"].items()]
     if waiting:
         lines.append(f"waiting for labels: {waiting} queued")
     return "\n".join([*lines, f"next: {values['next']}"])

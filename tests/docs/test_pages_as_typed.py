@@ -75,6 +75,8 @@ def type_in(line: str) -> None:
     words = [word.replace("postgresql://USER:PASSWORD@HOST/DATABASE", "sqlite:///team.db") for word in words[1:]]
     if words[0] == "watch" and "--once" not in words:
         words.append("--once")
+    if words[0] == "submit":
+        words.append("--dry-run")
     code = app(words, standalone_mode=False)
     assert not code, f"`{line}` ends with exit code {code}"
     if words[0] == "init":

@@ -77,6 +77,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "checks_have_a_policy": ({"gate": {"max_came_back": 0.1}}, "set `critiques: {checks: {}}`, or null"),
     "next_messages_have_a_reader": ({"critiques": {"next_message": {}}}, "`predict: {}`, or leave it out"),
     "accelerate_is_started_once": ({"accelerate_config": "x.yaml", "launch": "inline"}, "launch: child"),
+    "a_profile_is_for_jobs": ({"cluster_profile": "x.yaml"}, "set `launch: slurm`"),
 }
 
 

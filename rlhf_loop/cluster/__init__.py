@@ -1,0 +1,47 @@
+"""Runs as jobs of a cluster: what is submitted, and where; `rlhf_loop/launch/` starts stages there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from types import ModuleType
+
+PLATFORMS = {"slurm": "rlhf_loop.cluster.slurm"}
+"""Name, a flag of `rlhf-loop submit` -> module with `plan(submission, profile, settings)`, `submit(plan)`, `told(plan,
+id)`, `state(record)` and `alive(id)`; `slurm.py` says what each gives."""
+
+
+def platform(name: str) -> ModuleType:
+    """The module of a platform."""
+    module: ModuleType = resolve_name(PLATFORMS[name])
+    return module
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubmittedRun:
+    """One run, as it is to be started."""
+
+    folder: Path  # absolute
+    words: Sequence[str]  # what follows `rlhf-loop run`: ["/home/me/recipes/smoke.yaml", "seed=1", "--run-dir", ...]
+    accelerate_config: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """What a user wants to have run."""
+
+    name: str  # of the run, or of the sweep
+    runs: Sequence[SubmittedRun]  # several in a sweep
+    stages: bool  # each stage a job of its own
+    logs: Path  # a folder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a platform would do: files to write, then a command."""
+
+    submission: Submission
+    files: dict[Path, str]
+    command: Sequence[str]

@@ -1,0 +1,65 @@
+"""Which jobs work on a run: small files in it, for who follows them, for `rlhf-loop status`, and for who comes next.
+
+RUN/job.json                        what `rlhf-loop submit` submitted last
+RUN/round_003/update.job.json       the stage that is made, as long as it is
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_loop.files import read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobRecord:
+    """A job that was submitted."""
+
+    platform: str  # a name in `rlhf_loop.cluster.PLATFORMS`
+    id: str  # as the platform names it
+    what: str  # "whole run", "steering", "round 3, update"
+    logs: str  # where its attempts log, absolute
+    key: str = ""  # of what a stage makes
+    tries: int = 0  # that a stage made, one after the other, without getting further
+    got: tuple[str, ...] = ()  # what was there of a stage when its last attempt ended
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        write_json(path, asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobState:
+    """What a platform says of a job."""
+
+    state: str | None  # in the platform's words; None: nobody can be asked here
+    where: str = ""  # its nodes, or why it has none
+    attempt: int = 0
+    logs: str  # of this attempt
+
+
+def read_record(path: Path) -> JobRecord | None:
+    """The inverse of `write`; None where there is no file."""
+    if not path.exists():
+        return None
+    values: Mapping[str, Any] = read_json(path)
+    return JobRecord(**{**values, "got": tuple(values.get("got", ()))})
+
+
+def run_record(run: Path) -> Path:
+    """The file of what was submitted for a run."""
+    return run / "job.json"
+
+
+def stage_record(arguments: Path) -> Path:
+    """The file of the job that makes a stage, by that of its arguments."""
+    return arguments.with_name(arguments.name.removesuffix(".arguments.json") + ".job.json")
+
+
+def records(run: Path) -> list[JobRecord]:
+    """All that are kept of a run: what was submitted, then its stage."""
+    found = [read_record(path) for path in (run_record(run), *sorted(run.glob("round_*/*.job.json")))]
+    return [record for record in found if record is not None]

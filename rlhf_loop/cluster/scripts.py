@@ -1,0 +1,71 @@
+"""Scripts for sbatch: those of `recipes/cluster/`, with the resources and set-up of a profile at their head."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_loop.cluster.profile import Profile
+from rlhf_loop.errors import UserError
+from rlhf_loop.shipped import source
+
+_BODY = "set -euo pipefail\n"
+"""With this line a shipped script begins to do something."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """A call of a shipped script."""
+
+    words: Sequence[str]  # its arguments
+    variables: Mapping[str, str]  # of its environment
+
+
+def render(
+    script: str, options: Sequence[str], profile: Profile, *, name: str, output: str, calls: Sequence[Call]
+) -> str:
+    """A shipped script (`slurm.sh`) with other options of sbatch and a set-up at its head.
+
+    Several `calls` make an array of jobs. `output`: the file for what Slurm and the script say, in Slurm's patterns.
+    """
+    shipped = (source() / "recipes" / "cluster" / script).read_text(encoding="utf-8")
+    kept = [option for option in re.findall(r"^#SBATCH (\S+)$", shipped, re.MULTILINE) if _HOW.match(option)]
+    array = [f"--array=0-{len(calls) - 1}"] if len(calls) > 1 else []
+    head = [f"--job-name={name}", f"--output={_quoted(output)}", f"--chdir={_quoted(str(Path.cwd()))}"]
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH {option}" for option in [*head, *array, *options, *kept]),
+        f"# recipes/cluster/{script}, as rlhf-loop fills it in.",
+        f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
+        *_exports(profile.env),
+        *_exports({} if profile.container is None else {"RLHF_LOOP_CONTAINER": profile.container}),
+        *profile.setup,
+        *_chosen([[*_exports(call.variables), f"set -- {shlex.join(call.words)}"] for call in calls]),
+    ]
+    return "\n".join(lines) + "\n" + shipped[shipped.index(_BODY) :]
+
+
+_HOW = re.compile("--(no-)?requeue|--signal|--open-mode")
+"""Options of a shipped script that belong to what it does."""
+
+
+def _exports(variables: Mapping[str, str]) -> list[str]:
+    return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+
+
+def _chosen(calls: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of bash for one call, or for the one whose number this job of an array has."""
+    if len(calls) == 1:
+        return list(calls[0])
+    cases = [f"{number}) {'; '.join(lines)} ;;" for number, lines in enumerate(calls)]
+    return ['case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"]
+
+
+def _quoted(path: str) -> str:
+    if '"' in path or "\n" in path:
+        raise UserError(f"{path!r} cannot stand in an #SBATCH line; use folders without quotes and line breaks")
+    return f'"{path}"' if re.search(r"\s", path) else path

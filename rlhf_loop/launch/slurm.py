@@ -1,0 +1,256 @@
+"""Each stage as a Slurm job of its own, submitted and followed by a process that needs no accelerator.
+
+The job is `recipes/cluster/slurm.sh --stage ARGUMENTS` on the nodes of a profile. What may happen to it, or to who
+follows it:
+
+- its node dies, it is preempted, or stops at its time limit: Slurm queues it again, or it is submitted again, and goes
+  on from its last checkpoint; `TRIES` attempts in a row that get no further end the run;
+- the process that follows it is gone: the next one finds the job by a file in the round's folder, or by its name, and
+  follows it. Jobs of one name run one after the other (`--dependency=singleton`) and hold a lock on what they make, so
+  a stage has one writer even if two were submitted;
+- Ctrl-C and SIGTERM (scancel) cancel the job; SIGUSR1 ends this process and leaves the job alone.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from rlhf_loop.cluster import queue
+from rlhf_loop.cluster.jobs import JobRecord, read_record, stage_record
+from rlhf_loop.cluster.profile import Profile
+from rlhf_loop.cluster.scripts import Call, render
+from rlhf_loop.cluster.slurm import job_name, pattern, variables
+from rlhf_loop.errors import UserError
+from rlhf_loop.files import fingerprint, write_text
+from rlhf_loop.launch.heard import Heard
+from rlhf_loop.locks import check
+from rlhf_loop.progress import Progress
+from rlhf_loop.stages.arguments import StageArguments
+from rlhf_loop.step_folders import is_complete
+
+T = TypeVar("T")
+
+POLL = 5.0  # seconds between two looks at a job
+TRIES = 5  # attempts of a stage in a row that get no further
+APPEARS = 60.0  # seconds that a shared file system may take to show what another machine made
+
+_EARLY = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", queue.GONE}
+"""Ends that say nothing against the stage: it is submitted again."""
+_COULD_NOT_REQUEUE = 75  # exit code of slurm.sh
+
+
+class Slurm:
+    """Submits a job for each stage, and follows it."""
+
+    def __init__(self, profile: Profile, accelerate_config: Path | None = None):
+        queue.require()
+        self.profile, self.accelerate_config = profile, accelerate_config
+        self.leaving = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, self._leave)
+
+    def run(self, arguments_file: Path, progress: Progress) -> None:
+        """Returns when the stage is made. Raises what it says that it failed of, and `UserError` when it was cancelled,
+        ran out of memory, or does not get further."""
+        stage = _Stage(arguments_file)
+        try:
+            record = self._attached(stage) or self._submitted(stage, tries=0, got=())
+            while not self._followed(stage, record, progress):
+                record = read_record(stage.record) or record
+        except BaseException:
+            self._end(stage)
+            raise
+        stage.record.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Nothing waits."""
+
+    def _attached(self, stage: _Stage) -> JobRecord | None:
+        """The job that makes this stage already, submitted by somebody who is gone."""
+        known = read_record(stage.record)
+        if known is not None and known.key != stage.arguments.key:  # it makes what nobody needs any more
+            _asked(queue.cancel, known.id)
+            known = None
+        for id in dict.fromkeys([*([known.id] if known else []), *_asked(queue.named, stage.name)]):
+            if not _asked(queue.look, id).ended:
+                _say(f"{stage.step} is Slurm job {id} already; following it")
+                record = known if known is not None and known.id == id else self._record(stage, id)
+                record.write(stage.record)
+                return record
+        return None
+
+    def _submitted(self, stage: _Stage, tries: int, got: tuple[str, ...]) -> JobRecord:
+        script = stage.logs / f"{stage.label}.sh"
+        write_text(script, self.script(stage))
+        while True:
+            try:
+                id = queue.submit(queue.command(script))
+                break
+            except queue.Away as error:
+                _say(f"Slurm does not answer ({error}); looking whether it has the job of {stage.step}")
+                time.sleep(POLL)
+                if found := _asked(queue.named, stage.name):
+                    id = found[0]
+                    break
+        record = replace(self._record(stage, id), tries=tries, got=got)
+        record.write(stage.record)
+        _say(f"{stage.step} is Slurm job {id}; its logs: {stage.logs}/slurm-{id}")
+        return record
+
+    def script(self, stage: _Stage) -> str:
+        """What is submitted for a stage."""
+        return render(
+            "slurm.sh",
+            [*self.profile.options(stage.arguments.stage), "--dependency=singleton"],
+            self.profile,
+            name=stage.name,
+            output=f"{pattern(stage.logs)}/slurm-%j.out",
+            calls=[
+                Call(
+                    words=["--stage", str(stage.file)], variables=variables(stage.arguments.run, self.accelerate_config)
+                )
+            ],
+        )
+
+    def _record(self, stage: _Stage, id: str) -> JobRecord:
+        return JobRecord(
+            platform="slurm",
+            id=id,
+            what=f"round {stage.arguments.round}, {stage.step}",
+            logs=str(stage.logs),
+            key=stage.arguments.key,
+        )
+
+    def _followed(self, stage: _Stage, record: JobRecord, progress: Progress) -> bool:
+        """Follows a job to its end. False: it was submitted again."""
+        attempt, held = None, False
+        while True:
+            job = _asked(queue.look, record.id)
+            if job.restarts != attempt:
+                if attempt is not None:
+                    _say(f"{stage.step}: Slurm queued job {record.id} again")
+                    record = self._counted(stage, record, "queued again")
+                    record.write(stage.record)
+                attempt = job.restarts
+                heard, log = Heard(progress), _Log(stage.logs / f"slurm-{record.id}" / f"attempt-{attempt}")
+            for line in log.lines():
+                heard(line)
+            if job.ended:
+                return self._judged(stage, record, job, heard)
+            if job.state == "PENDING":
+                progress(0, 0, f"Slurm job {record.id} waits ({job.reason})")
+                if "eld" in job.reason and not held:  # JobHeldUser, JobHeldAdmin, launch failed requeued held
+                    held = True
+                    _say(f"{stage.step}: Slurm holds job {record.id} ({job.reason}): `scontrol release {record.id}`")
+            time.sleep(POLL)
+
+    def _judged(self, stage: _Stage, record: JobRecord, job: queue.Job, heard: Heard) -> bool:
+        if stage.made(APPEARS if job.state == "COMPLETED" else 0) or job.state == "COMPLETED":
+            return True  # without what it should have made, that is told by who asked for it
+        where = f"Slurm job {job.id} of {stage.step} (logs: {stage.logs}/slurm-{job.id})"
+        if job.state == "CANCELLED":
+            raise UserError(f"{where} was cancelled. Nothing is lost: type the same command again to go on")
+        if job.state == "OUT_OF_MEMORY":
+            raise UserError(f"{where} took more memory than its job has; ask for more: `mem` in the cluster's profile")
+        if job.state in _EARLY or job.exit_code == _COULD_NOT_REQUEUE:
+            counted = self._counted(stage, record, job.state)
+            _say(f"{where} ended early ({job.state}); submitting it again")
+            self._submitted(stage, counted.tries, counted.got)
+            return False
+        raise heard.fail(f"{where} ended with exit code {job.exit_code} ({job.state})")
+
+    def _counted(self, stage: _Stage, record: JobRecord, how: str) -> JobRecord:
+        """The record after an attempt that ended early. Raises `UserError` after too many that got no further."""
+        got = stage.got()
+        tries = record.tries + 1 if got == record.got else 0
+        if tries >= TRIES:
+            raise UserError(
+                f"{stage.step}: {TRIES} attempts one after the other ended early (the last: {how}), and none got "
+                "further than the one before. Give it more time (`time` in the cluster's profile), or let a training "
+                "save more often (`save_steps`), and type the same command again"
+            )
+        return replace(record, tries=tries, got=got)
+
+    def _end(self, stage: _Stage) -> None:
+        """What becomes of the job when its stage is no longer followed."""
+        if self.leaving:
+            _say(f"leaving the job of {stage.step} alone")
+            return
+        with suppress(UserError, queue.Away):
+            check(Path(stage.arguments.output))  # who took the run over follows the job
+            queue.cancel_named(stage.name)
+            stage.record.unlink(missing_ok=True)
+
+    def _leave(self, *_: object) -> None:
+        self.leaving = True
+        raise KeyboardInterrupt
+
+
+class _Stage:
+    """A stage, and what its job is called."""
+
+    def __init__(self, file: Path):
+        self.file, self.record = file.resolve(), stage_record(file)
+        self.arguments = StageArguments.read(file)
+        self.step = file.name.removesuffix(".arguments.json")
+        self.output = Path(self.arguments.output)
+        self.logs = self.arguments.run / "logs"
+        self.label = f"round-{self.arguments.round:03d}-{self.step}"
+        content = fingerprint(self.arguments.output, self.arguments.key)[:8]
+        self.name = f"{job_name(self.arguments.title)}-{self.label}-{content}"
+
+    def made(self, seconds: float = 0.0) -> bool:
+        """Whether its folder is there, or shows within so many seconds."""
+        end = time.monotonic() + seconds
+        while not is_complete(self.output, self.arguments.key):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(min(POLL, seconds))
+        return True
+
+    def got(self) -> tuple[str, ...]:
+        """Names of what an attempt left to go on from: checkpoints."""
+        partial = self.output.with_name(self.output.name + ".partial")
+        return tuple(sorted(str(path.relative_to(partial)) for path in partial.glob("**/checkpoint-*")))
+
+
+class _Log:
+    """The lines that an attempt's nodes write, as they come."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.read: dict[Path, int] = {}
+
+    def lines(self) -> Iterator[str]:
+        """Whole lines that were not given yet."""
+        for path in sorted(self.folder.glob("*.log")):
+            with suppress(OSError), path.open("rb") as file:
+                file.seek(self.read.get(path, 0))
+                whole, end, _ = file.read().rpartition(b"\n")
+                self.read[path] = self.read.get(path, 0) + len(whole) + len(end)
+                yield from whole.decode(errors="replace").splitlines()
+
+
+def _asked(question: Callable[[str], T], of: str) -> T:
+    """Slurm's answer, however long its controller is away: what runs goes on meanwhile."""
+    said = False
+    while True:
+        try:
+            return question(of)
+        except queue.Away as error:
+            if not said:
+                said = True
+                _say(f"Slurm does not answer ({error}); asking again until it does")
+            time.sleep(POLL)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
