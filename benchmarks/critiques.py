@@ -28,7 +28,7 @@ from updates_pairs import make_rows
 
 from rlhf_loop.annotators.rules import brief_and_complete
 from rlhf_loop.errors import UserError
-from rlhf_loop.models.loading import release_memory
+from rlhf_loop.models.memory import release_memory
 from rlhf_loop.recipe import Critiques, Recipe
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import CritiquedCompletion, PreferencePair

@@ -25,9 +25,10 @@ import torch
 from rlhf_loop.generation import generate
 from rlhf_loop.machine import GROUPED
 from rlhf_loop.models.attention import with_attention
-from rlhf_loop.models.files import WHEEL_MODEL
-from rlhf_loop.models.loading import load_policy, to_messages, tune_cpu_memory
+from rlhf_loop.models.loading import load_policy, to_messages
+from rlhf_loop.models.memory import tune_cpu_memory
 from rlhf_loop.models.turns import encode_prompts
+from rlhf_loop.models.wheel_model import WHEEL_MODEL
 from rlhf_loop.recipe import Generation, Policy
 from rlhf_loop.records import Message, Prompt
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from machine import describe, peak_memory
 
-from rlhf_loop.models.files import WHEEL_MODEL
+from rlhf_loop.models.wheel_model import WHEEL_MODEL
 from rlhf_loop.recipe import Policy
 from rlhf_loop.retrieval.embedding import embed, unit
 from rlhf_loop.retrieval.index import Index, Key, write

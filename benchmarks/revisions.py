@@ -23,8 +23,8 @@ from rlhf_loop.feedback.intake.prompts import read_prompts
 from rlhf_loop.generation import Asked, generate
 from rlhf_loop.generation.strategies import refine
 from rlhf_loop.generation.strategies.given import Given, Written
-from rlhf_loop.models.files import WHEEL_MODEL
 from rlhf_loop.models.loading import load_policy
+from rlhf_loop.models.wheel_model import WHEEL_MODEL
 from rlhf_loop.recipe import Generation, Policy
 from rlhf_loop.records import Completion, Prompt, Recalled
 from rlhf_loop.resampling import grouped_mean

@@ -21,7 +21,7 @@ import torch
 from machine import describe
 
 from rlhf_loop.batches import batches
-from rlhf_loop.models.files import WHEEL_MODEL
+from rlhf_loop.models.wheel_model import WHEEL_MODEL
 from rlhf_loop.recipe import Policy
 from rlhf_loop.reward_spec import HeadSpec
 from rlhf_loop.rewards import scoring

@@ -68,7 +68,8 @@ def recipe_of(algorithm: AlgorithmName) -> Recipe:
 def measure(algorithm: AlgorithmName, folder: Path) -> dict[str, Any]:
     """The points of one update, and the base's, with the gold reward and KL of every answer."""
     from rlhf_loop.evaluation import Models, evaluate
-    from rlhf_loop.models.loading import load_policy, release_memory
+    from rlhf_loop.models.loading import load_policy
+    from rlhf_loop.models.memory import release_memory
     from rlhf_loop.stages.reward import load
     from rlhf_loop.updates import update_policy
 

@@ -27,7 +27,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from rlhf_loop.annotators.rules import brief_and_complete
 from rlhf_loop.feedback.intake.prompts import read_prompts
 from rlhf_loop.generation import generate
-from rlhf_loop.models.loading import release_memory, tune_cpu_memory
+from rlhf_loop.models.memory import release_memory, tune_cpu_memory
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.record_files import read_records, write_records
 from rlhf_loop.records import Completion, LabelledCompletion, PreferencePair, Prompt

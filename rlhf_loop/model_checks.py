@@ -1,6 +1,6 @@
 """What a model's files say that it cannot be right with: refused when the recipe is loaded, without torch.
 
-What only the model itself tells is checked by `rlhf_loop.models.loading.check_model`, before round 0 computes anything.
+What only the model itself tells is checked by `rlhf_loop.models.checks.check_model`, before round 0 computes anything.
 """
 
 from __future__ import annotations

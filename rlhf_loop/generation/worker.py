@@ -28,7 +28,8 @@ from typing import Any
 from rlhf_loop.damage import check_step
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.live import LiveBatch, Row
-from rlhf_loop.models.loading import fit_threads, load_policy, tune_cpu_memory
+from rlhf_loop.models.loading import load_policy
+from rlhf_loop.models.memory import fit_threads, tune_cpu_memory
 from rlhf_loop.models.turns import encode_prompts
 from rlhf_loop.recipe import Policy
 from rlhf_loop.settings import parse_settings

@@ -15,7 +15,7 @@ class Inline:
     def run(self, arguments_file: Path, progress: Progress) -> None:
         """Runs the stage here and now; its memory is given back before the next one."""
         refuse_while_a_job_makes(arguments_file)
-        from rlhf_loop.models.loading import release_memory
+        from rlhf_loop.models.memory import release_memory
         from rlhf_loop.stages import run_stage
 
         run_stage(arguments_file, progress)

@@ -9,7 +9,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from rlhf_loop.models.files import KNOWN_MODELS, is_made
+from rlhf_loop.models.files import is_made
+from rlhf_loop.models.wheel_model import KNOWN_MODELS
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Artifact
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from rlhf_loop.models.distributed import world_size
-from rlhf_loop.models.loading import device
+from rlhf_loop.models.memory import device
 from rlhf_loop.places import content
 from rlhf_loop.recipe import Policy
 

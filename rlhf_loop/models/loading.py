@@ -6,12 +6,8 @@ A policy is a base model, or a LoRA adapter on one. An adapter keeps its base as
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import logging
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -22,13 +18,12 @@ import torch
 
 from rlhf_loop.damage import loading, reading
 from rlhf_loop.errors import UserError
-from rlhf_loop.machine import cpu_quota
-from rlhf_loop.model_checks import check_config, check_files, on_output_layer, on_tied_embeddings
 from rlhf_loop.models.attention import attention_option, with_attention
 from rlhf_loop.models.distributed import is_main, whole_models
-from rlhf_loop.models.files import give_pad_token, resolve_model
+from rlhf_loop.models.files import resolve_model
+from rlhf_loop.models.memory import device
 from rlhf_loop.models.quiet import quiet
-from rlhf_loop.models.turns import Turns, opens_no_turn, with_system_prompt
+from rlhf_loop.models.turns import Turns, give_pad_token, opens_no_turn, with_system_prompt
 from rlhf_loop.models.weights import save_weights
 from rlhf_loop.places import relocated
 from rlhf_loop.recipe import Policy
@@ -61,7 +56,7 @@ def load_policy(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    folder = _adapter_folder(reference)
+    folder = adapter_folder(reference)
     source = resolve_model(_base_of(folder) if folder else str(reference))
     tokenizer = load_tokenizer(reference, settings)
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, **attention_option(settings)}
@@ -108,7 +103,7 @@ def load_tokenizer(reference: str | Path, settings: Policy | None = None) -> Any
     """
     from transformers import AutoTokenizer
 
-    folder = _adapter_folder(reference)
+    folder = adapter_folder(reference)
     if folder and not (folder / "tokenizer_config.json").exists():
         return load_tokenizer(_base_of(folder), settings)
     source = str(folder) if folder else resolve_model(str(reference))
@@ -207,51 +202,6 @@ def to_messages(prompt: Prompt, settings: Policy) -> list[Message]:
     return with_system_prompt(prompt.messages, settings.system_prompt)
 
 
-def device() -> torch.device:
-    """This process's accelerator, or the CPU."""
-    from accelerate import PartialState
-
-    if torch.accelerator.is_available():
-        return torch.device(PartialState().device)
-    return torch.device("cpu")
-
-
-def tune_cpu_memory() -> bool:
-    """Lets glibc keep the memory it was given instead of returning it after each step; False where there is no glibc.
-
-    Returned memory has to be cleared by the kernel when it is asked for again, page by page; in CPU training that
-    is every activation of every step.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4
-    done = mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 2**28)
-    return bool(done and mallopt(mmap_threshold, 2**25) and mallopt(mmap_max, 0))
-
-
-def fit_threads() -> None:
-    """No more threads than a container's limit on CPU time keeps busy; torch counts the cores that there are, which
-    is right without one. `OMP_NUM_THREADS` has the last word."""
-    quota = cpu_quota()
-    if "OMP_NUM_THREADS" not in os.environ and quota is not None and quota < torch.get_num_threads():
-        torch.set_num_threads(quota)
-
-
-def release_memory() -> None:
-    """Gives back what nothing uses any more, to the accelerator's driver and (glibc) to the kernel.
-
-    Between stages of one process; within training it is kept on purpose (`tune_cpu_memory`).
-    """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
-
-
 @cache
 def _warn_once(text: str) -> None:
     logger.warning(text)
@@ -281,54 +231,6 @@ def _make_valid(config: Any) -> None:
         raise UserError(f"the model's generation_config.json is not valid: {error}") from None
 
 
-def check_model(policy: Policy, lora: Any) -> None:
-    """Raises `UserError` for a model that the loop cannot sample or train, before anything is computed with it.
-
-    `lora`: PEFT's config of the adapter that will be trained, or None. Looks at the model without its weights.
-    """
-    from accelerate import init_empty_weights
-    from peft import get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if _adapter_folder(policy.model):
-        check_files(policy.model, None)
-    source = resolve_model(policy.model)
-    with loading(source):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=policy.trust_remote_code)
-    check_config(config.to_dict(), policy.model)
-    if lora is None or policy.trust_remote_code:
-        return
-    with quiet(), loading(source), init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config)
-    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _takes_lora(module)})
-    try:
-        with quiet():
-            adapted = get_peft_model(model, lora)
-    except ValueError as error:
-        raise UserError(
-            f"update.lora.target_modules: {error}. `all-linear` takes all of {', '.join(linear)} but the output layer"
-        ) from error
-    check_adapted(adapted, policy.model)
-
-
-def _takes_lora(module: torch.nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, (torch.nn.Linear, Conv1D))
-
-
-def check_adapted(model: Any, name: str) -> None:
-    """Raises `UserError` for an adapter on the output layer, or on embeddings that are the output layer too."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    tied = bool(model.config.get_text_config().tie_word_embeddings)
-    output, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    for place, module in (("the output layer", output), ("the embeddings", embeddings)):
-        if isinstance(module, BaseTunerLayer) and (module is output or tied):
-            key = next((n for n, m in model.named_modules() if m is module), place)
-            raise UserError(on_output_layer(key) if module is output else on_tied_embeddings(name, key))
-
-
 def _as_in_its_files(tokenizer: Any, source: str) -> Any:
     """The tokenizer without tokens that transformers' class for this type of model adds to those of the files, where
     the model has no embeddings for them."""
@@ -344,7 +246,8 @@ def _as_in_its_files(tokenizer: Any, source: str) -> Any:
     return own if len(own) < len(tokenizer) else tokenizer
 
 
-def _adapter_folder(reference: str | Path) -> Path | None:
+def adapter_folder(reference: str | Path) -> Path | None:
+    """The folder of an adapter; None for what is none."""
     folder = Path(reference).expanduser()
     return folder if (folder / "adapter_config.json").is_file() else None
 

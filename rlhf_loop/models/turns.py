@@ -214,3 +214,19 @@ def _eos_of(model: Any) -> set[int]:
 def _refused(messages: Sequence[Message], number: str, error: Exception) -> UserError:
     roles = [message["role"] for message in messages]
     return UserError(f"the chat template refuses conversation{number and ' ' + number} (roles {roles}): {error}")
+
+
+def give_pad_token(tokenizer: Any) -> None:
+    """Makes padding distinct from the end of a turn where the vocabulary allows it.
+
+    With `pad == eos`, whatever skips padding also skips the end of the answer: it is then neither trained nor
+    scored, and a policy forgets to stop.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    vocabulary = tokenizer.get_vocab()
+    for token in ("<|endoftext|>", "<pad>", "[PAD]", tokenizer.unk_token):
+        if token in vocabulary and token != tokenizer.eos_token:
+            tokenizer.pad_token = token
+            return
+    tokenizer.pad_token = tokenizer.eos_token

@@ -26,7 +26,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json, write_json
 from rlhf_loop.models.checkpoints import last_complete, remove_all
 from rlhf_loop.models.distributed import is_main, sharded_map
-from rlhf_loop.models.loading import tune_cpu_memory
+from rlhf_loop.models.memory import tune_cpu_memory
 from rlhf_loop.models.quiet import quiet
 from rlhf_loop.models.training import callbacks, mean_loss, training_arguments
 from rlhf_loop.models.turns import Turns

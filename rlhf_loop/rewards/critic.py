@@ -26,7 +26,8 @@ from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json, write_json
 from rlhf_loop.models.distributed import barrier, is_main, sharded_map
-from rlhf_loop.models.loading import merged_for_sampling, tune_cpu_memory
+from rlhf_loop.models.loading import merged_for_sampling
+from rlhf_loop.models.memory import tune_cpu_memory
 from rlhf_loop.models.quiet import quiet
 from rlhf_loop.models.training import mean_loss, training_arguments
 from rlhf_loop.models.turns import Turns, with_system_prompt

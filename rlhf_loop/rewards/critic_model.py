@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy, linear
 from rlhf_loop.damage import loading
 from rlhf_loop.lora import Lora
 from rlhf_loop.models.distributed import whole_models
-from rlhf_loop.models.loading import device, load_policy
+from rlhf_loop.models.loading import load_policy
+from rlhf_loop.models.memory import device
 from rlhf_loop.models.quiet import quiet
 from rlhf_loop.recipe import Policy
 

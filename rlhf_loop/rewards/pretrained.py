@@ -18,10 +18,10 @@ from rlhf_loop.damage import loading
 from rlhf_loop.errors import UserError
 from rlhf_loop.model_checks import classifier_outputs
 from rlhf_loop.models.distributed import whole_models
-from rlhf_loop.models.files import give_pad_token, resolve_model
-from rlhf_loop.models.loading import device
+from rlhf_loop.models.files import resolve_model
+from rlhf_loop.models.memory import device
 from rlhf_loop.models.quiet import quiet
-from rlhf_loop.models.turns import with_system_prompt
+from rlhf_loop.models.turns import give_pad_token, with_system_prompt
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Message
 from rlhf_loop.reward_spec import PretrainedSpec

@@ -14,7 +14,8 @@ from rlhf_loop.lora import Lora
 from rlhf_loop.models.attention import attention_option, with_attention
 from rlhf_loop.models.distributed import whole_models
 from rlhf_loop.models.files import resolve_model
-from rlhf_loop.models.loading import device, load_tokenizer
+from rlhf_loop.models.loading import load_tokenizer
+from rlhf_loop.models.memory import device
 from rlhf_loop.models.quiet import quiet
 from rlhf_loop.recipe import Policy
 

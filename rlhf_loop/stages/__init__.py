@@ -34,7 +34,7 @@ def run_stage(arguments_file: Path, progress: Progress | None = None) -> None:
     """Runs the stage that `arguments_file` describes, on this rank of however many there are."""
     arguments = StageArguments.read(arguments_file)
     run = resolve_name(STAGES[arguments.stage])
-    import_module("rlhf_loop.models.loading").fit_threads()  # torch is here only now
+    import_module("rlhf_loop.models.memory").fit_threads()  # torch is here only now
     distributed.start()
     with _output(arguments) as folder:
         run(arguments, folder, progress or (lambda done, total, text: None))

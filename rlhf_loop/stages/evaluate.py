@@ -24,9 +24,10 @@ from rlhf_loop.endpoints.judging import Winner, compare
 from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation import Comparer, Measured, Models, Scorer, evaluate
 from rlhf_loop.files import read_json, write_json
+from rlhf_loop.models.checks import check_model
 from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.models.identity import computed_by
-from rlhf_loop.models.loading import check_model, load_policy
+from rlhf_loop.models.loading import load_policy
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import EndpointJudge, Recipe, RewardModelJudge, parse
 from rlhf_loop.record_files import read_records, write_records

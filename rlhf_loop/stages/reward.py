@@ -15,9 +15,9 @@ from rlhf_loop.damage import hash_file
 from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.files import read_json, without_times, write_json
 from rlhf_loop.generation import write_greedily
+from rlhf_loop.models.checks import check_model
 from rlhf_loop.models.distributed import barrier, is_main
 from rlhf_loop.models.files import resolve_model
-from rlhf_loop.models.loading import check_model
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
 from rlhf_loop.record_files import read_records

@@ -10,8 +10,9 @@ from trl import GRPOTrainer
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.transformers_engine import sample_ids
+from rlhf_loop.models.checks import check_adapted
 from rlhf_loop.models.distributed import rank
-from rlhf_loop.models.loading import check_adapted, merged_for_sampling
+from rlhf_loop.models.loading import merged_for_sampling
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Generation
 from rlhf_loop.records import stable_id

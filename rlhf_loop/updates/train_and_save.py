@@ -15,7 +15,8 @@ from transformers import PrinterCallback
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.checkpoints import last_complete, remove_all
 from rlhf_loop.models.distributed import is_main
-from rlhf_loop.models.loading import save_policy, to_messages, tune_cpu_memory
+from rlhf_loop.models.loading import save_policy, to_messages
+from rlhf_loop.models.memory import tune_cpu_memory
 from rlhf_loop.models.quiet import quiet
 from rlhf_loop.models.training import callbacks, mean_loss, training_arguments
 from rlhf_loop.models.weights import leave_frozen_ties_out

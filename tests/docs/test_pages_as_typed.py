@@ -92,7 +92,7 @@ def stubs(reader: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setattr("rlhf_loop.server.run.start", lambda run, **settings: served.append(run))
     monkeypatch.setattr(
-        "rlhf_loop.models.loading.release_memory", lambda: None
+        "rlhf_loop.models.memory.release_memory", lambda: None
     )  # half of the time, of models this small
     monkeypatch.setattr("rlhf_loop.loop.write_report", lambda run, **_: run.path / "report.html")
     monkeypatch.setattr("signal.signal", lambda *_: None)  # a watcher's, which this process is not

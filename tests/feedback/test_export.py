@@ -17,7 +17,8 @@ from samples.faults import write_anew
 from rlhf_loop import Loop, Recipe, policies
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.card import base_and_licence
-from rlhf_loop.models.files import WHEEL_MODEL, resolve_model
+from rlhf_loop.models.files import resolve_model
+from rlhf_loop.models.wheel_model import WHEEL_MODEL
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 

@@ -93,17 +93,17 @@ def test_the_quota_of_a_container_is_that_of_its_group_or_of_one_around_it(
 def test_torch_takes_no_more_threads_than_the_quota_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from rlhf_loop.models import loading
+    from rlhf_loop.models import memory
 
     taken: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    monkeypatch.setattr(loading, "cpu_quota", lambda: 2)
-    loading.fit_threads()
+    monkeypatch.setattr(memory, "cpu_quota", lambda: 2)
+    memory.fit_threads()
     monkeypatch.delenv("OMP_NUM_THREADS")
-    loading.fit_threads()
-    monkeypatch.setattr(loading, "cpu_quota", lambda: None)
-    loading.fit_threads()
+    memory.fit_threads()
+    monkeypatch.setattr(memory, "cpu_quota", lambda: None)
+    memory.fit_threads()
     assert taken == [2]
 
 

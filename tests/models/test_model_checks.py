@@ -15,7 +15,8 @@ from samples import families
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.models import loading
-from rlhf_loop.models.loading import check_model, load_policy, merge_policy, merged_for_sampling, save_policy
+from rlhf_loop.models.checks import check_model
+from rlhf_loop.models.loading import load_policy, merge_policy, merged_for_sampling, save_policy
 from rlhf_loop.recipe import Lora, Policy, Recipe, Update, parse
 from rlhf_loop.records import Demonstration, LabelledCompletion, PreferencePair
 from rlhf_loop.updates import update_policy

