@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from rlhf_loop import private
@@ -97,6 +98,26 @@ class Answers:
                 return False
             self._add(endpoint, requests=1)
         return True
+
+    def hold(self, endpoint: str, tokens: int, limit: int, seconds: float) -> int | Literal["wait", "spent"]:
+        """Holds `tokens` of a budget of `limit` for a request that is about to be sent; its number, for `let_go`.
+
+        `wait`: what other requests on their way hold leaves too little; `spent`: nothing else is held, and it still is
+        too little. What a process held that died counts no more after `seconds`."""
+        now = time.time()
+        with self._transaction():
+            self._execute("DELETE FROM held WHERE until < ?", (now,))
+            of_others = self._execute("SELECT sum(tokens) FROM held WHERE endpoint = ?", (endpoint,)).fetchone()[0] or 0
+            if self.spent(endpoint).tokens + of_others + tokens > limit:
+                return "wait" if of_others else "spent"
+            values = (endpoint, tokens, now + seconds)
+            number = self._execute("INSERT INTO held (endpoint, tokens, until) VALUES (?, ?, ?)", values).lastrowid
+        assert number is not None
+        return number
+
+    def let_go(self, number: int) -> None:
+        """Ends what `hold` gave; what the request took is counted by `keep` before."""
+        self._execute("DELETE FROM held WHERE number = ?", (number,))
 
     def keep(self, key: str, endpoint: str, reply: Reply, about: Sequence[str] = ()) -> Reply:
         """Stores an answer and what it cost; gives the one that is kept: the first, where two processes asked the same.
@@ -185,6 +206,8 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS spent (endpoint TEXT PRIMARY KEY, "
     + ", ".join(f"{name} INTEGER NOT NULL DEFAULT 0" for name in _COUNTS)
     + ")",
+    "CREATE TABLE IF NOT EXISTS held (number INTEGER PRIMARY KEY, endpoint TEXT NOT NULL, tokens INTEGER NOT NULL, "
+    "until REAL NOT NULL)",
 )
 
 _ALL_SPENT = f"SELECT endpoint, {', '.join(_COUNTS)} FROM spent ORDER BY endpoint"

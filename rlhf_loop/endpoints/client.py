@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf_loop.endpoints.answers import FILE, Answers, Reply
 from rlhf_loop.endpoints.asks import Ask, Unanswered, Unreadable, key_of, messages_of, parsed, reason_of
+from rlhf_loop.endpoints.budget import NoRoom, held, most_tokens
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.near import did_you_mean
@@ -102,13 +103,17 @@ class Client:
             tally.cached += reply is not None
             try:
                 if reply is None:
-                    asked = await self._send(server, ask)
-                    if isinstance(asked, Unanswered):
-                        tally.failures += 1
-                        return asked
-                    reply = self.answers.keep(place, self.name, asked, ask.about)
+                    most = most_tokens({**self._body(ask), **self._optional(ask)}, self.settings.max_answer_tokens)
+                    async with held(self.answers, self.name, self.settings, most, self._give_up):
+                        asked = await self._send(server, ask)
+                        if isinstance(asked, Unanswered):
+                            tally.failures += 1
+                            return asked
+                        reply = self.answers.keep(place, self.name, asked, ask.about)
                     self._check_usage(reply)
                 return read(reply)
+            except NoRoom as too_large:
+                raise self._no_room(too_large.tokens) from None
             except Unreadable as error:
                 tally.unreadable += 1
                 reason = str(error)
@@ -119,7 +124,6 @@ class Client:
         """One answer of the server, or why there is none. Raises `UserError` where it would answer nobody."""
         import openai
 
-        self._check_tokens()
         optional = {} if self._plain else self._optional(ask)
         try:
             try:
@@ -225,12 +229,17 @@ class Client:
             http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [count]}, follow_redirects=False),
         )
 
-    def _check_tokens(self) -> None:
-        limit = self.settings.max_total_tokens
-        if limit is not None and (spent := self.answers.spent(self.name).tokens) >= limit:
-            raise UserError(
-                f"endpoints.{self.name}: {spent} of {limit} tokens are spent. {_KEPT}: raise `max_total_tokens`"
-            )
+    def _give_up(self) -> None:
+        """Raises what another question was stopped by."""
+        if self._stopped is not None:
+            raise self._stopped
+
+    def _no_room(self, tokens: int) -> UserError:
+        spent, limit = self.answers.spent(self.name).tokens, self.settings.max_total_tokens
+        return UserError(
+            f"endpoints.{self.name}: {spent} of {limit} tokens are spent, and the next question may take {tokens}. "
+            f"{_KEPT}: raise `max_total_tokens`"
+        )
 
     def _check_usage(self, reply: Reply) -> None:
         if self.settings.max_total_tokens is not None and None in (reply.prompt_tokens, reply.completion_tokens):

@@ -267,11 +267,46 @@ def test_retries_are_within_the_budget_too() -> None:
     assert len(server.asked) == 2
 
 
-def test_a_budget_of_tokens_stops_once_it_is_reached() -> None:
-    with running(echo, usage=(30, 10)) as (server, url):
-        with pytest.raises(UserError, match=r"120 of 100 tokens are spent.*raise `max_total_tokens`"):
-            client(url, max_total_tokens=100, concurrency=1).ask(asks(9), text)
-    assert len(server.asked) == 3
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_budget_of_tokens_is_never_passed_whatever_is_on_its_way(concurrency: int, tmp_path: Path) -> None:
+    answers = Answers(tmp_path / FILE)
+    sent = {"model": "fake", "messages": [{"role": "user", "content": "question 0"}], "temperature": 0.0}
+    read = len(json.dumps({**sent, "max_tokens": 50}))
+    limit = 10 * (read + 50) + 5
+    with running(echo, usage=(read, 50), latency=0.02) as (server, url):  # as many as may be
+        one = client(url, answers, max_total_tokens=limit, max_answer_tokens=50, concurrency=concurrency)
+        said = f"{limit - 5} of {limit} tokens are spent, and the next question may take {read + 51}.*raise `max_total"
+        with pytest.raises(UserError, match=said):
+            one.ask(asks(20), text)
+        assert len(server.asked) == 10
+        more = client(url, answers, max_total_tokens=3 * limit, max_answer_tokens=50, concurrency=concurrency)
+        assert len(more.ask(asks(20), text)) == 20
+        assert len(server.asked) == 20
+    assert server.most_at_once == concurrency
+
+
+def test_what_requests_hold_of_a_budget_is_given_back(tmp_path: Path) -> None:
+    with running(echo, usage=(3, 2), latency=0.02) as (server, url):  # far fewer than each may take
+        one = client(url, Answers(tmp_path / FILE), max_total_tokens=1000, max_answer_tokens=50, concurrency=8)
+        assert len(one.ask(asks(40), text)) == 40
+        assert 1 < server.most_at_once < 8  # there is no room for more than some at a time
+        assert one.answers.spent("judge").tokens == 200
+    with running(first(Fault(500), times=30)) as (server, url):  # a failure too
+        one = client(url, max_total_tokens=400, max_answer_tokens=50, max_retries=0, concurrency=1)
+        assert [isinstance(said, Unanswered) for said in one.ask(asks(7), text)] == [True] * 7
+
+
+def test_what_is_held_is_known_to_all_processes_and_ends_with_them(tmp_path: Path) -> None:
+    mine, other = Answers(tmp_path / FILE), Answers(tmp_path / FILE)
+    number = mine.hold("judge", 60, limit=100, seconds=60)
+    assert isinstance(number, int)
+    assert other.hold("judge", 50, limit=100, seconds=60) == "wait"
+    assert isinstance(other.hold("writer", 50, limit=100, seconds=60), int)  # another budget
+    mine.let_go(number)
+    assert isinstance(other.hold("judge", 50, limit=100, seconds=-1), int)  # of one that died
+    assert isinstance(mine.hold("judge", 60, limit=100, seconds=60), int)
+    assert mine.hold("writer", 101, limit=100, seconds=60) == "wait"
+    assert mine.hold("third", 101, limit=100, seconds=60) == "spent"
 
 
 def test_a_budget_of_tokens_needs_a_server_that_counts_them() -> None:
@@ -280,7 +315,7 @@ def test_a_budget_of_tokens_needs_a_server_that_counts_them() -> None:
         one.ask(asks(2), text)
         assert one.answers.spent("judge").without_usage == 2
         with pytest.raises(UserError, match="does not say how many tokens"):
-            client(url, max_total_tokens=100).ask(asks(1), text)
+            client(url, max_total_tokens=1000).ask(asks(1), text)
 
 
 def test_an_answer_of_another_form_is_asked_for_once_more(tmp_path: Path) -> None:
