@@ -40,8 +40,8 @@ def most_tokens(body: Mapping[str, Any], of_an_answer: int) -> int:
 async def held(
     answers: Answers, name: str, settings: EndpointSettings, tokens: int, give_up: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """Waits until there is room for `tokens` of an endpoint's budget and holds them; raises `NoRoom` where there will be
-    none. `give_up` is called before each wait, to raise what ends it."""
+    """Waits until there is room for `tokens` of an endpoint's budget and holds them. `give_up` is called before each
+    wait, to raise what ends it. Raises `NoRoom` where there will be none."""
     if settings.max_total_tokens is None:
         yield
         return
