@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from rlhf_loop.feedback.quality.summary import SERIES, day, p_text, p_value
-from rlhf_loop.feedback.validation import CHECKS
+from rlhf_loop.feedback.validation_report import CHECKS
 from rlhf_loop.files import write_text
 from rlhf_loop.report import charts
 from rlhf_loop.report.charts import Chart, Series

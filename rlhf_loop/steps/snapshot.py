@@ -20,7 +20,8 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.collector import collector_paused
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import about
-from rlhf_loop.feedback.validation import ValidationReport, limits_of, validate
+from rlhf_loop.feedback.validation import limits_of, validate
+from rlhf_loop.feedback.validation_report import ValidationReport
 from rlhf_loop.files import write_json
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.record_files import write_records

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_loop.algorithms import Consumes
-from rlhf_loop.feedback.validation import ValidationReport, limits_of
+from rlhf_loop.feedback.validation import limits_of
+from rlhf_loop.feedback.validation_report import ValidationReport
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import (
     Completion,

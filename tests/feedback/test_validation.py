@@ -10,7 +10,8 @@ from samples.feedback import completion, preference, prompt
 from rlhf_loop.feedback.intake.import_file import import_file
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.vague import is_vague
-from rlhf_loop.feedback.validation import ValidationReport, validate
+from rlhf_loop.feedback.validation import validate
+from rlhf_loop.feedback.validation_report import ValidationReport
 from rlhf_loop.recipe import Validation
 from rlhf_loop.records import Annotator, Completion, Critique, Feedback, Prompt, Rating, Skip, Span
 
