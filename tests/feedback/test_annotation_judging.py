@@ -13,17 +13,8 @@ from samples.annotation import fill_queue, held
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.asking.calibration import add_calibration, is_calibration_turn
-from rlhf_loop.feedback.asking.judging import (
-    Judgement,
-    Kept,
-    Remarks,
-    extend,
-    next_card,
-    progress,
-    shown_order,
-    submit,
-    undo,
-)
+from rlhf_loop.feedback.asking.judgements import Judgement, Remarks, shown_order
+from rlhf_loop.feedback.asking.judging import Kept, extend, next_card, progress, submit, undo
 from rlhf_loop.feedback.asking.top_up import queue_more
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rlhf_loop.feedback.asking import judging
 from rlhf_loop.feedback.asking.calibration import add_calibration
-from rlhf_loop.feedback.asking.judging import Judgement, Remarks, shown_order
+from rlhf_loop.feedback.asking.judgements import Judgement, Remarks, shown_order
 from rlhf_loop.feedback.asking.top_up import queue_more
 from rlhf_loop.feedback.privacy.redaction import Redactor
 from rlhf_loop.records import Question, Span
