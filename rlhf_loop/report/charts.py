@@ -1,66 +1,20 @@
-"""Charts for the report and the dashboard: SVG whose colours are the page's, so that one drawing serves light and dark.
-
-Nothing in them is a style: the dashboard's content security policy forbids those within a page.
-"""
+"""Charts for the report and the dashboard: one drawing serves light and dark, as its colours are the page's."""
 
 from __future__ import annotations
 
-import io
-import re
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
-import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rlhf_loop.report.svg import COLOURS, styled, svg_of
+
 MANY_POINTS = 60
 """With more points than these a line's markers are drawn small."""
-
-COLOURS = {
-    "ink": "#010101",
-    "muted": "#020202",
-    "line": "#030303",
-    "page": "#040404",
-    "blue": "#050505",
-    "orange": "#060606",
-    "green": "#070707",
-    "violet": "#080808",
-    "pink": "#090909",
-    "grey": "#0a0a0a",
-}
-"""Names of the page's colours and the stand-ins that matplotlib draws with; the SVG refers to `var(--NAME)`."""
-
-_STYLE = {
-    "svg.fonttype": "none",  # real text: it scales, can be selected, and takes the page's font
-    "svg.hashsalt": "rlhf-loop",  # the same drawing gives the same bytes
-    "text.parse_math": False,
-    "font.size": 10,  # legible on a phone, where the drawing is about as wide as here
-    "axes.edgecolor": COLOURS["line"],
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": COLOURS["line"],
-    "grid.linewidth": 0.6,
-    "text.color": COLOURS["ink"],
-    "xtick.color": COLOURS["line"],
-    "ytick.color": COLOURS["line"],
-    "xtick.labelcolor": COLOURS["muted"],
-    "ytick.labelcolor": COLOURS["muted"],
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-}
 
 
 Point = tuple[float, float, float | None, float | None]
@@ -151,7 +105,7 @@ def _lines(
     series = [line for line in series if line.points]
     if not series:
         return None
-    with _styled():
+    with styled():
         figure, axes = _figure(4.6, 2.6)
         if level is not None:
             axes.axhline(level, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
@@ -165,13 +119,13 @@ def _lines(
         else:
             _breathe(axes, level)
         said = "; ".join(f"{line.label}: " + ", ".join(map(told, line.points)) for line in series)
-        svg = _svg(figure, f"{title}. {said}")
+        svg = svg_of(figure, f"{title}. {said}")
     return Chart(title=title, note=note, svg=svg, legend=[(line.label, line.colour) for line in series])
 
 
 def over_time(title: str, counts: Sequence[tuple[str, int]], *, every: int) -> Chart:
     """Bars of `(when, how many)`; each `every`th is named, counted from the last."""
-    with _styled():
+    with styled():
         figure, axes = _figure(4.6, 2.0)
         bars = axes.bar(range(len(counts)), [count for _, count in counts], width=0.76, color=COLOURS["blue"])
         for place, bar in enumerate(bars):
@@ -184,7 +138,7 @@ def over_time(title: str, counts: Sequence[tuple[str, int]], *, every: int) -> C
         most = max(count for _, count in counts)
         said = f"{sum(count for _, count in counts):,} in all, at most {most:,}"
         tips = {f"bar{place}": f"{when}: {count:,}" for place, (when, count) in enumerate(counts)}
-        svg = _svg(figure, f"{title}. {said}", tips)
+        svg = svg_of(figure, f"{title}. {said}", tips)
     return Chart(title=title, note="", svg=svg, legend=[])
 
 
@@ -193,7 +147,7 @@ def reliability(title: str, bins: Sequence[Mapping[str, Any]], *, note: str = ""
     bins = [b for b in bins if b.get("n", 1)]
     if not bins:
         return None
-    with _styled():
+    with styled():
         figure, axes = _figure(4.6, 2.6)
         axes.plot([0.5, 1], [0.5, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
         largest = max(float(b.get("n", 1)) for b in bins)
@@ -206,7 +160,7 @@ def reliability(title: str, bins: Sequence[Mapping[str, Any]], *, note: str = ""
         axes.set_xlabel("confidence")
         axes.set_ylabel("share that was right")
         said = ", ".join(f"{b['accuracy']:.2f} right at confidence {b['confidence']:.2f}" for b in bins)
-        svg = _svg(figure, f"{title}. {said}")
+        svg = svg_of(figure, f"{title}. {said}")
     legend = [("pairs; a larger point holds more", "blue"), ("perfectly calibrated", "muted")]
     return Chart(title=title, note=note, svg=svg, legend=legend)
 
@@ -224,7 +178,7 @@ def intervals(
     `level`; None without rows."""
     if not rows:
         return None
-    with _styled():
+    with styled():
         figure, axes = _figure(6.2, 0.75 + 0.2 * len(rows))
         if level is not None:
             axes.axvline(level, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
@@ -237,7 +191,7 @@ def intervals(
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(*limits)
         said = ", ".join(f"{name} {value:.2f}" for name, value, *_ in rows)
-        svg = _svg(figure, f"{title}. {said}")
+        svg = svg_of(figure, f"{title}. {said}")
     return Chart(title=title, note=note, svg=svg, legend=[(f"with {100 * confidence:.0f}% interval", "blue")])
 
 
@@ -246,7 +200,7 @@ def timings(title: str, rounds: Mapping[int, Mapping[str, float]], groups: Mappi
     rounds = {number: parts for number, parts in rounds.items() if sum(parts.values()) > 0}
     if not rounds:
         return None
-    with _styled():
+    with styled():
         figure, axes = _figure(6.2, 0.75 + 0.36 * len(rounds))
         left = dict.fromkeys(rounds, 0.0)
         for name, colour in groups.items():
@@ -279,7 +233,7 @@ def timings(title: str, rounds: Mapping[int, Mapping[str, float]], groups: Mappi
         axes.set_xlim(0, max(left.values()) * 1.2)
         axes.set_xlabel("seconds")
         said = ", ".join(f"round {number} {seconds(total)}" for number, total in left.items())
-        svg = _svg(figure, f"{title}. {said}")
+        svg = svg_of(figure, f"{title}. {said}")
     present = [name for name in groups if any(parts.get(name) for parts in rounds.values())]
     return Chart(title=title, note="", svg=svg, legend=[(name, groups[name]) for name in present])
 
@@ -346,47 +300,3 @@ def _breathe(axes: Axes, level: float | None) -> None:
         low, high = middle - least / 2, middle + least / 2
     room = 0.12 * (high - low)
     axes.set_ylim(low if low == level == 0 else low - room, high + room)
-
-
-@contextmanager
-def _styled() -> Iterator[None]:
-    """matplotlib with our style, for one thread at a time: its settings are the process's."""
-    with _drawing, matplotlib.rc_context(_STYLE):
-        yield
-
-
-_drawing = threading.Lock()
-_around = re.compile(
-    r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL
-)
-_style_attribute = re.compile(r'style="([^"]*)"')
-
-
-def _svg(figure: Figure, description: str, tips: Mapping[str, str] = MappingProxyType({})) -> Markup:
-    """The drawing as inline SVG: the page's colours and font, ids of its own, a description for screen readers.
-
-    `tips`: what is shown beside the pointer on a part of it, by the part's `gid`.
-    """
-    buffer = io.StringIO()
-    # not savefig, which draws everything twice
-    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
-    text = _around.sub("", buffer.getvalue()).strip()
-    text = _style_attribute.sub(_attributes, text)
-    for name, stand_in in COLOURS.items():
-        text = re.sub(re.escape(stand_in), f"var(--{name})", text, flags=re.IGNORECASE)
-    for part, tip in tips.items():
-        text = text.replace(f'<g id="{part}">', f'<g id="{part}">{Markup("<title>{}</title>").format(tip)}', 1)
-    prefix = re.sub(r"\W+", "-", description.partition(".")[0].lower())
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    start = r'<svg role="img" viewBox="\1" stroke-linejoin="round" stroke-linecap="butt">'
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', start, text, count=1)
-    end = text.index(">") + 1
-    return Markup(text[:end]) + Markup("<title>{}</title>").format(description) + Markup(text[end:])
-
-
-def _attributes(style: re.Match[str]) -> str:
-    """`style="fill: none; stroke-width: 2"` as attributes of the same names; without the font, which is the page's."""
-    declared = (declaration.partition(":") for declaration in style[1].split(";"))
-    return " ".join(f'{name.strip()}="{value.strip()}"' for name, _, value in declared if name.strip() != "font-family")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -256,6 +256,11 @@ def read_recipe(run: RunDir) -> tuple[dict[str, Any], str]:
 def read_rounds(run: RunDir) -> list[Round]:
     """The rounds that were begun, in order."""
     return [Round(number=number, path=run.round(number)) for number in run.rounds()]
+
+
+def latest(rounds: Sequence[Round], read: Callable[[Round], Any]) -> Any:
+    """What the last round has that has any, or None."""
+    return next((found for r in reversed(rounds) if (found := read(r))), None)
 
 
 def _train(pairs: Any) -> int | None:

@@ -14,7 +14,8 @@ from samples.feedback import completion, fill, preference, prompt
 from samples.reports import make_run
 
 from rlhf_loop.feedback.asking.calibration import add_calibration
-from rlhf_loop.feedback.asking.judging import Judgement, next_card, shown_order, submit
+from rlhf_loop.feedback.asking.judgements import Judgement, shown_order
+from rlhf_loop.feedback.asking.judging import next_card, submit
 from rlhf_loop.feedback.privacy.deletion import delete_user, user_key
 from rlhf_loop.feedback.provenance.conversation_records import trace
 from rlhf_loop.feedback.quality.activity import DAY, HOUR, ActivityReader
@@ -174,8 +175,8 @@ def test_charts_are_drawn_when_what_they_show_has_changed(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    draw = charts._svg
-    monkeypatch.setattr(charts, "_svg", lambda figure, said, *tips: drawn.append(said) or draw(figure, said, *tips))
+    draw = charts.svg_of
+    monkeypatch.setattr(charts, "svg_of", lambda figure, said, *tips: drawn.append(said) or draw(figure, said, *tips))
     monkeypatch.setattr(dashboard, "KEPT_SECONDS", -1.0)
     monkeypatch.setattr(time, "time", lambda: NOW)
     with_votes(store, 5)
