@@ -90,10 +90,9 @@ def of_answers(evaluation: Mapping[str, Any], tie_below: float) -> dict[str, dic
     """Measure -> prompt -> its mean over the samples of an evaluation, or `ALL` -> its value; measures that were not
     taken are left out."""
     rows = evaluation.get("rows") or []
-    scores = [[row[f"{who}_score"] for row in rows] for who in ("candidate", "base")]
     values = {
-        "win_rate": outcomes(scores[0], scores[1], tie_below).tolist(),
-        "judge": scores[0],
+        "win_rate": [_won(row, tie_below) for row in rows],
+        "judge": [row["candidate_score"] for row in rows],
         "words": [row["candidate_words"] for row in rows],
         "kl": [row.get("kl") for row in rows],
     }
@@ -159,6 +158,13 @@ def _numbers(round: Round) -> dict[str, Any]:
         "perplexity_ratio": of("perplexity", "ratio"),
         "plain_text_ratio": of("plain_text_perplexity", "ratio"),
     }
+
+
+def _won(row: Mapping[str, Any], tie_below: float) -> float | None:
+    """What the candidate's answer won against the base's; None where the judge did not say. A judge that looks at both
+    answers at once scores neither, and has what was won in the place of the candidate's score."""
+    ours, base = row["candidate_score"], row["base_score"]
+    return ours if base is None else float(outcomes([ours], [base], tie_below)[0])
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -15,10 +15,16 @@ from rlhf_loop.comparison.budget import Spent, expected, priced, unequal
 from rlhf_loop.comparison.results import ALL, Measured, of_answers
 from rlhf_loop.comparison.shown import cell_results, curve, other_yardsticks, sentence
 from rlhf_loop.comparison.sweep import PRICES, CellRun
-from rlhf_loop.recipe import Recipe
+from rlhf_loop.evaluation import Comparer, evaluate
+from rlhf_loop.recipe import Evaluation, Recipe
+from rlhf_loop.records import Completion, Prompt
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "recipes" / "smoke.yaml"
+
+
+def prompt(id: str) -> Prompt:
+    return Prompt(id=id, messages=({"role": "user", "content": id},), group=id)
 
 
 def measured(cell: str, seed: int, wins: list[float], rounds: int = 1, labels: float = 10.0) -> Measured:
@@ -138,6 +144,25 @@ def test_outcomes_are_those_of_a_win_rate_averaged_over_the_samples_of_a_prompt(
     assert "perplexity" not in of_answers(whole, tie_below=1e-9)
     assert of_answers({"rows": rows}, tie_below=0.6)["win_rate"] == {"x": 0.75, "y": 0.5}
     assert of_answers({}, tie_below=1e-9) == {}
+
+
+def test_a_judge_that_compares_answers_and_scores_none_counts_by_what_was_won() -> None:
+    prompts = [prompt("x"), prompt("y"), prompt("z")]
+    sides = {
+        who: [
+            Completion(id=f"{who} {p.id}", prompt_id=p.id, text=f"{who} {p.id}", policy=who, round=1) for p in prompts
+        ]
+        for who in ("ours", "base")
+    }
+    said = {"x": 1.0, "y": 0.0, "z": None}
+    judge = Comparer(compare=lambda asked: [said[question.id] for question, _, _ in asked])
+    settings = Evaluation.model_validate({"judge": {"kind": "rule"}, "bootstrap": 100})
+    evaluation = evaluate(
+        prompts, sides["ours"], sides["base"], None, judge=judge, judge_name="both", simulated=True, settings=settings
+    )
+    found = of_answers(evaluation, tie_below=0.6)
+    assert found["win_rate"] == {"x": 1.0, "y": 0.0}
+    assert evaluation["win_rate_vs_base"]["mean"] == 0.5
 
 
 def test_labels_have_prices_and_what_a_recipe_will_spend_is_known_before() -> None:
