@@ -6,8 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
 from rlhf_loop.algorithms import ALGORITHMS
+from rlhf_loop.feedback.intake.prompts import read_prompts
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.report.data import Round
@@ -104,9 +107,12 @@ def expected(recipe: Recipe, prices: Mapping[str, float]) -> dict[str, float | N
 
 def _prompts(recipe: Recipe) -> int | None:
     """How many training prompts the recipe's files hold; None where feedback brings some."""
-    if recipe.prompts.from_feedback:
-        return None
-    return sum(bool(line.strip()) for path in recipe.prompts.train for line in path.read_bytes().splitlines())
+    return None if recipe.prompts.from_feedback else sum(map(_prompts_in, recipe.prompts.train))
+
+
+@cache  # cells mostly share their prompts
+def _prompts_in(path: Path) -> int:
+    return len(read_prompts(path))
 
 
 def unequal(budgets: Mapping[str, Mapping[str, float | None]], reference: str, tolerance: float) -> list[str]:

@@ -145,12 +145,20 @@ def _start(run: CellRun, slot: int, jobs: int) -> _Job:
 
 
 def _hear(job: _Job, heard: queue.Queue[tuple[_Job, str | None]]) -> None:
+    """Passes on what a run says, and that it has ended; a log that cannot be written (the disk is full) stops
+    neither."""
     assert job.process.stdout is not None
-    with Path(f"{job.run.folder}.log").open("a", encoding="utf-8") as file:
-        for line in job.process.stdout:
-            file.write(line)
-            file.flush()
-            heard.put((job, line.rstrip("\n")))
+    log = Path(f"{job.run.folder}.log")
+    kept = True
+    for line in job.process.stdout:
+        if kept:
+            try:
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(line)
+            except OSError as error:
+                kept = False
+                heard.put((job, f"error: {log} cannot be written: {error}"))
+        heard.put((job, line.rstrip("\n")))
     job.process.wait()
     heard.put((job, None))
 

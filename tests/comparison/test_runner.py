@@ -70,6 +70,14 @@ def test_a_run_that_fails_stops_no_other_and_is_told(runs: list[CellRun]) -> Non
     assert "round 2 of 2" in log
 
 
+def test_a_log_that_cannot_be_written_stops_no_run(runs: list[CellRun]) -> None:
+    for run in runs[:2]:
+        Path(f"{run.folder}.log").mkdir(parents=True)
+    errors, _ = make(runs[:2])
+    assert runner.is_complete(runs[0])
+    assert errors == {"broken seed 0": "it cannot be made"}
+
+
 def test_a_run_that_waits_for_people_is_not_complete_and_says_so(runs: list[CellRun]) -> None:
     asked = replace(runs[0], cell="people", folder=runs[0].folder.parents[1] / "people" / "seed_0")
     errors, _ = make([asked])

@@ -15,6 +15,7 @@ from rlhf_loop.comparison.budget import Spent, expected, priced, unequal
 from rlhf_loop.comparison.results import ALL, Measured, of_answers
 from rlhf_loop.comparison.shown import cell_results, curve, other_yardsticks, sentence
 from rlhf_loop.comparison.sweep import PRICES, CellRun
+from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation import Comparer, evaluate
 from rlhf_loop.recipe import Evaluation, Recipe
 from rlhf_loop.records import Completion, Prompt
@@ -174,6 +175,16 @@ def test_labels_have_prices_and_what_a_recipe_will_spend_is_known_before() -> No
     assert expected(Recipe.load(SMOKE, best), PRICES)["samples"] == 5 * 3 + 5 * 9
     recipe = Recipe.load(SMOKE, ["update.algorithm=grpo", "update.trainer.max_steps=3", "feedback.annotator=null"])
     assert expected(recipe, PRICES) == {"labels": 16, "samples": None, "updates": 6}
+
+
+def test_prompts_of_any_format_are_counted_and_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    table = tmp_path / "prompts.csv"
+    table.write_text('id,prompt\n1,"two\nlines"\n2,one\n')
+    settings = ["generation.samples_per_prompt=3", f"prompts.train=[{table}]"]
+    assert expected(Recipe.load(SMOKE, settings), PRICES)["samples"] == 2 * 2 * 3
+    missing = Recipe.load(SMOKE, [f"prompts.train=[{tmp_path / 'none.jsonl'}]"])
+    with pytest.raises(UserError, match=r"there is no file .*none\.jsonl"):
+        expected(missing, PRICES)
 
 
 def test_budgets_that_differ_by_more_than_the_tolerance_are_named() -> None:
