@@ -88,8 +88,23 @@ def result(run: Path) -> dict[str, object]:
         "diversity": evaluation["diversity"],
         "words": {"trained": evaluation["length"]["words"], "base": evaluation["length"]["base"]["words"]},
         "finished": {"trained": evaluation["length"]["finished"], "base": evaluation["length"]["base"]["finished"]},
+        "held_out_pairs": held_out_pairs(run, best),
         "answers": answers(run, best),
     }
+
+
+def held_out_pairs(run: Path, best: int) -> dict[str, dict[str, object]]:
+    """How often the round's reward model, and a judge that was trained, prefer what people did on pairs that they have
+    not seen; without what has no weights, or no such pairs."""
+    measured = {}
+    for role, round in (("reward", best), ("judge", 0)):
+        path = run / f"round_{round:03d}" / role / "metrics.json"
+        for name, of_model in (json.loads(path.read_text()) if path.exists() else {}).items():
+            if "accuracy" in of_model:
+                measured[f"{role} {name}"] = {
+                    key: of_model[key] for key in ("accuracy", "length_balanced_accuracy", "longer_wins")
+                }
+    return measured
 
 
 def answers(run: Path, best: int, number: int = 8) -> list[dict[str, str]]:
