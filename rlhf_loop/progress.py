@@ -18,6 +18,16 @@ Progress = Callable[[int, int, str], None]
 Count = Callable[[int, int], None]
 """Called with (done, total)."""
 
+
+def silent(done: int, total: int, text: str) -> None:
+    """A `Progress` that shows nothing."""
+
+
+def counting(progress: Progress, text: str) -> Count:
+    """Counts that a step's progress shows with `text` beside them."""
+    return lambda done, total: progress(done, total, text)
+
+
 _HEAD = " · policy "
 
 

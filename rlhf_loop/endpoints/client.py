@@ -38,11 +38,14 @@ IN_A_ROW = 8
 class Client:
     """One endpoint of a recipe, with the answers that a run keeps."""
 
-    def __init__(self, name: str, settings: EndpointSettings, answers: Answers):
-        """Raises `UserError` where the variable with the key is not set, or the `openai` package is missing."""
+    def __init__(self, name: str, settings: EndpointSettings, answers: Answers, progress: Count | None = None):
+        """`progress`: told of how many questions are answered, wherever `ask` is given none of its own.
+
+        Raises `UserError` where the variable with the key is not set, or the `openai` package is missing."""
         self.name = name
         self.settings = settings
         self.answers = answers
+        self.progress = progress
         self._key = api_key_of(name, settings)
         self._plain = False  # the server refused optional fields
         self._failed_in_a_row = 0
@@ -61,7 +64,7 @@ class Client:
         """
         keys = [key_of(ask, self.settings.identity) for ask in asks]
         different = dict(zip(reversed(keys), reversed(asks), strict=True))
-        found = _run(self._ask_all(dict(reversed(different.items())), read, progress))
+        found = _run(self._ask_all(dict(reversed(different.items())), read, progress or self.progress))
         return [found[key] for key in keys]
 
     async def _ask_all(
@@ -258,10 +261,14 @@ class Endpoints:
 
     A context manager that closes the file of answers."""
 
-    def __init__(self, settings: Mapping[str, EndpointSettings], run: Path | None = None):
-        """`run`: the folder that keeps the answers; None: they are kept while this object lives."""
+    def __init__(
+        self, settings: Mapping[str, EndpointSettings], run: Path | None = None, progress: Count | None = None
+    ):
+        """`run`: the folder that keeps the answers; None: they are kept while this object lives. `progress`: see
+        `Client`."""
         self.settings = settings
         self._run = run
+        self._progress = progress
         self._clients: dict[str, Client] = {}
         self._answers: Answers | None = None
 
@@ -272,7 +279,7 @@ class Endpoints:
         if name not in self._clients:
             if self._answers is None:
                 self._answers = Answers(None if self._run is None else self._run / FILE)
-            self._clients[name] = Client(name, self.settings[name], self._answers)
+            self._clients[name] = Client(name, self.settings[name], self._answers, self._progress)
         return self._clients[name]
 
     def __enter__(self) -> Endpoints:

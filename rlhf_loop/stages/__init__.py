@@ -14,7 +14,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from rlhf_loop.models import distributed
-from rlhf_loop.progress import Progress
+from rlhf_loop.progress import Progress, silent
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.step_folders import step_folder
 
@@ -37,7 +37,7 @@ def run_stage(arguments_file: Path, progress: Progress | None = None) -> None:
     import_module("rlhf_loop.models.memory").fit_threads()  # torch is here only now
     distributed.start()
     with _output(arguments) as folder:
-        run(arguments, folder, progress or (lambda done, total, text: None))
+        run(arguments, folder, progress or silent)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from rlhf_loop.endpoints.client import Client, Endpoints
 from rlhf_loop.endpoints.complaints import Complaint, taken_up
 from rlhf_loop.files import write_json
 from rlhf_loop.models.distributed import is_main, sharded_map
-from rlhf_loop.progress import Progress
+from rlhf_loop.progress import Progress, counting
 from rlhf_loop.recipe import Recipe, parse
 from rlhf_loop.record_files import read_records, write_records
 from rlhf_loop.records import Check, CheckResult, Completion, Prompt, Score
@@ -44,7 +44,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     if "before" in inputs:
         before = read_records(inputs["before"] / "answers.parquet", Completion)
     features = KeptFeatures(kept_before(arguments))
-    results = _results(checks, prompts, answers, before, arguments, features)
+    results = _results(checks, prompts, answers, before, arguments, features, progress)
     features.write(folder, of_completions(prompts, [*answers, *map(said_of, checks)]))
     if is_main():
         write_records(folder / "answers.parquet", answers)
@@ -68,6 +68,7 @@ def _results(
     before: Sequence[Completion],
     arguments: StageArguments,
     features: KeptFeatures,
+    progress: Progress,
 ) -> list[CheckResult]:
     new = {answer.prompt_id: answer for answer in answers}
     old = {answer.prompt_id: answer for answer in before}
@@ -77,7 +78,11 @@ def _results(
         (check.id, answer.id): by_rule(check, answer) for check in of_rules for answer in _of(check, new, old)
     }
     passed |= _judged(
-        [(check, answer) for check in of_judge for answer in _of(check, new, old)], prompts, arguments, features
+        [(check, answer) for check in of_judge for answer in _of(check, new, old)],
+        prompts,
+        arguments,
+        features,
+        progress,
     )
     return [
         result(
@@ -99,6 +104,7 @@ def _judged(
     prompts: Sequence[Prompt],
     arguments: StageArguments,
     features: KeptFeatures,
+    progress: Progress,
 ) -> dict[tuple[str, str], bool | None]:
     """What the judge says of each answer; None where it does not say."""
     recipe = parse(arguments.recipe)
@@ -108,9 +114,10 @@ def _judged(
         return {}
     judge = recipe.critiques.checks.judge
     if judge is None:
-        said = _scored_higher(asked, prompts, load(Path(arguments.inputs["reward"]), arguments.recipe, features))
+        reward = load(Path(arguments.inputs["reward"]), arguments.recipe, features, progress)
+        said = _scored_higher(asked, prompts, reward)
     else:
-        with Endpoints(recipe.endpoints, arguments.run) as endpoints:
+        with Endpoints(recipe.endpoints, arguments.run, counting(progress, "asking")) as endpoints:
             said = _said_by(endpoints[judge.endpoint], judge, asked, prompts)
     return {(check.id, answer.id): good for (check, answer), good in zip(asked, said, strict=True)}
 

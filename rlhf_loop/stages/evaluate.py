@@ -28,7 +28,7 @@ from rlhf_loop.models.checks import check_model
 from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.models.identity import computed_by
 from rlhf_loop.models.loading import load_policy
-from rlhf_loop.progress import Progress
+from rlhf_loop.progress import Progress, counting
 from rlhf_loop.recipe import EndpointJudge, Recipe, RewardModelJudge, parse
 from rlhf_loop.record_files import read_records, write_records
 from rlhf_loop.records import Completion, Prompt
@@ -72,7 +72,14 @@ def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress:
     previous = _answers(inputs["previous"]) if "previous" in inputs else None
     measured = Measured(_known(inputs))
     features = KeptFeatures(kept_before(arguments))
-    scorer = partial(_reward_scorer, arguments=arguments, held_out=prompts, measured=measured, features=features)
+    scorer = partial(
+        _reward_scorer,
+        arguments=arguments,
+        held_out=prompts,
+        measured=measured,
+        features=features,
+        progress=progress,
+    )
     judge, name, simulated = _judge(recipe, arguments, scorer, progress)
     result = evaluate(
         prompts,
@@ -152,7 +159,7 @@ def _comparer(client: Client, rubric: str, progress: Progress) -> Comparer:
     """A model behind a server, asked in both orders; the ranks share the comparisons."""
 
     def share(mine: Sequence[tuple[Prompt, Completion, Completion]]) -> list[float | None]:
-        verdicts = compare(client, rubric, mine, progress=lambda done, total: progress(done, total, "judging"))
+        verdicts = compare(client, rubric, mine, progress=counting(progress, "judging"))
         return [None if isinstance(one, Unanswered) else _WON[one.winner] for one in verdicts]
 
     return Comparer(compare=lambda comparisons: sharded_map(share, comparisons))
@@ -167,10 +174,11 @@ def _reward_scorer(
     arguments: StageArguments,
     held_out: Sequence[Prompt],
     measured: Measured,
-    features: KeptFeatures | None = None,
+    features: KeptFeatures,
+    progress: Progress,
 ) -> Scorer:
     """The reward model's scores; answers that it scored in an earlier evaluation are not scored again."""
-    reward = load(folder, arguments.recipe, features)
+    reward = load(folder, arguments.recipe, features, progress)
     policy = parse(arguments.recipe).policy
     made_of = [reward.id, computed_by(policy.model, policy)]
 

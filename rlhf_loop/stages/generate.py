@@ -60,7 +60,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         settings=settings,
         sample=lambda asked, samples: sampler(asked, settings.model_copy(update={"samples_per_prompt": samples})),
         fits=sampler.fits,
-        score=_scorer(arguments, prompts, features) if "reward" in arguments.inputs else None,
+        score=_scorer(arguments, prompts, features, progress) if "reward" in arguments.inputs else None,
         earlier=_earlier(arguments, recipe),
         exemplars=_exemplars(arguments, recipe, prompts, chosen),
     )
@@ -129,12 +129,12 @@ def sample(
 
 
 def _scorer(
-    arguments: StageArguments, prompts: Sequence[Prompt], features: KeptFeatures
+    arguments: StageArguments, prompts: Sequence[Prompt], features: KeptFeatures, progress: Progress
 ) -> Callable[[Sequence[Completion]], Mapping[str, float]]:
     """What the round's reward model says, which is loaded when it is asked."""
 
     def score(completions: Sequence[Completion]) -> Mapping[str, float]:
-        reward = load(Path(arguments.inputs["reward"]), arguments.recipe, features)
+        reward = load(Path(arguments.inputs["reward"]), arguments.recipe, features, progress)
         by_length = sorted(completions, key=lambda c: (len(c.text), c.id))  # so that ranks get equal work
         scores: list[Score] = sharded_map(lambda share: reward.score(prompts, share), by_length)
         return {score.completion_id: score.value for score in scores}

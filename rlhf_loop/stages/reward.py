@@ -18,7 +18,7 @@ from rlhf_loop.generation import write_greedily
 from rlhf_loop.models.checks import check_model
 from rlhf_loop.models.distributed import barrier, is_main
 from rlhf_loop.models.files import resolve_model
-from rlhf_loop.progress import Progress
+from rlhf_loop.progress import Progress, counting, silent
 from rlhf_loop.recipe import EVAL_FRACTION, RewardComponent, RewardModelJudge, parse
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import CritiquedCompletion, PreferencePair, Prompt, stable_id
@@ -54,7 +54,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     features = KeptFeatures(kept_before(arguments))
     metrics: dict[str, Any] = {}
     listed: list[dict[str, Any]] = []
-    endpoints = Endpoints(recipe.endpoints, arguments.run)
+    endpoints = Endpoints(recipe.endpoints, arguments.run, counting(progress, "asking"))
     asked: list[Any] = []
     for number, component in enumerate(components):
         name = component.model.name if len(components) == 1 else f"{number}_{component.model.name}"
@@ -101,11 +101,16 @@ def kept_before(arguments: StageArguments) -> list[Path]:
     return [Path(folder) for name, folder in named if name.startswith("features_")]
 
 
-def load(folder: Path, recipe_values: dict[str, Any], features: KeptFeatures | None = None) -> Reward:
+def load(
+    folder: Path,
+    recipe_values: dict[str, Any],
+    features: KeptFeatures | None = None,
+    progress: Progress = silent,
+) -> Reward:
     """The reward that this stage made in `folder`, RUN/round_NNN/STEP: one model, or the weighted sum of several;
-    `features`: those that need not be computed again."""
+    `features`: those that need not be computed again; `progress`: told of how many texts an endpoint has scored."""
     recipe = parse(recipe_values)
-    endpoints = Endpoints(recipe.endpoints, folder.parent.parent)
+    endpoints = Endpoints(recipe.endpoints, folder.parent.parent, counting(progress, "asking"))
     listed = read_json(folder / "components.json")
     rewards = [
         (

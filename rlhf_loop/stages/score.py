@@ -30,7 +30,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     prompts: list[Prompt] = read_records(Path(arguments.inputs["prompts"]), Prompt)
     completions: list[Completion] = read_records(Path(arguments.inputs["completions"]), Completion)
     features = KeptFeatures([*kept_before(arguments), Path(arguments.inputs["reward"])])
-    reward = load(Path(arguments.inputs["reward"]), arguments.recipe, features)
+    reward = load(Path(arguments.inputs["reward"]), arguments.recipe, features, progress)
     given = arguments.inputs.get("critiques")
     critiqued = answers(read_records(Path(given), CritiquedCompletion)) if given else []
     known = {prompt.id for prompt in prompts}  # not those that only stand within a conversation

@@ -13,6 +13,7 @@ from typing import Any
 from rlhf_loop.annotators import make_annotator
 from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.files import write_json
+from rlhf_loop.progress import Progress, counting, silent
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.record_files import read_records, write_records
 from rlhf_loop.records import Completion, Feedback, Prompt, Question, Score
@@ -28,9 +29,10 @@ def ask(
     scores: Path | None,
     folder: Path,
     run: Path | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Writes the questions, and the answers of the recipe's annotator (none when people answer). `run`: the folder that
-    keeps what endpoints answer."""
+    keeps what endpoints answer. `progress`: told of how many questions an endpoint has answered."""
     asked = {p.id: p for p in read_records(prompts, Prompt)}
     waiting: list[Completion] = read_records(completions, Completion)
     known: list[Score] | None = None if scores is None else read_records(scores, Score)
@@ -46,7 +48,7 @@ def ask(
     )
     answers: Sequence[Feedback] = []
     if recipe.feedback.annotator is not None:
-        with Endpoints(recipe.endpoints, run) as endpoints:
+        with Endpoints(recipe.endpoints, run, counting(progress, "asking")) as endpoints:
             annotator = make_annotator(recipe.feedback.annotator, recipe.seed, endpoints)
             answers = annotator.answer(questions, {c.id: c for c in waiting}, asked, round)
     write_records(folder / "questions.parquet", questions)

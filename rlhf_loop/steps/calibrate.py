@@ -17,10 +17,11 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.asking.calibration import read_cards
 from rlhf_loop.feedback.quality.significance import share
 from rlhf_loop.files import write_json
+from rlhf_loop.progress import Progress, counting, silent
 from rlhf_loop.recipe import EndpointJudge, Recipe
 
 
-def calibrate(recipe: Recipe, folder: Path, run: Path) -> None:
+def calibrate(recipe: Recipe, folder: Path, run: Path, progress: Progress = silent) -> None:
     """Writes how often the recipe's judge gives the known answer. `run`: the folder that keeps what endpoints answer.
 
     A pair that is known to be even, good or bad, wants a tie. One that the judge does not answer, or answers another
@@ -32,7 +33,7 @@ def calibrate(recipe: Recipe, folder: Path, run: Path) -> None:
     if not known.cards:
         told = "".join(f"; {count} rows: {reason}" for reason, count in known.left_out.items())
         raise UserError(f"evaluation.judge.calibration: {judge.calibration} holds no pairs with known answers{told}")
-    with Endpoints(recipe.endpoints, run) as endpoints:
+    with Endpoints(recipe.endpoints, run, counting(progress, "judging")) as endpoints:
         verdicts = compare(
             endpoints[judge.endpoint], judge.rubric, [(card.prompt, card.a, card.b) for card in known.cards]
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.files import read_json
+from rlhf_loop.progress import Progress
 from rlhf_loop.records import Artifact
 from rlhf_loop.runs import BASE
 from rlhf_loop.steps.assemble import assemble
@@ -24,7 +25,7 @@ CONTROL = (
 def freeze(at: Making, n: int) -> Path:
     """The feedback so far, frozen and checked: the folder of the snapshot, which all other steps stand on."""
 
-    def make(partial: Path) -> None:
+    def make(partial: Path, _: Progress) -> None:
         snapshot(at.store, at.recipe, n, partial, at.run.promoted_before(at.store, n))
 
     folder = at.make.step(n, "snapshot", [], at.critiques(), make)
@@ -104,7 +105,7 @@ def assemble_rows(at: Making, n: int, frozen: Path, waiting: Path | None, scores
         "assemble",
         [path for path in (frozen, waiting, scores) if path is not None],
         {**at.make.blocks("pairing"), "algorithm": algorithm, **at.critiques()},
-        lambda partial: assemble(
+        lambda partial, _: assemble(
             at.recipe,
             n,
             algorithm,

@@ -46,17 +46,23 @@ class StepMaker:
         return {name: self._portable[name] for name in names}
 
     def step(
-        self, n: int, step: str, inputs: Sequence[Path], settings: Mapping[str, Any], make: Callable[[Path], object]
+        self,
+        n: int,
+        step: str,
+        inputs: Sequence[Path],
+        settings: Mapping[str, Any],
+        make: Callable[[Path, Progress], object],
     ) -> Path:
-        """The folder of a step: as it is when it was made from the same inputs and settings, else filled by `make`."""
+        """The folder of a step: as it is when it was made from the same inputs and settings, else filled by `make`,
+        which may report how far it is."""
         folder = self.run.step(n, step)
         key = fingerprint(step, n, settings, [outputs_hash(path) for path in inputs])
         if is_complete(folder, key):
             self._check(folder)
             return folder
         self._check(*inputs)
-        with self.progress.step(step), step_folder(folder, key, settings) as partial:
-            make(partial)
+        with self.progress.step(step) as report, step_folder(folder, key, settings) as partial:
+            make(partial, report)
         self._checked.add(folder)
         return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_loop.files import read_json, write_json
+from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import EndpointJudge
 from rlhf_loop.records import Artifact
 from rlhf_loop.rows.checks import in_words
@@ -43,7 +44,7 @@ def calibrate_judge(at: Making, judge: EndpointJudge) -> None:
             "endpoint": at.make.blocks("endpoints")["endpoints"][judge.endpoint],
             "calibration": calibration_hash(judge),
         },
-        lambda partial: calibrate(at.recipe, partial, at.files.path),
+        lambda partial, report: calibrate(at.recipe, partial, at.files.path, report),
     )
     at.progress.note("", judge_agreement(read_json(folder / "calibration.json"))["text"])
 
@@ -117,7 +118,7 @@ def gate(at: Making, n: int, frozen: Path, candidate: Artifact, evaluation: Path
     numbers = read_json(evaluation / "evaluation.json")
     complaints = read_json(checks / "checks.json") if checks is not None else None
 
-    def make(partial: Path) -> None:
+    def make(partial: Path, _: Progress) -> None:
         write_json(partial / "decision.json", decide(numbers, at.recipe.gate, complaints))
 
     read = [evaluation, *([checks] if checks is not None else [])]

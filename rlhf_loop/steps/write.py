@@ -76,7 +76,7 @@ def ask_questions(at: Making, n: int, frozen: Path, candidates: Path, scores: Pa
         "ask",
         [frozen, candidates, *([scores] if scores else [])],
         at.make.blocks("feedback", *endpoints_block(at.recipe.feedback.annotator)),
-        lambda partial: ask(
+        lambda partial, report: ask(
             at.recipe,
             n,
             prompts=frozen / "prompts.parquet",
@@ -84,6 +84,7 @@ def ask_questions(at: Making, n: int, frozen: Path, candidates: Path, scores: Pa
             scores=scores / "scores.parquet" if scores else None,
             folder=partial,
             run=at.files.path,
+            progress=report,
         ),
     )
     annotator = at.recipe.feedback.annotator
@@ -102,7 +103,7 @@ def _past(at: Making, n: int, frozen: Path, reward: Path | None) -> dict[str, Pa
             "recall",
             [frozen],
             {**at.make.blocks("generation", "pairing"), **at.critiques()},
-            lambda partial: recall(at.store, at.recipe, n, frozen, partial),
+            lambda partial, _: recall(at.store, at.recipe, n, frozen, partial),
         )
     if n and strategy.exemplars:
         past |= steps_of_rounds(at.files, n, "embed", "embedded")

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from rlhf_loop.feedback.validation import validate
 from rlhf_loop.files import read_json
 from rlhf_loop.models.card import model_card
 from rlhf_loop.recipe import Validation
+from rlhf_loop.record_files import write_records
 from rlhf_loop.records import Completion, Message, Prompt, Question, Skip
 from rlhf_loop.rows.pairs import pairs_from_feedback
 from rlhf_loop.runs import open_run
 from rlhf_loop.server.service import Service
+from rlhf_loop.steps.ask import ask
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 PROMPT = Prompt(id="p", group="p", messages=(Message(role="user", content="Name a colour."),))
@@ -212,6 +215,25 @@ def test_preferences_are_a_models_with_its_critique_and_rubric_and_train_as_such
     assert [(pair.origin, pair.chosen[0]["content"], pair.critiques) for pair in pairs] == [
         ("llm", f"Blue {i}.", ("It has 41 characters.",)) for i in range(3)
     ]
+
+
+def test_a_step_that_asks_shows_how_far_it_is(tmp_path: Path) -> None:
+    _, completions, prompts = questions(5)
+    answers = [replace(one, sample=place) for place, one in enumerate(completions.values())]
+    write_records(tmp_path / "prompts.parquet", list(prompts.values()))
+    write_records(tmp_path / "completions.parquet", answers)
+    shown: list[tuple[int, int, str]] = []
+    with running(prefers_shorter) as (_, url):
+        ask(
+            recipe_with(url),
+            0,
+            prompts=tmp_path / "prompts.parquet",
+            completions=tmp_path / "completions.parquet",
+            scores=None,
+            folder=tmp_path,
+            progress=lambda *report: shown.append(report),
+        )
+    assert shown == [(done, 10, "asking") for done in range(1, 11)]  # each question is asked in both orders
 
 
 def test_a_question_without_a_judgement_is_skipped_with_the_reason() -> None:
