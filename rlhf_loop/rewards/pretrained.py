@@ -64,6 +64,7 @@ def load(folder: Path, spec: PretrainedSpec, *, id: str, policy: Policy) -> Pret
             "chat_template.jinja that it was trained with beside its tokenizer.json"
         )
     give_pad_token(tokenizer)
+    tokenizer.truncation_side = "left"  # what is cut off is the beginning
     set_padding_apart(model, tokenizer)
     _compute_end_in_float32(model)
     model = model.to(device()).eval().requires_grad_(False)
@@ -100,7 +101,16 @@ class PretrainedReward(Reward):
     def says(self, texts: Sequence[Text], columns: Mapping[str, Sequence[Any]]) -> list[Said]:
         """The same; where the spec names outputs, with each one's share."""
         distinct = list(dict.fromkeys(texts))
-        outputs = self._outputs([self._read(text) for text in distinct])
+        rows = [self._read(text) for text in distinct]
+        limit = self.spec.max_length
+        over = [number for number, row in enumerate(rows) if len(row["input_ids"]) > limit]
+        if over:
+            logger.warning(
+                "%d of %d texts are longer than %d tokens; the beginnings are cut off", len(over), len(rows), limit
+            )
+        for number in over:
+            rows[number] = self._cut(distinct[number], rows[number])
+        outputs = self._outputs(rows)
         said = {}
         for text, row in zip(distinct, outputs.tolist(), strict=True):
             shares = [weight * row[number] for number, weight in self.weights.items()]
@@ -109,17 +119,11 @@ class PretrainedReward(Reward):
 
     def _outputs(self, rows: Sequence[Mapping[str, list[int]]]) -> torch.Tensor:
         """The model's outputs (N, labels) of tokenised texts."""
-        limit = self.spec.max_length
-        over = sum(len(row["input_ids"]) > limit for row in rows)
-        if over:
-            logger.warning(
-                "%d of %d texts are longer than %d tokens; the beginnings are cut off", over, len(rows), limit
-            )
 
         def forward(ids: torch.Tensor, mask: torch.Tensor, numbers: list[int]) -> torch.Tensor:
             options = {}
             if "token_type_ids" in rows[0]:  # which of two texts each token is of
-                kinds = [rows[number]["token_type_ids"][-limit:] for number in numbers]
+                kinds = [rows[number]["token_type_ids"] for number in numbers]
                 padded = [row + [0] * (ids.shape[1] - len(row)) for row in kinds]
                 options["token_type_ids"] = torch.tensor(padded, device=ids.device)
             logits = self.model(input_ids=ids, attention_mask=mask, **options).logits
@@ -132,15 +136,14 @@ class PretrainedReward(Reward):
 
         place = self.model.device
         budget = SCORING_TOKENS.get(place.type, SCORING_TOKENS_ACCELERATOR)
-        cut = [row["input_ids"][-limit:] for row in rows]
-        return in_batches(forward, cut, pad_id=self.tokenizer.pad_token_id, device=place, budget=budget)
+        ids = [row["input_ids"] for row in rows]
+        return in_batches(forward, ids, pad_id=self.tokenizer.pad_token_id, device=place, budget=budget)
 
     def _read(self, text: Text) -> Mapping[str, list[int]]:
         """A text as the model reads it."""
         prompt = with_system_prompt(text.messages(), self.system_prompt)
         if self.spec.format == "pair":
-            asked = "\n".join(message["content"] for message in prompt)
-            pair: Mapping[str, list[int]] = self.tokenizer(asked, text.completion)
+            pair: Mapping[str, list[int]] = self.tokenizer(*_pair(prompt, text))
             return pair
         conversation = [*prompt, Message(role="assistant", content=text.completion)]
         try:
@@ -149,6 +152,22 @@ class PretrainedReward(Reward):
             roles = [message["role"] for message in conversation]
             raise UserError(f"the chat template of {self.spec.model} refuses the roles {roles}: {error}") from None
         return {"input_ids": list(ids)}
+
+    def _cut(self, text: Text, row: Mapping[str, list[int]]) -> Mapping[str, list[int]]:
+        """An over-long text without its beginning. A pair keeps the tokens around its two texts, one of which an
+        encoder reads the reward at, and its answer as long as that fits."""
+        limit = self.spec.max_length
+        if self.spec.format != "pair":
+            return {"input_ids": row["input_ids"][-limit:]}
+        asked, answer = _pair(with_system_prompt(text.messages(), self.system_prompt), text)
+        fits = len(row["input_ids"]) - limit < len(self.tokenizer(asked, add_special_tokens=False)["input_ids"])
+        way = "only_first" if fits else "longest_first"
+        cut: Mapping[str, list[int]] = self.tokenizer(asked, answer, truncation=way, max_length=limit)
+        return cut
+
+
+def _pair(prompt: Sequence[Message], text: Text) -> tuple[str, str]:
+    return "\n".join(message["content"] for message in prompt), text.completion
 
 
 def _compute_end_in_float32(model: Any) -> None:

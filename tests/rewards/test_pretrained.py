@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +58,21 @@ def spec_folder(folder: Path, model: Path | str, **settings: object) -> Path:
     return folder
 
 
+def encoder(folder: Path, tokenizer: Any) -> Any:
+    """A tiny BERT with one output and random weights, which `folder` then holds."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **sizes)
+    model = BertForSequenceClassification(config).eval()
+    torch.nn.init.normal_(model.bert.embeddings.token_type_embeddings.weight)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
 def own_outputs(model: Path, answer: str) -> list[float]:
     """What transformers alone says of the whole conversation."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -104,21 +120,14 @@ def test_a_pair_is_read_as_the_tokenizer_joins_two_texts(tmp_path, classifier):
 
 
 def test_an_encoder_is_told_which_of_two_texts_a_token_is_of(tmp_path, tiny_policy):
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
-    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **sizes)
-    model = BertForSequenceClassification(config)
-    torch.nn.init.normal_(model.bert.embeddings.token_type_embeddings.weight)
-    model.save_pretrained(tmp_path / "bert")
-    tokenizer.save_pretrained(tmp_path / "bert")
+    model = encoder(tmp_path / "bert", tokenizer)
     reward = load_reward(spec_folder(tmp_path / "rm", tmp_path / "bert", format="pair"), id="rm", policy=POLICY)
     pair = tokenizer("What is tea?", ANSWERS[0], return_tensors="pt")
     with torch.no_grad():
-        expected = model.eval()(**pair).logits[0]
+        expected = model(**pair).logits[0]
     assert reward([QUESTION] * 4, ANSWERS)[0] == pytest.approx(expected.item(), abs=1e-5)
 
 
@@ -129,6 +138,37 @@ def test_over_long_texts_keep_their_end_and_are_counted(tmp_path, classifier, ca
     first, second = reward([QUESTION] * 2, [long, longer])
     assert first == pytest.approx(second, abs=1e-5)
     assert "2 of 2 texts are longer than 12 tokens" in caplog.text
+
+
+def test_an_over_long_pair_keeps_the_tokens_around_its_texts_and_the_answer(tmp_path, tiny_policy):
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+    first, last = tokenizer.bos_token, tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} $B:1 {last}:1",
+        special_tokens=[(first, tokenizer.bos_token_id), (last, tokenizer.eos_token_id)],
+    )
+    model = encoder(tmp_path / "bert", tokenizer)
+    folder = spec_folder(tmp_path / "rm", tmp_path / "bert", format="pair", max_length=32)
+    reward = load_reward(folder, id="rm", policy=POLICY)
+
+    def expected(asked: list[int], answer: list[int]) -> float:
+        ids = [tokenizer.bos_token_id, *asked, tokenizer.eos_token_id, *answer, tokenizer.eos_token_id]
+        kinds = [0] * (len(asked) + 2) + [1] * (len(answer) + 1)
+        with torch.no_grad():
+            return model(torch.tensor([ids]), token_type_ids=torch.tensor([kinds])).logits.item()
+
+    question = [{"role": "user", "content": "water and tea, " * 40 + QUESTION[0]["content"]}]
+    asked, answer = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (question[0]["content"], ANSWERS[0]))
+    assert len(answer) < 32 - 3
+    [value] = reward([question], ANSWERS[:1])
+    assert value == pytest.approx(expected(asked[-(32 - 3 - len(answer)) :], answer), abs=1e-5)
+    ids = reward._cut(text := make_text(question, "tea " * 90), reward._read(text))["input_ids"]
+    assert len(ids) == 32
+    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 
 def test_it_is_never_trained_and_measured_on_the_held_out_pairs(tmp_path, classifier):
