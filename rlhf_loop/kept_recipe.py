@@ -134,6 +134,8 @@ def _may_change(block: str, name: str) -> bool:
     """Whether the setting `name` of a block, "" for the recipe itself, may differ when a run goes on."""
     if re.fullmatch(r"endpoints\.[^.]+", block):
         return name in endpoint_settings.MAY_CHANGE
+    if block == "generation":
+        return name == "vllm"
     return not block and name in _MAY_CHANGE
 
 

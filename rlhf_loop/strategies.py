@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from rlhf_loop.engines import EngineName
+from rlhf_loop.engines import EngineName, Vllm
 from rlhf_loop.settings import Settings
 
 
@@ -83,7 +83,8 @@ class Generation(Settings):
     temperature: float = Field(1.0, ge=0)  # 0: greedy
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)  # 0: all
-    batch_tokens: int = Field(16384, ge=1)  # rows x padded length of one batch
+    batch_tokens: int = Field(16384, ge=1)  # rows x padded length of one batch; vLLM makes its own
+    vllm: Vllm = Field(default_factory=Vllm)
     best_of_n: BestOfN = Field(default_factory=BestOfN)
     refine: Refine = Field(default_factory=Refine)
     exemplars: Exemplars = Field(default_factory=Exemplars)
@@ -96,10 +97,11 @@ class Generation(Settings):
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_used(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that strategies change nothing of the runs that have none."""
+        """So that strategies and engines change nothing of the runs that have none of them."""
         values: dict[str, Any] = dump(self)
         unused = {name for name in ("best_of_n", "refine", "exemplars") if name not in self.strategy}
         unused |= {"strategy"} if self.strategy == "fresh" else set()
         unused |= {"embed"} if self.embed is None else set()
         unused |= {"endpoint"} if self.endpoint is None else set()
+        unused |= {"vllm"} if self.engine != "vllm" else set()
         return {name: value for name, value in values.items() if name not in unused}

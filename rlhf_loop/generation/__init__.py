@@ -6,7 +6,8 @@ sampled in, on the other prompts, or on the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -45,7 +46,8 @@ def generate(
     """`settings.samples_per_prompt` completions of each prompt: prompts as given, samples from 0; an endpoint may write
     fewer. A completion of what was `Asked` is one of its prompt, whatever conversation the policy read.
 
-    `policy`: a model reference, a folder, or a loaded (model, tokenizer); for the engine `endpoint` (`Client`, None).
+    `policy`: a model reference, a folder, or a loaded (model, tokenizer); for the engine `vllm` (`Writer`, tokenizer),
+    for `endpoint` (`Client`, None).
     `progress(done, total)` is called with numbers of finished completions. Raises `UserError` for a prompt that leaves
     no room in the model's context.
     """
@@ -74,13 +76,24 @@ def generate_groups(
     progress: Count | None = None,
 ) -> list[list[Completion]]:
     """As `generate`, the completions of each prompt by themselves."""
-    from rlhf_loop.models.loading import load_policy
     from rlhf_loop.models.turns import with_system_prompt
 
     if not prompts:
         return []
+    if not isinstance(policy, tuple):
+        with loaded(policy, settings, policy_settings=policy_settings, policy_id=policy_id) as ready:
+            return generate_groups(
+                ready,
+                prompts,
+                settings,
+                policy_settings=policy_settings,
+                policy_id=policy_id,
+                round=round,
+                seed=seed,
+                progress=progress,
+            )
     asked = [one if isinstance(one, Asked) else Asked(prompt=one) for one in prompts]
-    model, tokenizer = policy if isinstance(policy, tuple) else load_policy(policy, policy_settings, merged=True)
+    model, tokenizer = policy
     answers = resolve_name(ENGINES[settings.engine])(
         model,
         tokenizer,
@@ -109,6 +122,28 @@ def generate_groups(
         ]
         for one, samples in zip(asked, answers, strict=True)
     ]
+
+
+@contextmanager
+def loaded(
+    policy: str | Path, settings: recipe.Generation, *, policy_settings: recipe.Policy, policy_id: str
+) -> Iterator[tuple[Any, Any]]:
+    """A policy, a model reference or a folder, as `settings.engine` takes it.
+
+    For sampling an adapter is added to its base in float32 and rounded once, which samples twice as fast and is no
+    further from the float32 policy than the adapter in bf16 beside a bf16 base. vLLM keeps it apart."""
+    if settings.engine == "vllm":
+        from rlhf_loop.generation.vllm_engine import Writer
+
+        writer = Writer(policy, policy_id, policy_settings, settings.vllm)
+        try:
+            yield writer, writer.files.tokenizer
+        finally:
+            writer.close()
+    else:
+        from rlhf_loop.models.loading import load_policy
+
+        yield load_policy(policy, policy_settings, merged=True)
 
 
 def write_greedily(

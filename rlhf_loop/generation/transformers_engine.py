@@ -55,7 +55,7 @@ def sample(
     turns = Turns(tokenizer, model)
     prompts = encode_prompts(tokenizer, conversations)
     rows = sample_ids(model, tokenizer, prompts, keys, [settings.samples_per_prompt] * len(prompts), settings, progress)
-    return [[_answer(turns, ids) for ids in samples] for samples in rows]
+    return [[answer(turns, ids) for ids in samples] for samples in rows]
 
 
 def sample_ids(
@@ -70,7 +70,8 @@ def sample_ids(
     """The same in token ids: `samples[p]` completions of `prompts[p]`, each with the token that ended it, if one did.
 
     The model is left in the mode that it was in."""
-    _check_lengths(model, prompts, keys, settings)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    check_lengths(prompts, keys, settings, limit, f"the model's {limit}")
     total = sum(samples)
     completions: dict[tuple[int, int], list[int]] = {}
     ends = Turns(tokenizer, model).ends
@@ -88,15 +89,19 @@ def sample_ids(
     return [[completions[p, s] for s in range(count)] for p, count in enumerate(samples)]
 
 
-def _check_lengths(
-    model: Any, prompts: Sequence[Sequence[int]], keys: Sequence[tuple[int, int, str]], settings: Generation
+def check_lengths(
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[tuple[int, int, str]],
+    settings: Generation,
+    limit: int | None,
+    told: str,
 ) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
+    """Raises `UserError` for a prompt that with its answer is longer than `limit`, which `told` names in words."""
     for ids, (_, _, prompt_id) in zip(prompts, keys, strict=True):
         if limit is not None and len(ids) + settings.max_new_tokens > limit:
             raise UserError(
                 f"prompt {prompt_id} has {len(ids)} tokens; with {settings.max_new_tokens} new ones it does not fit "
-                f"into the model's {limit}. Shorten it, leave it out, or lower generation.max_new_tokens"
+                f"into {told}. Shorten it, leave it out, or lower generation.max_new_tokens"
             )
 
 
@@ -186,7 +191,8 @@ def _up_to_end(row: list[int], ends: Collection[int]) -> list[int]:
     return row if end is None else row[: end + 1]
 
 
-def _answer(turns: Turns, ids: Sequence[int]) -> Answer:
+def answer(turns: Turns, ids: Sequence[int]) -> Answer:
+    """The answer that these tokens are."""
     return Answer(text=turns.text(ids), finish_reason="stop" if turns.ended(ids) else "length", ids=tuple(ids))
 
 

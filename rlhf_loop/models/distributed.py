@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar, cast
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.machine import visible_accelerators
 
 T = TypeVar("T")
 
@@ -64,30 +67,65 @@ def whole_models() -> Iterator[None]:
             os.environ[name] = efficient
 
 
-def shard(items: Sequence[T]) -> list[T]:
-    """This rank's share of `items`: every `world_size`-th one, so that sorted work is spread evenly."""
-    return list(items[rank() :: world_size()])
+def shard(items: Sequence[T], every: int = 1) -> list[T]:
+    """This rank's share of `items`: every `world_size`-th one, so that sorted work is spread evenly.
+
+    `every`: of so many ranks the first alone takes a share, where they work together."""
+    if rank() % every:
+        return []
+    return list(items[rank() // every :: -(-world_size() // every)])
 
 
-def gather(items: Sequence[T]) -> list[T]:
-    """The shares of all ranks, put back in the order that `shard` took them from; on every rank."""
+def gather(items: Sequence[T], patient: bool = False) -> list[T]:
+    """The shares of all ranks, put back in the order that `shard` took them from; on every rank.
+
+    `patient`: waits for days and not for the process group's few minutes, where some ranks have no share."""
     if world_size() == 1:
         return list(items)
     import torch.distributed as dist
 
     start()
     shares: list[Any] = [None] * world_size()
-    dist.all_gather_object(shares, list(items))
+    dist.all_gather_object(shares, list(items), group=_patient_group() if patient else None)
     longest = max(len(share) for share in shares)
     return [share[i] for i in range(longest) for share in shares if i < len(share)]
 
 
-def sharded_map(function: Callable[[Sequence[T]], Sequence[Any]], items: Sequence[T]) -> list[Any]:
+def sharded_map(function: Callable[[Sequence[T]], Sequence[Any]], items: Sequence[T], every: int = 1) -> list[Any]:
     """`function` of all `items`, each rank doing its share; the result, in order, on every rank.
 
-    `function` gives one result an item.
+    `function` gives one result an item. `every`: as in `shard`.
     """
-    return gather(function(shard(items)))
+    return gather(function(shard(items, every)), patient=every > 1)
+
+
+def own_accelerators(count: int, where: str) -> list[str]:
+    """The accelerators that this rank and the `count` - 1 after it have together, as CUDA_VISIBLE_DEVICES names them;
+    none where the machine has none. Raises `UserError`, naming the setting `where`, when there are too few."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = [str(n) for n in range(visible_accelerators())] if named is None else named.replace(" ", "").split(",")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if world_size() > 1 and here % count:
+        raise UserError(
+            f"{where}: {here} processes on this machine cannot be put together by {count}; set a number that divides "
+            f"{here}, or start another number of processes"
+        )
+    if not visible_accelerators() and count == 1:
+        return []
+    first = int(os.environ.get("LOCAL_RANK", "0")) // count * count
+    if first + count > visible_accelerators():
+        raise UserError(
+            f"{where}: {max(here, count)} GPUs are needed, and this machine shows {visible_accelerators()}; set a "
+            "lower number, or start one process for each GPU"
+        )
+    return visible[first : first + count]
+
+
+def environment_of_one() -> dict[str, str]:
+    """This process's environment without what says that it is a rank, for a process that is none."""
+    told = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kinds = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "GROUP_", "ROLE_")
+    return {name: value for name, value in os.environ.items() if name not in told and not name.startswith(kinds)}
 
 
 def said_by_main(function: Callable[[], T]) -> T:
@@ -100,6 +138,14 @@ def said_by_main(function: Callable[[], T]) -> T:
     said: list[Any] = [function() if is_main() else None]
     dist.broadcast_object_list(said, src=0)
     return cast(T, said[0])
+
+
+@cache
+def _patient_group() -> Any:
+    """On the CPU, so that waiting has no time limit of NCCL's."""
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo", timeout=timedelta(days=30))
 
 
 def barrier() -> None:

@@ -57,7 +57,7 @@ def load_policy(
     from transformers import AutoModelForCausalLM
 
     folder = adapter_folder(reference)
-    source = resolve_model(_base_of(folder) if folder else str(reference))
+    source = resolve_model(base_of(folder) if folder else str(reference))
     tokenizer = load_tokenizer(reference, settings)
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, **attention_option(settings)}
     dtype = getattr(torch, settings.precision)
@@ -66,20 +66,12 @@ def load_policy(
     with quiet(), loading(source), nullcontext() if in_training else whole_models():
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32 if merged else dtype, **options)
         model = with_attention(model, settings)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise UserError(
-            f"the tokenizer of {reference} has {len(tokenizer)} tokens, and its model has embeddings for "
-            f"{model.get_input_embeddings().num_embeddings}: they do not belong together; give a folder with both"
-        )
+    embeddings = model.get_input_embeddings().num_embeddings
+    check_belong(reference, tokenizer, embeddings)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     _make_valid(model.generation_config)
-    if all(end >= model.get_input_embeddings().num_embeddings for end in Turns(tokenizer, model).ends):
-        raise UserError(
-            f"nothing is known that ends an answer of {reference}: no config names an eos_token_id that it has, its "
-            "tokenizer has no eos_token, and its chat template closes turns with no token. Set `eos_token` in its "
-            "tokenizer_config.json"
-        )
+    check_ends(reference, Turns(tokenizer, model), embeddings)
     # Of a slice of the positions torch multiplies row by row, with a copy of the output embedding for each: for 96
     # prompts of a 135M model 5 GB and 8 s. A copy of the slice is small.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
@@ -105,7 +97,7 @@ def load_tokenizer(reference: str | Path, settings: Policy | None = None) -> Any
 
     folder = adapter_folder(reference)
     if folder and not (folder / "tokenizer_config.json").exists():
-        return load_tokenizer(_base_of(folder), settings)
+        return load_tokenizer(base_of(folder), settings)
     source = str(folder) if folder else resolve_model(str(reference))
     with loading(source):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -125,6 +117,25 @@ def load_tokenizer(reference: str | Path, settings: Policy | None = None) -> Any
             "template: `{% if add_generation_prompt %}` and the header at its end"
         )
     return tokenizer
+
+
+def check_belong(reference: str | Path, tokenizer: Any, embeddings: int) -> None:
+    """Raises `UserError` for a tokenizer with tokens that its model has no embeddings for."""
+    if len(tokenizer) > embeddings:
+        raise UserError(
+            f"the tokenizer of {reference} has {len(tokenizer)} tokens, and its model has embeddings for "
+            f"{embeddings}: they do not belong together; give a folder with both"
+        )
+
+
+def check_ends(reference: str | Path, turns: Turns, embeddings: int) -> None:
+    """Raises `UserError` for a model that cannot end an answer."""
+    if all(end >= embeddings for end in turns.ends):
+        raise UserError(
+            f"nothing is known that ends an answer of {reference}: no config names an eos_token_id that it has, its "
+            "tokenizer has no eos_token, and its chat template closes turns with no token. Set `eos_token` in its "
+            "tokenizer_config.json"
+        )
 
 
 def save_policy(
@@ -252,7 +263,7 @@ def adapter_folder(reference: str | Path) -> Path | None:
     return folder if (folder / "adapter_config.json").is_file() else None
 
 
-def _base_of(folder: Path) -> str:
+def base_of(folder: Path) -> str:
     """The base that an adapter's folder names."""
     path = folder / "adapter_config.json"
     with reading(path):

@@ -159,7 +159,7 @@ class Recipe(Settings):
         refuse_overrides_without_effect(values, overrides)
         recipe = parse(values, where=str(path))
         if to_run:
-            _refuse_missing_trackers(recipe, str(path))
+            _refuse_missing_packages(recipe, str(path))
         resolve_paths(recipe, Bases(path.parent.resolve(), map(key_of, overrides), overridden_in))
         if to_run:
             check_judge(recipe)
@@ -192,8 +192,13 @@ def parse(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
 _TRACKERS: tuple[str, ...] = get_args(Tracker)
 
 
-def _refuse_missing_trackers(recipe: Recipe, where: str) -> None:
+def _refuse_missing_packages(recipe: Recipe, where: str) -> None:
     """Looked for and not imported, which takes seconds."""
+    if recipe.generation.engine == "vllm" and not importlib.util.find_spec("vllm"):
+        raise UserError(
+            f"{where}: generation.engine: vLLM is not installed: `pip install 'rlhf-loop[vllm]'` (for GPUs; "
+            "docs/generation.md says what a CPU needs), or set `engine: transformers`"
+        )
     for name in recipe.report_to:
         packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
         if not any(importlib.util.find_spec(package) for package in packages):

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rlhf_loop.engines import LORA_RANKS
 from rlhf_loop.errors import UserError
+from rlhf_loop.machine import visible_accelerators
 from rlhf_loop.recipe.rules_of_critiques import (
     checks_have_a_policy,
     critiques_give_what_the_update_takes,
@@ -41,6 +43,33 @@ def names_are_known(recipe: Recipe) -> str | None:
     for where, name, known in named:
         if name not in known:
             return f"{where}: there is no `{name}`; there are: {', '.join(known)}"
+    return None
+
+
+def vllm_can_write(recipe: Recipe) -> str | None:
+    """What vLLM does not take of a policy or of settings that the loop's own sampler does."""
+    if recipe.generation.engine != "vllm":
+        return None
+    lora = recipe.update.lora
+    if lora is not None and lora.r > LORA_RANKS[-1]:
+        return (
+            f"update.lora.r: vLLM takes adapters up to rank {LORA_RANKS[-1]}, and this one has {lora.r}; set a lower "
+            "one, or `generation.engine: transformers`"
+        )
+    if lora is not None and recipe.policy.precision == "float32" and visible_accelerators():
+        return (
+            "policy.dtype: on a GPU vLLM computes adapters in bfloat16 or float16 alone; set `dtype: bfloat16`, "
+            "`update.lora: null`, or `generation.engine: transformers`"
+        )
+    for where, temperature in (
+        ("generation", recipe.generation.temperature),
+        ("evaluation", recipe.evaluation.temperature or 0.0),
+    ):
+        if 0 < temperature < 0.01:
+            return (
+                f"{where}.temperature: vLLM takes none between 0 and 0.01, and this is {temperature}; set 0 (greedy) "
+                "or 0.01, or `generation.engine: transformers`"
+            )
     return None
 
 
@@ -226,6 +255,7 @@ RULES: tuple[Callable[[Recipe], str | None], ...] = (
     names_are_known,
     endpoints_are_known,
     a_writer_is_named,
+    vllm_can_write,
     an_endpoint_is_not_trained,
     a_rule_judges_only_simulations,
     there_are_training_prompts,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -19,10 +20,10 @@ import pyarrow as pa
 
 from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.files import write_json
-from rlhf_loop.generation import Asked, generate_groups
+from rlhf_loop.generation import Asked, generate_groups, loaded
 from rlhf_loop.generation.strategies.given import Exemplar, Given, Written
+from rlhf_loop.generation.vllm_engine import Writer
 from rlhf_loop.models.distributed import is_main, rank, sharded_map, world_size
-from rlhf_loop.models.loading import load_policy
 from rlhf_loop.models.turns import encode_prompts, with_system_prompt
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Generation, Recipe, parse
@@ -53,18 +54,18 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
         critiques=critiques,
         feedback_rounds=recipe.pairing.feedback_rounds,
     )
-    sampler = Sampler(recipe, settings, arguments, progress)
     features = KeptFeatures(kept_before(arguments))
-    given = Given(
-        prompts=chosen,
-        settings=settings,
-        sample=lambda asked, samples: sampler(asked, settings.model_copy(update={"samples_per_prompt": samples})),
-        fits=sampler.fits,
-        score=_scorer(arguments, prompts, features, progress) if "reward" in arguments.inputs else None,
-        earlier=_earlier(arguments, recipe),
-        exemplars=_exemplars(arguments, recipe, prompts, chosen),
-    )
-    written: Written = resolve_name(STRATEGIES[settings.strategy].function)(given)
+    with Sampler(recipe, settings, arguments, progress) as sampler:
+        given = Given(
+            prompts=chosen,
+            settings=settings,
+            sample=lambda asked, samples: sampler(asked, settings.model_copy(update={"samples_per_prompt": samples})),
+            fits=sampler.fits,
+            score=_scorer(arguments, prompts, features, sampler) if "reward" in arguments.inputs else None,
+            earlier=_earlier(arguments, recipe),
+            exemplars=_exemplars(arguments, recipe, prompts, chosen),
+        )
+        written: Written = resolve_name(STRATEGIES[settings.strategy].function)(given)
     features.write(folder, of_completions(prompts, written.completions))
     if is_main():
         write_records(folder / "completions.parquet", written.completions)
@@ -72,11 +73,7 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
 
 
 class Sampler:
-    """The policy in `values["policy"]`, loaded once.
-
-    An adapter is added to the base in float32 and rounded once, which samples twice as fast and is no further from the
-    float32 policy than the adapter in bf16 beside a bf16 base.
-    """
+    """The policy in `values["policy"]`, loaded once, as its engine takes it; to be used in a `with` statement."""
 
     def __init__(self, recipe: Recipe, settings: Generation, arguments: StageArguments, progress: Progress):
         """`settings.engine` says whether the policy writes, or an endpoint in its place."""
@@ -84,20 +81,41 @@ class Sampler:
         self.arguments = arguments
         self.progress = progress
         self.loaded: tuple[Any, Any]
+        self.together = 1  # ranks that share one engine
+        self._open = ExitStack()
         if settings.engine == "endpoint":
             assert settings.endpoint is not None
             self.loaded = (Endpoints(recipe.endpoints, arguments.run)[settings.endpoint], None)
         else:
-            self.loaded = load_policy(arguments.values["policy"], recipe.policy, merged=True)
+            ready = loaded(
+                arguments.values["policy"],
+                settings,
+                policy_settings=recipe.policy,
+                policy_id=arguments.values["policy_id"],
+            )
+            self.loaded = self._open.enter_context(ready)
+            self.together = settings.vllm.tensor_parallel_size if settings.engine == "vllm" else 1
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
 
     def __call__(self, asked: Sequence[Prompt | Asked], settings: Generation) -> list[list[Completion]]:
         """`settings.samples_per_prompt` answers to each, the ranks sharing the work; on every rank, in order."""
-        return sharded_map(lambda share: self._share(share, settings), asked)
+        return sharded_map(lambda share: self._share(share, settings), asked, self.together)
+
+    def pause(self) -> None:
+        """Gives back the memory of an engine in another process, which starts again when it is asked."""
+        if isinstance(self.loaded[0], Writer):
+            self.loaded[0].close()
 
     def fits(self, messages: Sequence[Message]) -> bool:
         """Whether a conversation leaves room for an answer in the model's context."""
         model, tokenizer = self.loaded
-        limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        config = getattr(model, "config", None)
+        limit = model.limit if isinstance(model, Writer) else getattr(config, "max_position_embeddings", None)
         if limit is None:
             return True
         read = encode_prompts(tokenizer, [with_system_prompt(messages, self.recipe.policy.system_prompt)])[0]
@@ -124,17 +142,19 @@ def sample(
     every rank, in order."""
     if settings.engine == "endpoint" and recipe.policy.endpoint is None:
         settings = settings.model_copy(update={"engine": "transformers"})
-    groups = Sampler(recipe, settings, arguments, progress)(prompts, settings)
+    with Sampler(recipe, settings, arguments, progress) as sampler:
+        groups = sampler(prompts, settings)
     return [completion for group in groups for completion in group]
 
 
 def _scorer(
-    arguments: StageArguments, prompts: Sequence[Prompt], features: KeptFeatures, progress: Progress
+    arguments: StageArguments, prompts: Sequence[Prompt], features: KeptFeatures, sampler: Sampler
 ) -> Callable[[Sequence[Completion]], Mapping[str, float]]:
     """What the round's reward model says, which is loaded when it is asked."""
 
     def score(completions: Sequence[Completion]) -> Mapping[str, float]:
-        reward = load(Path(arguments.inputs["reward"]), arguments.recipe, features, progress)
+        sampler.pause()
+        reward = load(Path(arguments.inputs["reward"]), arguments.recipe, features, sampler.progress)
         by_length = sorted(completions, key=lambda c: (len(c.text), c.id))  # so that ranks get equal work
         scores: list[Score] = sharded_map(lambda share: reward.score(prompts, share), by_length)
         return {score.completion_id: score.value for score in scores}

@@ -39,6 +39,7 @@ class StepMaker:
         self._portable = without_place(self.values, run.path)
         # How fast a server is asked, and how much may be spent on it, changes nothing of what it answers.
         self._portable["endpoints"] = {name: one.identity for name, one in recipe.endpoints.items()}
+        self._portable["generation"].pop("vllm", None)  # nor does how vLLM is started
         self._checked: set[Path] = set()  # folders whose files are what their steps wrote
 
     def blocks(self, *names: str) -> dict[str, Any]:

@@ -27,6 +27,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         "Endpoints stand in the recipe's `endpoints:`",
     ),
     "a_writer_is_named": ({"generation": {"engine": "endpoint"}}, "give both or neither"),
+    "vllm_can_write": (
+        {"generation": {"engine": "vllm"}, "update": {"lora": {"r": 1024}}},
+        "up to rank 512, and this one has 1024; set a lower one",
+    ),
     "an_endpoint_is_not_trained": (
         {
             "policy": {"model": "endpoint:big"},
