@@ -240,7 +240,7 @@ class History:
         store.add_artifact(Artifact(id=model, kind="reward_model", **made))
         store.add_artifact(Artifact(id=policy, kind="policy", parent="base", **made))
         if promoted := n % 10 == 0:
-            store.promote(policy)
+            self.loop.promote(store, policy)
         fresh = completions(prompts, self.recipe.generation.samples_per_prompt, policy, n, "candidate")
         answers = completions(held_out, 1, policy, n, "held out")
         store.add_completions([*fresh, *answers])

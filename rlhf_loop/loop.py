@@ -79,8 +79,7 @@ class Loop(Run):
 def _prepare(at: Making) -> None:
     """The base policy, prompts and collected feedback go into the store; a second time changes nothing."""
     at.store.add_artifact(Artifact(id=BASE, kind="policy", path=at.recipe.policy.model, round=0))
-    if at.run.promoted_id(at.store) is None:
-        at.store.promote(BASE)
+    at.run.begin(at.store)
     take_in(at.store, at.recipe, at.progress)
     check_demonstrations(at.store, at.recipe)
 
@@ -138,5 +137,5 @@ def _warm_start(at: Making, frozen: Path) -> str:
     numbers = read_json(evaluation / "evaluation.json")
     at.progress.note("", f"warm start: win-rate vs base {interval(numbers['win_rate_vs_base'])}")
     if at.promoted() == BASE:  # not when a later round, or a person, promoted another one
-        at.store.promote(policy.id)
+        at.run.promote(at.store, policy.id)
     return policy.id

@@ -45,18 +45,18 @@ def promote(run: Path, policy_id: str) -> None:
     opened = open_run(run)
     with opened.run_dir.locked(), Store.open(opened.store_url) as store:
         _find(opened, store, policy_id)
-        store.promote(policy_id)
+        opened.promote(store, policy_id)
 
 
 def rollback(run: Path) -> str:
     """Promotes the policy that was promoted before the current one, and gives its id."""
     opened = open_run(run)
     with opened.run_dir.locked(), Store.open(opened.store_url) as store:
-        promotions = opened.promotions(store)
+        promotions = [policy for policy, _ in opened.promotions(store)]
         if not promotions or promotions[-1] == BASE:
             raise UserError(f"{run}: the base policy is promoted; there is nothing to roll back to")
         before = _promoted_before(promotions)
-        store.promote(_find(opened, store, before).id)
+        opened.promote(store, _find(opened, store, before).id)
         return before
 
 

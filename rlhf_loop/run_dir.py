@@ -1,6 +1,6 @@
 """The files of a run: where they are.
 
-    RUN/recipe.yaml  RUN/places.json  RUN/lock  RUN/feedback.db  RUN/endpoints.db  RUN/report.html
+    RUN/recipe.yaml  RUN/places.json  RUN/promotions.json  RUN/lock  RUN/feedback.db  RUN/endpoints.db  RUN/report.html
     RUN/round_003/snapshot/  reward/  score/  assemble/  update/  evaluate/  checks/  gate/  generate/  rescore/  ask/
     RUN/round_003/manifest.json      written last: the round is complete
 
@@ -9,12 +9,13 @@ Each step owns one folder (`step_folders.py`). What this does not protect agains
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rlhf_loop import private
-from rlhf_loop.files import explain_os_error
+from rlhf_loop.damage import reading
+from rlhf_loop.files import explain_os_error, read_object, write_json
 from rlhf_loop.locks import InUse, locked
 
 STEPS = (
@@ -77,6 +78,22 @@ class RunDir:
     def complete_rounds(self) -> list[int]:
         """Numbers of the rounds that are complete."""
         return [n for n in self.rounds() if (self.round(n) / "manifest.json").exists()]
+
+    def promotions(self) -> list[tuple[str, float]] | None:
+        """The policies of this run that were promoted, oldest first, each with when (seconds since the epoch); None
+        where that is not kept in the folder: only the store knows it."""
+        if not self._promotions.exists():
+            return None
+        with reading(self._promotions):
+            return [(str(policy), float(at)) for policy, at in read_object(self._promotions)["promotions"]]
+
+    def keep_promotions(self, promotions: Sequence[tuple[str, float]]) -> None:
+        """Writes them down, in place of those that were."""
+        write_json(self._promotions, {"promotions": [list(one) for one in promotions]})
+
+    @property
+    def _promotions(self) -> Path:
+        return self.path / "promotions.json"
 
     def changed_at(self) -> float:
         """When the last folder of a step took its place, or a round was completed: seconds since the epoch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 from rlhf_loop.damage import remedy
@@ -10,6 +11,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.kept_recipe import read_kept
+from rlhf_loop.places import in_project
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Artifact, stable_id
 from rlhf_loop.run_dir import RunDir
@@ -29,7 +31,7 @@ class Run:
     @property
     def store_url(self) -> str:
         """Where the feedback is kept: the recipe's `store`, or a database inside the run."""
-        return self.recipe.store or self.run_dir.store_url
+        return in_project(self.recipe.store or self.run_dir.store_url, self.recipe.project)
 
     def weights(self, policy: Artifact) -> str:
         """Where a policy's weights are: the recipe's model, or the folder of the round that made it."""
@@ -73,18 +75,38 @@ class Run:
         made = re.fullmatch(r"policy-(\d{3,})-[0-9a-f]{8}", policy_id)
         return made is None or self.policy_id(int(made[1])) == policy_id
 
-    def promotions(self, store: Store) -> list[str]:
-        """The policies of this run that were promoted, in order."""
-        return [policy for policy, _ in store.promotions() if self.holds(policy)]
+    def begin(self, store: Store) -> None:
+        """Promotes the base where nothing is promoted yet."""
+        if (promotions := self.promotions(store)) and self.run_dir.promotions() is None:
+            self.run_dir.keep_promotions(promotions)
+        elif not promotions:
+            self.promote(store, BASE)
+
+    def promote(self, store: Store, policy_id: str) -> None:
+        """Makes a policy this run's promoted one.
+
+        That stands in the run's folder: another run of the same recipe and seed makes policies of the same ids, and in
+        the store, which both may use, nobody could tell whose promotion it is. The store keeps the history of all.
+        """
+        promotions = self.promotions(store)
+        store.promote(policy_id)
+        if not promotions or promotions[-1][0] != policy_id or self.run_dir.promotions() is None:
+            self.run_dir.keep_promotions([*promotions, (policy_id, time.time())])
+
+    def promotions(self, store: Store) -> list[tuple[str, float]]:
+        """The policies of this run that were promoted, in order, each with when; of a run that an earlier version made
+        as far as the store can tell."""
+        kept = self.run_dir.promotions()
+        return kept if kept is not None else [one for one in store.promotions() if self.holds(one[0])]
 
     def promoted_id(self, store: Store) -> str | None:
         """The policy of this run that was promoted last; None before any was."""
-        return next((policy for policy, _ in reversed(store.promotions()) if self.holds(policy)), None)
+        return next((policy for policy, _ in reversed(self.promotions(store))), None)
 
     def promoted_before(self, store: Store, n: int) -> str:
         """The policy that round `n` starts from: not one of this round or a later one, where it is made again."""
         promoted = BASE
-        for policy in self.promotions(store):
+        for policy, _ in self.promotions(store):
             if (made := re.match(r"policy-(\d{3,})-", policy)) and int(made[1]) >= n:
                 break
             promoted = policy

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_loop.cli import compare, copies, feedback, policy, privacy, run, serve, submit, tokens, watch
+from rlhf_loop.cli import compare, copies, feedback, policy, privacy, projects, run, serve, submit, tokens, watch
 from rlhf_loop.cli.shared import AsJson, RunFolder, existing_run
 from rlhf_loop.errors import UserError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 app.add_typer(feedback.app, name="feedback")
 app.add_typer(policy.app, name="policy")
 app.add_typer(tokens.app, name="token")
+app.add_typer(projects.app, name="project")
 app.add_typer(privacy.app, name="user")
 app.command()(run.run)
 app.command()(submit.submit)

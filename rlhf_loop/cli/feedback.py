@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlhf_loop.cli.shared import AsJson, StoreOption, store_url, validation_settings
+from rlhf_loop.cli.shared import AsJson, StoreOption, new_store, store_url, validation_settings
 from rlhf_loop.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def feedback_import(
 
     kind, named, by_question = redactor_name(redact), column_map(columns or []), scale_map(scales or [])
     with Store.open(store_url(store)) as opened:
+        if opened.is_new and opened.database.location.project is not None:
+            print(new_store(opened, store), file=sys.stderr)
         summary = import_file(
             opened,
             path,

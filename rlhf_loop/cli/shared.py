@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,10 +13,18 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.near import near
 from rlhf_loop.places import absolute_store
 
+if TYPE_CHECKING:
+    from rlhf_loop.feedback.store.store import Store
+
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.", metavar="RUN")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 StoreOption = Annotated[
-    str, typer.Option("--store", help="Store to work on: a URL, an SQLite file, or a run's folder.", metavar="STORE")
+    str,
+    typer.Option(
+        "--store",
+        help="Store to work on: a URL, an SQLite file (?project=NAME behind it for a project), or a run's folder.",
+        metavar="STORE",
+    ),
 ]
 
 
@@ -41,6 +49,14 @@ def store_url(store: str) -> str:
     from rlhf_loop.runs import open_run
 
     return open_run(existing_run(folder)).store_url
+
+
+def new_store(store: Store, named: str) -> str:
+    """That a store was made by opening it, in words: who mistyped its name sees it. `named`: as it was typed."""
+    project = store.database.location.project
+    if project is None:
+        return f"there was no store at {named}; it is made now"
+    return f"there was no project {project} in {store.database.location.of_project(None).name}; it is made now"
 
 
 def _is_run(path: Path) -> bool:

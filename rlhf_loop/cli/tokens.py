@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_loop.cli.shared import AsJson, StoreOption, store_url
-from rlhf_loop.places import sqlite_file
+from rlhf_loop.cli.shared import AsJson, StoreOption, new_store, store_url
 
 app = typer.Typer(help="Who may call the service: make, list and revoke tokens.", no_args_is_help=True)
 
@@ -27,11 +26,9 @@ def token_create(
     from rlhf_loop.feedback.store import tokens
     from rlhf_loop.feedback.store.store import Store
 
-    url = store_url(store)
-    file = sqlite_file(url)
-    if file is not None and not file.exists():
-        print(f"there was no store at {store}; it is made now, without a run or feedback", file=sys.stderr)
-    with Store.open(url) as opened:
+    with Store.open(store_url(store)) as opened:
+        if opened.is_new:
+            print(f"{new_store(opened, store)}, without a run or feedback", file=sys.stderr)
         token, secret = tokens.create(opened, role, name)  # type: ignore[arg-type]
     print(f"{token.id}: role {role}, for {name}. The token, shown this once:", file=sys.stderr)
     print(secret)

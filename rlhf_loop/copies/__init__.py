@@ -2,7 +2,7 @@
 that fsspec knows.
 
     URL/rlhf_loop_run.json      the index: what is there whole, with a hash of each file
-    URL/recipe.yaml  URL/places.json  URL/report.html  URL/feedback.db  URL/endpoints.db
+    URL/recipe.yaml  URL/places.json  URL/promotions.json  URL/report.html  URL/feedback.db  URL/endpoints.db
     URL/round_003/...           as in the run, so a policy can be loaded from where it lies
 
 A file stands in the index only while the place holds it whole, so a copy that was cut short goes on with the same

@@ -13,7 +13,7 @@ from rlhf_loop.settings import Settings
 INDEX = "rlhf_loop_run.json"
 """Its name. A place holds one run."""
 
-TOP = ("recipe.yaml", "places.json", "report.html", "feedback.db", "endpoints.db")
+TOP = ("recipe.yaml", "places.json", "promotions.json", "report.html", "feedback.db", "endpoints.db")
 """Files of a run that are no round's."""
 
 _IN_ROUND = re.compile(r"round_\d{3,9}(?:/[^/\\:\x00-\x1f\x7f]+)+")

@@ -22,7 +22,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.lora import Lora
 from rlhf_loop.model_checks import check_files, check_folder
 from rlhf_loop.near import did_you_mean
-from rlhf_loop.places import relocated
+from rlhf_loop.places import project_name, relocated
 from rlhf_loop.recipe.evaluation import EndpointJudge, Evaluation, Gate, RewardModelJudge, RuleJudge
 from rlhf_loop.recipe.feedback import (
     Annotation,
@@ -90,6 +90,7 @@ class Recipe(Settings):
     rounds: int = Field(3, ge=1)
     run_dir: Path | None = None  # None: runs/NAME in the working folder
     store: str | None = None  # None: SQLite inside the run; or FILE, sqlite:///FILE, postgresql://...
+    project: str | None = None  # of the `store`; None: the one that it has from the beginning
     launch: Literal["auto", "inline", "child", "ranks", "slurm"] = "auto"
     accelerate_config: Path | None = None  # for `launch: child` and `slurm`
     cluster_profile: Path | None = None  # for `launch: slurm`: what the jobs of stages ask for
@@ -108,6 +109,11 @@ class Recipe(Settings):
     gate: Gate = Field(default_factory=Gate)
     annotation: Annotation = Field(default_factory=Annotation)
     watch: Watch = Field(default_factory=Watch)
+
+    @field_validator("project")
+    @classmethod
+    def _is_a_name(cls, project: str | None) -> str | None:
+        return None if project is None else project_name(project)
 
     @field_validator("report_to", mode="before")
     @classmethod

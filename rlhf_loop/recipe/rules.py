@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_loop.engines import LORA_RANKS
 from rlhf_loop.errors import UserError
 from rlhf_loop.machine import visible_accelerators
+from rlhf_loop.places import names_project
 from rlhf_loop.recipe.rules_of_critiques import (
     checks_have_a_policy,
     critiques_give_what_the_update_takes,
@@ -82,6 +83,15 @@ def a_rule_judges_only_simulations(recipe: Recipe) -> str | None:
             "evaluation.judge: a rule is an honest judge only of a simulation; with feedback of others use "
             "`judge: {kind: reward_model, model: FOLDER}`, and `prompts.judge_fraction: 0.3` where it is trained"
         )
+    return None
+
+
+def a_project_is_of_a_store(recipe: Recipe) -> str | None:
+    """It is named in one way, and of a store that others use too."""
+    if recipe.store is not None and names_project(recipe.store):
+        return "store: name the project of the store as `project: NAME`, not within its URL"
+    if recipe.project is not None and recipe.store is None:
+        return "project: the store inside a run is that run's alone; name the `store` that the project is one of"
     return None
 
 
@@ -258,6 +268,7 @@ RULES: tuple[Callable[[Recipe], str | None], ...] = (
     vllm_can_write,
     an_endpoint_is_not_trained,
     a_rule_judges_only_simulations,
+    a_project_is_of_a_store,
     there_are_training_prompts,
     there_are_held_out_prompts,
     what_needs_a_reward_model_has_one,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_loop.cluster import platform
 from rlhf_loop.cluster.jobs import records
 from rlhf_loop.endpoints.answers import spent_in
+from rlhf_loop.places import in_project
 from rlhf_loop.report.data import Round, read_recipe, read_rounds
 from rlhf_loop.run_dir import RunDir
 
@@ -153,4 +154,4 @@ def _open_questions(run: RunDir, recipe: dict[str, Any]) -> int | None:
 
 
 def _store_url(run: RunDir, recipe: dict[str, Any]) -> str:
-    return str(recipe.get("store") or run.store_url)
+    return in_project(recipe.get("store") or run.store_url, recipe.get("project"))

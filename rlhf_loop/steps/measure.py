@@ -129,5 +129,5 @@ def gate(at: Making, n: int, frozen: Path, candidate: Artifact, evaluation: Path
     kept = promoted_at(frozen)
     policy = candidate.id if decision["promoted"] else kept
     if policy != kept and at.promoted() == kept:  # not when a person promoted another one in the meantime
-        at.store.promote(policy)
+        at.run.promote(at.store, policy)
     return policy

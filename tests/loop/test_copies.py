@@ -96,7 +96,8 @@ def test_only_what_is_new_is_pushed(run: Path, tmp_path: Path, counted: list[str
     go_on(run, 2)
     counted.clear()
     assert push(run, place).rounds == [0, 1, 2]
-    assert {name.split("/")[0] for name in counted} == {"round_002", "feedback.db", "report.html", "places.json"}
+    top = {"feedback.db", "report.html", "places.json", "promotions.json"}
+    assert {name.split("/")[0] for name in counted} == {"round_002", *top}
     fetch(place, tmp_path / "there")
     assert outputs(tmp_path / "there") == outputs(run)
     assert pushed_to(run) == [place]

@@ -134,6 +134,19 @@ def postgres_schema() -> Iterator[str]:
     server.dispose()
 
 
+def postgres_database() -> Iterator[str]:
+    """The URL of an empty database of the PostgreSQL server, for what has several schemas; removed afterwards."""
+    assert POSTGRES
+    name = f"test_{secrets.token_hex(6)}"
+    server = sa.create_engine(parse_url(POSTGRES), isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield parse_url(POSTGRES).set(drivername="postgresql", database=name).render_as_string(hide_password=False)
+    with server.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    server.dispose()
+
+
 @contextmanager
 def at_revision(url: str, revision: str) -> Iterator[sa.Connection]:
     """A connection to a new store as that revision of its schema made it."""

@@ -24,6 +24,7 @@ import sqlalchemy as sa
 from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run, trained_in
 from rlhf_loop.feedback.store import question_queue, tables
 from rlhf_loop.feedback.store.adding import Transaction
+from rlhf_loop.feedback.store.artifacts import promoted_id
 from rlhf_loop.feedback.store.database import chunks
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.trained_on import models_of
@@ -112,7 +113,8 @@ def delete_user(
         runs = {str(folder): redact_run(RunDir(folder), deletion, key) for folder in run_dirs}
         with store.database.write() as connection:
             deletion = _collect(connection, key, user)  # with what was said in the meantime
-            models = _models(connection, deletion, trained_in(run_dirs, key))
+            promoted = {kept[-1][0] for folder in run_dirs if (kept := RunDir(folder).promotions())}
+            models = _models(connection, deletion, trained_in(run_dirs, key), promoted)
             deleted = _delete(connection, deletion, key)
         left = store.database.overwrite_deleted()
         for folder in run_dirs:
@@ -232,17 +234,17 @@ def _blank_answers(connection: sa.Connection, deletion: Deletion) -> None:
             connection.execute(tables.answered_requests.update().where(this).values(body="{}"))
 
 
-def _models(connection: sa.Connection, deletion: Deletion, trained: Sequence[tuple[int, Path]]) -> list[dict[str, Any]]:
+def _models(
+    connection: sa.Connection, deletion: Deletion, trained: Sequence[tuple[int, Path]], promoted: set[str]
+) -> list[dict[str, Any]]:
     """Every artifact that learned from what goes: by its feedback, its training rows, its reward model, its parent.
 
-    `trained`: the rounds whose training rows held it.
+    `trained`: the rounds whose training rows held it. `promoted`: the policies that are promoted in the runs.
     """
     stored = tables.artifacts
     learned = {id: "directly" for chunk in chunks(deletion.feedback) for id in models_of(connection, chunk)}
     rows = connection.execute(sa.select(stored).order_by(stored.c.number)).all()
-    promoted = connection.scalar(
-        sa.select(tables.promotions.c.artifact_id).order_by(tables.promotions.c.number.desc()).limit(1)
-    )
+    in_force = {*promoted, promoted_id(connection)}
     path = {row.id: json.loads(row.body)["path"] for row in rows}
     for number, folder in trained:
         made = [row.id for row in rows if row.kind == "policy" and row.round == number]
@@ -259,7 +261,7 @@ def _models(connection: sa.Connection, deletion: Deletion, trained: Sequence[tup
             "kind": row.kind,
             "round": row.round,
             "path": path[row.id],
-            "promoted": row.id == promoted,
+            "promoted": row.id in in_force,
             "learned": learned[row.id],
         }
         for row in rows

@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +24,7 @@ from sqlalchemy.pool import StaticPool
 from rlhf_loop import private
 from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.store.database_errors import explain_postgres, explain_sqlite, holders, not_writable
-from rlhf_loop.feedback.store.location import check_file, is_writable, parse_url, read_only_url, sqlite_path
+from rlhf_loop.feedback.store.location import check_file, is_writable, locate, read_only_url, sqlite_path
 from rlhf_loop.machine import network_file_system
 
 PAGE_BYTES = 16384
@@ -49,23 +50,23 @@ class Database:
 
     def __init__(self, url: str | Path, busy_seconds: float = 30.0, create: bool = True):
         """`url` as in `Store.open`. Raises `UserError` when it cannot be opened."""
-        self.url = parse_url(url)
+        self.location = locate(url)
+        self.url = self.location.url
         self.path = sqlite_path(self.url)
-        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.is_sqlite = self.location.is_sqlite
         self._memory_lock = threading.RLock() if self.is_sqlite and self.path is None else None
         # SQLite makes whoever finds it locked sleep for up to 100 ms; threads of one process need not.
         self._write_lock = threading.RLock() if self.path is not None else None
         self._reading = threading.local()
-        if self.path is not None:
-            check_file(self.path, create)
+        check_file(self.location, create)
         self.read_only = self.path is not None and not is_writable(self.path)
         self.engine = self._make_engine(busy_seconds)
         self._busy_seconds = busy_seconds
 
     @property
     def name(self) -> str:
-        """The database for messages: no password in it."""
-        return str(self.path) if self.path else self.url.render_as_string(hide_password=True)
+        """The database, with the project, for messages: no password in it."""
+        return self.location.name
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -93,7 +94,7 @@ class Database:
         """
         with self._transaction(write=True) as connection:
             if exclusive and not self.is_sqlite:
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITE_LOCK)))
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(*_write_lock(self.location.project))))
             yield connection
 
     def overwrite_deleted(self, seconds: float = 10.0) -> str | None:
@@ -173,13 +174,16 @@ class Database:
                 options = (
                     {"connect_timeout": max(2, int(busy_seconds))} if "connect_timeout" not in self.url.query else {}
                 )
-                return sa.create_engine(
+                engine = sa.create_engine(
                     self.url, connect_args=options, pool_pre_ping=True, pool_timeout=POOL_SECONDS, hide_parameters=True
                 )
             except (ModuleNotFoundError, NoSuchModuleError) as error:
                 raise UserError(
                     f"PostgreSQL needs a driver that is not installed ({error}); pip install 'rlhf-loop[postgres]'"
                 ) from None
+            if self.location.schema is not None:
+                _stay_in(engine, self.location.schema)
+            return engine
         if self.path is None:
             engine = sa.create_engine(
                 self.url, poolclass=StaticPool, connect_args={"check_same_thread": False}, hide_parameters=True
@@ -227,6 +231,21 @@ def chunks(ids: Iterable[str]) -> Iterator[list[str]]:
     unique = list(dict.fromkeys(ids))
     for start in range(0, len(unique), CHUNK):
         yield unique[start : start + CHUNK]
+
+
+def _write_lock(project: str | None) -> tuple[int, ...]:
+    """The keys of the advisory lock on all writes to a project: those to others do not wait for it."""
+    return (_WRITE_LOCK,) if project is None else (_WRITE_LOCK, zlib.crc32(project.encode()) - 2**31)
+
+
+def _stay_in(engine: sa.Engine, schema: str) -> None:
+    """Has every connection see the tables of this schema alone."""
+
+    @sa.event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy asks which schema it is in
+    def _enter(connection: Any, record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('search_path', %s, false)", [f'"{schema}"'])
+        connection.commit()  # or the end of the first transaction that fails would undo it
 
 
 def _set_journal(connection: Any, journal: str, busy_seconds: float) -> None:

@@ -1,8 +1,17 @@
-"""Where a store lies: its URL, its file, and whether that is on a disk of this machine."""
+"""Where a store lies: its URL, its file, which of its projects is meant, and whether that is on a disk of this machine.
+
+A project is a store of its own within a store: its tables are in a schema of their own on PostgreSQL, in a file of
+their own beside the store's on SQLite. So no query knows of projects.
+
+    postgresql://HOST/DATABASE?project=team-a     schema "project_team-a" of the database
+    feedback.db?project=team-a                    file feedback.project-team-a.db
+"""
 
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,6 +20,126 @@ from sqlalchemy.exc import ArgumentError
 
 from rlhf_loop import private
 from rlhf_loop.errors import UserError
+from rlhf_loop.near import did_you_mean
+from rlhf_loop.places import DEFAULT_PROJECT, project_name, split_project
+
+SCHEMA_PREFIX = "project_"
+"""Of the names of projects' schemas on PostgreSQL: no project is taken for a schema of something else."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Location:
+    """Where a store, or a project of it, lies."""
+
+    database: URL  # without the project
+    project: str | None = None  # None: the one that the store has from the beginning
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is SQLite; else it is PostgreSQL."""
+        return self.database.get_backend_name() == "sqlite"
+
+    @property
+    def schema(self) -> str | None:
+        """The project's schema on PostgreSQL; None: that of the database."""
+        return None if self.project is None or self.is_sqlite else SCHEMA_PREFIX + self.project
+
+    @property
+    def url(self) -> URL:
+        """For SQLAlchemy: on SQLite that of the project's file."""
+        if self.project is None or not self.is_sqlite:
+            return self.database
+        return self.database.set(database=str(project_file(Path(str(self.database.database)), self.project)))
+
+    @property
+    def name(self) -> str:
+        """For messages and for `--store`: no password in it."""
+        return str(sqlite_path(self.url) or self._with_project.render_as_string(hide_password=True))
+
+    @property
+    def address(self) -> str:
+        """What `Store.open` takes, with the password."""
+        return self._with_project.render_as_string(hide_password=False)
+
+    @property
+    def short_name(self) -> str:
+        """The file or the database, without folders, in letters, digits and `. _ -` alone, with the project."""
+        url = self.database
+        store = Path(str(url.database)).name if self.is_sqlite else f"{url.host or 'local'}-{url.database}"
+        return re.sub(r"[^\w.-]", "-", store if self.project is None else f"{store}-{self.project}")
+
+    @property
+    def shown_project(self) -> str:
+        """The project for messages."""
+        return self.project or DEFAULT_PROJECT
+
+    @property
+    def _with_project(self) -> URL:
+        return self.database if self.project is None else self.database.update_query_dict({"project": self.project})
+
+    def of_project(self, project: str | None) -> Location:
+        """Another project of the same store."""
+        return Location(database=self.database, project=project)
+
+
+def locate(store: str | Path) -> Location:
+    """Where the store of a URL or path lies, with `?project=NAME` where one is named.
+
+    Raises `UserError` for a URL that is none, a name that is none, and a project of a store in memory.
+    """
+    path, project = split_project(str(store)) if "://" not in str(store) else (str(store), "")
+    url = parse_url(path)
+    named = project.removeprefix("?project=") if project else url.query.get("project")
+    if _NO_NAME.search(path):  # SQLAlchemy leaves it out, and the wrong project would be taken
+        named = ""
+    if named is None:
+        return Location(database=url)
+    if not isinstance(named, str):
+        raise UserError(f"`project` stands {len(named)} times in the store's URL; name one project")
+    found = Location(database=url.difference_update_query(["project"]), project=project_name(named))
+    if found.project is None:
+        return found
+    if found.is_sqlite and sqlite_path(url) is None:
+        raise UserError("a store in memory has no projects; give a file, or a database of a PostgreSQL server")
+    if "search_path" in str(url.query.get("options", "")):
+        raise UserError(
+            "the store's URL names a project and a search_path (`options`), and both say which tables are meant; "
+            "leave one of them out"
+        )
+    return found
+
+
+def project_file(store: Path, project: str) -> Path:
+    """The file of a project of the SQLite store in this file."""
+    return store.with_name(f"{store.stem}.project-{project}{store.suffix}")
+
+
+def projects_beside(store: Path) -> list[str]:
+    """The names of the projects of the SQLite store in this file, but for the one that it has from the beginning."""
+    start, end, found = f"{store.stem}.project-", store.suffix, []
+    for file in store.parent.iterdir() if store.parent.is_dir() else ():
+        name = file.name[len(start) : len(file.name) - len(end)]
+        if file.name == f"{start}{name}{end}" and _is_name(name):
+            found.append(name)
+    return sorted(found)
+
+
+def no_such_project(location: Location, known: list[str]) -> UserError:
+    """The error of a project that is not there; `known`: those that are."""
+    project, store = location.shown_project, location.of_project(None).name
+    there = ", ".join([DEFAULT_PROJECT, *known[:20]]) + (", ..." if len(known) > 20 else "")
+    return UserError(
+        f"{store} has no project {project}{did_you_mean(project, known)}; there are: {there}. What writes to a "
+        "project makes it: `rlhf-loop feedback import`, `rlhf-loop token create`, or a run whose recipe says "
+        f"`project: {project}`"
+    )
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return project_name(text) == text
+    except UserError:
+        return False
 
 
 def parse_url(url: str | Path) -> URL:
@@ -34,6 +163,7 @@ def parse_url(url: str | Path) -> URL:
     raise UserError(f"a store cannot be kept in `{name}`; {_URLS}")
 
 
+_NO_NAME = re.compile(r"://.*[?&]project=(?:&|$)")
 _URLS = "give sqlite:///FILE, a path, :memory: or postgresql://USER:PASSWORD@HOST/DATABASE"
 
 
@@ -44,14 +174,22 @@ def sqlite_path(url: URL) -> Path | None:
     return Path(str(url.database))
 
 
-def check_file(path: Path, create: bool) -> None:
+def check_file(location: Location, create: bool) -> None:
     """Makes the file where there is none and `create` says so; raises `UserError` where it cannot be read or made."""
+    path = sqlite_path(location.url)
+    if path is None:
+        return
     if path.is_dir():
         raise UserError(f"{path} is a folder; a store is a file, such as {path / 'feedback.db'}")
     if path.exists():
         if not os.access(path, os.R_OK):
             raise UserError(f"no permission to read {path}; check its owner, or use another store")
         return
+    home = sqlite_path(location.database)
+    if not create and location.project is not None and home is not None:
+        known = projects_beside(home)
+        if known or home.exists():
+            raise no_such_project(location, known)
     if not create:
         near = sorted(p.name for p in path.parent.glob("*.db"))[:3] if path.parent.is_dir() else []
         there = f"; in that folder there is {', '.join(near)}" if near else ""

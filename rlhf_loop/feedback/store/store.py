@@ -36,26 +36,29 @@ from rlhf_loop.records import Artifact, Completion, Feedback, Prompt, Question, 
 class Store(Reading):
     """What the loop remembers, in SQLite or PostgreSQL. Usable from several threads and processes at once."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database, *, is_new: bool = False):
         self.database = database
+        self.is_new = is_new  # whether it was made when it was opened
 
     @classmethod
     def open(cls, url: str | Path, *, create: bool = True, busy_seconds: float = 30.0) -> Store:
         """Opens a store and brings its schema up to date.
 
-        `url`: `:memory:`, a path, `sqlite:///FILE`, or `postgresql://USER:PASSWORD@HOST/DATABASE`.
-        `create=False`: a SQLite file that is not there is an error. `busy_seconds`: how long to wait for others.
+        `url`: `:memory:`, a path, `sqlite:///FILE`, or `postgresql://USER:PASSWORD@HOST/DATABASE`; of a project of the
+        store with `?project=NAME` behind it.
+        `create=False`: a SQLite file, or a project, that is not there is an error. `busy_seconds`: how long to
+        wait for others.
         Raises `UserError` for whatever keeps it from being opened: no permission, a damaged file, a lock that stays,
         a missing driver, a server that cannot be reached, a schema newer than this code.
         """
         database = Database(url, busy_seconds, create)
         try:
-            upgrade(database)
+            is_new = upgrade(database, create)
         except BaseException:
             database.close()
             raise
         database.tighten()
-        return cls(database)
+        return cls(database, is_new=is_new)
 
     def close(self) -> None:
         """Closes the connections."""

@@ -8,17 +8,25 @@ import sqlalchemy as sa
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store.database import Database
+from rlhf_loop.feedback.store.location import no_such_project
+from rlhf_loop.feedback.store.projects import projects_in
 from rlhf_loop.feedback.store.tables import SCHEMA, VERSION_TABLE, metadata
 
 
-def upgrade(database: Database) -> None:
-    """Makes the tables of a new store, or brings those of an older one up to date.
+def upgrade(database: Database, create: bool = True) -> bool:
+    """Makes the tables of a new store, or of a new project of one, or brings those of an older one up to date; gives
+    whether it is new.
 
-    Raises `UserError` for a schema from the future, tables of something else, and a store that cannot be written.
+    `create=False`: a project that is not there is an error. Raises `UserError` for a schema from the future, tables of
+    something else, and a store that cannot be written.
     """
+    project = database.location.schema
     with database.read() as connection:
-        if _schema(connection) == SCHEMA:
-            return
+        current = _schema(connection)
+        if current == SCHEMA:
+            return False
+        if current is None and project is not None and not create:
+            raise no_such_project(database.location, projects_in(connection))
     if database.read_only:
         raise database.not_writable("it is of an earlier version and has to be brought up to date")
     from alembic import command
@@ -28,6 +36,8 @@ def upgrade(database: Database) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with database.write() as connection:
+        if project is not None:
+            connection.execute(sa.schema.CreateSchema(project, if_not_exists=True))
         current = _schema(connection)
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
         if current is not None and current not in known:
@@ -39,6 +49,7 @@ def upgrade(database: Database) -> None:
             _refuse_foreign(database, connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        return current is None
 
 
 def _schema(connection: sa.Connection) -> str | None:

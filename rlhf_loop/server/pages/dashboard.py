@@ -91,7 +91,8 @@ class Dashboard:
         service = self.service
         activity = service.activity.read()
         rounds, problem = _rounds(service)
-        promoted = service.store.promotions()
+        of_run = RunDir(service.run_dir).promotions() if service.run_dir is not None else None
+        promoted = service.store.promotions() if of_run is None else of_run
         return {
             "rounds": rounds,
             "asked_again": any(round.complaints for round in rounds),
