@@ -27,6 +27,7 @@ _MAY_CHANGE = (
     "launch",
     "accelerate_config",
     "cluster_profile",
+    "stages",
     "report_to",
     "annotation",
     "watch",

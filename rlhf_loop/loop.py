@@ -53,7 +53,7 @@ class Loop(Run):
         total = self.recipe.rounds if rounds is None else rounds
         with self.run_dir.locked():
             self.recipe = keep_recipe(self.recipe, self.run_dir)
-            launcher = launch.choose(self.recipe.launch, self.recipe.accelerate_config, self.recipe.cluster_profile)
+            launcher = launch.choose(self.recipe)
             with Store.open(self.store_url) as store:
                 at = Making(self, store, launcher.run, self.progress)
                 _prepare(at)

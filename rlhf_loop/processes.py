@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -39,14 +39,26 @@ class LastLines:
         return "\n".join(self._lines)
 
 
-def run(command: Sequence[str], hear: Callable[[str], None], stop_seconds: float = STOP_SECONDS) -> int:
+def run(
+    command: Sequence[str],
+    hear: Callable[[str], None],
+    stop_seconds: float = STOP_SECONDS,
+    environment: Mapping[str, str] | None = None,
+) -> int:
     """Runs a command in a session of its own and gives its exit code; `hear` gets each line of its output and errors.
+    `environment`: variables beside those of this process.
 
     Whatever ends the waiting (Ctrl-C, an error of `hear`) ends the child and all that it started, within
     `stop_seconds`.
     """
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        env={**os.environ, **(environment or {})},
     )
     assert process.stdout is not None
     try:

@@ -138,6 +138,8 @@ def resolve_paths(value: Any, bases: Bases, key: tuple[str, ...] = ()) -> Any:
                 setattr(value, name, after)
     elif isinstance(value, list):
         return [resolve_paths(item, bases, (*key, str(number))) for number, item in enumerate(value)]
+    elif isinstance(value, dict):
+        return {name: resolve_paths(item, bases, (*key, str(name))) for name, item in value.items()}
     elif isinstance(value, Path):
         return absolute_path(value, bases.of(key))
     elif value is not None and key == ("store",):

@@ -6,22 +6,24 @@ One interface, `run(arguments_file, progress)`; one way at a time in a run.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.launch.launcher import Launcher
 from rlhf_loop.machine import visible_accelerators
+from rlhf_loop.recipe import Recipe
 
 
-def choose(mode: str, accelerate_config: Path | None = None, cluster_profile: Path | None = None) -> Launcher:
-    """The launcher for a recipe's `launch`; `auto`: ranks under a launcher, child with several accelerators, else
-    inline.
+def choose(recipe: Recipe) -> Launcher:
+    """The launcher for a recipe's `launch`; `auto`: ranks under a launcher, child with several accelerators or
+    settings for it, else inline.
 
-    Raises `UserError` for `ranks` in a process that nobody launched, and for `slurm` where there is none.
+    Raises `UserError` for `ranks` in a process that nobody launched, for `slurm` where there is none, and for more
+    devices than there are.
     """
+    mode, wants_child = recipe.launch, bool(recipe.accelerate_config or recipe.stages)
     launched = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if mode == "auto":
-        mode = "ranks" if launched else "child" if visible_accelerators() > 1 or accelerate_config else "inline"
+        mode = "ranks" if launched else "child" if visible_accelerators() > 1 or wants_child else "inline"
     if mode == "ranks":
         if not launched:
             raise UserError(
@@ -38,11 +40,11 @@ def choose(mode: str, accelerate_config: Path | None = None, cluster_profile: Pa
         from rlhf_loop.cluster.profile import read_profile
         from rlhf_loop.launch.slurm import Slurm
 
-        return Slurm(read_profile(cluster_profile), accelerate_config)
+        return Slurm(read_profile(recipe.cluster_profile), recipe.accelerate_config, recipe.stages)
     if mode == "child":
         from rlhf_loop.launch.child import Child
 
-        return Child(accelerate_config)
+        return Child(recipe.accelerate_config, recipe.stages)
     from rlhf_loop.launch.inline import Inline
 
     return Inline()

@@ -8,39 +8,61 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf_loop import processes
+from rlhf_loop.errors import UserError
+from rlhf_loop.files import read_json
 from rlhf_loop.launch.heard import Heard
 from rlhf_loop.launch.launcher import refuse_while_a_job_makes
+from rlhf_loop.machine import visible_accelerators
 from rlhf_loop.progress import Progress
+from rlhf_loop.recipe.launching import StageLaunch, StageName
 
 
 class Child:
     """Starts `accelerate launch ... -m rlhf_loop.stages ARGUMENTS` for each stage."""
 
-    def __init__(self, accelerate_config: Path | None = None):
+    def __init__(
+        self, accelerate_config: Path | None = None, stages: Mapping[StageName, StageLaunch] | None = None
+    ) -> None:
+        """`stages`: how those are started that are not started as all are. Raises `UserError` for more devices than
+        this machine shows."""
         self.accelerate_config = accelerate_config
+        self.stages = {str(name): stage for name, stage in (stages or {}).items()}
+        visible = visible_accelerators()
+        for name, stage in self.stages.items():
+            if stage.devices is not None and stage.devices > visible:
+                raise UserError(
+                    f"stages.{name}.devices is {stage.devices}, and this machine shows {visible} accelerators"
+                )
 
     def run(self, arguments_file: Path, progress: Progress) -> None:
         """Waits for the child; its last lines are in the error when it fails."""
         refuse_while_a_job_makes(arguments_file)
-        heard = Heard(progress)
-        code = processes.run(self.command(arguments_file), heard)
+        heard, stage = Heard(progress), self._stage(arguments_file)
+        code = processes.run(self.command(arguments_file), heard, environment=_devices(stage.devices))
         if code != 0:
             raise heard.fail(f"the stage ended with exit code {code}")
 
     def command(self, arguments_file: Path) -> list[str]:
         """The command line of a stage."""
-        config = ["--config_file", str(self.accelerate_config)] if self.accelerate_config else []
+        started = self._stage(arguments_file)
+        accelerate_config = started.accelerate_config or self.accelerate_config
+        config = ["--config_file", str(accelerate_config)] if accelerate_config else []
         accelerate = [sys.executable, "-m", "accelerate.commands.launch", *config]
         stage = ["-m", "rlhf_loop.stages", str(arguments_file)]
         nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
         if nodes == 1:
+            if started.devices is not None:  # a config's number is that of all stages
+                accelerate += ["--num_processes", str(started.devices)]
             return [*accelerate, *stage]
-        gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
-        if gpus and self.accelerate_config is None:  # Accelerate would share one node's number among all nodes
-            accelerate += ["--multi_gpu", "--num_processes", str(nodes * gpus)]
+        gpus = started.devices or int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+        if gpus and accelerate_config is None:  # Accelerate would share one node's number among all nodes
+            accelerate.append("--multi_gpu")
+        if gpus and (accelerate_config is None or started.devices):
+            accelerate += ["--num_processes", str(nodes * gpus)]
         line = " ".join(
             [
                 shlex.join(accelerate),
@@ -53,5 +75,18 @@ class Child:
         )
         return ["srun", f"--nodes={nodes}", "--ntasks-per-node=1", "bash", "-c", line]
 
+    def _stage(self, arguments_file: Path) -> StageLaunch:
+        """How the stage with these arguments is started."""
+        return self.stages.get(read_json(arguments_file)["stage"], StageLaunch()) if self.stages else StageLaunch()
+
     def close(self) -> None:
         """Nothing waits."""
+
+
+def _devices(number: int | None) -> dict[str, str]:
+    """What shows a process the first `number` of the accelerators that this one sees; None: all of them."""
+    if number is None:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    ids = [str(n) for n in range(number)] if visible is None else visible.split(",")[:number]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(ids)}

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from rlhf_loop.files import fingerprint, write_text
 from rlhf_loop.launch.heard import Heard
 from rlhf_loop.locks import check
 from rlhf_loop.progress import Progress
+from rlhf_loop.recipe.launching import StageLaunch, StageName
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.step_folders import is_complete
 
@@ -50,9 +51,16 @@ _COULD_NOT_REQUEUE = 75  # exit code of slurm.sh
 class Slurm:
     """Submits a job for each stage, and follows it."""
 
-    def __init__(self, profile: Profile, accelerate_config: Path | None = None):
+    def __init__(
+        self,
+        profile: Profile,
+        accelerate_config: Path | None = None,
+        stages: Mapping[StageName, StageLaunch] | None = None,
+    ):
+        """`stages`: those with an Accelerate config of their own; what they ask for is the profile's."""
         queue.require()
         self.profile, self.accelerate_config = profile, accelerate_config
+        self.stages = {str(name): stage for name, stage in (stages or {}).items()}
         self.leaving = False
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGUSR1, self._leave)
@@ -107,6 +115,8 @@ class Slurm:
 
     def script(self, stage: _Stage) -> str:
         """What is submitted for a stage."""
+        own = self.stages.get(stage.arguments.stage)
+        accelerate_config = (own and own.accelerate_config) or self.accelerate_config
         return render(
             "slurm.sh",
             [*self.profile.options(stage.arguments.stage), "--dependency=singleton"],
@@ -114,9 +124,7 @@ class Slurm:
             name=stage.name,
             output=f"{pattern(stage.logs)}/slurm-%j.out",
             calls=[
-                Call(
-                    words=["--stage", str(stage.file)], variables=variables(stage.arguments.run, self.accelerate_config)
-                )
+                Call(words=["--stage", str(stage.file)], variables=variables(stage.arguments.run, accelerate_config))
             ],
         )
 

@@ -33,6 +33,7 @@ from rlhf_loop.recipe.feedback import (
     Validation,
     Watch,
 )
+from rlhf_loop.recipe.launching import StageLaunch, StageName
 from rlhf_loop.recipe.policy import Policy
 from rlhf_loop.recipe.rules import RULES, check_judge
 from rlhf_loop.recipe.training import EVAL_FRACTION, Pairing, Reward, RewardComponent, Update, WarmStart
@@ -70,6 +71,7 @@ __all__ = [
     "RewardComponent",
     "RewardModelJudge",
     "RuleJudge",
+    "StageLaunch",
     "Tracker",
     "Update",
     "Validation",
@@ -94,6 +96,7 @@ class Recipe(Settings):
     launch: Literal["auto", "inline", "child", "ranks", "slurm"] = "auto"
     accelerate_config: Path | None = None  # for `launch: child` and `slurm`
     cluster_profile: Path | None = None  # for `launch: slurm`: what the jobs of stages ask for
+    stages: dict[StageName, StageLaunch] = Field(default_factory=dict)  # those that are started otherwise
     report_to: list[Tracker] = Field(default_factory=list)
     endpoints: dict[str, EndpointSettings] = Field(default_factory=dict)  # servers of models, by the names used below
     policy: Policy

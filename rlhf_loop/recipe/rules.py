@@ -248,6 +248,12 @@ def accelerate_is_started_once(recipe: Recipe) -> str | None:
             "accelerate_config is for `launch: child` and `launch: slurm`, which start Accelerate themselves; this is "
             f"`{recipe.launch}`"
         )
+    if recipe.stages and recipe.launch in ("inline", "ranks"):
+        return (
+            f"stages is for `launch: child` and `launch: slurm`, which start each by itself; this is `{recipe.launch}`"
+        )
+    if recipe.launch == "slurm" and (named := [name for name, stage in recipe.stages.items() if stage.devices]):
+        return f"stages.{named[0]}.devices is for `launch: child`; with `launch: slurm` the profile's `stages` says it"
     return None
 
 

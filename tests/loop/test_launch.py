@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from rlhf_loop import Loop, Recipe, launch
+from rlhf_loop import Loop, Recipe, launch, processes
 from rlhf_loop.errors import UserError
+from rlhf_loop.launch.child import Child
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import Completion, Score
 from rlhf_loop.run_dir import RunDir
@@ -26,6 +29,10 @@ def candidates(run: Path, number: int) -> list[tuple[str, str]]:
 
 def scores(run: Path, number: int) -> list[float]:
     return [score.value for score in read_records(RunDir(run).step(number, "rescore") / "scores.parquet", Score)]
+
+
+def told(mode: str, *settings: str) -> Recipe:
+    return Recipe.load(SMOKE, [f"launch={mode}", *settings])
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +60,7 @@ def test_what_stays_between_stages_is_set_aside_for_collections_until_the_run_en
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rlhf_loop.stages.run_stage", lambda file, progress: None)
-    launcher = launch.choose("inline")
+    launcher = launch.choose(told("inline"))
     launcher.run(tmp_path / "generate.arguments.json", lambda done, total, text: None)
     assert gc.get_freeze_count() > 1000
     launcher.close()
@@ -90,23 +97,100 @@ def test_a_mistake_in_a_child_comes_back_as_the_users_error(tmp_path: Path) -> N
 def test_ranks_with_one_process_is_refused_and_names_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match="torchrun --nproc_per_node"):
-        launch.choose("ranks")
+        launch.choose(told("ranks"))
 
 
 def test_the_way_is_chosen_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert type(launch.choose("auto")).__name__ == "Inline"
+    assert type(launch.choose(told("auto"))).__name__ == "Inline"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert type(launch.choose("auto")).__name__ == "Child"
+    assert type(launch.choose(told("auto"))).__name__ == "Child"
 
 
 def test_a_child_in_a_slurm_allocation_of_several_nodes_goes_through_srun(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlhf_loop.launch.child import Child
-
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     command = Child(Path("fsdp.yaml")).command(Path("a.json"))
     assert command[0] == "srun"
     assert "--machine_rank $SLURM_NODEID" in command[-1]
     assert "--config_file fsdp.yaml" in command[-1]
     assert command[-1].endswith("-m rlhf_loop.stages a.json")
+
+
+STAGES = (
+    "stages={generate: {devices: 1}, update: {accelerate_config: fsdp.yaml}, "
+    "reward: {devices: 2, accelerate_config: two.yaml}}"
+)
+
+
+def arguments(folder: Path, stage: str) -> Path:
+    file = folder / f"{stage}.arguments.json"
+    file.write_text(json.dumps({"stage": stage}))
+    return file
+
+
+def test_each_stage_is_started_with_its_own_devices_and_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    monkeypatch.chdir(tmp_path)
+    launcher = launch.choose(told("auto", "accelerate_config=all.yaml", STAGES))
+    assert isinstance(launcher, Child)
+    commands: dict[str, tuple[list[str], str | None]] = {}
+
+    def run(command: list[str], hear: object, environment: Mapping[str, str]) -> int:
+        commands[Path(command[-1]).name.split(".")[0]] = (command[3:-3], environment.get("CUDA_VISIBLE_DEVICES"))
+        return 0
+
+    monkeypatch.setattr("rlhf_loop.processes.run", run)
+    for stage in ("generate", "update", "reward", "score"):
+        launcher.run(arguments(tmp_path, stage), lambda done, total, text: None)
+    assert commands == {
+        "generate": (["--config_file", str(tmp_path / "all.yaml"), "--num_processes", "1"], "4"),
+        "update": (["--config_file", str(tmp_path / "fsdp.yaml")], None),
+        "reward": (["--config_file", str(tmp_path / "two.yaml"), "--num_processes", "2"], "4,5"),
+        "score": (["--config_file", str(tmp_path / "all.yaml")], None),
+    }
+
+
+def test_devices_of_a_stage_are_those_of_each_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    starting = Child(None, told("child", STAGES).stages)
+    assert "--multi_gpu --num_processes 8 " not in starting.command(arguments(tmp_path, "generate"))[-1]
+    assert "--multi_gpu --num_processes 2 " in starting.command(arguments(tmp_path, "generate"))[-1]
+    assert "--multi_gpu --num_processes 8 " in starting.command(arguments(tmp_path, "score"))[-1]
+    reward = starting.command(arguments(tmp_path, "reward"))[-1]
+    assert "--num_processes 4 " in reward
+    assert "--multi_gpu" not in reward  # the config says how
+
+
+def test_a_stage_sees_only_its_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    said: list[str] = []
+    command = [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['HOME'])"]
+    assert processes.run(command, said.append, environment={"CUDA_VISIBLE_DEVICES": "2"}) == 0
+    assert said == [f"2 {os.environ['HOME']}"]
+
+
+def test_more_devices_than_there_are_and_stages_without_child_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(UserError, match=r"stages.reward.devices is 2, and this machine shows 1 accelerators"):
+        launch.choose(told("auto", STAGES))
+    with pytest.raises(UserError, match="stages is for `launch: child` and `slurm`"):
+        told("inline", STAGES)
+    with pytest.raises(UserError, match=r"stages.generate.devices is for `launch: child`"):
+        told("slurm", STAGES)
+    with pytest.raises(UserError, match="generate"):
+        told("auto", "stages={genrate: {devices: 1}}")
+
+
+@pytest.mark.slow
+def test_a_stage_with_a_config_of_its_own_makes_the_same_run(inline_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "smoke"
+    config = SMOKE.parent / "accelerate" / "cpu.yaml"
+    recipe = told("auto", f"stages={{score: {{accelerate_config: {config}}}}}")
+    Loop(recipe, run_dir=run).run(rounds=1)
+    assert candidates(run, 1) == candidates(inline_run, 1)
+    assert scores(run, 1) == scores(inline_run, 1)

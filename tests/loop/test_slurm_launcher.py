@@ -19,6 +19,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.launch import choose
 from rlhf_loop.launch import slurm as launcher
 from rlhf_loop.locks import locked
+from rlhf_loop.recipe.launching import StageLaunch, StageName
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.step_folders import step_folder
 
@@ -105,6 +106,15 @@ def test_a_stage_is_submitted_and_followed_until_its_folder_is_there(
     assert f"set -- --stage {stage.file}" in script
     assert there.keys().isdisjoint({"SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "MASTER_PORT", "RLHF_LOOP_LOCKS"})
     assert there["SLURM_CONF"] == "/etc/slurm.conf"
+
+
+def test_a_stage_may_have_an_accelerate_config_of_its_own(stage: Stage) -> None:
+    whole, own = Path("/shared/ddp.yaml"), Path("/shared/fsdp2.yaml")
+    stages: tuple[StageName, ...] = ("update", "score")
+    for name, expected in zip(stages, (own, whole), strict=True):  # the job is an update's
+        started = launcher.Slurm(Profile(), whole, {name: StageLaunch(accelerate_config=own)})
+        script = started.script(launcher._Stage(stage.file))
+        assert f"RLHF_LOOP_ACCELERATE_CONFIG={expected}" in script
 
 
 @pytest.mark.parametrize("state", ["TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"])
