@@ -178,7 +178,7 @@ def test_more_devices_than_there_are_and_stages_without_child_are_refused(monkey
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(UserError, match=r"stages.reward.devices is 2, and this machine shows 1 accelerators"):
         launch.choose(told("auto", STAGES))
-    with pytest.raises(UserError, match="stages is for `launch: child` and `slurm`"):
+    with pytest.raises(UserError, match="stages is for `launch: child` and `launch: slurm`"):
         told("inline", STAGES)
     with pytest.raises(UserError, match=r"stages.generate.devices is for `launch: child`"):
         told("slurm", STAGES)

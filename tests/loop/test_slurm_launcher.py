@@ -19,11 +19,18 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.launch import choose
 from rlhf_loop.launch import slurm as launcher
 from rlhf_loop.locks import locked
+from rlhf_loop.recipe import Recipe
 from rlhf_loop.recipe.launching import StageLaunch, StageName
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.step_folders import step_folder
 
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+
 Event = Callable[[], object]
+
+
+def told(way: str) -> Recipe:
+    return Recipe.load(SMOKE, [f"launch={way}"])
 
 
 class Stage:
@@ -286,18 +293,18 @@ def test_other_launchers_refuse_a_stage_that_a_job_makes(
     with pytest.raises(KeyboardInterrupt):
         stage.follow(lambda: os.kill(os.getpid(), signal.SIGUSR1))
     monkeypatch.setattr("rlhf_loop.stages.run_stage", lambda file, progress: None)
-    monkeypatch.setattr("rlhf_loop.processes.run", lambda command, hear: 0)
+    monkeypatch.setattr("rlhf_loop.processes.run", lambda command, hear, environment: 0)
     for event, sentence in ((lambda: None, "launch=slurm"), (stage.slurm.away, "nobody can be asked here")):
         event()
         with pytest.raises(UserError, match=f"slurm job 1 .*round 1, update.*{sentence}"):
-            choose(way).run(stage.file, lambda *told: None)
+            choose(told(way)).run(stage.file, lambda *told: None)
     stage.slurm.away(False)
     stage.slurm.becomes("1", "COMPLETED")
-    choose(way).run(stage.file, lambda *told: None)
+    choose(told(way)).run(stage.file, lambda *told: None)
     assert not stage_record(stage.file).exists()
 
 
 def test_without_slurm_the_launcher_says_where_it_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no sbatch on the PATH"):
-        choose("slurm")
+        choose(told("slurm"))
