@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,7 @@ def training_arguments(
 
     Checkpoints go to `output/checkpoints`, every `save_steps` steps when that is given, else never.
     """
-    values = dict(settings)
-    values.setdefault("gradient_checkpointing", False)
+    values = _of_now(settings, config)
     values.setdefault("logging_steps", 1)
     values.setdefault("bf16", dtype == "bfloat16")  # also for adapters, whose own weights stay float32
     try:
@@ -51,6 +51,18 @@ def training_arguments(
         # With the optimizer in main memory, Accelerate would train with DeepSpeed's Adam in the place of any other.
         deepspeed.deepspeed_config.setdefault("zero_force_ds_cpu_optimizer", False)
     return arguments
+
+
+def _of_now(settings: Mapping[str, Any], config: type[Any]) -> dict[str, Any]:
+    """Settings by the names that transformers has for them now: what trades computing for memory has another since
+    5.23. TRL's default, to do so, is set off."""
+    has = {field.name for field in fields(config)}
+    values = {"gradient_checkpointing": False, **settings}
+    for old in [name for name in values if name.startswith("gradient_checkpointing")]:
+        new = old.replace("gradient_", "activation_")
+        if new in has:
+            values.setdefault(new, values.pop(old))
+    return values
 
 
 def callbacks(

@@ -56,7 +56,8 @@ def new_critic(base: str, policy: Policy, lora: Lora) -> tuple[Any, Any]:
         target_modules=lora.target_modules,
         modules_to_save=[HEAD],
     )
-    return get_peft_model(model, config), tokenizer
+    with quiet():
+        return get_peft_model(model, config), tokenizer
 
 
 def load_critic(folder: Path, base: str, policy: Policy) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,14 @@ def test_critiques_alone_move_the_language_model_and_not_the_head(tmp_path):
 
 
 # Training, saving, loading
+
+
+def test_training_says_nothing_of_names_that_libraries_have_others_for(tmp_path):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        spec = spec_of(trainer={"learning_rate": 3e-3, "max_steps": 1, "gradient_checkpointing": True})
+        train_with(tmp_path, spec=spec)
+    assert [one.message for one in said if issubclass(one.category, FutureWarning)] == []
 
 
 def test_it_is_saved_and_loaded_with_the_same_scores(trained, loaded):
