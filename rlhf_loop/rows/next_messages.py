@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from rlhf_loop.critique_methods import NextMessage
 from rlhf_loop.records import Completion, CritiquedCompletion, Message, Prompt, stable_id
@@ -66,7 +67,7 @@ def next_messages(
     return rows, left_out
 
 
-def counts_of(rows: Sequence[CritiquedCompletion], left_out: Mapping[str, int]) -> dict[str, object]:
+def counts_of(rows: Sequence[CritiquedCompletion], left_out: Mapping[str, int]) -> dict[str, Any]:
     """What there is to learn from, for reports."""
     return {
         "messages": len(rows),
@@ -74,6 +75,24 @@ def counts_of(rows: Sequence[CritiquedCompletion], left_out: Mapping[str, int]) 
         "of_stored_answers": sum(row.token_ids is not None for row in rows),
         "left_out": dict(left_out),
     }
+
+
+def none_in_words(counts: Mapping[str, Any]) -> str | None:
+    """What is wrong and what to do where `counts_of` found nothing to learn from; None where it did."""
+    if counts["messages"]:
+        return None
+    left_out: Mapping[str, int] = counts["left_out"]
+    if not left_out:
+        return (
+            "critiques.next_message: 0 messages to learn from, for no training prompt holds an answer that a user's "
+            "message follows; serve the policy to people, import chats with all of their turns (feedback.imports), or "
+            "leave the method out"
+        )
+    reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items())
+    return (
+        f"critiques.next_message: 0 of {sum(left_out.values())} messages to learn from ({reasons}); see its settings, "
+        "such as `min_messages` and `complaints_only`"
+    )
 
 
 def is_complaint(message: str) -> bool:

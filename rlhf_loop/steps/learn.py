@@ -8,6 +8,7 @@ from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.files import read_json
 from rlhf_loop.progress import Progress
 from rlhf_loop.records import Artifact
+from rlhf_loop.rows.next_messages import none_in_words
 from rlhf_loop.runs import BASE
 from rlhf_loop.steps.assemble import assemble
 from rlhf_loop.steps.contents import has_critic, spec_hashes
@@ -35,6 +36,8 @@ def freeze(at: Making, n: int) -> Path:
     if n:
         text = f"{pairs} pairs to learn from; {refused} records quarantined, {report['set_aside']} ties or skips"
         at.progress.note("", text)
+    if n == 1 and "next_messages" in report and (none := none_in_words(report["next_messages"])) is not None:
+        at.progress.note("", none)
     return folder
 
 

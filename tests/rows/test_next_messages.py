@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,14 +19,15 @@ from rlhf_loop.feedback.privacy.deletion_files import Deletion, _redact
 from rlhf_loop.feedback.quality.themes import themes
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.vague import is_vague
-from rlhf_loop.files import read_json
+from rlhf_loop.files import read_json, write_json
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.record_files import read_records, write_records
 from rlhf_loop.records import Annotator, Completion, Critique, CritiquedCompletion, Feedback, Message, Prompt, Thumb
 from rlhf_loop.rows.critiqued import Limits, shuffled
-from rlhf_loop.rows.next_messages import counts_of, is_complaint, next_messages
+from rlhf_loop.rows.next_messages import counts_of, is_complaint, next_messages, none_in_words
 from rlhf_loop.server.chat.answers import Conversation, prompt_of
 from rlhf_loop.server.service import Service
+from rlhf_loop.steps.learn import freeze
 from rlhf_loop.steps.snapshot import snapshot
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
@@ -53,6 +55,33 @@ def rows_of(
 
     rows, left_out = next_messages(prompts, answers_to, NextMessage(**settings), LIMITS)
     return rows, dict(left_out)
+
+
+def test_where_there_is_nothing_to_learn_from_it_is_said_with_the_reason() -> None:
+    none = none_in_words(counts_of(*rows_of(chat("one", "Name a tree."))))
+    assert none is not None
+    assert "0 messages to learn from" in none
+    assert "import chats" in none
+    short = chat("a", "Name a tree.", "An oak.", "No, another one.")
+    told = none_in_words(counts_of(*rows_of(short, min_messages=4)))
+    assert told is not None
+    assert "0 of 1 messages to learn from (1 too few messages); see its settings" in told
+    assert none_in_words(counts_of(*rows_of(short))) is None
+
+
+def test_the_first_round_alone_says_so(tmp_path: Path) -> None:
+    found = {"pairs": {"train": 3}, "quarantined": [], "set_aside": 0, "next_messages": counts_of([], {})}
+    write_json(tmp_path / "validation.json", found)
+    notes: list[str] = []
+    at: Any = SimpleNamespace(
+        make=SimpleNamespace(step=lambda *_: tmp_path),
+        critiques=dict,
+        figures={},
+        progress=SimpleNamespace(note=lambda name, text: notes.append(text)),
+    )
+    for n in range(3):
+        freeze(at, n)
+    assert [text.startswith("critiques.next_message: 0 messages") for text in notes] == [False, True, False]
 
 
 @pytest.mark.parametrize(
