@@ -192,6 +192,26 @@ def test_bad_rows_are_refused_with_line_and_reason_and_the_others_kept(tmp_path:
         assert refused.raw == raw[:10_000]
 
 
+@pytest.mark.parametrize(("odd", "said"), [("nul \0", "a NUL character"), ("half \ud83d", "half of a surrogate pair")])
+def test_critiques_that_cannot_be_shown_are_refused_whatever_field_it_is(tmp_path: Path, odd: str, said: str) -> None:
+    about = {"record": "critique", "id": "f", "prompt_id": "p", "completion_id": "c", "annotator": {"id": "ann"}}
+    span = {"start": 0, "end": 1}
+    rows = [
+        {**about, "comment": odd},
+        {**about, "comment": "x", "spans": [{**span, "comment": odd}]},
+        {**about, "comment": "x", "spans": [{**span, "label": odd}]},
+        {**about, "comment": "x", "annotator": {"id": odd}},
+        {**about, "comment": "x", "external_id": odd},
+        {**about, "record": "edit", "edited_completion": odd},
+        {**about, "record": "implicit", "action": odd},
+    ]
+    result = read(write_lines(tmp_path / "f.jsonl", rows))
+    assert result.feedback == []
+    fields = ["comment", "comment", "label", "id", "external_id", "edited_completion", "action"]
+    for refused, field in zip(result.refused, fields, strict=True):
+        assert f"`{field}` holds {said}" in refused.reason
+
+
 def test_a_truncated_gzip_file_gives_what_is_whole_and_says_so(tmp_path: Path) -> None:
     path = write_lines(
         tmp_path / "f.jsonl.gz", [{**PAIR, "id": str(i), "chosen": f"{i * 7919 % 1000}"} for i in range(5000)]

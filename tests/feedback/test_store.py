@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -37,7 +38,7 @@ from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import as_columns, prompt_row
 from rlhf_loop.feedback.store.tables import SCHEMA, VERSION_TABLE, metadata
 from rlhf_loop.machine import network_file_system
-from rlhf_loop.records import Annotator, Artifact, Question, Score, Skip
+from rlhf_loop.records import Annotator, Artifact, Critique, Edit, Implicit, Question, Score, Skip, Span
 
 KINDS = ["memory", "sqlite", pytest.param("postgres", marks=needs_postgres)]
 
@@ -83,6 +84,20 @@ def test_text_that_databases_dislike_is_kept(store: Store) -> None:
     store.add_completions([completion(f"c{i}", text) for i, text in enumerate(odd)])
     assert [c.text for c in store.completions()] == odd
     assert store.prompts()[0] == prompt(text="\0 asks", reference="\ud83d")
+
+
+@pytest.mark.parametrize("odd", ["nul \0 inside", "half a pair \ud83d", "\u2028 and \x1b"])
+def test_what_is_said_in_text_that_databases_dislike_is_kept(store: Store, odd: str) -> None:
+    store.add_prompts([prompt()])
+    store.add_completions([completion("c")])
+    about: dict[str, Any] = {"prompt_id": "p", "completion_id": "c", "annotator": Annotator(id=odd), "source": odd}
+    said = [
+        Critique(id="1", comment=odd, spans=(Span(start=0, end=1, label=odd, comment=odd),), **about),
+        Edit(id="2", edited_completion=odd, comment=odd, external_id=odd, **about),
+        Implicit(id="3", action=odd, **about),
+    ]
+    assert store.add_feedback(said) == 3
+    assert store.feedback() == said
 
 
 def test_adding_again_changes_nothing(store: Store) -> None:
