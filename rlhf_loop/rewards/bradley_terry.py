@@ -9,7 +9,6 @@ distinct answers everywhere an element is one pair and everything is as in TRL.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,9 @@ from rlhf_loop.reward_spec import BradleyTerrySpec
 from rlhf_loop.rewards.base import Reward
 from rlhf_loop.rewards.elements import elements
 from rlhf_loop.rewards.head import cross_validate, fit, group_folds
-from rlhf_loop.rewards.scoring import in_batches, padded
+from rlhf_loop.rewards.scoring import ends, in_batches, padded
 from rlhf_loop.rewards.texts import Text, encode, texts_of_pairs
 from rlhf_loop.rewards.trunk import load_classifier, lora_config
-
-logger = logging.getLogger(__name__)
 
 FORWARD_TOKENS = {"cpu": 2048}
 """Padded tokens of one forward in training, by device; elsewhere an element is one forward."""
@@ -274,13 +271,7 @@ def batch_elements(
 
 def encode_all(turns: Turns, texts: Sequence[Text], system_prompt: str | None, max_length: int) -> list[list[int]]:
     """Token ids of each text for scoring: all are scored, those over `max_length` tokens by their end."""
-    rows = [encode(turns, text, system_prompt)[0] for text in texts]
-    over = sum(len(row) > max_length for row in rows)
-    if over:
-        logger.warning(
-            "%d of %d texts are longer than %d tokens; the beginnings are cut off", over, len(rows), max_length
-        )
-    return [row[-max_length:] for row in rows]
+    return ends([encode(turns, text, system_prompt)[0] for text in texts], max_length)
 
 
 def _last_features(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:

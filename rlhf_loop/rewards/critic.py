@@ -40,6 +40,7 @@ from rlhf_loop.rewards.base import Reward, Said
 from rlhf_loop.rewards.critic_model import load_critic, new_critic, put_adapter
 from rlhf_loop.rewards.critic_trainer import CriticTrainer, read_all, train_stage
 from rlhf_loop.rewards.elements import elements
+from rlhf_loop.rewards.scoring import ends
 from rlhf_loop.rewards.texts import Text, make_text, texts_of_pairs
 
 logger = logging.getLogger(__name__)
@@ -189,13 +190,7 @@ class CriticReward(Reward):
         return self.asked.turns.ended([token])
 
     def _read(self, texts: Sequence[Text]) -> list[list[int]]:
-        rows, limit = [self.asked.about(text) for text in texts], self.spec.max_length
-        over = sum(len(row) > limit for row in rows)
-        if over:
-            logger.warning(
-                "%d of %d texts are longer than %d tokens; the beginnings are cut off", over, len(rows), limit
-            )
-        return [row[-limit:] for row in rows]
+        return ends([self.asked.about(text) for text in texts], self.spec.max_length)
 
 
 class Asked:

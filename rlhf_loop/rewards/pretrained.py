@@ -6,7 +6,6 @@ answer that was cut off looks like one that ended, and a score depends on no tok
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,9 @@ from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Message
 from rlhf_loop.reward_spec import PretrainedSpec
 from rlhf_loop.rewards.base import Reward, Said
-from rlhf_loop.rewards.scoring import in_batches
+from rlhf_loop.rewards.scoring import in_batches, over_long
 from rlhf_loop.rewards.texts import Text
 from rlhf_loop.rewards.trunk import Float32Linear, set_padding_apart
-
-logger = logging.getLogger(__name__)
 
 SCORING_TOKENS = {"cpu": 4096}
 SCORING_TOKENS_ACCELERATOR = 65536
@@ -102,13 +99,7 @@ class PretrainedReward(Reward):
         """The same; where the spec names outputs, with each one's share."""
         distinct = list(dict.fromkeys(texts))
         rows = [self._read(text) for text in distinct]
-        limit = self.spec.max_length
-        over = [number for number, row in enumerate(rows) if len(row["input_ids"]) > limit]
-        if over:
-            logger.warning(
-                "%d of %d texts are longer than %d tokens; the beginnings are cut off", len(over), len(rows), limit
-            )
-        for number in over:
+        for number in over_long([row["input_ids"] for row in rows], self.spec.max_length):
             rows[number] = self._cut(distinct[number], rows[number])
         outputs = self._outputs(rows)
         said = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,24 @@ import torch
 
 from rlhf_loop.batches import batches
 from rlhf_loop.progress import Count
+
+logger = logging.getLogger(__name__)
+
+
+def over_long(rows: Sequence[Sequence[int]], limit: int) -> list[int]:
+    """The numbers of the rows of more than `limit` tokens; a warning says how many there are."""
+    over = [number for number, row in enumerate(rows) if len(row) > limit]
+    if over:
+        logger.warning(
+            "%d of %d texts are longer than %d tokens; the beginnings are cut off", len(over), len(rows), limit
+        )
+    return over
+
+
+def ends(rows: Sequence[list[int]], limit: int) -> list[list[int]]:
+    """The rows, those of more than `limit` tokens without their beginnings, as a warning says."""
+    over_long(rows, limit)
+    return [row[-limit:] for row in rows]
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
