@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_p
 from rlhf_loop.errors import UserError
 from rlhf_loop.lora import Lora
 from rlhf_loop.model_checks import check_files
-from rlhf_loop.models.loading import load_policy
+from rlhf_loop.models.loading import adapter_folder, load_policy
 from rlhf_loop.recipe import Policy, Update
 
 
@@ -58,12 +58,6 @@ def load_base(policy: Policy) -> tuple[Any, Any]:
     """The model that adapters are put on, and its tokenizer."""
     check_files(policy.model, None)  # it is no adapter itself
     return load_policy(policy.model, policy, in_training=True)
-
-
-def adapter_folder(reference: str | Path) -> Path | None:
-    """The folder, when `reference` is one of an adapter."""
-    folder = Path(reference)
-    return folder if (folder / "adapter_config.json").exists() else None
 
 
 def lora_config(lora: Lora) -> LoraConfig:

@@ -23,7 +23,7 @@ from rlhf_loop.records import LabelledCompletion
 from rlhf_loop.updates.adapters import build_trainer
 from rlhf_loop.updates.log_probs import LogProbs
 from rlhf_loop.updates.terms.trainer import WithTerms
-from rlhf_loop.updates.train_and_save import Training, as_asked, that_fit, train_and_save
+from rlhf_loop.updates.train_and_save import Training, that_fit, tokens_of, train_and_save
 
 
 def update(
@@ -96,8 +96,5 @@ class _Tokenised(WithTerms, LogProbs, KTOTrainer):  # type: ignore[misc]
 
 
 def _row(row: LabelledCompletion, policy: Policy, turns: Turns) -> dict[str, Any]:
-    tokens = turns.tokens(
-        as_asked(row.prompt, policy), row.completion, finished=row.finished, token_ids=row.token_ids,
-        by_policy=row.by_policy,
-    )  # fmt: skip
+    tokens = tokens_of(row, policy, turns)
     return {"prompt_ids": tokens.prompt, "completion_ids": tokens.answer, "label": row.label}

@@ -15,14 +15,14 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.models.loading import load_policy
+from rlhf_loop.models.loading import adapter_folder, load_policy
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Demonstration
-from rlhf_loop.updates.adapters import adapter_folder, load_base, lora_config, put_adapter, refuse_adapter
+from rlhf_loop.updates.adapters import load_base, lora_config, put_adapter, refuse_adapter
 from rlhf_loop.updates.cpu_head import add_cpu_head
 from rlhf_loop.updates.terms.trainer import WithTerms
-from rlhf_loop.updates.train_and_save import Training, as_asked, none_fit, train_and_save
+from rlhf_loop.updates.train_and_save import Training, none_fit, tokens_of, train_and_save
 
 
 def update(
@@ -91,10 +91,7 @@ class _Counting(WithTerms, SFTTrainer):  # type: ignore[misc]
 
 
 def _row(row: Demonstration, policy: Policy, turns: Turns) -> dict[str, Any]:
-    tokens = turns.tokens(
-        as_asked(row.prompt, policy), row.completion, finished=row.finished, token_ids=row.token_ids,
-        by_policy=row.by_policy,
-    )  # fmt: skip
+    tokens = tokens_of(row, policy, turns)
     return {
         "input_ids": tokens.prompt + tokens.answer,
         "completion_mask": [0] * len(tokens.prompt) + [1] * len(tokens.answer),

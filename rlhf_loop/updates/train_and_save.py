@@ -19,10 +19,11 @@ from rlhf_loop.models.loading import save_policy, to_messages
 from rlhf_loop.models.memory import tune_cpu_memory
 from rlhf_loop.models.quiet import quiet
 from rlhf_loop.models.training import callbacks, mean_loss, training_arguments
+from rlhf_loop.models.turns import Tokens, Turns
 from rlhf_loop.models.weights import leave_frozen_ties_out
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Critiques, Policy, Update
-from rlhf_loop.records import CritiquedCompletion, Message, Prompt
+from rlhf_loop.records import CritiquedCompletion, Demonstration, LabelledCompletion, Message, Prompt
 from rlhf_loop.tracking import training_run
 from rlhf_loop.updates.terms.trainer import add_terms
 
@@ -96,6 +97,17 @@ def train_and_save(
 def as_asked(messages: Sequence[Message], policy: Policy) -> list[Message]:
     """A prompt's conversation as the policy saw it when it answered: with the recipe's system prompt first."""
     return to_messages(Prompt(id="", group="", messages=tuple(messages)), policy)
+
+
+def tokens_of(row: LabelledCompletion | Demonstration, policy: Policy, turns: Turns) -> Tokens:
+    """The prompt and the answer of a row as token ids."""
+    return turns.tokens(
+        as_asked(row.prompt, policy),
+        row.completion,
+        finished=row.finished,
+        token_ids=row.token_ids,
+        by_policy=row.by_policy,
+    )
 
 
 def that_fit(rows: Sequence[dict[str, Any]], limit: int | None, what: str) -> list[dict[str, Any]]:
