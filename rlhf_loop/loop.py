@@ -80,6 +80,7 @@ def _prepare(at: Making) -> None:
     """The base policy, prompts and collected feedback go into the store; a second time changes nothing."""
     at.store.add_artifact(Artifact(id=BASE, kind="policy", path=at.recipe.policy.model, round=0))
     at.run.begin(at.store)
+    at.forget()
     take_in(at.store, at.recipe, at.progress)
     check_demonstrations(at.store, at.recipe)
 

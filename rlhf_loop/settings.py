@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.near import did_you_mean, near, nearest
-from rlhf_loop.places import absolute_model, absolute_path, absolute_store
+from rlhf_loop.places import absolute_model, absolute_path, absolute_store, is_project_name
 
 _QUOTED = re.compile("'([^']+)'")
 _UNWRITABLE = re.compile("[\\0\ud800-\udfff]")
@@ -142,11 +142,15 @@ def resolve_paths(value: Any, bases: Bases, key: tuple[str, ...] = ()) -> Any:
         return {name: resolve_paths(item, bases, (*key, str(name))) for name, item in value.items()}
     elif isinstance(value, Path):
         return absolute_path(value, bases.of(key))
-    elif value is not None and key == ("store",):
+    elif isinstance(value, str) and _is_store(value, key):
         return absolute_store(value, bases.of(key))
     elif value is not None and key in (("policy", "model"), ("generation", "embed", "model")):
         return absolute_model(value, bases.of(key))
     return value
+
+
+def _is_store(value: str, key: tuple[str, ...]) -> bool:
+    return key == ("store",) or (key[:2] == ("feedback", "from") and not is_project_name(value))
 
 
 def _kinds(annotation: Any) -> set[Any]:

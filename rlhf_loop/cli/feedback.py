@@ -156,9 +156,13 @@ def _validated(store: Store, settings: Validation | None) -> tuple[dict[str, Any
 @app.command("stats")
 def feedback_stats(store: StoreOption, as_json: AsJson = False) -> None:
     """Counts, agreement and biases of the feedback in a store."""
+    from rlhf_loop.feedback.borrowed import borrowed_in
     from rlhf_loop.feedback.quality.stats import lines, stats
     from rlhf_loop.feedback.store.store import Store
+    from rlhf_loop.run_dir import RunDir
 
     with Store.open(store_url(store), create=False) as opened:
         numbers = stats(opened)
+    if Path(store).is_dir() and (borrowed := borrowed_in(RunDir(store))):
+        numbers["borrowed"] = borrowed
     print(json.dumps(numbers, indent=2) if as_json else "\n".join(lines(numbers)))

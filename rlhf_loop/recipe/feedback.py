@@ -8,7 +8,7 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, create_model, field_validator, model_serializer
 
 from rlhf_loop.annotators import ANNOTATORS, AnnotatorSettings, annotator_class
 from rlhf_loop.settings import Settings
@@ -74,10 +74,31 @@ class FeedbackSettings(Settings):
     validation: Validation = Field(default_factory=Validation)
     implicit: dict[str, bool] = Field(default_factory=dict)  # what users do that counts as a thumb: {copy: true}
 
+    @property
+    def borrows(self) -> list[str]:
+        """`from`: other projects of the store, by their names, and other stores, whose feedback is learned from too."""
+        named: list[str] = getattr(self, "from")
+        return named
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that it changes nothing of the runs that borrow nothing."""
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if name != "from" or value}
+
     @field_validator("annotator", mode="before")
     @classmethod
     def _is_simulated_unless_it_says(cls, annotator: Any) -> Any:
         return {"kind": "simulated", **annotator} if isinstance(annotator, dict) else annotator
+
+
+if not TYPE_CHECKING:  # a word of Python's, which a class cannot have as a field
+    FeedbackSettings = create_model(
+        "FeedbackSettings",
+        __base__=FeedbackSettings,
+        __doc__=FeedbackSettings.__doc__,
+        **{"from": (list[str], Field(default_factory=list))},
+    )
 
 
 class Annotation(Settings):

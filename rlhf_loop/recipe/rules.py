@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_loop.engines import LORA_RANKS
 from rlhf_loop.errors import UserError
 from rlhf_loop.machine import visible_accelerators
-from rlhf_loop.places import names_project
+from rlhf_loop.places import DEFAULT_PROJECT, is_project_name, names_project, project_name
 from rlhf_loop.recipe.rules_of_critiques import (
     checks_have_a_policy,
     critiques_give_what_the_update_takes,
@@ -77,7 +77,7 @@ def vllm_can_write(recipe: Recipe) -> str | None:
 def a_rule_judges_only_simulations(recipe: Recipe) -> str | None:
     """The rule knows nothing of what people, or a model, wanted."""
     annotator = recipe.feedback.annotator
-    others = recipe.feedback.imports if annotator is None else annotator.kind == "endpoint"
+    others = recipe.feedback.imports or recipe.feedback.borrows if annotator is None else annotator.kind == "endpoint"
     if recipe.evaluation.judge.kind == "rule" and others:
         return (
             "evaluation.judge: a rule is an honest judge only of a simulation; with feedback of others use "
@@ -92,6 +92,19 @@ def a_project_is_of_a_store(recipe: Recipe) -> str | None:
         return "store: name the project of the store as `project: NAME`, not within its URL"
     if recipe.project is not None and recipe.store is None:
         return "project: the store inside a run is that run's alone; name the `store` that the project is one of"
+    return None
+
+
+def sources_of_feedback_can_be_meant(recipe: Recipe) -> str | None:
+    """Names are of projects of a store that others use too."""
+    names = [project_name(one) for one in recipe.feedback.borrows if is_project_name(one)]
+    if names and recipe.store is None:
+        return (
+            "feedback.from: a name is that of a project of the recipe's `store`, and it has none; give `store`, or the "
+            "URL or file of another store"
+        )
+    if recipe.project in names:
+        return f"feedback.from: {recipe.project or DEFAULT_PROJECT} is the run's own project; leave it out"
     return None
 
 
@@ -160,7 +173,10 @@ def samples_differ(recipe: Recipe) -> str | None:
     if recipe.generation.temperature > 0:
         return None
     consumes = recipe.update.consumes
-    elsewhere = bool(recipe.feedback.imports or recipe.store) and "reward" not in recipe.pairing.sources
+    elsewhere = (
+        bool(recipe.feedback.imports or recipe.feedback.borrows or recipe.store)
+        and "reward" not in recipe.pairing.sources
+    )
     if consumes in ("best_of_n", "prompts") or (consumes == "pairs" and not elsewhere):
         return (
             f"generation.temperature: at 0 all samples of a prompt are equal, and {recipe.update.algorithm} learns "
@@ -275,6 +291,7 @@ RULES: tuple[Callable[[Recipe], str | None], ...] = (
     an_endpoint_is_not_trained,
     a_rule_judges_only_simulations,
     a_project_is_of_a_store,
+    sources_of_feedback_can_be_meant,
     there_are_training_prompts,
     there_are_held_out_prompts,
     what_needs_a_reward_model_has_one,
@@ -318,4 +335,4 @@ def check_judge(recipe: Recipe) -> None:
 
 def _holds_feedback(recipe: Recipe) -> bool:
     """Whether feedback was collected before; what is in a store of one's own is not known."""
-    return bool(recipe.feedback.imports) or recipe.store is not None
+    return bool(recipe.feedback.imports or recipe.feedback.borrows) or recipe.store is not None

@@ -42,6 +42,7 @@ def validation(rounds: Sequence[Round]) -> dict[str, Any]:
         _table("All of it", {name: count for name, count in overall.items() if count is not None}),
         _table("Pieces that", {name: count for name, count in found.items() if count}),
         _table("Annotators", last.get("per_annotator") or {}),
+        _table("Borrowed from other projects", last.get("borrowed") or {}),
         _table("Preferences without a pair", last.get("no_pair") or {}),
         *_critique_tables(last.get("critiques") or {}),
         *_next_message_tables(last.get("next_messages") or {}),

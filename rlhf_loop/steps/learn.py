@@ -27,7 +27,8 @@ def freeze(at: Making, n: int) -> Path:
     """The feedback so far, frozen and checked: the folder of the snapshot, which all other steps stand on."""
 
     def make(partial: Path, _: Progress) -> None:
-        snapshot(at.store, at.recipe, n, partial, at.run.promoted_before(at.store, n))
+        promoted = at.run.promoted_before(at.store, n)
+        snapshot(at.store, at.recipe, n, partial, promoted, at.forgetting.sources)
 
     folder = at.make.step(n, "snapshot", [], at.critiques(), make)
     report = read_json(folder / "validation.json")

@@ -28,11 +28,20 @@ Start = Callable[[Path, Progress], None]
 class StepMaker:
     """Makes the steps of a run.
 
-    `start` starts a stage; the steps that need no stage are functions that fill a folder.
+    `start` starts a stage; the steps that need no stage are functions that fill a folder. `before` is called before
+    each of both.
     """
 
-    def __init__(self, run: RunDir, recipe: Recipe, start: Start, progress: RunProgress):
+    def __init__(
+        self,
+        run: RunDir,
+        recipe: Recipe,
+        start: Start,
+        progress: RunProgress,
+        before: Callable[[], object] = lambda: None,
+    ):
         self.run = run
+        self.before = before
         self.start = start
         self.progress = progress
         self.values = recipe.model_dump(mode="json")
@@ -56,6 +65,7 @@ class StepMaker:
     ) -> Path:
         """The folder of a step: as it is when it was made from the same inputs and settings, else filled by `make`,
         which may report how far it is."""
+        self.before()
         folder = self.run.step(n, step)
         key = fingerprint(step, n, settings, [outputs_hash(path) for path in inputs])
         if is_complete(folder, key):
@@ -83,6 +93,7 @@ class StepMaker:
         `follows`: the blocks of the recipe that it depends on, beside the seed and the policy. `read`: the folders that
         its inputs lie in.
         """
+        self.before()
         folder = self.run.step(n, step)
         settings, in_run = self.blocks("seed", "policy", *follows), without_place(values, self.run.path)
         key = fingerprint(step, n, settings, in_run, [outputs_hash(path) for path in read])

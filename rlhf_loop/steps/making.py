@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.algorithms import AlgorithmName
+from rlhf_loop.feedback.borrowed import sources_of
+from rlhf_loop.feedback.privacy.forgetting import Forgetting
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.progress import RunProgress
@@ -26,8 +28,14 @@ class Making:
         self.files = run.run_dir
         self.store = store
         self.progress = progress
-        self.make = StepMaker(self.files, self.recipe, start, progress)
+        self.make = StepMaker(self.files, self.recipe, start, progress, self.forget)
+        self.forgetting = Forgetting(self.files, sources_of(run.store_url, self.recipe.feedback.borrows), store)
         self.figures: dict[str, Any] = {}  # of the round that is made, for its manifest
+
+    def forget(self) -> None:
+        """Takes out of the run's files what other projects, whose feedback it borrowed, have deleted; and says so."""
+        for said in self.forgetting.forget():
+            self.progress.note("", said)
 
     def promoted(self) -> str:
         """The id of the policy that generates now."""

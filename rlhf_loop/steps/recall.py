@@ -99,6 +99,8 @@ def critiques(
         ]
         named = {id for record in given for id in about(record)}
         answers = {c.id: c for c in store.completions(ids=named)}
+        # not what was borrowed, whose answers are in the snapshot alone
+        given = [record for record in given if answers.keys() >= set(about(record))]
         kinds = (recipe.critiques or Critiques()).kinds
         limits = limits_of(recipe.feedback.validation, kinds, recipe.policy.system_prompt)
         rows, _ = critiqued_completions(given, answers, asked, limits)

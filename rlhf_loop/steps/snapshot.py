@@ -3,6 +3,7 @@
     store  ->  feedback.parquet  pairs.parquet  labels.parquet  demonstrations.parquet  judge_pairs.parquet
                judge_prompts.parquet  prompts.parquet  held_out.parquet  validation.json  state.json
                and critiques.parquet where the recipe has `critiques`, checks.parquet where these have `checks`
+               and borrowed_*.parquet where it has `feedback.from` (see feedback/borrowed.py)
 
 Everything a round reads of the store is in this folder, so the round can be made again from it, whatever is said in
 the meantime.
@@ -11,12 +12,13 @@ the meantime.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.borrowed import Source, borrow
 from rlhf_loop.feedback.collector import collector_paused
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import about
@@ -39,21 +41,30 @@ MANY = 0.5  # of all completions: to read more than this share by their ids take
 
 
 @collector_paused()
-def snapshot(store: Store, recipe: Recipe, round: int, folder: Path, promoted: str) -> ValidationReport:
+def snapshot(
+    store: Store, recipe: Recipe, round: int, folder: Path, promoted: str, sources: Sequence[Source] = ()
+) -> ValidationReport:
     """Writes the folder; rows that fail validation go to the store's quarantine. `promoted`: the policy that the round
-    starts from.
+    starts from. `sources`: other projects whose feedback is learned from too.
 
-    Feedback of this round and later is left out, so that a round that is made again sees what it saw.
+    Feedback of this round and later is left out, so that a round that is made again sees what it saw; of the sources'
+    it sees what there is then.
     Raises `UserError` when a round of learning has too few pairs, with the number needed, and where no prompts are
     held out.
     """
-    prompts = {prompt.id: prompt for prompt in store.prompts()}
-    held_out = held_out_prompts(list(prompts.values()), recipe)
+    everywhere = store.prompts()
+    held_out = held_out_prompts(everywhere, recipe)
     if not held_out:
-        raise _nothing_held_out(len(prompts), recipe.evaluation.split)
+        raise _nothing_held_out(len(everywhere), recipe.evaluation.split)
     feedback, completions = _said_before(store, max(round, 1))
-    report = validate(feedback, completions, prompts, recipe.feedback.validation)
-    store.quarantine_feedback([(record, reason, round) for record, reason in report.quarantined])
+    borrowed = borrow(sources, store)
+    prompts = {prompt.id: prompt for prompt in everywhere} | borrowed.prompts
+    completions |= {answer.id: answer for answer in store.completions(ids=borrowed.own_answers)} | borrowed.completions
+    report = validate([*feedback, *borrowed.feedback], completions, prompts, recipe.feedback.validation)
+    of_others = {record.id for record in borrowed.feedback}
+    store.quarantine_feedback(
+        [(record, why, round) for record, why in report.quarantined if record.id not in of_others]
+    )
     preferences = [record for record in report.usable if record.kind == "preference"]
     pairs, no_pair = pairs_from_feedback(preferences, completions, prompts, round)
     by_split = _by_split(pairs, prompts)
@@ -71,11 +82,12 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path, promoted: s
     write_records(folder / "labels.parquet", labels)
     write_records(folder / "demonstrations.parquet", demonstrations(sound, completions, training))
     write_records(folder / "judge_pairs.parquet", judge)
-    write_records(folder / "judge_prompts.parquet", _of_split(list(prompts.values()), "judge"))
+    write_records(folder / "judge_prompts.parquet", _of_split(everywhere, "judge"))
     write_records(folder / "held_out.parquet", held_out)
-    everywhere = list(prompts.values())
+    if sources:
+        borrowed.write(folder)
     said_next = _next_messages(store, recipe, everywhere)
-    critiques, checks = _critiques(recipe, folder, sound, completions, training, said_next)
+    critiques, checks = _critiques(recipe, folder, sound, completions, training, said_next, of_others)
     write_records(folder / "prompts.parquet", with_rules(_of_split(everywhere, "train"), checks))
     unused = {split: len(of_split) for split, of_split in by_split.items()}
     write_json(
@@ -87,6 +99,7 @@ def snapshot(store: Store, recipe: Recipe, round: int, folder: Path, promoted: s
             "labels": {"up": sum(row.label for row in labels), "down": sum(not row.label for row in labels)},
             "no_label": dict(no_label),
             **critiques,
+            **({"borrowed": borrowed.counts} if sources else {}),
         },
     )
     newest = feedback[-1].id if feedback else None
@@ -128,11 +141,13 @@ def _critiques(
     completions: Mapping[str, Completion],
     prompts: Mapping[str, Prompt],
     said_next: tuple[list[CritiquedCompletion], Counter[str]] | None,
+    of_others: Set[str],
 ) -> tuple[dict[str, Any], list[Check]]:
     """Writes what is learned from critiques, where the recipe does, and the checks that are made of them; gives its
     part of the validation report, and the checks.
 
     `said_next`: what users said next, where the recipe learns from that: rows beside those of critiques, counted apart.
+    `of_others`: ids of borrowed feedback, of which no checks are made.
     """
     settings = recipe.critiques
     if settings is None:
@@ -153,7 +168,8 @@ def _critiques(
         return found, []
     # of what was said as it was said: a control moves what is learned, not what is measured
     judged = recipe.reward is not None or settings.checks.judge is not None
-    checks, no_check = checks_of(said, settings.checks.max_checks, judged)
+    here = [row for row in said if of_others.isdisjoint(row.feedback_ids)] if of_others else said
+    checks, no_check = checks_of(here, settings.checks.max_checks, judged)
     write_records(folder / "checks.parquet", checks)
     return {**found, "checks": counts_of_checks(checks, no_check)}, checks
 

@@ -41,6 +41,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a_rule_judges_only_simulations": (PEOPLE, "kind: reward_model"),
     "a_project_is_of_a_store": ({"project": "team-a"}, "name the `store`"),
+    "sources_of_feedback_can_be_meant": (
+        {"feedback": {"annotator": {"kind": "simulated"}, "from": ["team-a"]}},
+        "give `store`",
+    ),
     "there_are_training_prompts": ({"prompts": {"test": ["test.jsonl"]}}, "prompts.train: [FILE.jsonl]"),
     "there_are_held_out_prompts": ({"prompts": {"train": ["train.jsonl"]}}, "give a file of prompts"),
     "what_needs_a_reward_model_has_one": ({"reward": None}, "reward: {model: FOLDER}"),

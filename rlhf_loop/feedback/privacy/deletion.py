@@ -22,6 +22,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run, trained_in
+from rlhf_loop.feedback.privacy.forgetting import as_borrowed
 from rlhf_loop.feedback.store import question_queue, tables
 from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.artifacts import promoted_id
@@ -110,7 +111,7 @@ def delete_user(
         with store.database.read() as connection:
             deletion = _collect(connection, key, user)
         # The files first: after an interruption the store still knows what is to go.
-        runs = {str(folder): redact_run(RunDir(folder), deletion, key) for folder in run_dirs}
+        runs = {str(folder): redact_run(run := RunDir(folder), as_borrowed(run, deletion), key) for folder in run_dirs}
         with store.database.write() as connection:
             deletion = _collect(connection, key, user)  # with what was said in the meantime
             promoted = {kept[-1][0] for folder in run_dirs if (kept := RunDir(folder).promotions())}

@@ -42,6 +42,10 @@ _COMPLETION_IDS = ("id", "completion_id", "a_id", "b_id", "chosen_id", "rejected
 _KNOWN = {"id", "prompt_id", "completion_id", "feedback_ids"}
 _OURS = (".parquet", ".json", ".npy")  # ends of the names of files that rows and entries are taken out of
 _TRAINED_ON = ("training_data.parquet", "critiques.parquet")  # of the assemble step
+BORROWED = ("borrowed_prompts.parquet", "borrowed_completions.parquet", "borrowed_feedback.parquet")
+"""Of a snapshot: what the run borrowed (see `feedback/borrowed.py`). They are the last to lose anything: after an
+interruption they tell what is still to go."""
+
 _QUOTED = 16  # characters: shorter texts are everybody's
 
 
@@ -58,7 +62,7 @@ class Deletion:
 
     def named_in(self, text: str) -> bool:
         """Whether `text` is one of the ids, or holds one that is long enough not to be a word."""
-        words = re.findall(r"[\w.:-]{8,}", text)
+        words = [*re.findall(r"[\w.:-]{8,}", text), *re.findall(r"[\w.:-]+@[\w.-]+", text)]  # also what was borrowed
         return self._is_id(text) or any(self._is_id(word) or self._is_id(word.rstrip(".:")) for word in words)
 
     def repeated_in(self, text: str) -> bool:
@@ -99,12 +103,13 @@ def redact_run(run: RunDir, deletion: Deletion, key: str) -> dict[str, int]:
     for file in run.path.glob("*.partial"):  # of a report that was not finished: it shows answers
         if file.name.startswith("report.") and file.is_file():
             file.unlink()
-    for number in run.rounds():
+    for number, last in [*((n, False) for n in run.rounds()), *((n, True) for n in run.rounds())]:
         folder = run.round(number)
         for file in folder.rglob("*.partial"):
             if file.is_file():  # half a file, of something that was killed: nobody reads it
                 file.unlink()
-        found = {path: count for path in sorted(folder.rglob("*")) if (count := _redact(path, deletion, write=False))}
+        files = [path for path in sorted(folder.rglob("*")) if (path.name in BORROWED) is last]
+        found = {path: count for path in files if (count := _redact(path, deletion, write=False))}
         if found:  # before the files, for these tell that it must go
             for left in [*folder.glob("*.partial"), *folder.glob("*.old")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()

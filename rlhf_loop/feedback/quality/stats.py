@@ -68,6 +68,8 @@ def lines(stats: dict[str, Any]) -> list[str]:
         text += [f"  annotator   {name}: {_listed(kinds)}" for name, kinds in by_annotator[:10]]
         if len(by_annotator) > 10:
             text.append(f"  annotator   and {len(by_annotator) - 10} more")
+    for source, borrowed in stats.get("borrowed", {}).items():
+        text.append(f"borrowed      from {source}: {_listed({k.replace('_', ' '): n for k, n in borrowed.items()})}")
     if together["comparisons"]:
         alpha = "not defined" if together["alpha"] is None else f"{together['alpha']:.2f}"
         if together["alpha_low"] is not None:

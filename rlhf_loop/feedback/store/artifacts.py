@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 
 import sqlalchemy as sa
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import tables, trained_on
-from rlhf_loop.feedback.store.queries import deleted_ids, insert_rows
+from rlhf_loop.feedback.store.queries import deleted_ids, insert_rows, known_ids
 from rlhf_loop.feedback.store.same_record import conflict, made_from
 from rlhf_loop.feedback.store.table_rows import artifact_row
 from rlhf_loop.records import Artifact, from_dict
@@ -40,6 +41,7 @@ def add_artifact(connection: sa.Connection, artifact: Artifact) -> int:
     stored = read_artifacts(connection, tables.artifacts.c.id == artifact.id)
     if stored:
         deleted = deleted_ids(connection, "feedback", [*stored[0].trained_on, *artifact.trained_on])
+        deleted |= _gone_elsewhere(connection, set(stored[0].trained_on).difference(artifact.trained_on))
         if made_from(stored[0], deleted) != made_from(artifact, deleted):
             raise conflict("artifact", artifact.id, stored[0], artifact)
         update = tables.artifacts.update().where(tables.artifacts.c.id == artifact.id)
@@ -48,6 +50,12 @@ def add_artifact(connection: sa.Connection, artifact: Artifact) -> int:
     insert_rows(connection, tables.artifacts, [artifact_row(artifact)])
     trained_on.note(connection, artifact.id, artifact.kind, artifact.trained_on)
     return 1
+
+
+def _gone_elsewhere(connection: sa.Connection, ids: Iterable[str]) -> set[str]:
+    """Those of the ids that are of borrowed feedback (`ID@SOURCE`): what its store deletes has no tombstone here."""
+    borrowed = {id for id in ids if "@" in id}
+    return borrowed - known_ids(connection, tables.feedback, borrowed)
 
 
 def promote(connection: sa.Connection, artifact_id: str) -> bool:
