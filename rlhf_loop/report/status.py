@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -23,19 +24,20 @@ def status(run: RunDir) -> dict[str, Any]:
     Each of `rounds` is `{round, complete, win_rate_vs_base: {mean, low, high, n}, decision, timings: {step: seconds}}`;
     the rate is None before an evaluation, the decision "promoted", "kept" or None. `jobs`: what `jobs` gives.
     `endpoints`: what was spent on each, `{requests, answers, prompt_tokens, completion_tokens, cached, failures, ...}`.
-    `waiting_for_labels`: questions that people have not answered, None where an automatic annotator answers. `next`:
-    the command that goes on from here.
+    `waiting_for_labels`: questions that people have not answered, None where an automatic annotator answers. `quota`,
+    where people answer and there is one: what the service may use today, and what it used, in words. `next`: the
+    command that goes on from here.
     Raises `UserError` if there is no run.
     """
     recipe, _ = read_recipe(run)
     rounds = read_rounds(run)
-    waiting = _open_questions(run, recipe)
+    waiting, quota = _of_store(run, recipe)
     last = max((r.number for r in rounds if r.complete), default=-1)
     again = f"rlhf-loop run {run.path / 'recipe.yaml'} --run-dir {run.path}"
     if last >= recipe.get("rounds", 0):
         following = f"rlhf-loop report {run.path}"
     elif waiting and last >= 0:
-        store = _store_url(run, recipe)
+        store = shlex.quote(_store_url(run, recipe))
         following = f"rlhf-loop feedback export questions.jsonl --format questions --store {store}"
     else:
         following = again
@@ -46,6 +48,7 @@ def status(run: RunDir) -> dict[str, Any]:
         "jobs": jobs(run),
         "endpoints": spent_in(run.path),
         "waiting_for_labels": waiting,
+        **({"quota": quota} if quota else {}),
         "next": following,
     }
 
@@ -101,6 +104,8 @@ def what_next(values: dict[str, Any]) -> str:
     lines += [f"endpoint {name}: {shown_spent(spent)}" for name, spent in values["endpoints"].items()]
     if waiting:
         lines.append(f"waiting for labels: {waiting} queued")
+    if "quota" in values:
+        lines.append(f"quota of the service today (UTC): {values['quota']}")
     return "\n".join([*lines, f"next: {values['next']}"])
 
 
@@ -141,16 +146,19 @@ def _row(round: Round) -> dict[str, Any]:
     }
 
 
-def _open_questions(run: RunDir, recipe: dict[str, Any]) -> int | None:
-    """How many questions wait for people; None when nobody is asked, or there is no store yet."""
+def _of_store(run: RunDir, recipe: dict[str, Any]) -> tuple[int | None, str | None]:
+    """How many questions wait for people, and today's quota in words, where there is one; None and None when nobody is
+    asked, or there is no store yet."""
     if (recipe.get("feedback") or {}).get("annotator") is not None:
-        return None
+        return None, None
     if not recipe.get("store") and not (run.path / "feedback.db").exists():
-        return None
+        return None, None
+    from rlhf_loop.feedback.store import quotas
     from rlhf_loop.feedback.store.store import Store
 
     with Store.open(_store_url(run, recipe), create=False) as store:
-        return store.open_questions()
+        usage = quotas.usage(store)
+        return store.open_questions(), usage.in_words() if usage.quota else None
 
 
 def _store_url(run: RunDir, recipe: dict[str, Any]) -> str:

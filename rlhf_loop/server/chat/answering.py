@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import HTTPException
 
 from rlhf_loop.errors import StoreUnavailable
+from rlhf_loop.feedback.store import quotas
 from rlhf_loop.records import Message, event_id
 from rlhf_loop.server.chat.answers import Choice, prompt_of, save_answer, usage
 from rlhf_loop.server.chat.drafts import Draft
@@ -154,6 +155,7 @@ async def begin(service: Service, body: ChatRequest, kind: str) -> tuple[Answer,
         raise HTTPException(404, unknown_model(body.model, current))
     if len(service.answers) >= MOST_WAITING:
         raise HTTPException(429, "too many answers are being written", {"Retry-After": "2"})
+    _check_quota(await asyncio.to_thread(quotas.usage, service.store))
     answer = Answer(service, policies, body, kind)
     task = asyncio.create_task(answer.write())
     service.answers.add(task)
@@ -164,6 +166,14 @@ async def begin(service: Service, body: ChatRequest, kind: str) -> tuple[Answer,
         await asyncio.shield(task)
         raise_for(answer.failure)
     return answer, task
+
+
+def _check_quota(usage: quotas.Usage) -> None:
+    """Answers 429 where the project's quota of today is spent."""
+    if (kind := usage.spent) is not None:
+        said = f"the quota of {usage.quota[kind]:,} {kind} a day is spent; it begins anew at midnight UTC"
+        headers = {"Retry-After": str(usage.seconds_left)}
+        raise HTTPException(429, {"message": said, "type": "insufficient_quota"}, headers)
 
 
 def unknown_model(model: str, current: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rlhf_loop.feedback.privacy.deletion import remember
+from rlhf_loop.feedback.store.quotas import note_used
 from rlhf_loop.records import Completion, Message, Prompt, Split, stable_id
 from rlhf_loop.server.service import Service
 
@@ -100,6 +101,7 @@ def save_answer(
             for number, (choice, text) in enumerate(zip(choices, texts, strict=True))
         ]
         transaction.add_completions(completions)
+        note_used(transaction, answers=len(completions), tokens=sum(one.tokens for one in completions))
         if key is not None:
             remember(transaction, key, "prompt", [prompt.id])
             remember(transaction, key, "completion", [c.id for c in completions])

@@ -18,6 +18,7 @@ from fastapi.responses import RedirectResponse, Response
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.provenance.conversation_records import trace
 from rlhf_loop.feedback.quality.activity import Activity
+from rlhf_loop.feedback.store import quotas
 from rlhf_loop.report.complaints import outcomes_of
 from rlhf_loop.report.data import Round, read_rounds
 from rlhf_loop.run_dir import RunDir
@@ -101,6 +102,7 @@ class Dashboard:
             "annotator": _annotator(service),
             "promoted": promoted[-1] if promoted else None,
             "promotions": list(reversed(promoted))[:8],
+            "usage": quotas.usage(service.store),
             "activity": activity,
             "recent": any(count for _, count in [*activity.hours, *activity.days]),
             "total": sum(activity.kinds.values()),
