@@ -11,7 +11,7 @@ from typing import Any
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation.drift import Models, kl_and_perplexities, ratio
-from rlhf_loop.evaluation.judging import Comparer, Scorer, judge_says, proxy_says
+from rlhf_loop.evaluation.judging import Answers, Comparer, Scorer, judge_says, proxy_says
 from rlhf_loop.evaluation.measured import Measured
 from rlhf_loop.evaluation.text import collapse, diversity, length, word_counts
 from rlhf_loop.evaluation.winrate import length_matched, win_rate
@@ -72,7 +72,8 @@ def evaluate(
         "seed": seed,
     }
 
-    said = judge_says(judge, questions, ours, theirs, None if previous is None else last, settings, statistics)
+    answers = Answers(questions=questions, ours=ours, theirs=theirs, last=None if previous is None else last)
+    said = judge_says(judge, answers, settings, statistics)
     result: dict[str, Any] = {
         "prompts": len(set(groups)),
         **said.rates,
@@ -102,7 +103,7 @@ def evaluate(
         for i in range(len(ours))
     ]
     if proxy is not None:
-        result["proxy"] = proxy_says(proxy, questions, ours, theirs, statistics)
+        result["proxy"] = proxy_says(proxy, answers, statistics)
     if models is not None:
         found, kl = kl_and_perplexities(models, questions, ours, theirs, plain_text, measured or Measured())
         result |= found

@@ -26,6 +26,16 @@ class Comparer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """Answers of up to three policies, one to the question at its place."""
+
+    questions: Sequence[Prompt]
+    ours: Sequence[Completion]  # of the policy that is evaluated
+    theirs: Sequence[Completion]  # of the base
+    last: Sequence[Completion] | None  # of the last promoted policy; None: that is the base
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
     """What a judge says: win-rates, its means, and its part of each row."""
 
@@ -36,33 +46,30 @@ class Judged:
 
 def judge_says(
     judge: Scorer | Comparer,
-    questions: Sequence[Prompt],
-    ours: Sequence[Completion],
-    theirs: Sequence[Completion],
-    last: Sequence[Completion] | None,
+    answers: Answers,
     settings: Evaluation,
     statistics: Mapping[str, Any],
 ) -> Judged:
-    """What `judge` says of the candidate's answers beside the base's and the last policy's (None: the base's), each
-    list one answer to the question at its place. `statistics` go to `win_rate`.
+    """What `judge` says of the candidate's answers beside the base's and the last policy's. `statistics` go to
+    `win_rate`.
 
     Raises `UserError` where a score is missing or not a number, or no comparison is decided."""
     if isinstance(judge, Comparer):
-        return _compared(judge, questions, ours, theirs, last, settings, statistics)
-    return _scored(judge, questions, ours, theirs, last, settings, statistics)
+        return _compared(judge, answers, settings, statistics)
+    return _scored(judge, answers, settings, statistics)
 
 
 def proxy_says(
     proxy: Scorer,
-    questions: Sequence[Prompt],
-    ours: Sequence[Completion],
-    theirs: Sequence[Completion],
+    answers: Answers,
     statistics: Mapping[str, Any],
 ) -> dict[str, Any] | None:
     """What the reward model says, over the comparisons of which it has something to say; None where there are none."""
+    questions = answers.questions
+    ours, theirs = proxy(questions, answers.ours), proxy(questions, answers.theirs)
     told = [
         (float(mine), float(base), prompt.id)
-        for mine, base, prompt in zip(proxy(questions, ours), proxy(questions, theirs), questions, strict=True)
+        for mine, base, prompt in zip(ours, theirs, questions, strict=True)
         if mine is not None and base is not None
     ]
     if not told:
@@ -77,13 +84,11 @@ def proxy_says(
 
 def _scored(
     judge: Scorer,
-    questions: Sequence[Prompt],
-    ours: Sequence[Completion],
-    theirs: Sequence[Completion],
-    last: Sequence[Completion] | None,
+    answers: Answers,
     settings: Evaluation,
     statistics: Mapping[str, Any],
 ) -> Judged:
+    questions, ours, theirs, last = answers.questions, answers.ours, answers.theirs, answers.last
     groups = [c.prompt_id for c in ours]
     our_scores, base_scores = _scores(judge, questions, ours), _scores(judge, questions, theirs)
     last_scores = base_scores if last is None else _scores(judge, questions, last)
@@ -111,13 +116,11 @@ def _scored(
 
 def _compared(
     judge: Comparer,
-    questions: Sequence[Prompt],
-    ours: Sequence[Completion],
-    theirs: Sequence[Completion],
-    last: Sequence[Completion] | None,
+    answers: Answers,
     settings: Evaluation,
     statistics: Mapping[str, Any],
 ) -> Judged:
+    questions, ours, theirs, last = answers.questions, answers.ours, answers.theirs, answers.last
     statistics = {**statistics, "tie_below": 1e-9}  # what is compared here are 1, 0.5 and 0, not scores
 
     def won_against(others: Sequence[Completion]) -> list[float | None]:
@@ -140,7 +143,7 @@ def _compared(
         groups = [ours[i].prompt_id for i, _ in told]
         if not matched:
             return win_rate(mine, others, groups, **statistics)
-        our_words, their_words = (word_counts([answers[i] for i, _ in told]) for answers in (ours, theirs))
+        our_words, their_words = (word_counts([side[i] for i, _ in told]) for side in (ours, theirs))
         return length_matched(mine, others, our_words, their_words, groups, settings.length_match, **statistics)
 
     against_base = won_against(theirs)
