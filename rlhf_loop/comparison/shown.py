@@ -115,21 +115,19 @@ def sentence(results: Mapping[str, CellResult], reference: str, confidence: floa
     tested = [one for one in results.values() if "win_rate" in one.differences]
     if not tested:
         return f"Nothing can be said: no cell shares a complete seed with the reference {reference}."
-    said = []
+    said: dict[str, list[str]] = {"better than": [], "worse than": [], "no difference shown from": []}
     for one in sorted(tested, key=lambda one: -one.differences["win_rate"].mean):
         found = one.differences["win_rate"]
-        numbers = f"{signed(found)}, Holm p {p_text(one.p_holm)}"
-        if one.p_holm is not None and one.p_holm < 1 - confidence:
-            said.append(f"{one.cell} is {'better' if found.mean > 0 else 'worse'} than {reference} ({numbers})")
-        else:
-            said.append(f"no difference shown between {one.cell} and {reference} ({numbers})")
-    text = "; ".join(said)
+        shown = one.p_holm is not None and one.p_holm < 1 - confidence
+        verdict = "no difference shown from" if not shown else "better than" if found.mean > 0 else "worse than"
+        said[verdict].append(f"{one.cell} ({signed(found)}, Holm p {p_text(one.p_holm)})")
+    text = "; ".join(f"{verdict} {reference}: {', '.join(cells)}" for verdict, cells in said.items() if cells)
     few = min(one.differences["win_rate"].seeds for one in tested)
     end = {1: "One seed: this says nothing of other seeds.", 2: "Two seeds say little of others."}.get(few, "")
     none = [one.cell for one in results.values() if not one.promoted]
     if none:
         end = f"No gate promoted a policy in {', '.join(none)}, judged by the one begun with. {end}"
-    return f"In win-rate over the base policy, {text}. {end}".rstrip()
+    return f"In win-rate over the base policy {text}. {end}".rstrip()
 
 
 def signed(value: Estimate, digits: int = 2) -> str:

@@ -57,8 +57,8 @@ def test_a_difference_is_paired_by_prompt_and_seed_and_corrected_over_cells() ->
     assert found["up"].p_holm == pytest.approx(2 * stats.ttest_1samp(0.1 + noise[0], 0).pvalue)
     assert found["base"].differences == {}
     said = sentence(found, "base", 0.95)
-    assert "up is better than base (+0.1" in said
-    assert "no difference shown between same and base" in said
+    assert said.startswith("In win-rate over the base policy better than base: up (+0.1")
+    assert "; no difference shown from base: same (" in said
     assert said.endswith("One seed: this says nothing of other seeds.")
 
 
