@@ -60,7 +60,7 @@ LAYERS = (
     Layer(
         name="steps",
         says="store and files in, files and store out",
-        rooms=("report", "steps"),
+        rooms=("plan", "report", "steps"),
         may_import=("ground", "words", "memory", "stages.arguments"),
     ),
     Layer(
@@ -107,6 +107,8 @@ EXCEPTIONS = {
     ("cli", "stages"): "`rlhf-loop stage`",
     ("comparison.results", "evaluation"): "who won a comparison, as an evaluation counts (numpy alone)",
     ("updates.rollouts", "generation"): "an online trainer, used by hand too, samples as candidates are written",
+    ("plan.shape", "models"): "where the configuration of a model is",
+    ("plan.implied", "models"): "how many tokens a prompt has",
     ("policies", "models"): "`rlhf-loop policy export` merges weights and writes a card",
 }
 """A module and the room that it may import beside its layer's, and why."""

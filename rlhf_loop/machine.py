@@ -58,26 +58,52 @@ def cpu_quota() -> int | None:
     return max(1, int(min(limits))) if limits else None
 
 
-def _quotas() -> Iterator[tuple[int, int]]:
-    """Microseconds of CPU time in how many, of the process's group and of those that it lies in."""
+def memory_limit() -> int | None:
+    """Bytes of memory that this process may have: the machine's, or what a container leaves of it (cgroups of both
+    versions); None where nobody can tell."""
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+    limits = [int(text) for text in _limits("memory", "memory.max", "memory.limit_in_bytes") if text.isdigit()]
+    return min([machine, *(limit for limit in limits if limit > 0)])
+
+
+def _limits(controller: str, second: str, first: str) -> Iterator[str]:
+    """What the files of a limit say, of the process's group and of those that it lies in: `second` of cgroups of
+    version 2, `first` of version 1."""
+    for place, controllers in _groups(controller):
+        with suppress(OSError):  # no limit there
+            yield (place / (first if controllers else second)).read_text().strip()
+
+
+def _groups(controller: str) -> Iterator[tuple[Path, str]]:
+    """Folders of the process's group and of those that it lies in, and the controllers of the first version that they
+    are of (none of the second)."""
     try:
         lines = _CGROUP.read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, group = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         places = [Path(group.lstrip("/")), *Path(group.lstrip("/")).parents]
         root = _CGROUPS / controllers if controllers else _CGROUPS
         for place in dict.fromkeys(root / inner for inner in places):
-            with suppress(OSError, ValueError):  # "max" where there is none
-                if controllers:
-                    quota, period = (place / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
-                    yield int(quota.read_text()), int(period.read_text())
-                else:
-                    given, of = (place / "cpu.max").read_text().split()
-                    yield int(given), int(of)
+            yield place, controllers
+
+
+def _quotas() -> Iterator[tuple[int, int]]:
+    """Microseconds of CPU time in how many, of the process's group and of those that it lies in."""
+    for place, controllers in _groups("cpu"):
+        with suppress(OSError, ValueError):  # "max" where there is none
+            if controllers:
+                quota, period = (place / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
+                yield int(quota.read_text()), int(period.read_text())
+            else:
+                given, of = (place / "cpu.max").read_text().split()
+                yield int(given), int(of)
 
 
 def network_file_system(path: Path, mounts: str | None = None) -> str | None:

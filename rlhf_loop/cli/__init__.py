@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_loop.cli import compare, copies, feedback, policy, privacy, projects, run, serve, submit, tokens, watch
+from rlhf_loop.cli import compare, copies, feedback, plan, policy, privacy, projects, run, serve, submit, tokens, watch
 from rlhf_loop.cli.shared import AsJson, RunFolder, existing_run
 from rlhf_loop.errors import UserError
 
@@ -34,6 +34,7 @@ app.add_typer(projects.app, name="project")
 app.add_typer(privacy.app, name="user")
 app.command()(run.run)
 app.command()(submit.submit)
+app.command()(plan.plan)
 app.command()(compare.compare)
 app.command()(copies.push)
 app.command()(copies.fetch)

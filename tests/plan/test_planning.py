@@ -1,0 +1,190 @@
+"""A plan of a recipe: which stages it has, what fits, and what to change where it does not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_loop.cli import app
+from rlhf_loop.errors import UserError
+from rlhf_loop.plan.advice import advice
+from rlhf_loop.plan.case import Case, Memory
+from rlhf_loop.plan.hardware import GIB, Hardware, chosen
+from rlhf_loop.plan.implied import implied
+from rlhf_loop.plan.planning import Plan, case_of, plan_of, plans, recommended
+from rlhf_loop.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+SMOKE = ROOT / "recipes" / "smoke.yaml"
+H100 = Hardware(kind="gpu", name="H100", memory=80 * GIB, peak=989e12, bandwidth=3.35e12)
+
+
+def configured(folder: Path, **settings: Any) -> str:
+    """A folder with the configuration of a Llama and nothing else: by default SmolLM2-135M's."""
+    values = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 49152, "hidden_size": 576,
+        "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "tie_word_embeddings": True, **settings,
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    return str(folder)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> str:
+    """The configuration of a model of 8 billion weights."""
+    return configured(
+        tmp_path / "8B", vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def case(model: str, *overrides: str, hardware: Hardware = H100, recipe: Path = SMOKE) -> Case:
+    loaded = Recipe.load(recipe, [f"policy.model={model}", *overrides], to_run=False)
+    dtype = "float32" if hardware.kind == "cpu" else "bfloat16"
+    return case_of(loaded, hardware, dtype, implied(loaded))
+
+
+def of_update(plan: Plan) -> Memory:
+    return next(stage for stage in plan.stages if stage.stage.startswith("update"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_can_be_planned(recipe: Path, tmp_path: Path) -> None:
+    """Though some data of theirs is not here."""
+    found = case(configured(tmp_path / "135M"), recipe=recipe)
+    plan = plan_of(found)
+    names = [stage.stage for stage in plan.stages]
+    assert {"evaluate", "generate"} <= set(names)
+    assert any(name.startswith("update") for name in names) == (found.recipe.update.algorithm != "none")
+    assert plan.fits
+    assert {one.stage for one in plan.times} <= set(names)
+    assert all(one.seconds is not None and one.operations >= 0 for one in plan.times)
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "kto", "sft", "rejection_sampling", "ppo", "grpo", "rloo"])
+def test_each_update_holds_its_networks(algorithm: str, large: str) -> None:
+    """In weights of the policy, of 2 bytes each, trained alone in bfloat16."""
+    found = case(large, f"update.algorithm={algorithm}", "update.lora=null", "update.trainers={}", "update.trainer={}")
+    stage, copy = of_update(plan_of(found)), 2 * 8_030_261_248
+    assert stage.parts["weights"] == copy
+    compared = algorithm in ("dpo", "kto", "ppo", "rloo")  # GRPO's default is no KL penalty
+    assert stage.parts.get("reference", 0) == (copy if compared else 0)
+    critic = copy - 2 * found.policy.head + 2 * 4096 if algorithm == "ppo" else 0  # a trunk and a head
+    assert stage.parts.get("critic", 0) == critic
+    assert stage.parts["optimizer"] == 2 * (copy + critic)
+    assert stage.sure >= 4 * copy
+
+
+@pytest.mark.parametrize(("critic", "copies"), [("separate", 9), ("head", 5)])
+def test_critics_of_ppo_hold_the_copies_that_were_measured(critic: str, copies: int, large: str) -> None:
+    """docs/updates.md: 9 and 5 copies of the weights are there at the end of a step."""
+    trainer = f"update.trainer={{critic: {critic}}}"
+    found = case(large, "update.algorithm=ppo", "update.lora=null", "update.trainers={}", trainer)
+    sure = of_update(plan_of(replace(found, rewards={k: (s, None) for k, (s, _) in found.rewards.items()}))).sure
+    head = 4 * 2 * found.policy.head if critic == "separate" else 0  # which a critic has not
+    assert (sure + head) / (2 * 8_030_261_248) == pytest.approx(copies, rel=0.001)
+
+
+def test_an_adapter_takes_little_and_needs_no_reference(large: str) -> None:
+    full = of_update(plan_of(case(large, "update.lora=null")))
+    adapter = of_update(plan_of(case(large, "update.lora={r: 16, alpha: 32}")))
+    assert "reference" not in adapter.parts
+    assert adapter.sure < full.sure / 3
+
+
+def test_the_first_way_that_fits_is_recommended(large: str) -> None:
+    alone = case(large, "update.lora=null")
+    assert not recommended(plans(alone)).fits
+    found = plans(replace(alone, hardware=replace(H100, devices=8)))
+    assert [plan.case.sharing.name for plan in found] == ["ddp", "zero2", "fsdp2", "zero3", "zero3_offload"]
+    best = recommended(found)
+    assert best.fits
+    assert not any(plan.fits for plan in found[: found.index(best)])
+    two = plans(replace(alone, hardware=replace(H100, devices=8, machines=2)))
+    assert "hsdp" in [plan.case.sharing.name for plan in two]
+    for plan in found:
+        assert (ROOT / "recipes" / "accelerate" / plan.case.sharing.config).exists()
+
+
+def test_what_is_advised_fits_and_may_stand_in_the_recipe(large: str) -> None:
+    overrides = ["update.lora=null", "update.trainers={}", "update.trainer={per_device_train_batch_size: 32}"]
+    for hardware in (H100, replace(H100, memory=40 * GIB), replace(H100, memory=48 * GIB, devices=2)):
+        found = advice(recommended(plans(case(large, *overrides, hardware=hardware))))
+        assert found is not None
+        assert found.fits
+        settings = [setting for change in found.changes for setting in change.settings]
+        devices = next((change.devices for change in found.changes if change.devices), hardware.devices)
+        changed = case(large, *overrides, *settings, hardware=replace(hardware, devices=devices))
+        assert recommended(plans(changed)).largest == found.plan.largest
+
+
+def test_the_smallest_change_goes_first(tmp_path: Path) -> None:
+    """Smaller batches with the same total are enough, and nothing else is asked for."""
+    model = configured(tmp_path / "135M")
+    overrides = ["update.trainers={}", "update.trainer={per_device_train_batch_size: 64}"]
+    found = case(model, *overrides)
+    smaller = "update.trainer={per_device_train_batch_size: 16, gradient_accumulation_steps: 4}"
+    room = plan_of(case(model, "update.trainers={}", smaller)).largest
+    tight = replace(found, hardware=replace(H100, memory=int(room / 0.9) + 1))
+    given = advice(recommended(plans(tight)))
+    assert given is not None
+    (change,) = given.changes
+    assert change.settings == (
+        "update.trainer.per_device_train_batch_size=16",
+        "update.trainer.gradient_accumulation_steps=4",
+    )
+
+
+def test_nothing_that_fits_is_said(tmp_path: Path) -> None:
+    tiny = replace(H100, memory=GIB)
+    given = advice(recommended(plans(case(configured(tmp_path / "135M"), hardware=tiny))))
+    assert given is not None
+    assert not given.fits
+
+
+def test_prompts_that_are_there_are_measured(tiny_policy: Path) -> None:
+    loaded = Recipe.load(ROOT / "recipes" / "quickstart.yaml", [f"policy.model={tiny_policy}"], to_run=False)
+    found = implied(loaded)
+    assert (found.train, found.held_out, found.new, found.answer) == (64, 96, 64, 64)
+    assert 20 < found.prompt < 400
+    assert not any("assumed" in note for note in found.notes)
+
+
+def test_prompts_that_are_not_there_are_assumed(tmp_path: Path) -> None:
+    found = case(configured(tmp_path / "135M"), recipe=ROOT / "recipes" / "own_pairs.yaml").implied
+    assert any("YOUR_PAIRS.jsonl is not here" in note for note in found.notes)
+    assert any("assumed" in note for note in found.notes)
+
+
+def test_hardware_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    named, dtype = chosen(4, 2, None, "A100-40GB", "auto")
+    assert (named.total, named.memory, named.peak, dtype) == (8, 40 * GIB, 312e12, "bfloat16")
+    given, _ = chosen(None, 1, 24, None, "float32")
+    assert (given.devices, given.memory, given.peak) == (1, 24 * GIB, 67e12)
+    here, _ = chosen(None, 1, None, None, "auto")
+    assert here.kind == "cpu"
+    with pytest.raises(UserError, match="did you mean `H100`"):
+        chosen(1, 1, None, "H10", "auto")
+
+
+def test_the_command_prints_tables_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", str(SMOKE), f"policy.model={configured(tmp_path / '135M')}", "--gpus", "2", "--gpu-memory", "24"]
+    app(words, standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "It fits with ddp" in printed
+    assert "An estimate" in printed
+    app([*words, "--json"], standalone_mode=False)
+    values = json.loads(capsys.readouterr().out)
+    assert values["recommended"] == "ddp"
+    assert values["hardware"]["memory"] == 24 * GIB
+    assert values["model"]["parameters"] == 134_515_008
+    for way in values["sharing"].values():
+        assert all(stage["bytes"] == sum(stage["parts"].values()) for stage in way["stages"])
