@@ -123,7 +123,7 @@ def _is_new(there: Entry | None, file: File) -> bool:
 
 def _store_elsewhere(run: Run) -> str | None:
     """The store of a run that is not in its folder, as it may be shown."""
-    if run.store_url == run.run_dir.store_url:
+    if run.recipe.store is None:
         return None
     return make_url(run.store_url).render_as_string(hide_password=True) if "://" in run.store_url else run.store_url
 

@@ -87,6 +87,13 @@ def test_a_fetched_run_is_the_run_and_goes_on_as_it_would(run: Path, tmp_path: P
     assert store_content(there) == store_content(run)
 
 
+def test_a_store_that_is_not_in_the_run_stays_where_it_is_and_is_named(tmp_path: Path, model_cache: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    Loop(Recipe.load(SMOKE, [*SHORT, f"store={tmp_path}/team.db", "project=a"]), run_dir=elsewhere).run(rounds=0)
+    assert push(elsewhere, str(tmp_path / "bucket")).store == f"{tmp_path}/team.db?project=a"
+    assert not list((tmp_path / "bucket").glob("*.db"))
+
+
 def test_only_what_is_new_is_pushed(run: Path, tmp_path: Path, counted: list[str]) -> None:
     place = f"memory://{tmp_path.name}"
     first = push(run, place)
