@@ -55,6 +55,8 @@ class Loop(Run):
             self.recipe = keep_recipe(self.recipe, self.run_dir)
             launcher = launch.choose(self.recipe)
             with Store.open(self.store_url) as store:
+                if store.is_new and self.recipe.project is not None:
+                    self.progress.say(f"project {self.recipe.project} is new in its store; it is made now")
                 at = Making(self, store, launcher.run, self.progress)
                 _prepare(at)
                 waiting, missing = 0, sorted(set(range(total + 1)) - set(self.run_dir.complete_rounds()))

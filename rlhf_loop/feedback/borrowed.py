@@ -94,7 +94,7 @@ def borrow(sources: Sequence[Source], store: Store) -> Borrowed:
     borrowed = Borrowed()
     seen: dict[str, Feedback] = {}
     for source in sources:
-        with Store.open(source.location.address, create=False) as there, there.database.read():
+        with Store.open_to_read(source.location.address) as there, there.database.read():
             said = there.feedback()
             prompts = {prompt.id: prompt for prompt in there.prompts(ids={record.prompt_id for record in said})}
             ids = [record.id for record in said]

@@ -17,6 +17,7 @@ from rlhf_loop import private
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.places import names_project
 from rlhf_loop.records import Artifact
 from rlhf_loop.runs import open_run
 from rlhf_loop.server.app import create_app
@@ -58,7 +59,7 @@ def start(
     if run is not None:
         private.tighten(run)
     url = known.store_url if known is not None else str(store)
-    with Store.open(url, create=known is not None or "://" in url) as opened:
+    with Store.open(url, create=known is not None or ("://" in url and not names_project(url))) as opened:
         local = is_loopback(host)
         any_token = tokens.any_made(opened)
         if not local and not any_token:

@@ -18,6 +18,7 @@ from rlhf_loop.feedback.privacy.forgetting import Forgetting
 from rlhf_loop.feedback.provenance.lineage import lineage
 from rlhf_loop.feedback.quality.stats import lines
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.feedback.store.tables import SCHEMA
 from rlhf_loop.files import read_json
 from rlhf_loop.loop import Loop
 from rlhf_loop.places import in_project
@@ -263,6 +264,23 @@ def test_a_source_that_is_not_there_stops_the_run_and_names_those_that_are(
         sources_of(home.database.location.address, ["default"])
     with pytest.raises(UserError, match="two of the sources are called team-a"):
         sources_of(home.database.location.address, ["team-a", "Team-A"])
+
+
+def test_a_source_is_only_read_and_not_brought_up_to_date(url: str, home: Store, team: Store, tmp_path: Path) -> None:
+    says(team, prompt("t", "What do goats eat?"), "f2", texts=("They eat hay.", "They eat tins."))
+    with team.transaction() as transaction:
+        transaction.connection.exec_driver_sql("UPDATE rlhf_loop_version SET version_num = '0005'")
+    with pytest.raises(UserError, match=r"another version \(schema 0005\), and is only read here"):
+        taken(home, tmp_path / "run", "team-a")
+    with team.transaction() as transaction:
+        transaction.connection.exec_driver_sql(f"UPDATE rlhf_loop_version SET version_num = '{SCHEMA}'")
+    with Store.open_to_read(in_project(url, "team-a")) as there:
+        assert [record.id for record in there.feedback()] == ["f2"]
+        with pytest.raises(AssertionError):
+            there.add_prompts([prompt("new")])
+        with pytest.raises(UserError), there.database.read() as connection:
+            connection.exec_driver_sql("DELETE FROM feedback")
+    assert [record.id for record in team.feedback()] == ["f2"]
 
 
 def test_another_store_is_a_source_too(home: Store, tmp_path: Path) -> None:

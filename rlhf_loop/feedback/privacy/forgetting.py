@@ -43,7 +43,7 @@ class Forgetting:
         words. Raises `UserError` for a source that cannot be read: what it deleted is not known then."""
         said = []
         for source in self.sources:
-            with Store.open(source.location.address, create=False) as there:
+            with Store.open_to_read(source.location.address) as there:
                 with there.database.read() as connection:
                     newest = connection.scalar(sa.select(sa.func.max(tables.tombstones.c.number))) or 0
                     if self._seen.get(source.name) == newest:

@@ -48,8 +48,10 @@ _WRITE_LOCK = 0x524C4846  # an arbitrary number that all users of the store shar
 class Database:
     """An open database; `read()` and `write()` give a connection inside a transaction."""
 
-    def __init__(self, url: str | Path, busy_seconds: float = 30.0, create: bool = True):
-        """`url` as in `Store.open`. Raises `UserError` when it cannot be opened."""
+    def __init__(self, url: str | Path, busy_seconds: float = 30.0, create: bool = True, only_read: bool = False):
+        """`url` as in `Store.open`. `only_read`: nothing of it is changed, even where that may be. Raises `UserError`
+        when it cannot be opened."""
+        self.only_read = only_read
         self.location = locate(url)
         self.url = self.location.url
         self.path = sqlite_path(self.url)
@@ -90,8 +92,10 @@ class Database:
     def write(self, exclusive: bool = True) -> Iterator[sa.Connection]:
         """A connection in a transaction that is committed at the end, or undone when an exception leaves it.
 
-        `exclusive=False`: on PostgreSQL without the lock on all writes, for those that lock rows themselves.
+        Not of a database that is only read. `exclusive=False`: on PostgreSQL without the lock on all writes, for those
+        that lock rows themselves.
         """
+        assert not self.only_read
         with self._transaction(write=True) as connection:
             if exclusive and not self.is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(*_write_lock(self.location.project))))
@@ -145,6 +149,7 @@ class Database:
                 options: dict[str, Any] = {"write": write}
                 if not write and not self.is_sqlite:  # by default each statement there sees a state of its own
                     options["isolation_level"] = "REPEATABLE READ"
+                    options["postgresql_readonly"] = self.only_read
                 with connection.execution_options(**options).begin():
                     yield connection
 
@@ -211,7 +216,9 @@ class Database:
             connection.execute("PRAGMA secure_delete = ON")  # what is deleted or replaced is overwritten
             connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a file that is empty yet
             connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-            if self.path is not None and not self.read_only:
+            if self.only_read:
+                connection.execute("PRAGMA query_only = ON")
+            elif self.path is not None and not self.read_only:
                 if connection.execute("PRAGMA journal_mode").fetchone()[0].upper() != journal:
                     _set_journal(connection, journal, busy_seconds)
                 connection.execute("PRAGMA synchronous = NORMAL" if journal == "WAL" else "PRAGMA synchronous = FULL")

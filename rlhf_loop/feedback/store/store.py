@@ -60,6 +60,20 @@ class Store(Reading):
         database.tighten()
         return cls(database, is_new=is_new)
 
+    @classmethod
+    def open_to_read(cls, url: str | Path) -> Store:
+        """Opens a store of others, of which nothing is changed: neither its schema nor who may read its file.
+
+        Raises `UserError` as `open` does, and for a store of an earlier schema.
+        """
+        database = Database(url, create=False, only_read=True)
+        try:
+            upgrade(database, create=False)
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
+
     def close(self) -> None:
         """Closes the connections."""
         self.database.close()

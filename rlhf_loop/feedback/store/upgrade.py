@@ -27,6 +27,12 @@ def upgrade(database: Database, create: bool = True) -> bool:
             return False
         if current is None and project is not None and not create:
             raise no_such_project(database.location, projects_in(connection))
+    if database.only_read:
+        made = f"was written by another version (schema {current})" if current else "holds no store yet"
+        raise UserError(
+            f"{database.name} {made}, and is only read here, where the schema is {SCHEMA}: have this version of "
+            "rlhf-loop open it as its own first, such as with `rlhf-loop feedback stats --store`"
+        )
     if database.read_only:
         raise database.not_writable("it is of an earlier version and has to be brought up to date")
     from alembic import command
@@ -36,8 +42,10 @@ def upgrade(database: Database, create: bool = True) -> bool:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with database.write() as connection:
-        if project is not None:
-            connection.execute(sa.schema.CreateSchema(project, if_not_exists=True))
+        if project is not None and not sa.inspect(connection).has_schema(
+            project
+        ):  # even that it is there takes a right
+            connection.execute(sa.schema.CreateSchema(project))
         current = _schema(connection)
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
         if current is not None and current not in known:
