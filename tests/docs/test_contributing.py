@@ -20,6 +20,8 @@ from pathlib import Path
 from rlhf_loop import Recipe, load_reward, update_policy
 from rlhf_loop.feedback.intake.read_whole import read
 from rlhf_loop.recipe import Policy
+from rlhf_loop.records import CritiquedCompletion
+from rlhf_loop.rows.critiques import Material, demonstrations_of
 from rlhf_loop.rows.pairs import pairs_from_feedback
 
 read_in = read("asked.jsonl")
@@ -36,6 +38,20 @@ metrics = update_policy(
 )
 assert (metrics["algorithm"], metrics["demonstrations"]) == ("chosen", 1), metrics
 assert Path("out/policy/adapter_model.safetensors").exists()
+
+praised = Recipe.load("recipes/smoke.yaml", overrides=["update.algorithm=sft", "critiques={praised: {}}"]).critiques
+rows = [
+    CritiquedCompletion(
+        id=id, prompt_id="p", group="p", prompt=(), completion=({"role": "assistant", "content": id},),
+        completion_id=id, label=label, origin="human", annotator="ann", feedback_ids=(f"f-{id}",),
+    )
+    for id, label in (("good", True), ("bad", False), ("untold", None))
+]
+material = Material(critiques=rows, prompts=(), round=1)
+(made,), none = demonstrations_of("praised", praised.methods()["praised"], material)
+assert (made.completion[0]["content"], made.feedback_ids, none) == (
+    "good", ("f-good",), {"called_good_by_nobody": 2}
+)
 
 reward = load_reward(Path("reward_models/short"), id="short", policy=recipe.policy)
 by_text = {c.text: c for c in read_in.completions}
@@ -63,7 +79,8 @@ RUN = """
 from pathlib import Path
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.files import read_json
-from rlhf_loop.records import Completion, Feedback, Score, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion, Feedback, Score
 from rlhf_loop.errors import UserError
 
 for said, answer in (
@@ -79,6 +96,7 @@ for said, answer in (
 
 recipe = Recipe.load("recipes/smoke.yaml", overrides=[
     "rounds=1", "update.algorithm=chosen", "reward.model=reward_models/words", "generation.engine=parrot",
+    "generation.strategy=shortest",
     "feedback.annotator={kind: longest, tie_below: 2}", "run_dir=run",
 ])
 Loop(recipe).run()
@@ -88,6 +106,13 @@ assert said and {one.annotator.id for one in said} == {"longest"}
 for one in said:
     longer = len(texts[one.a_id]) - len(texts[one.b_id])
     assert one.winner == ("tie" if abs(longer) < 2 else "a" if longer > 0 else "b"), (one, longer)
+samples = recipe.generation.samples_per_prompt
+for n in (0, 1):
+    made = Path(f"run/round_00{n}/generate")
+    kept, longer = (read_records(made / f"{name}.parquet", Completion) for name in ("completions", "set_aside"))
+    for prompt in {c.prompt_id for c in kept}:
+        short, long = ([len(c.text) for c in group if c.prompt_id == prompt] for group in (kept, longer))
+        assert len(short) == len(long) == samples and max(short) <= min(long), (short, long)
 read = read_records(Path("run/round_001/rescore/scores.parquet"), Score)
 texts = {c.id: c.text for c in read_records(Path("run/round_001/generate/completions.parquet"), Completion)}
 (learned,) = Path("run/round_001/reward").rglob("words.json")
@@ -100,7 +125,8 @@ assert read_json(Path("run/round_001/update/metrics.json"))["algorithm"] == "cho
 
 
 def examples() -> dict[str, str]:
-    """Python of the pages by its first comment: a file, or a file and the table in it that gets the line."""
+    """Python of the pages by its first comment: a file, or a file and the table in it that gets the line, or above
+    which it stands."""
     pages = "".join((ROOT / page).read_text() for page in PAGES)
     return dict(re.findall(r"```python\n# ((?:rlhf_loop|reward_models)/.+?)\n(.*?)```", pages, re.DOTALL))
 
@@ -116,9 +142,10 @@ def test_one_file_and_one_line_add_each_kind_of_thing(tmp_path: Path, model_cach
     for place, code in {**examples(), **engine}.items():
         name, _, table = place.partition(": ")
         file = tmp_path / name
-        if table:
+        above = table.startswith("above ")
+        if table := table.removeprefix("above "):
             (begin,) = re.findall(rf"^{table}\b.*= [\[{{]\n", file.read_text(), re.M)
-            file.write_text(file.read_text().replace(begin, begin + code))
+            file.write_text(file.read_text().replace(begin, code + begin if above else begin + code))
         else:
             file.parent.mkdir(exist_ok=True)
             file.write_text(code)

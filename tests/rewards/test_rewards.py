@@ -389,7 +389,8 @@ def test_two_processes_end_where_one_with_twice_the_batch_ends(tmp_path):
 import sys
 from pathlib import Path
 from rlhf_loop.recipe import Policy
-from rlhf_loop.records import PreferencePair, read_records
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import PreferencePair
 from rlhf_loop.rewards import train_reward_model
 from rlhf_loop.reward_spec import parse_spec
 here = Path(sys.argv[1])
