@@ -88,6 +88,8 @@ def borrow(sources: Sequence[Source], store: Store) -> Borrowed:
     Held out here is a prompt of another split than `train`, whatever it is there: known by its id, its text, or its
     group. Raises `UserError` for a source that is not there or cannot be read.
     """
+    if not sources:
+        return Borrowed()
     own = {prompt.id: prompt for prompt in store.prompts()}
     held_out = [prompt for prompt in own.values() if prompt.split != "train"]
     kept_apart = {(kind, value) for prompt in held_out for kind, value in _known_by(prompt)}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from samples.feedback import at_revision, contents, fill, needs_postgres, postgres_database, prompt
+from samples.cli import rlhf_loop
+from samples.feedback import at_revision, contents, fill, needs_postgres, postgres_database, prompt, write_lines
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import projects, tables, tokens
@@ -105,6 +106,22 @@ def test_what_only_reads_names_the_projects_there_are(url: str) -> None:
     with pytest.raises(UserError, match=r"has no project taem-a; did you mean `team-a`\?; there are: default, team-a"):
         Store.open(in_project(url, "taem-a"), create=False)
     assert "taem-a" not in names(url)
+
+
+def test_commands_make_projects_where_they_write_and_name_them_where_they_read(tmp_path: Path) -> None:
+    store = tmp_path / "store.db"
+    made = rlhf_loop("token", "create", "ann", "--store", f"{store}?project=Team-A").stderr
+    assert f"there was no project team-a in {store}; it is made now" in made
+    assert "it is made" not in rlhf_loop("token", "create", "bob", "--store", f"{store}?project=team-a").stderr
+    votes = write_lines(tmp_path / "votes.jsonl", [{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}])
+    imported = rlhf_loop("feedback", "import", votes, "--store", f"sqlite:///{store}?project=team-b").stderr
+    assert "there was no project team-b" in imported
+    for words in (("feedback", "stats"), ("feedback", "export", tmp_path / "out.jsonl"), ("token", "list")):
+        said = rlhf_loop(*words, "--store", f"{store}?project=taem-a", code=2).stderr
+        assert "did you mean `team-a`?; there are: default, team-a, team-b" in said
+    listed = [line.split()[:3] for line in rlhf_loop("project", "list", store).stdout.splitlines()]
+    assert listed == [["team-a", "0", "prompts,"], ["team-b", "1", "prompts,"]]
+    assert names(str(store)) == ["team-a", "team-b"]
 
 
 @pytest.mark.parametrize("name", ["Team-A", "TEAM-A", "team-a"])

@@ -23,8 +23,8 @@ from rlhf_loop.files import read_json
 from rlhf_loop.loop import Loop
 from rlhf_loop.places import in_project
 from rlhf_loop.recipe import Recipe, parse
-from rlhf_loop.record_files import read_records
-from rlhf_loop.records import Annotator, Completion, Critique, Edit, Feedback, PreferencePair, Prompt
+from rlhf_loop.record_files import read_records, write_records
+from rlhf_loop.records import Annotator, Artifact, Completion, Critique, Edit, Feedback, PreferencePair, Prompt
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.step_folders import step_folder
 from rlhf_loop.steps.snapshot import snapshot
@@ -247,7 +247,12 @@ def test_a_deletion_there_that_names_the_run_takes_it_out_of_the_run(home: Store
     goats(team)
     run = tmp_path / "run"
     taken(home, run, "team-a")
+    with step_folder(run / "round_001" / "assemble", "key", {}) as assembled:
+        rows = read_records(run / "round_001" / "snapshot" / "pairs.parquet", PreferencePair)
+        write_records(assembled / "training_data.parquet", rows)
+    team.add_artifact(Artifact(id="of-another-run", kind="policy", path="elsewhere/round_001/update/policy", round=1))
     report = delete_user(team, "olga", [run], rewrite_report=lambda run: None)
+    assert report.models == []  # the source's own models learned nothing of it
     assert "round_001/snapshot/pairs.parquet" in report.runs[str(run)]
     assert holds(run, SECRET) == holds(run, "f2@team-a") == []
     assert {p.feedback_ids for p in read_records(run / "round_001/snapshot/pairs.parquet", PreferencePair)} == {

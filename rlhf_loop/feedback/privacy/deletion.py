@@ -21,6 +21,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from rlhf_loop.feedback.borrowed import borrowed_in
 from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run, trained_in
 from rlhf_loop.feedback.privacy.forgetting import as_borrowed
 from rlhf_loop.feedback.store import question_queue, tables
@@ -250,6 +251,8 @@ def _models(
     for number, folder in trained:
         made = [row.id for row in rows if row.kind == "policy" and row.round == number]
         here = [id for id in made if f"{folder.parent.name}/{folder.name}/" in path[id]]
+        if not here and borrowed_in(RunDir(folder.parent)):
+            continue  # a run that borrowed it made them, and its own store knows them
         for id in here or made:  # of a run that was renamed nobody can tell which they are: all of that round
             learned.setdefault(id, "directly")
     rewards = {row.round: row.id for row in rows if row.kind == "reward_model" and row.id in learned}
