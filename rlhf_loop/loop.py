@@ -13,6 +13,7 @@ from rlhf_loop import launch
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.kept_recipe import keep_recipe
+from rlhf_loop.plan import floor
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import EndpointJudge, Recipe, RewardModelJudge
 from rlhf_loop.records import Artifact
@@ -44,11 +45,12 @@ class Loop(Run):
         super().__init__(recipe, run_dir)
         self.progress = progress or RunProgress(quiet=True)
 
-    def run(self, rounds: int | None = None, wait: bool = True) -> RunResult:
+    def run(self, rounds: int | None = None, wait: bool = True, check_memory: bool = True) -> RunResult:
         """Makes rounds 1 to `rounds` (default: the recipe's; 0: round 0 alone), or goes on where a call stopped.
 
         Returns early, with `waiting_for_labels` set, when people must answer first; `wait=False` goes on with the
-        feedback there is. Raises `UserError` for everything a user can mend.
+        feedback there is. `check_memory`: a run that surely takes more memory than there is is refused before anything
+        is computed. Raises `UserError` for everything a user can mend.
         """
         total = self.recipe.rounds if rounds is None else rounds
         with self.run_dir.locked():
@@ -63,6 +65,8 @@ class Loop(Run):
                 if missing:
                     check_rewards(store, self.recipe)
                     check_keys(self.recipe)
+                    if check_memory:
+                        floor.check_memory(self.recipe, updates=total > 0)
                 for number in missing:
                     waiting = at.open_questions() if number and wait else 0
                     if waiting:

@@ -34,6 +34,7 @@ def run(
         list[str] | None,
         typer.Option(help="One run for each value, such as seed=0,1,2, in RUN-seed-0 and so on.", metavar="KEY=V,V"),
     ] = None,
+    check_memory: Annotated[bool, typer.Option(help="Refuse what surely takes more memory than there is.")] = True,
 ) -> None:
     """Run a recipe, or go on with a run that stopped."""
     from rlhf_loop.processes import terminable
@@ -48,9 +49,9 @@ def run(
             if sweep:
                 if stay:
                     raise UserError("--stay waits for the answers to one run; leave --sweep or --stay out")
-                _sweep(recipe, overrides, sweep, rounds, run_dir, wait, progress)
+                _sweep(recipe, overrides, sweep, rounds, run_dir, wait, check_memory, progress)
             else:
-                _run(recipe, overrides, rounds, run_dir, wait, stay, progress)
+                _run(recipe, overrides, rounds, run_dir, wait, stay, check_memory, progress)
         except KeyboardInterrupt:
             print("\nstopped. Nothing is lost: type the same command again to go on.", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -63,6 +64,7 @@ def _run(
     run_dir: Path | None,
     wait: bool,
     stay: bool,
+    check_memory: bool,
     progress: RunProgress,
 ) -> None:
     from rlhf_loop.kept_recipe import RecipeChanged
@@ -71,11 +73,11 @@ def _run(
 
     try:
         loop = Loop(Recipe.load(recipe, overrides), run_dir=run_dir, progress=progress)
-        result = loop.run(rounds=rounds, wait=wait)
+        result = loop.run(rounds=rounds, wait=wait, check_memory=check_memory)
         while stay and result.waiting_for_labels:
             progress.say(f"waiting for labels: {result.waiting_for_labels} questions are open")
             _until_answered(loop, progress)
-            result = loop.run(rounds=rounds, wait=wait)
+            result = loop.run(rounds=rounds, wait=wait, check_memory=check_memory)
     except RecipeChanged as error:
         raise UserError(f"{error}. For a run of its own type:\n  {_with_run_dir(error.elsewhere)}") from None
     place = shortest(result.run_dir)
@@ -128,6 +130,7 @@ def _sweep(
     rounds: int | None,
     run_dir: Path | None,
     wait: bool,
+    check_memory: bool,
     progress: RunProgress,
 ) -> None:
     """One run after the other; what is wrong with one does not keep the others from running."""
@@ -143,7 +146,7 @@ def _sweep(
     for loop in loops:
         progress.say(f"\n{shortest(loop.run_dir.path)}")
         try:
-            ends.append((loop.run_dir.path, loop.run(rounds=rounds, wait=wait)))
+            ends.append((loop.run_dir.path, loop.run(rounds=rounds, wait=wait, check_memory=check_memory)))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             ends.append((loop.run_dir.path, str(error)))

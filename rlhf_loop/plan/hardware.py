@@ -130,7 +130,25 @@ def _rate(work: object, seconds: float) -> float:
 
 def _name_here() -> str | None:
     """The name in the table of this machine's first GPU, where its driver tells."""
-    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+    return next(iter(_names_here()), None)
+
+
+def memory_here() -> int | None:
+    """Bytes of a GPU of this machine, or of a CPU's machine, and no less; None where nobody can tell without starting
+    the driver."""
+    if not visible_accelerators():
+        return memory_limit()
+    names = _names_here()
+    return int(max(GPUS[name].gib for name in names) * GIB) if names else None
+
+
+def _names_here() -> list[str]:
+    """Those of the table that it may be, the likeliest first."""
+    for path in sorted(_DRIVER.glob("*/information")):
         text = path.read_text(errors="replace")
-        return next((name for name in GPUS if name.replace("-", " ").split()[0] in text), None)
-    return None
+        exact = [name for name in GPUS if all(part in text for part in name.split("-"))]
+        return exact or [name for name in GPUS if name.partition("-")[0] in text]
+    return []
+
+
+_DRIVER = Path("/proc/driver/nvidia/gpus")

@@ -91,33 +91,36 @@ def held(
 
     `element`: bytes of a weight as it is loaded; `precise`: trained weights are float32 whatever that is (an adapter).
     """
+    weights, gradients, state = held_for_sure(
+        sharing, shares, total=total, trained=trained, element=element, precise=precise, optimizer=optimizer
+    )
+    host = 0
+    if not sharing.optimizer:
+        gathered = gradients if sharing.several else 0
+    elif not sharing.deepspeed:  # a layer at work and the next one, what is in no layer, and a layer's whole gradient
+        at_work = min(total, 2 * shape.a_layer + shape.embedding + shape.head) + min(trained, shape.a_layer)
+        gathered = element * at_work
+    else:
+        gathered = 2 * element * min(trained, ZERO_BUCKET)
+        gathered += element * min(total, ZERO_LIVE) if sharing.weights else 0
+        if sharing.offload:  # weights, their precise copies and moments, and of gradients a float32 share
+            host = (element * total + FLOAT32 * trained + moments(trained, optimizer, FLOAT32)) // shares
+            host += FLOAT32 * trained // shares
+    return Held(weights=weights, gradients=gradients, optimizer=state, gathered=gathered, host=host)
+
+
+def held_for_sure(
+    sharing: Sharing, shares: int, *, total: int, trained: int, element: int, precise: bool, optimizer: str
+) -> tuple[int, int, int]:
+    """Bytes of weights, gradients and the optimizer's state alone (with DeepSpeed's precise weights in the last)."""
     of_trained = FLOAT32 if precise or (sharing.optimizer and trained) else element
-    frozen = total - trained
+    frozen = element * (total - trained)
+    if sharing.offload:
+        return 0, 0, 0
     if not sharing.optimizer:  # alone, or DDP
-        gradients = of_trained * trained
-        return Held(
-            weights=element * frozen + of_trained * trained,
-            gradients=gradients,
-            optimizer=moments(trained, optimizer, of_trained),
-            gathered=gradients if sharing.several else 0,
-        )
+        return frozen + of_trained * trained, of_trained * trained, moments(trained, optimizer, of_trained)
     state = moments(trained, optimizer, FLOAT32)
-    if not sharing.deepspeed:  # a layer at work and the next one, what is in no layer, and a layer's whole gradient
-        at_work = element * (min(total, 2 * shape.a_layer + shape.embedding + shape.head) + min(trained, shape.a_layer))
-        return Held(
-            weights=(element * frozen + FLOAT32 * trained) // shares,
-            gradients=FLOAT32 * trained // shares,
-            optimizer=state // shares,
-            gathered=at_work,
-        )
-    buckets = 2 * element * min(trained, ZERO_BUCKET)
-    master = (FLOAT32 * trained + state) // shares
-    if not sharing.weights:
-        whole = element * total
-        return Held(weights=whole, gradients=element * trained // shares, optimizer=master, gathered=buckets)
-    live = element * min(total, ZERO_LIVE)
-    weights, gradients = element * total // shares, element * trained // shares
-    if sharing.offload:  # of gradients a float32 share, too
-        on_host = weights + master + FLOAT32 * trained // shares
-        return Held(weights=0, gradients=0, optimizer=0, gathered=live + buckets, host=on_host)
-    return Held(weights=weights, gradients=gradients, optimizer=master, gathered=live + buckets)
+    if not sharing.deepspeed:
+        return (frozen + FLOAT32 * trained) // shares, FLOAT32 * trained // shares, state // shares
+    weights = element * total // (shares if sharing.weights else 1)
+    return weights, element * trained // shares, (FLOAT32 * trained + state) // shares

@@ -29,6 +29,11 @@ def sampling(case: Case, samples: int, prompts: int) -> dict[str, dict[str, int]
     """Moments of sampling from the policy. An adapter is merged in float32, in main memory, and the sum rounded."""
     shape, generation, implied = case.policy, case.recipe.generation, case.implied
     held = {"process": PROCESS[case.hardware.kind]}
+    if generation.engine == "vllm":  # it takes what it is allowed, and uses for its cache what weights leave
+        weights_here = case.element * shape.parameters // generation.vllm.tensor_parallel_size
+        allowed = int(generation.vllm.gpu_memory_utilization * case.hardware.memory) - weights_here
+        cache = max(allowed, kv_cache(shape, implied.prompt + implied.new, case.element))
+        return {"vLLM writes": {"weights": weights_here, "KV cache": cache}}
     width = prompt_length(case) + implied.new
     rows = min(samples * prompts, max(1, generation.batch_tokens // width))
     read = Texts(rows=-(-rows // samples), length=prompt_length(case), scored=0)
