@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import random
 from dataclasses import asdict
@@ -422,6 +423,34 @@ def test_everything_of_a_store_as_figures_text_and_page() -> None:
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "Krippendorff" in page
     assert "clicker" in page
+
+
+EXPLAINED = {
+    "Cohen's kappa is shown for": lambda q: q["agreement"]["cohen_kappa"],
+    "p: how probable": lambda q: q["position"]["n"] or q["length"]["n"],
+    "A preference for longer answers": lambda q: q["length"]["n"],
+    "Accuracy: the probability": lambda q: any(row["accuracy"]["share"] is not None for row in q["annotators"]),
+    "Weight: what a verdict counts": lambda q: any(row["weight"] is not None for row in q["annotators"]),
+    "Kappa: Cohen's, against": lambda q: any(row["kappa"] is not None for row in q["annotators"]),
+    "Seconds: the median": lambda q: any(row["median_seconds"] is not None for row in q["annotators"]),
+    'What stands under "look at"': lambda q: any(row["flags"] for row in q["annotators"]),
+    "The consensus weighs": lambda q: q["preferences"],
+}  # fmt: skip
+
+
+def test_the_page_explains_what_stands_on_it_and_nothing_else() -> None:
+    validation = {"total": 0, "usable": 0, "pairs": 0, "quarantined": [], "set_aside": 0, "needed": None, "counts": {}}
+    asked, answers, said = crowd()
+    one = [preference("1", "p0-0", "p0-1", "tie", prompt_id="p0", who="ann")]  # nothing decided, nobody to agree with
+    told = []
+    for feedback in (said, one, []):
+        with store_of(feedback, answers, asked) as store:
+            found = check(store)
+        page = html.unescape(render("x", validation, found))
+        shown = {words for words in EXPLAINED if words in page}
+        assert shown == {words for words, stands in EXPLAINED.items() if stands(found)}
+        told.append(len(shown))
+    assert told[0] > told[1] > told[2] == 0
 
 
 @pytest.mark.parametrize("filled", [False, True])
