@@ -382,7 +382,8 @@ from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.stages.generate import sample
 
 out, policy, smoke = sys.argv[1:]
-recipe = Recipe.load(smoke, ["generation={engine: vllm, samples_per_prompt: 2, vllm: {tensor_parallel_size: 2}}"])
+engine = "generation={engine: vllm, samples_per_prompt: 2, vllm: {tensor_parallel_size: 2}}"
+recipe = Recipe.load(smoke, [engine, "update.lora=null"])
 prompts = [Prompt(id=f"p{i}", group="g", messages=(Message(role="user", content=f"Name {i}."),)) for i in range(5)]
 arguments = StageArguments(
     stage="generate", title="t", round=0, key="k", output=out, recipe={}, values={"policy": policy, "policy_id": "p"}
