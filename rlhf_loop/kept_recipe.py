@@ -15,7 +15,7 @@ from rlhf_loop.endpoints import settings as endpoint_settings
 from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.files import read_json, write_json, write_text
 from rlhf_loop.machine import native_attention, native_dtype
-from rlhf_loop.places import PLACES, content, paths_in, read_places, relocated, sqlite_file
+from rlhf_loop.places import PLACES, content, paths_in, read_places, relocated, sqlite_file, without_password
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.settings import read_yaml
@@ -82,9 +82,7 @@ def check_recipe(recipe: Recipe, run: RunDir) -> Recipe:
             )
         contents = read_places(run.path)["contents"]
         changed = [
-            change
-            for change in _changed(kept, in_force.model_dump(mode="json"))
-            if not (_same_store(*change[1:]) if change[0] == "store" else _only_moved(*change[1:], contents))
+            change for change in _changed(kept, in_force.model_dump(mode="json")) if not _is_same(*change, contents)
         ]
         if changed:
             listed = "\n  ".join(f"{key}: {_shown(old)} -> {_shown(new)}" for key, old, new in changed)
@@ -151,8 +149,30 @@ def _only_moved(old: Any, new: Any, contents: Mapping[str, str]) -> bool:
     return old in contents and contents[old] == content(new)
 
 
+def without_passwords(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a recipe with no password in the URLs of its stores: for what others may read."""
+    values = dict(recipe)
+    if values.get("store"):
+        values["store"] = without_password(values["store"])
+    if (values.get("feedback") or {}).get("from"):
+        values["feedback"] = {**values["feedback"], "from": list(map(without_password, values["feedback"]["from"]))}
+    return values
+
+
+def _is_same(key: str, old: Any, new: Any, contents: Mapping[str, str]) -> bool:
+    """Whether a setting that is written otherwise means the same as before."""
+    if key == "store":
+        return _same_store(old, new)
+    if key == "feedback.from":
+        old, new = ([without_password(store) for store in stores or ()] for stores in (old, new))
+    return old == new or _only_moved(old, new, contents)
+
+
 def _same_store(old: Any, new: Any) -> bool:
-    """What a store holds changes: one that is gone and one that is there are taken for the same."""
+    """What a store holds changes: one that is gone and one that is there are taken for the same. A password may change,
+    and a copy of a run has none."""
+    if old and new and without_password(old) == without_password(new):
+        return True
     before, after = sqlite_file(old or ""), sqlite_file(new or "")
     if before is None or after is None or not after.exists():
         return False
@@ -169,7 +189,8 @@ def _with_defaults(kept: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     """A value without the password of a URL."""
-    return shortened(re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", repr(value)))
+    text = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", repr(value))
+    return shortened(re.sub(r"([?&](?:ssl)?password=)[^&\s'\"]*", r"\1***", text))
 
 
 def _named(key: str, value: Any) -> str:

@@ -107,6 +107,12 @@ def in_project(store: str, project: str | None) -> str:
     return f"{store}{'&' if '?' in store and '://' in store else '?'}project={project}"
 
 
+def without_password(store: str) -> str:
+    """The URL or path of a store without a password: neither before its host nor in its query."""
+    url = re.sub(r"(://[^:/@]*):[^@]*@", r"\1@", store)
+    return re.sub(r"([?&])(?:ssl)?password=[^&]*&?", r"\1", url).rstrip("?&") if "://" in url else url
+
+
 PLACES = "places.json"
 """In a run: `{places: [folders it has been in, the last one now], contents: {path: hash}}`."""
 

@@ -28,9 +28,10 @@ def push(
 ) -> None:
     """Copy the complete rounds of a run elsewhere, or what is new of them."""
     from rlhf_loop import copies
+    from rlhf_loop.processes import terminable
     from rlhf_loop.progress import RunProgress
 
-    with RunProgress().step("push") as progress:
+    with terminable(), RunProgress().step("push") as progress:  # copies of the run's databases go with it
         made = copies.push(existing_run(run), url, public, progress)
     _say(made)
     print(f"to have it elsewhere: rlhf-loop fetch {made.place} RUN")
@@ -41,9 +42,10 @@ def fetch(
 ) -> None:
     """Copy a run that was pushed into a new folder, to look at, serve or go on with."""
     from rlhf_loop import copies
+    from rlhf_loop.processes import terminable
     from rlhf_loop.progress import RunProgress
 
-    with RunProgress().step("fetch") as progress:
+    with terminable(), RunProgress().step("fetch") as progress:
         made = copies.fetch(url, run, progress)
     _say(made)
     print(f"where it stands: rlhf-loop status {shortest(run.resolve())}")

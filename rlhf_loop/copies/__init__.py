@@ -16,8 +16,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import make_url
-
 from rlhf_loop import private
 from rlhf_loop.copies.contents import Contents, File, read_contents
 from rlhf_loop.copies.index import INDEX, Entry, Index, read_index
@@ -25,6 +23,7 @@ from rlhf_loop.copies.places import Place, open_place
 from rlhf_loop.copies.pushed import note_pushed, pushed_to
 from rlhf_loop.damage import damaged, hash_file
 from rlhf_loop.errors import UserError
+from rlhf_loop.feedback.store.location import locate
 from rlhf_loop.files import commit_folder, explain_os_error
 from rlhf_loop.locks import locked
 from rlhf_loop.progress import Progress
@@ -78,8 +77,7 @@ def fetch(url: str, run_dir: str | Path, progress: Progress | None = None) -> Co
     `UserError` where the folder is there already, for a place without a run, and for a file that is not as pushed.
     """
     folder, place = Path(run_dir).resolve(), open_place(url)
-    if folder.exists():
-        raise UserError(f"{folder} is there already, and a fetch changes no run: name another folder")
+    _refuse_there(folder)
     index = _index_at(place)
     if index is None or not index.rounds:
         raise UserError(f"{place.name} holds no whole round of a run: no {INDEX} there names one. Push one there first")
@@ -87,6 +85,7 @@ def fetch(url: str, run_dir: str | Path, progress: Progress | None = None) -> Co
     try:
         private.make_folder(partial)
         with locked(folder.with_name(folder.name + ".lock"), f"the fetching of {folder}"):
+            _refuse_there(folder)  # by another fetch that has just ended
             wanted = {name: entry for name, entry in index.files.items() if _is_wanted(name, index)}
             _remove_others(partial, wanted)
             left = {name: entry for name, entry in wanted.items() if not _is_there(partial / name, entry)}
@@ -100,6 +99,11 @@ def fetch(url: str, run_dir: str | Path, progress: Progress | None = None) -> Co
     except OSError as error:
         raise explain_os_error(error, partial) from error
     return Copied(place=place.name, rounds=sorted(index.rounds), files=len(left), bytes=done, store=index.store)
+
+
+def _refuse_there(folder: Path) -> None:
+    if folder.exists():
+        raise UserError(f"{folder} is there already, and a fetch changes no run: name another folder")
 
 
 def _index_at(place: Place) -> Index | None:
@@ -125,7 +129,8 @@ def _store_elsewhere(run: Run) -> str | None:
     """The store of a run that is not in its folder, as it may be shown."""
     if run.recipe.store is None:
         return None
-    return make_url(run.store_url).render_as_string(hide_password=True) if "://" in run.store_url else run.store_url
+    location = locate(run.store_url)
+    return run.store_url if location.is_sqlite else location.name
 
 
 def _without_old(place: Place, there: Index, contents: Contents, new: Mapping[str, File], store: str | None) -> Index:
@@ -180,9 +185,11 @@ def _is_wanted(name: str, index: Index) -> bool:
 
 def _remove_others(folder: Path, wanted: Mapping[str, Entry]) -> None:
     """Takes away what an earlier fetch left that the place no longer holds."""
-    for path in folder.rglob("*"):
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
         if path.is_file() and path.relative_to(folder).as_posix() not in wanted:
             path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def _is_there(path: Path, entry: Entry) -> bool:

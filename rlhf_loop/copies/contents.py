@@ -3,7 +3,10 @@ own."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import sqlite3
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +16,10 @@ from rlhf_loop import private
 from rlhf_loop.copies.index import TOP
 from rlhf_loop.damage import hash_file, reading
 from rlhf_loop.errors import UserError
-from rlhf_loop.files import fingerprint
+from rlhf_loop.files import fingerprint, read_json, write_json, write_text
+from rlhf_loop.kept_recipe import read_kept, without_passwords
 from rlhf_loop.run_dir import STEPS, RunDir
+from rlhf_loop.settings import write_yaml
 from rlhf_loop.step_folders import read_manifest
 
 
@@ -50,14 +55,10 @@ def read_contents(run: RunDir, scratch: Path) -> Contents:
     """
     rounds, of_round = {}, {}
     for number in run.complete_rounds():
-        rounds[number], of_round[number] = _round(run, number)
+        rounds[number], of_round[number] = _round(run, number, scratch)
     if not rounds:
         raise UserError(f"no round of {run.path} is complete yet; a copy holds complete rounds")
-    top = {}
-    for name in TOP:
-        if (path := run.path / name).exists():
-            path = _database(path, scratch) if path.suffix == ".db" else path
-            top[name] = _as_it_is(path)
+    top = {name: _as_it_is(_copied(run, name, scratch, rounds)) for name in TOP if (run.path / name).exists()}
     return Contents(rounds=rounds, of_round=of_round, top=top)
 
 
@@ -66,7 +67,7 @@ def round_key(manifests: dict[str, dict[str, Any]]) -> str:
     return fingerprint({step: manifest["key"] for step, manifest in sorted(manifests.items())})
 
 
-def _round(run: RunDir, number: int) -> tuple[str, dict[str, File]]:
+def _round(run: RunDir, number: int, scratch: Path) -> tuple[str, dict[str, File]]:
     folder = run.round(number)
     files, manifests = {}, {}
     for step in STEPS:
@@ -78,13 +79,43 @@ def _round(run: RunDir, number: int) -> tuple[str, dict[str, File]]:
             files[f"{step}/{name}"] = File(path=folder / step / name, sha256=now.get(name, made))
         files[f"{step}/manifest.json"] = _as_it_is(folder / step / "manifest.json")
         if (arguments := run.arguments(number, step)).exists():
-            files[arguments.name] = _as_it_is(arguments)
+            files[arguments.name] = _as_it_is(_arguments(arguments, scratch))
     files["manifest.json"] = _as_it_is(folder / "manifest.json")  # last: with it the round is complete
     return round_key(manifests), {f"{folder.name}/{name}": file for name, file in files.items()}
 
 
 def _as_it_is(path: Path) -> File:
     return File(path=path, sha256=hash_file(path))
+
+
+def _arguments(path: Path, scratch: Path) -> Path:
+    """The arguments of a stage without passwords, which earlier versions told it."""
+    values = read_json(path)
+    recipe = without_passwords(values.get("recipe", {}))
+    if recipe == values.get("recipe", {}):
+        return path
+    copy = scratch / path.parent.name / path.name
+    write_json(copy, {**values, "recipe": recipe})
+    return copy
+
+
+def _copied(run: RunDir, name: str, scratch: Path, rounds: Collection[int]) -> Path:
+    """A file of the run in `scratch`, as it is now: the run, which may go on, writes it again. Of the recipe without
+    passwords; of the promotions those of `rounds`, for of others the copy has no policy."""
+    if name.endswith(".db"):
+        return _database(run.path / name, scratch)
+    copy = scratch / name
+    if name == "recipe.yaml":
+        values, text = read_kept(run.path)
+        kept = without_passwords(values)
+        write_text(copy, text if kept == values else write_yaml(kept))
+    elif name == "promotions.json":
+        made = re.compile(r"policy-(\d{3,})-")
+        known = [one for one in run.promotions() or () if (of := made.match(one[0])) is None or int(of[1]) in rounds]
+        RunDir(scratch).keep_promotions(known)
+    else:
+        shutil.copyfile(run.path / name, copy)
+    return copy
 
 
 def _database(path: Path, scratch: Path) -> Path:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import errno
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
 
 from rlhf_loop.copies.index import INDEX
 from rlhf_loop.errors import UserError
@@ -60,10 +59,12 @@ def open_place(url: str, public: bool = False) -> Place:
 
 def shown(url: str) -> str:
     """`url` without a user's name and password, and without a query."""
-    if "://" not in url:
-        return url
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+    return re.split(r"[?#]", _without_user(url), maxsplit=1)[0] if "://" in url else url
+
+
+def _without_user(text: str) -> str:
+    """A text without users and passwords in its URLs, those within others (`simplecache::ftp://...`) too."""
+    return re.sub(r"://[^/\s]*@", "://", text)
 
 
 class FileSystem:
@@ -131,12 +132,11 @@ class Hub:
         """See `Place`."""
         from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-        with _explained(self.name):
+        with _explained(self.name), TemporaryDirectory() as folder:
             try:
-                path = self.api.hf_hub_download(filename=self.folder + INDEX, force_download=True, **self.repo)
+                return self._fetched(INDEX, folder).read_bytes()
             except (EntryNotFoundError, RepositoryNotFoundError):
                 return None
-            return Path(path).read_bytes()
 
     def put(self, files: Mapping[str, Path], index: bytes) -> None:
         """See `Place`."""
@@ -157,7 +157,9 @@ class Hub:
     def get(self, name: str, path: Path) -> None:
         """See `Place`."""
         with _explained(self.name):
-            shutil.copyfile(self.api.hf_hub_download(filename=self.folder + name, **self.repo), path)
+            with TemporaryDirectory(dir=path.parent) as folder:
+                self._fetched(name, folder).replace(path)
+            path.chmod(0o600)
 
     def remove(self, names: Sequence[str]) -> None:
         """See `Place`."""
@@ -169,6 +171,10 @@ class Hub:
             gone = [CommitOperationDelete(path_in_repo=path) for path in paths]
             if gone:
                 self.api.create_commit(operations=gone, commit_message=f"{len(gone)} files removed", **self.repo)
+
+    def _fetched(self, name: str, folder: str) -> Path:
+        """A file within `folder`: the hub's cache would keep what people wrote where no deletion looks for it."""
+        return Path(self.api.hf_hub_download(filename=self.folder + name, local_dir=folder, **self.repo))
 
     def _make_repository(self) -> None:
         """Makes it, private, where it is not there; refuses one that everybody can read, unless that was allowed."""
@@ -195,7 +201,7 @@ def _explained(name: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise explain_os_error(error, Path(error.filename or name)) from error
-        said = " ".join((str(error) or type(error).__name__).split())[:300]
+        said = _without_user(" ".join((str(error) or type(error).__name__).split()))[:300]
         raise UserError(
             f"{name}: {type(error).__name__}: {said}. What was copied is kept: type the same command again to go on"
         ) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.files import read_json, write_json
+from rlhf_loop.locks import locked
 
 FILE = "pushed.json"
 """`{PLACE: seconds since the epoch}` in the run's folder."""
@@ -14,7 +15,8 @@ FILE = "pushed.json"
 
 def note_pushed(run: Path, place: str) -> None:
     """Notes that a copy is, or may in part be, at `place`."""
-    write_json(run / FILE, {**_read(run), place: time.time()})
+    with locked(run / f"{FILE}.lock", str(run / FILE), wait=True):
+        write_json(run / FILE, {**_read(run), place: time.time()})
 
 
 def pushed_to(run: Path) -> list[str]:

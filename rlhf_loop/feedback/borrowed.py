@@ -74,7 +74,8 @@ def sources_of(store: str, named: Iterable[str]) -> list[Source]:
         of_store = is_project_name(one)
         location = home.of_project(project_name(one)) if of_store else locate(one)
         if location.name == home.name:
-            raise UserError(f"feedback.from: {one} is the run's own project, whose feedback it learns from anyway")
+            shown = one if of_store else location.name
+            raise UserError(f"feedback.from: {shown} is the run's own project, whose feedback it learns from anyway")
         name = location.shown_project if of_store else location.short_name
         if name in found:
             raise UserError(f"feedback.from: two of the sources are called {name}; give each once")

@@ -37,8 +37,8 @@ def status(run: RunDir) -> dict[str, Any]:
     if last >= recipe.get("rounds", 0):
         following = f"rlhf-loop report {run.path}"
     elif waiting and last >= 0:
-        store = shlex.quote(_store_url(run, recipe))
-        following = f"rlhf-loop feedback export questions.jsonl --format questions --store {store}"
+        place = shlex.quote(str(run.path))
+        following = f"rlhf-loop feedback export questions.jsonl --format questions --store {place}"
     else:
         following = again
     return {

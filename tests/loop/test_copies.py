@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from samples.runs import outputs, store_content
 from typer.testing import CliRunner
 
-from rlhf_loop import Loop, Recipe, copies
+from rlhf_loop import Loop, Recipe, copies, private
 from rlhf_loop.cli import app
 from rlhf_loop.cli.shared import shortest
 from rlhf_loop.copies import fetch, push, pushed_to
@@ -23,9 +23,11 @@ from rlhf_loop.copies.index import INDEX
 from rlhf_loop.copies.places import FileSystem, shown
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run
+from rlhf_loop.kept_recipe import read_kept
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import Completion
 from rlhf_loop.run_dir import RunDir
+from rlhf_loop.settings import write_yaml
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 SHORT = ["generation.max_new_tokens=8", "update.trainer.max_steps=1"]
@@ -267,7 +269,82 @@ def test_what_cannot_be_reached_is_told(run: Path, tmp_path: Path) -> None:
     (run / "round_001/manifest.json").unlink()
     with pytest.raises(UserError, match=r"no round of .* is complete yet"):
         push(run, str(tmp_path / "bucket"))
-    assert shown("ftp://ann:secret@host/runs/mine?token=x") == "ftp://host/runs/mine"
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("ftp://ann:secret@host/runs/mine?token=secret", "ftp://host/runs/mine"),
+        ("ftp://ann:#secret?x@host/runs", "ftp://host/runs"),
+        ("simplecache::ftp://ann:secret@host/runs", "simplecache::ftp://host/runs"),
+        ("s3://bucket/runs@home", "s3://bucket/runs@home"),
+        ("runs?/mine", "runs?/mine"),
+    ],
+)
+def test_a_place_is_told_without_its_secrets(url: str, told: str) -> None:
+    assert shown(url) == told
+
+
+def test_what_a_file_system_says_is_told_without_secrets(run: Path) -> None:
+    with pytest.raises(UserError, match="nowhere://host/runs") as told:
+        push(run, "nowhere://ann:secret@host/runs")
+    assert "secret" not in str(told.value)
+
+
+def test_a_run_may_write_its_files_while_it_is_pushed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = FileSystem.put
+
+    def meanwhile(self: FileSystem, files: Mapping[str, Path], index: bytes) -> None:
+        for name in ("report.html", "promotions.json", "places.json"):
+            (run / name).write_text("of the next round")
+        put(self, files, index)
+
+    monkeypatch.setattr(copies, "_BATCH_FILES", 3)
+    monkeypatch.setattr(FileSystem, "put", meanwhile)
+    report = (run / "report.html").read_bytes()
+    assert push(run, str(tmp_path / "bucket")).rounds == [0, 1]
+    assert (tmp_path / "bucket/report.html").read_bytes() == report
+
+
+def test_a_copy_promotes_no_policy_of_a_round_that_it_does_not_hold(run: Path, tmp_path: Path) -> None:
+    kept = RunDir(run).promotions()
+    assert kept
+    RunDir(run).keep_promotions([*kept, ("policy-002-0123abcd", 1.0)])  # its round is still being made
+    push(run, str(tmp_path / "bucket"))
+    fetch(str(tmp_path / "bucket"), tmp_path / "there")
+    assert RunDir(tmp_path / "there").promotions() == kept
+
+
+def test_no_password_of_a_store_is_in_a_copy(run: Path, tmp_path: Path) -> None:
+    recipe = {**read_kept(run)[0], "store": "postgresql://ann:secret@host/db?password=secret"}
+    (run / "recipe.yaml").write_text(write_yaml(recipe))
+    told = run / "round_001/update.arguments.json"  # as an earlier version wrote it
+    told.write_text(json.dumps({**json.loads(told.read_text()), "recipe": recipe}))
+    assert push(run, str(tmp_path / "bucket")).store == "postgresql+psycopg://ann:***@host/db"
+    copied = [path for path in (tmp_path / "bucket").rglob("*") if path.is_file()]
+    assert [path for path in copied if b"secret" in path.read_bytes()] == []
+    for name in ("recipe.yaml", "round_001/update.arguments.json"):
+        assert "postgresql://ann@host/db" in (tmp_path / "bucket" / name).read_text()
+
+
+def test_two_fetches_into_one_folder_leave_the_first_alone(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(run, str(tmp_path / "bucket"))
+    there, make = tmp_path / "there", private.make_folder
+
+    def first_ends(folder: Path) -> None:
+        make(folder)
+        monkeypatch.setattr(private, "make_folder", make)
+        fetch(str(tmp_path / "bucket"), there)
+        (there / "mine").touch()
+
+    monkeypatch.setattr(private, "make_folder", first_ends)
+    with pytest.raises(UserError, match="is there already, and a fetch changes no run"):
+        fetch(str(tmp_path / "bucket"), there)
+    assert (there / "mine").exists()
 
 
 class Hub:
@@ -276,7 +353,6 @@ class Hub:
     repositories: ClassVar[dict[str, dict[str, bytes]]]
     private: ClassVar[dict[str, bool]]
     commits: ClassVar[list[list[str]]]
-    cache: ClassVar[Path]
 
     def create_repo(self, repo_id: str, *, repo_type: str, private: bool, exist_ok: bool) -> None:
         assert exist_ok
@@ -303,22 +379,21 @@ class Hub:
         for name in self.repositories[f"{repo_type}:{repo_id}"]:
             yield type("File", (), {"path": name})
 
-    def hf_hub_download(self, repo_id: str, filename: str, *, repo_type: str, force_download: bool = False) -> str:
+    def hf_hub_download(self, repo_id: str, filename: str, *, repo_type: str, local_dir: str) -> str:
         if f"{repo_type}:{repo_id}" not in self.repositories:
             raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
         files = self.repositories[f"{repo_type}:{repo_id}"]
         if filename not in files:
             raise EntryNotFoundError.__new__(EntryNotFoundError)
-        path = self.cache / filename.replace("/", "--")
+        path = Path(local_dir) / filename
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(files[filename])
         return str(path)
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    fresh = type("Fresh", (Hub,), {"repositories": {}, "private": {}, "commits": [], "cache": cache})
+def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
+    fresh = type("Fresh", (Hub,), {"repositories": {}, "private": {}, "commits": []})
     monkeypatch.setattr(huggingface_hub, "HfApi", fresh)
     return fresh
 
@@ -333,6 +408,9 @@ def test_the_hub_takes_a_run_in_few_commits_and_keeps_it_private(run: Path, tmp_
     assert "runs/first/report.html" not in hub.repositories["model:ann/smoke"]
     fetch("hf://models/ann/smoke/runs/first", tmp_path / "there")
     assert outputs(tmp_path / "there") == outputs(run)
+    files = {path.relative_to(run) for path in run.rglob("*") if path.name != "pushed.json"}
+    assert {path.relative_to(tmp_path / "there") for path in (tmp_path / "there").rglob("*")} == files  # nothing beside
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "there").rglob("*") if path.is_file())
 
 
 def test_a_repository_that_everybody_reads_is_refused_unless_it_is_meant(run: Path, hub: type[Hub]) -> None:

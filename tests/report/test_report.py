@@ -251,7 +251,7 @@ def test_status_counts_the_questions_that_wait_for_people(tmp_path: Path):
         )
     values = status(run)
     assert values["waiting_for_labels"] == 3
-    assert values["next"] == f"rlhf-loop feedback export questions.jsonl --format questions --store {url}"
+    assert values["next"] == f"rlhf-loop feedback export questions.jsonl --format questions --store {run.path}"
 
 
 def test_the_status_table_holds_every_round(tmp_path: Path):

@@ -54,7 +54,8 @@ class Location:
     @property
     def name(self) -> str:
         """For messages and for `--store`: no password in it."""
-        return str(sqlite_path(self.url) or self._with_project.render_as_string(hide_password=True))
+        shown = self._with_project.difference_update_query(["password", "sslpassword"])
+        return str(sqlite_path(self.url) or shown.render_as_string(hide_password=True))
 
     @property
     def address(self) -> str:
@@ -156,7 +157,8 @@ def parse_url(url: str | Path) -> URL:
     name = parsed.drivername
     if name == "sqlite":
         if parsed.host:
-            raise UserError(f"`{text}`: a SQLite file takes three slashes, sqlite:///{parsed.host}/...; {_URLS}")
+            shown = parsed.render_as_string()
+            raise UserError(f"`{shown}`: a SQLite file takes three slashes, sqlite:///{parsed.host}/...; {_URLS}")
         return parsed
     if name in ("postgresql", "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
