@@ -134,18 +134,23 @@ def run_seed(drawn: Drawn, settings: Specs, seed: int, policy: Policy, folder: P
 def _run_arm(
     name: str, drawn: Drawn, settings: dict[str, Any], seed: int, policy: Policy, folder: Path
 ) -> dict[str, Any]:
-    """Counts and seconds under the arm's name, and the `values` of the held-out texts; of the critic what it wrote."""
+    """Counts, seconds of training (None: an earlier call did it) and of scoring under the arm's name, and the `values`
+    of the held-out texts; of the critic what it wrote."""
     held_out = [pair for pairs in drawn.held_out.values() for pair in pairs]
     texts, _ = texts_of_pairs(held_out)
     options = {"policy": policy, "writer": write_nothing if name == "no_critique" else write_greedily}
     started = time.perf_counter()
-    metrics = train_reward_model(
-        parse_spec(settings), drawn.train, folder / f"{name}_{seed}", eval_pairs=[], seed=seed,
-        critiques=drawn.critiques,
-        progress=lambda done, total, text: print(f"{name} {done}/{total} {text}", flush=True), **options,
-    )  # fmt: skip
-    trained = time.perf_counter()
-    reward = load_reward(folder / f"{name}_{seed}", id=name, **options)
+    trained = folder / f"{name}_{seed}"
+    before = trained / "metrics.json"  # the last file of a training
+    if was_trained := before.exists():
+        metrics = json.loads(before.read_text())
+    else:
+        metrics = train_reward_model(
+            parse_spec(settings), drawn.train, trained, eval_pairs=[], seed=seed, critiques=drawn.critiques,
+            progress=lambda done, total, text: print(f"{name} {done}/{total} {text}", flush=True), **options,
+        )  # fmt: skip
+    begun = time.perf_counter()
+    reward = load_reward(trained, id=name, **options)
     result: dict[str, Any] = {"values": {}}
     if name == "critic":
         for kind, given in controls(reward, held_out, seed).items():
@@ -155,7 +160,7 @@ def _run_arm(
     else:
         result["values"][name] = reward.values(texts, {})
     result[name] = {key: metrics[key] for key in metrics if key not in ("eval", "kind", "seconds")}
-    result[name]["seconds"] = [round(trained - started), round(time.perf_counter() - trained)]
+    result[name]["seconds"] = [None if was_trained else round(begun - started), round(time.perf_counter() - begun)]
     return result
 
 
