@@ -39,3 +39,6 @@ class Vllm(Settings):
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM makes room for; an adapter gets the first that is no less than its own."""
+
+CPU_CACHE_GIB = 4
+"""What vLLM keeps keys and values in on a CPU, in main memory, where VLLM_CPU_KVCACHE_SPACE does not say otherwise."""

@@ -20,7 +20,7 @@ from typing import IO, Any
 import torch
 
 from rlhf_loop.damage import check_step
-from rlhf_loop.engines import LORA_RANKS, Vllm
+from rlhf_loop.engines import CPU_CACHE_GIB, LORA_RANKS, Vllm
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation.transformers_engine import Answer, answer, check_lengths
 from rlhf_loop.models.distributed import environment_of_one, own_accelerators
@@ -188,7 +188,8 @@ class Writer:
         told = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
         if not self._devices:
             # Its sampler would be compiled at the first token, for minutes, and cores be taken from other processes.
-            told |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "4"}
+            told |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+            told["VLLM_CPU_KVCACHE_SPACE"] = str(CPU_CACHE_GIB)
             told["OMP_NUM_THREADS"] = str(torch.get_num_threads())
         environment = {**told, **environment_of_one(), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         if self._devices:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+from rlhf_loop.engines import CPU_CACHE_GIB
 from rlhf_loop.plan.case import PROCESS, Case, Memory, peak
 from rlhf_loop.plan.formulas import BYTES, FLOAT32, Texts, forward, kv_cache
+from rlhf_loop.plan.hardware import GIB
 from rlhf_loop.plan.rewards import all_scoring, all_weights, scoring, weights
 from rlhf_loop.plan.shape import Adapter, adapter_of
 from rlhf_loop.recipe import RewardModelJudge
@@ -32,6 +36,8 @@ def sampling(case: Case, samples: int, prompts: int) -> dict[str, dict[str, int]
     if generation.engine == "vllm":  # it takes what it is allowed, and uses for its cache what weights leave
         weights_here = case.element * shape.parameters // generation.vllm.tensor_parallel_size
         allowed = int(generation.vllm.gpu_memory_utilization * case.hardware.memory) - weights_here
+        if case.on_cpu:
+            allowed = int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)) * GIB
         cache = max(allowed, kv_cache(shape, implied.prompt + implied.new, case.element))
         return {"vLLM writes": {"weights": weights_here, "KV cache": cache}}
     width = prompt_length(case) + implied.new

@@ -142,6 +142,22 @@ def test_the_smallest_change_goes_first(tmp_path: Path) -> None:
     )
 
 
+def test_vllm_takes_its_share_of_a_gpu_and_a_few_gibibytes_of_a_cpu(
+    large: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(hardware: Hardware) -> Memory:
+        found = plan_of(
+            case(large, "generation.engine=vllm", "generation.vllm.gpu_memory_utilization=0.5", hardware=hardware)
+        )
+        return next(stage for stage in found.stages if stage.stage == "generate")
+
+    cpu = Hardware(kind="cpu", name="a CPU", memory=256 * GIB, peak=1e12, bandwidth=1e11)
+    assert written(H100).total == 40 * GIB
+    assert written(cpu).parts["KV cache"] == 4 * GIB
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "9")
+    assert written(cpu).parts["KV cache"] == 9 * GIB
+
+
 def test_nothing_that_fits_is_said(tmp_path: Path) -> None:
     tiny = replace(H100, memory=GIB)
     given = advice(recommended(plans(case(configured(tmp_path / "135M"), hardware=tiny))))
