@@ -149,6 +149,12 @@ class Round:
         return self._records("snapshot/feedback.parquet", Feedback)
 
     @cached_property
+    def said(self) -> list[Feedback]:
+        """All of the feedback before it, as it was said; of earlier versions what was usable."""
+        beside = self._records("snapshot/beside.parquet", Feedback)
+        return list({record.id: record for record in [*self.feedback, *beside]}.values())
+
+    @cached_property
     def prompts(self) -> list[Prompt]:
         """The held-out prompts."""
         return self._records("evaluate/prompts.parquet", Prompt)

@@ -66,7 +66,7 @@ def render(run: RunDir) -> str:
         samples=sample_answers(rounds),
         answered_prompts=len(latest(rounds, lambda r: r.prompts) or []),
         control=(recipe.get("critiques") or {}).get("control"),
-        complaints=theme_page(themes(latest(rounds, lambda r: r.feedback) or [])),
+        complaints=theme_page(themes(latest(rounds, lambda r: r.said) or [])),
         asked_again=complaint_page(rounds),
         feedback=[feedback_row(r) for r in rounds if _was_asked(r)],
         validation=validation(rounds),

@@ -2,6 +2,7 @@
 
     store  ->  feedback.parquet  pairs.parquet  labels.parquet  demonstrations.parquet  judge_pairs.parquet
                judge_prompts.parquet  prompts.parquet  held_out.parquet  validation.json  state.json
+               beside.parquet where something was said that is not usable
                and critiques.parquet where the recipe has `critiques`, checks.parquet where these have `checks`
                and borrowed_*.parquet where it has `feedback.from` (see feedback/borrowed.py)
 
@@ -78,6 +79,8 @@ def snapshot(
         sound, completions, training, settings.validation.contradictions, settings.implicit
     )
     write_records(folder / "feedback.parquet", report.usable)
+    if beside := _beside(feedback, report.usable):
+        write_records(folder / "beside.parquet", beside)
     write_records(folder / "pairs.parquet", train)
     write_records(folder / "labels.parquet", labels)
     write_records(folder / "demonstrations.parquet", demonstrations(sound, completions, training))
@@ -132,6 +135,13 @@ def _said_before(store: Store, round: int) -> tuple[list[Feedback], dict[str, Co
         return feedback, {}
     ids = named if len(named) < MANY * store.completion_count() else None
     return feedback, {c.id: c for c in store.completions(ids=ids) if c.id in named}
+
+
+def _beside(feedback: Sequence[Feedback], usable: Sequence[Feedback]) -> list[Feedback]:
+    """What was said and trains nothing, as it was said: quarantined, set aside, or too vague. A report counts
+    complaints in it too."""
+    kept = {record.id: record.comment for record in usable}
+    return [record for record in feedback if record.id not in kept or kept[record.id] != record.comment]
 
 
 def _critiques(

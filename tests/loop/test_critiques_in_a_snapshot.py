@@ -9,11 +9,13 @@ import pytest
 from samples.feedback import completion, prompt
 
 from rlhf_loop.feedback.privacy.deletion import delete_user, remember, user_key
+from rlhf_loop.feedback.quality.themes import themes
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.recipe import Recipe, parse
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import Annotator, Critique, CritiquedCompletion, Feedback, Preference, Rating, Retraction
+from rlhf_loop.report.data import Round
 from rlhf_loop.steps.snapshot import snapshot
 
 SYSTEM = "You are the assistant of a bakery in Lyon and never speak of the prices of others."
@@ -64,6 +66,30 @@ def test_a_sound_one_is_taken_as_it_was_said(tmp_path: Path) -> None:
     (row,), report = taken(tmp_path, critique())
     assert (row.critique, row.completion_id, row.origin, row.label) == (WHY, "a", "human", False)
     assert report["critiques"]["by_origin"] == {"human": 1}
+
+
+def test_a_report_counts_complaints_of_feedback_that_trains_nothing_as_a_check_does(tmp_path: Path) -> None:
+    pair: dict[str, Any] = {"prompt_id": "p", "a_id": "a", "b_id": "b"}
+    people = {name: Annotator(id=name) for name in ("ann", "bob", "cy", "di")}
+    given = [
+        Preference(id="won-1", winner="a", annotator=people["ann"], **pair),
+        Preference(id="won-2", winner="a", annotator=people["bob"], **pair),
+        Preference(id="outvoted", winner="b", comment="It is far too long.", annotator=people["cy"], **pair),
+        Preference(id="bad", winner="both_bad", comment="Both have a rude tone.", annotator=people["di"], **pair),
+        critique("vague", "c", "wrong"),
+        critique("of a test prompt", "night", "The list has no format."),
+    ]
+    _, report = taken(tmp_path, *given)
+    assert (report["usable"], report["set_aside"], len(report["quarantined"])) == (3, 1, 2)
+    said = Round(number=1, path=tmp_path).said
+    assert {record.id: record.comment for record in said} == {record.id: record.comment for record in given}
+    found = themes(said)
+    counted = {theme: row["complaints"] for theme, row in found["themes"].items()}
+    assert counted == {"length": 1, "tone": 2, "facts": 1, "format": 1}
+    with Store.open(tmp_path / "feedback.db") as store:
+        assert found == themes(store.feedback())
+    (tmp_path / "snapshot" / "beside.parquet").unlink()  # as an earlier version left it
+    assert {record.id for record in Round(number=1, path=tmp_path).said} == {"won-1", "won-2", "of a test prompt"}
 
 
 def test_one_of_an_answer_that_was_deleted_goes_with_it(tmp_path: Path) -> None:
