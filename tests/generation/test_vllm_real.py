@@ -18,16 +18,19 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf_loop import Loop, Recipe
 from rlhf_loop.engines import Vllm
 from rlhf_loop.files import read_json
+from rlhf_loop.generation import generate
 from rlhf_loop.generation.sampling import _smallest_kept
 from rlhf_loop.generation.transformers_engine import sample_ids
 from rlhf_loop.generation.vllm_engine import Writer
 from rlhf_loop.machine import visible_accelerators
-from rlhf_loop.models.loading import load_policy, save_policy
+from rlhf_loop.models.loading import load_policy, merge_policy, save_policy
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Generation, Policy
-from rlhf_loop.records import Message
+from rlhf_loop.record_files import read_records
+from rlhf_loop.records import Completion, Message, Prompt
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,6 +39,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "recipes" / "smoke.yaml"
 FLOAT32 = Policy(model="none", dtype="float32")
 FIRST, SECOND = "policy-001-first", "policy-002-second"
 
@@ -223,3 +227,34 @@ def test_the_stand_in_has_the_interface_of_vllm(answered: dict[str, Any]) -> Non
     assert set(llm) <= set(answered["interface"]["llm"])
     assert set(sampling) <= set(answered["interface"]["sampling"])
     assert set(inspect.signature(Vllm).parameters) <= set(answered["interface"]["llm"])
+
+
+def test_a_policy_that_was_merged_or_trained_whole_answers_as_its_adapter_does(
+    answered: dict[str, Any], adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    merge_policy(adapters[SECOND], tmp_path / "merged", FLOAT32)
+    asked = [Message(role="user", content=f"Name colour {i}, " + "and why, " * (5 * (i % 4))) for i in range(16)]
+    found = {}
+    for policy in (adapters[SECOND], tmp_path / "merged"):
+        found[policy] = generate(
+            policy,
+            [Prompt(id=f"p{i}", group="g", messages=(one,)) for i, one in enumerate(asked)],
+            Generation(engine="vllm", samples_per_prompt=1, max_new_tokens=24, temperature=0.0),
+            policy_settings=FLOAT32,
+            policy_id=SECOND,
+            round=0,
+            seed=0,
+        )
+    for completions in found.values():
+        assert [[list(one.token_ids or ())] for one in completions] == answered[f"greedy {SECOND}"]
+
+
+def test_a_whole_round_is_written_evaluated_and_learned_from(base: Path, tmp_path: Path) -> None:
+    changes = [f"policy.model={base}", "generation.engine=vllm", "rounds=1", "generation.vllm.max_model_len=512"]
+    run = tmp_path / "run"
+    Loop(Recipe.load(SMOKE, changes), run_dir=run).run()
+    candidate = read_json(run / "round_001" / "manifest.json")["figures"]["evaluated"]
+    answers = read_records(run / "round_001" / "evaluate" / "answers.parquet", Completion)
+    assert {one.policy for one in answers} == {candidate}
+    evaluation = read_json(run / "round_001" / "evaluate" / "evaluation.json")
+    assert evaluation["kl"] is not None
