@@ -15,7 +15,7 @@ from rlhf_loop.plan.sharing import Sharing
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.reward_spec import RewardSpec
 
-PROCESS = {"cpu": GIB // 2, "gpu": GIB}
+PROCESS = {"cpu": 540 * 2**20, "gpu": GIB}
 """What a process has without a model: its libraries (measured: `benchmarks/plan.py`); on a GPU CUDA's context and the
 libraries' workspaces, which is an assumption."""
 

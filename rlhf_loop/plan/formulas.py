@@ -146,8 +146,8 @@ def gradient_of_head(shape: Shape, numbers: Numbers) -> int:
     return (FLOAT32 + rounded) * shape.vocabulary * shape.hidden
 
 
-def logits_working(shape: Shape, texts: Texts, numbers: Numbers) -> int:
-    """What the output layer has at a time beside that, in the pass that takes more.
+def logits_working(shape: Shape, texts: Texts, numbers: Numbers, keeps: bool = True) -> int:
+    """What the output layer has at a time beside that, in the pass that takes more. `keeps`: False without gradients.
 
     Forward, of a part of the tokens: logits in float32 and their exponentials, if they are not kept; of TRL's head a
     tile. Backward the same but for the exponentials that are there, and the gradient in float32 of what is read. In 16
@@ -158,6 +158,6 @@ def logits_working(shape: Shape, texts: Texts, numbers: Numbers) -> int:
     if not numbers.cpu_head:
         return numbers.element * min(texts.scored, TILE[0]) * min(shape.vocabulary, TILE[1]) + gradient
     part = min(texts.scored, max(1, CPU_CHUNK // shape.vocabulary)) * shape.vocabulary
-    kept = keeps_exponentials(shape, texts, numbers)
+    kept = keeps and keeps_exponentials(shape, texts, numbers)
     forward_pass = part * (rounded + FLOAT32 * (1 if kept else 2))
     return max(forward_pass, part * (rounded + FLOAT32 * (0 if kept else 1)) + gradient)

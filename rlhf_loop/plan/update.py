@@ -160,11 +160,17 @@ class Training:
         first = gradients if self.trainer.accumulation > 1 else gradient_of_head(shape, numbers) if full else 0
         begins = {"activations": kept, "logits": logits, "working": max(at_head, one_layer), "gradients": first}
         return {
+            "the reference reads": {**self.throughout, "working": self._without_gradients(texts, numbers)},
             "the backward pass begins": {**self.throughout, **begins},
             "the backward pass ends": {
                 **self.throughout, "gradients": gradients + tied, "activations": again, "working": one_layer,
             },
         }  # fmt: skip
+
+    def _without_gradients(self, texts: Texts, numbers: Numbers) -> int:
+        """A pass whose logits are kept for nobody."""
+        at_head = logits_working(self.shape, texts, numbers, keeps=False)
+        return max(at_head, forward(self.shape, texts, numbers))
 
     def rollout(self) -> dict[str, Mapping[str, int]]:
         """While the policy samples, with its adapter merged, and while the reward model reads."""

@@ -115,7 +115,7 @@ def test_the_first_way_that_fits_is_recommended(large: str) -> None:
 
 def test_what_is_advised_fits_and_may_stand_in_the_recipe(large: str) -> None:
     overrides = ["update.lora=null", "update.trainers={}", "update.trainer={per_device_train_batch_size: 32}"]
-    for hardware in (H100, replace(H100, memory=40 * GIB), replace(H100, memory=48 * GIB, devices=2)):
+    for hardware in (H100, replace(H100, memory=40 * GIB)):
         found = advice(recommended(plans(case(large, *overrides, hardware=hardware))))
         assert found is not None
         assert found.fits
@@ -168,7 +168,7 @@ def test_nothing_that_fits_is_said(tmp_path: Path) -> None:
 def test_prompts_that_are_there_are_measured(tiny_policy: Path) -> None:
     loaded = Recipe.load(ROOT / "recipes" / "quickstart.yaml", [f"policy.model={tiny_policy}"], to_run=False)
     found = implied(loaded)
-    assert (found.train, found.held_out, found.new, found.answer) == (64, 96, 64, 64)
+    assert (found.train, found.held_out, found.new, found.answer) == (96, 96, 64, 64)
     assert 20 < found.prompt < 400
     assert not any("assumed" in note for note in found.notes)
 
