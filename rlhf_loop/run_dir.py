@@ -43,6 +43,10 @@ PROGRESS = "::progress::"
 """How a line of progress begins that a stage in a process of its own prints for its parent."""
 
 
+LOGS = "logs"
+"""In a run: what the jobs of a cluster that work on it say."""
+
+
 class RunDir:
     """A run's folder."""
 

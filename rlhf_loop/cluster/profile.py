@@ -47,7 +47,14 @@ def _gpus(value: int | str) -> int | str:
     return value
 
 
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"env: {name!r} is no name of a variable; use letters, digits and _, the first no digit")
+    return name
+
+
 Word = Annotated[str, AfterValidator(_one_word)]
+Variable = Annotated[str, AfterValidator(_variable)]
 Line = Annotated[str, AfterValidator(_one_line)]
 Memory = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_memory)]
 Duration = Annotated[str, AfterValidator(_duration)]
@@ -108,7 +115,7 @@ class Profile(Settings):
     sbatch: list[Line] = Field(default_factory=list)  # further options, such as --exclude=n17
     setup: list[str] = Field(default_factory=list)  # lines of bash that run first in each job
     container: str | None = None  # words before the command on each node, such as `apptainer exec --nv rlhf.sif`
-    env: dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]] = Field(default_factory=dict)
+    env: dict[Variable, Annotated[str, Field(coerce_numbers_to_str=True)]] = Field(default_factory=dict)
     steering: Steering = Field(default_factory=Steering)
     stages: Stages = Field(default_factory=Stages)
 

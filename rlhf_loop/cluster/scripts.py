@@ -66,6 +66,8 @@ def _chosen(calls: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _quoted(path: str) -> str:
-    if '"' in path or "\n" in path:
-        raise UserError(f"{path!r} cannot stand in an #SBATCH line; use folders without quotes and line breaks")
-    return f'"{path}"' if re.search(r"\s", path) else path
+    if re.search(r'["\\\n]', path):
+        raise UserError(
+            f"{path!r} cannot stand in an #SBATCH line; use folders without quotes, backslashes and line breaks"
+        )
+    return f'"{path}"' if re.search(r"[\s#']", path) else path  # else a comment would begin, or a quotation

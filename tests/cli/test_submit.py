@@ -12,6 +12,7 @@ from samples.stub_slurm import StubSlurm
 
 from rlhf_loop.cli import app
 from rlhf_loop.cluster.profile import Profile, Stages, read_profile
+from rlhf_loop.cluster.scripts import Call, render
 from rlhf_loop.errors import UserError
 from rlhf_loop.kept_recipe import check_recipe
 from rlhf_loop.locks import locked
@@ -81,6 +82,8 @@ def test_a_stage_can_have_its_own_of_all_that_jobs_ask_for() -> None:
         ("gpus_per_node: many", "neither a number nor a kind and a number, as in a100:8"),
         ("partition: gpu --exclusive", "would not stay one word of an #SBATCH line"),
         ("sbatch: [exclusive]", "is no option of sbatch; write one a line, such as --exclude=n17"),
+        ("env: {A-B: x}", "'A-B' is no name of a variable"),
+        ("env: {'X=1; rm': x}", "'X=1; rm' is no name of a variable"),
         ("- nodes", "must hold a mapping of settings, as in recipes/cluster/profile.yaml"),
     ],
 )
@@ -105,6 +108,18 @@ def test_times_of_yaml_stay_texts_and_numbers_numbers() -> None:
     read = read_yaml(text, "it")
     assert read == ["12:00:00", "08:00:00", "1:30.5", 5e-4, 1000, 31, 7, -3, float("inf"), 1.5]
     assert read_yaml(write_yaml(read), "it") == read
+
+
+@pytest.mark.parametrize(("folder", "line"), [("a#b", '"a#b/o"'), ("it's a", '"it\'s a/o"'), ("plain", "plain/o")])
+def test_a_folder_stays_one_value_of_an_sbatch_line(folder: str, line: str) -> None:
+    script = render("slurm.sh", [], Profile(), name="x", output=f"{folder}/o", calls=[Call(words=["r"], variables={})])
+    assert f"#SBATCH --output={line}" in script.splitlines()
+
+
+def test_a_folder_that_sbatch_would_read_otherwise_is_refused() -> None:
+    for folder in ('a"b', "a\\b", "a\nb"):
+        with pytest.raises(UserError, match="cannot stand in an #SBATCH line"):
+            render("slurm.sh", [], Profile(), name="x", output=folder, calls=[Call(words=["r"], variables={})])
 
 
 def test_one_job_for_all_is_the_shipped_script_with_the_profiles_head(

@@ -440,6 +440,19 @@ def test_the_files_of_a_run_lose_the_texts_and_say_so(store: Store, tmp_path: Pa
     assert taken["round_001/snapshot/feedback.parquet"] == 4
 
 
+def test_logs_of_jobs_lose_the_lines_that_quote_a_text_or_its_beginning(store: Store, tmp_path: Path) -> None:
+    talk(store)
+    run = made_run(store, tmp_path / "run")
+    log = run.path / "logs" / "slurm-7" / "attempt-0" / "n1.log"
+    log.parent.mkdir(parents=True)
+    long = max(TEXTS, key=len)
+    quoted = [f"error: prompt {long[:57] + '...'!r}, completion 'x'\n", f"  {json.dumps(long)}\n"]
+    log.write_text("".join(["step 1 of 2\n", *quoted, "step 2 of 2\n"]))
+    report = delete_user(store, "ann@example.org", [run.path])
+    assert log.read_text() == "step 1 of 2\nstep 2 of 2\n"
+    assert report.runs[str(run.path)]["logs/slurm-7/attempt-0/n1.log"] == 2
+
+
 def test_critiques_to_learn_from_go_with_who_said_them_and_what_they_are_about(store: Store, tmp_path: Path) -> None:
     key = talk(store)
     run = RunDir(tmp_path / "run")

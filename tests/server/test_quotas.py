@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import HTTPException
 from fastapi.testclient import TestClient
 from samples.cli import rlhf_loop
 from samples.server import client, service, token, with_chat
@@ -16,6 +18,8 @@ from rlhf_loop.feedback.store import quotas
 from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.places import in_project
+from rlhf_loop.server.chat import answering
+from rlhf_loop.server.chat.request import ChatRequest
 
 NOON = 1_760_011_200.0  # 2025-10-09 12:00 UTC
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -67,6 +71,23 @@ def test_a_day_begins_at_midnight_utc(store: Store) -> None:
     with store.transaction() as transaction:
         quotas.note_used(transaction, NOON + 86400, answers=1)
     assert quotas.usage(store, NOON + 86400).used == {"answers": 1, "tokens": 0}
+
+
+def test_no_more_answers_are_begun_at_once_than_may_be(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def write(answer: answering.Answer) -> None:
+        await asyncio.sleep(0.2)
+
+    async def at_once() -> list[Any]:
+        body = ChatRequest.model_validate(HELLO)
+        asked = [answering.begin(served, body, "chatcmpl") for _ in range(4)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    served = service(store)
+    with_chat(served)
+    monkeypatch.setattr(answering, "MOST_WAITING", 1)
+    monkeypatch.setattr(answering.Answer, "write", write)
+    begun = asyncio.run(at_once())
+    assert [one.status_code for one in begun if isinstance(one, HTTPException)] == [429] * 3
 
 
 def test_an_undone_piece_of_work_uses_nothing(store: Store) -> None:

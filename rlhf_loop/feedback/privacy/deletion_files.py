@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 
 from rlhf_loop.damage import damaged, hash_file, reading
 from rlhf_loop.endpoints.answers import FILE, Answers
-from rlhf_loop.files import read_json, write_json
+from rlhf_loop.files import read_json, write_json, write_text
 from rlhf_loop.record_files import nested_columns, write_table
-from rlhf_loop.run_dir import RunDir
+from rlhf_loop.run_dir import LOGS, RunDir
 from rlhf_loop.step_folders import read_manifest
 
 REDACTED = "inputs redacted"
@@ -46,6 +46,7 @@ BORROWED = ("borrowed_prompts.parquet", "borrowed_completions.parquet", "borrowe
 """Of a snapshot: what the run borrowed (see `feedback/borrowed.py`). They are the last to lose anything: after an
 interruption they tell what is still to go."""
 
+_SHOWN = 40  # characters that a message shows of a longer text
 _QUOTED = 16  # characters: shorter texts are everybody's
 
 
@@ -69,6 +70,10 @@ class Deletion:
         """Whether `text`, plain or as JSON, holds one of the texts that are long enough to be somebody's own."""
         return any(mine in text for mine in self._quotable)
 
+    def begun_in(self, line: str) -> bool:
+        """Whether a line names one of the ids, or holds the beginning of one of these texts."""
+        return self.named_in(line) or any(beginning in line for beginning in self._beginnings)
+
     def is_critique(self, text: object) -> bool:
         """Whether a revision that carries this critique answers to one that goes; short ones are everybody's."""
         return isinstance(text, str) and len(text) >= _QUOTED and self.said(text)
@@ -86,6 +91,11 @@ class Deletion:
         """The texts that are long enough, as they are and as they stand in JSON."""
         long = {text for text in self.texts if len(text) >= _QUOTED}
         return long | {json.dumps(text, ensure_ascii=escaped)[1:-1] for text in long for escaped in (False, True)}
+
+    @cached_property
+    def _beginnings(self) -> set[str]:
+        """Of these texts, as much as messages show of them at least, as it is and as it stands in JSON."""
+        return {text[:_SHOWN].rstrip("\\") for text in self._quotable} - {""}
 
     def _is_id(self, word: str) -> bool:
         return word in self.feedback or word in self.completions or word in self.prompts
@@ -119,6 +129,9 @@ def redact_run(run: RunDir, deletion: Deletion, key: str) -> dict[str, int]:
             _redact(path, deletion, write=True)
         changed.update({str(path.relative_to(run.path)): count for path, count in found.items()})
         _mark(folder)
+    for path in sorted(path for path in (run.path / LOGS).rglob("*") if path.is_file()):
+        if count := _redact_log(path, deletion):
+            changed[str(path.relative_to(run.path))] = count
     if (run.path / FILE).exists():
         with closing(Answers(run.path / FILE)) as answers:
             if gone := answers.forget(lambda ids, text: _is_about(deletion, ids, text)):
@@ -252,6 +265,15 @@ def _redact_vectors(path: Path, deletion: Deletion, write: bool) -> int:
             np.save(file, matrix)
         unfinished.replace(path)
     return len(rows)
+
+
+def _redact_log(path: Path, deletion: Deletion) -> int:
+    """Takes the lines out of a job's log that quote a text or, as errors do, its beginning; gives their number."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    left = [line for line in lines if not deletion.begun_in(line)]
+    if len(left) < len(lines):
+        write_text(path, "".join(left))
+    return len(lines) - len(left)
 
 
 def _redacted_row(row: dict[str, Any], nested: set[str], deletion: Deletion) -> dict[str, Any] | None:

@@ -153,9 +153,9 @@ async def begin(service: Service, body: ChatRequest, kind: str) -> tuple[Answer,
     current = policies.current.policy_id if policies.current is not None else PROMOTED
     if body.model is not None and body.model not in (PROMOTED, current):
         raise HTTPException(404, unknown_model(body.model, current))
-    if len(service.answers) >= MOST_WAITING:
-        raise HTTPException(429, "too many answers are being written", {"Retry-After": "2"})
     _check_quota(await asyncio.to_thread(quotas.usage, service.store))
+    if len(service.answers) >= MOST_WAITING:  # nothing is waited for until this one is among them
+        raise HTTPException(429, "too many answers are being written", {"Retry-After": "2"})
     answer = Answer(service, policies, body, kind)
     task = asyncio.create_task(answer.write())
     service.answers.add(task)
