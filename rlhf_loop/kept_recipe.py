@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlhf_loop.cluster.profile import read_profile
+from rlhf_loop.cluster import PLATFORMS, platform
 from rlhf_loop.damage import damaged, reading
 from rlhf_loop.endpoints import settings as endpoint_settings
 from rlhf_loop.errors import UserError, shortened
@@ -99,7 +99,9 @@ def _in_force(recipe: Recipe, kept: Mapping[str, Any]) -> Recipe:
     """The recipe with what `auto` is: what the run was begun with, or what the machine is fast in that its stages run
     on: this one, or nodes of a cluster."""
     policy = recipe.policy
-    elsewhere = read_profile(recipe.cluster_profile).accelerated if recipe.launch == "slurm" else None
+    elsewhere = None
+    if recipe.launch in PLATFORMS:
+        elsewhere = platform(recipe.launch).read_profile(recipe.cluster_profile).accelerated
     now = {"dtype": native_dtype(elsewhere), "attn_implementation": native_attention(elsewhere)}
     auto = {name: kept.get(name, value) for name, value in now.items() if getattr(policy, name) == "auto"}
     return recipe.model_copy(update={"policy": policy.model_copy(update=auto)})

@@ -21,6 +21,9 @@ def submit(
         list[str] | None, typer.Argument(help="Settings over the recipe's: key.sub=value.", metavar="[KEY=VALUE]...")
     ] = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="To Slurm, on this login node.")] = False,
+    kubernetes: Annotated[
+        bool, typer.Option("--kubernetes", help="To Kubernetes, by kubectl; each stage is a TrainJob of Kubeflow.")
+    ] = False,
     stages: Annotated[
         bool,
         typer.Option("--stages", help="Each stage a job of its own, steered from one CPU that waits for people too."),
@@ -45,9 +48,11 @@ def submit(
     from rlhf_loop import private
     from rlhf_loop.cluster import platform
 
-    chosen = [name for name, wanted in {"slurm": slurm}.items() if wanted]
+    chosen = [name for name, wanted in {"slurm": slurm, "kubernetes": kubernetes}.items() if wanted]
     if len(chosen) != 1:
-        raise UserError("name the cluster to submit to: --slurm. Without one, `rlhf-loop run RECIPE` runs here")
+        raise UserError(
+            "name the cluster to submit to: --slurm or --kubernetes. Without one, `rlhf-loop run RECIPE` runs here"
+        )
     on = platform(chosen[0])
     submission, own_profile = _submission(recipe, overrides or [], sweep or [], rounds, run_dir, stages)
     plan: Plan = on.plan(submission, profile or own_profile, setting or [])
@@ -74,7 +79,7 @@ def _submission(
     """What is to run, and the profile that the recipe names. Raises `UserError` for what is wrong with the recipe, and
     for runs that were begun with another one."""
     from rlhf_loop.cli.sweeps import swept
-    from rlhf_loop.cluster import Submission, SubmittedRun
+    from rlhf_loop.cluster import PLATFORMS, Submission, SubmittedRun
     from rlhf_loop.kept_recipe import check_recipe
     from rlhf_loop.run_dir import RunDir
 
@@ -82,8 +87,8 @@ def _submission(
     for loaded, typed, place in swept(recipe, overrides, sweep, run_dir):
         folder = place.resolve()
         check_recipe(loaded, RunDir(folder))
-        steered.append(stages or loaded.launch == "slurm")
-        launch = [] if loaded.launch in ("auto", "slurm") else ["launch=auto"]  # ranks that were started together
+        steered.append(stages or loaded.launch in PLATFORMS)
+        launch = [] if loaded.launch in ("auto", *PLATFORMS) else ["launch=auto"]  # ranks that were started together
         words = [str(recipe.resolve()), *typed, *launch, "--run-dir", str(folder)]
         if rounds is not None:
             words += ["--rounds", str(rounds)]
@@ -111,4 +116,5 @@ def _refuse_in_use(run: Path) -> None:
 def _show(plan: Plan) -> None:
     for path, text in plan.files.items():
         print(f"# {shortest(path)}\n{text}")
-    print(f"# the command\n{' '.join(map(str, plan.command))}")
+    comment = "# " * all(path.suffix == ".yaml" for path in plan.files)  # what is printed is valid as it stands
+    print(f"# the command\n{comment}{' '.join(map(str, plan.command))}")

@@ -8,9 +8,12 @@ from pathlib import Path
 from pkgutil import resolve_name
 from types import ModuleType
 
-PLATFORMS = {"slurm": "rlhf_loop.cluster.slurm"}
-"""Name, a flag of `rlhf-loop submit` -> module with `plan(submission, profile, settings)`, `submit(plan)`, `told(plan,
-id)`, `state(record)` and `alive(id)`; `slurm.py` says what each gives."""
+PLATFORMS = {
+    "slurm": "rlhf_loop.cluster.slurm",
+    "kubernetes": "rlhf_loop.cluster.kubernetes",
+}
+"""Name, a flag of `rlhf-loop submit` -> module with `read_profile(file, settings)`, `plan(submission, profile,
+settings)`, `submit(plan)`, `told(plan, id)`, `state(record)` and `alive(id)`; `slurm.py` says what each gives."""
 
 
 def platform(name: str) -> ModuleType:

@@ -14,6 +14,10 @@ from typing import Any
 from rlhf_loop.files import read_json, write_json
 
 
+class Away(Exception):
+    """A platform does not answer."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobRecord:
     """A job that was submitted."""

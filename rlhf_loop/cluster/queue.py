@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_loop.cluster import jobs
 from rlhf_loop.errors import UserError
 
 SECONDS = 60.0  # that a command of Slurm is waited for
@@ -25,7 +26,7 @@ _OF_THIS_JOB = re.compile("SLURM_(?!CONF$|CLUSTERS$)|RLHF_LOOP_LOCKS$|CUDA_VISIB
 """What the job that submits another one has in its environment and the other must not."""
 
 
-class Away(Exception):
+class Away(jobs.Away):
     """Slurm's controller does not answer."""
 
 

@@ -17,8 +17,8 @@ def choose(recipe: Recipe) -> Launcher:
     """The launcher for a recipe's `launch`; `auto`: ranks under a launcher, child with several accelerators or
     settings for it, else inline.
 
-    Raises `UserError` for `ranks` in a process that nobody launched, for `slurm` where there is none, and for more
-    devices than there are.
+    Raises `UserError` for `ranks` in a process that nobody launched, for `slurm` and `kubernetes` where there is none,
+    and for more devices than there are.
     """
     mode, wants_child = recipe.launch, bool(recipe.accelerate_config or recipe.stages)
     launched = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -41,6 +41,11 @@ def choose(recipe: Recipe) -> Launcher:
         from rlhf_loop.launch.slurm import Slurm
 
         return Slurm(read_profile(recipe.cluster_profile), recipe.accelerate_config, recipe.stages)
+    if mode == "kubernetes":
+        from rlhf_loop.cluster.kubernetes_profile import read_profile as read_kubernetes_profile
+        from rlhf_loop.launch.kubernetes import Kubernetes
+
+        return Kubernetes(read_kubernetes_profile(recipe.cluster_profile), recipe.accelerate_config, recipe.stages)
     if mode == "child":
         from rlhf_loop.launch.child import Child
 

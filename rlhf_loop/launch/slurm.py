@@ -14,38 +14,38 @@ follows it:
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from rlhf_loop.cluster import queue
-from rlhf_loop.cluster.jobs import JobRecord, read_record, stage_record
+from rlhf_loop.cluster.jobs import JobRecord, read_record
 from rlhf_loop.cluster.profile import Profile
 from rlhf_loop.cluster.scripts import Call, render
 from rlhf_loop.cluster.slurm import job_name, pattern, variables
 from rlhf_loop.errors import UserError
-from rlhf_loop.files import fingerprint, write_text
+from rlhf_loop.files import write_text
 from rlhf_loop.launch.heard import Heard
+from rlhf_loop.launch.stage_job import APPEARS, POLL, Log, StageJob, asked, say
 from rlhf_loop.locks import check
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe.launching import StageLaunch, StageName
-from rlhf_loop.stages.arguments import StageArguments
-from rlhf_loop.step_folders import is_complete
 
 T = TypeVar("T")
-
-POLL = 5.0  # seconds between two looks at a job
-TRIES = 5  # attempts of a stage in a row that get no further
-APPEARS = 60.0  # seconds that a shared file system may take to show what another machine made
 
 _EARLY = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", queue.GONE}
 """Ends that say nothing against the stage: it is submitted again."""
 _COULD_NOT_REQUEUE = 75  # exit code of slurm.sh
+
+
+class _Stage(StageJob):
+    def __init__(self, file: Path):
+        super().__init__(file)
+        self.name = f"{job_name(self.arguments.title)}-{self.label}-{self.content}"
 
 
 class Slurm:
@@ -89,7 +89,7 @@ class Slurm:
             known = None
         for id in dict.fromkeys([*([known.id] if known else []), *_asked(queue.named, stage.name)]):
             if not _asked(queue.look, id).ended:
-                _say(f"{stage.step} is Slurm job {id} already; following it")
+                say(f"{stage.step} is Slurm job {id} already; following it")
                 record = known if known is not None and known.id == id else self._record(stage, id)
                 record.write(stage.record)
                 return record
@@ -103,14 +103,14 @@ class Slurm:
                 id = queue.submit(queue.command(script))
                 break
             except queue.Away as error:
-                _say(f"Slurm does not answer ({error}); looking whether it has the job of {stage.step}")
+                say(f"Slurm does not answer ({error}); looking whether it has the job of {stage.step}")
                 time.sleep(POLL)
                 if found := _asked(queue.named, stage.name):
                     id = found[0]
                     break
         record = replace(self._record(stage, id), tries=tries, got=got)
         record.write(stage.record)
-        _say(f"{stage.step} is Slurm job {id}; its logs: {stage.logs}/slurm-{id}")
+        say(f"{stage.step} is Slurm job {id}; its logs: {stage.logs}/slurm-{id}")
         return record
 
     def script(self, stage: _Stage) -> str:
@@ -132,7 +132,7 @@ class Slurm:
         return JobRecord(
             platform="slurm",
             id=id,
-            what=f"round {stage.arguments.round}, {stage.step}",
+            what=stage.what,
             logs=str(stage.logs),
             key=stage.arguments.key,
         )
@@ -144,11 +144,11 @@ class Slurm:
             job = _asked(queue.look, record.id)
             if job.restarts != attempt:
                 if attempt is not None:
-                    _say(f"{stage.step}: Slurm queued job {record.id} again")
+                    say(f"{stage.step}: Slurm queued job {record.id} again")
                     record = self._counted(stage, record, "queued again")
                     record.write(stage.record)
                 attempt = job.restarts
-                heard, log = Heard(progress), _Log(stage.logs / f"slurm-{record.id}" / f"attempt-{attempt}")
+                heard, log = Heard(progress), Log(stage.logs / f"slurm-{record.id}" / f"attempt-{attempt}")
             for line in log.lines():
                 heard(line)
             if job.ended:
@@ -157,7 +157,7 @@ class Slurm:
                 progress(0, 0, f"Slurm job {record.id} waits ({job.reason})")
                 if "eld" in job.reason and not held:  # JobHeldUser, JobHeldAdmin, launch failed requeued held
                     held = True
-                    _say(f"{stage.step}: Slurm holds job {record.id} ({job.reason}): `scontrol release {record.id}`")
+                    say(f"{stage.step}: Slurm holds job {record.id} ({job.reason}): `scontrol release {record.id}`")
             time.sleep(POLL)
 
     def _judged(self, stage: _Stage, record: JobRecord, job: queue.Job, heard: Heard) -> bool:
@@ -170,27 +170,18 @@ class Slurm:
             raise UserError(f"{where} took more memory than its job has; ask for more: `mem` in the cluster's profile")
         if job.state in _EARLY or job.exit_code == _COULD_NOT_REQUEUE:
             counted = self._counted(stage, record, job.state)
-            _say(f"{where} ended early ({job.state}); submitting it again")
+            say(f"{where} ended early ({job.state}); submitting it again")
             self._submitted(stage, counted.tries, counted.got)
             return False
         raise heard.fail(f"{where} ended with exit code {job.exit_code} ({job.state})")
 
     def _counted(self, stage: _Stage, record: JobRecord, how: str) -> JobRecord:
-        """The record after an attempt that ended early. Raises `UserError` after too many that got no further."""
-        got = stage.got()
-        tries = record.tries + 1 if got == record.got else 0
-        if tries >= TRIES:
-            raise UserError(
-                f"{stage.step}: {TRIES} attempts one after the other ended early (the last: {how}), and none got "
-                "further than the one before. Give it more time (`time` in the cluster's profile), or let a training "
-                "save more often (`save_steps`), and type the same command again"
-            )
-        return replace(record, tries=tries, got=got)
+        return stage.counted(record, how, "Give it more time (`time` in the cluster's profile)")
 
     def _end(self, stage: _Stage) -> None:
         """What becomes of the job when its stage is no longer followed."""
         if self.leaving:
-            _say(f"leaving the job of {stage.step} alone")
+            say(f"leaving the job of {stage.step} alone")
             return
         with suppress(UserError, queue.Away):
             check(Path(stage.arguments.output))  # who took the run over follows the job
@@ -202,63 +193,5 @@ class Slurm:
         raise KeyboardInterrupt
 
 
-class _Stage:
-    """A stage, and what its job is called."""
-
-    def __init__(self, file: Path):
-        self.file, self.record = file.resolve(), stage_record(file)
-        self.arguments = StageArguments.read(file)
-        self.step = file.name.removesuffix(".arguments.json")
-        self.output = Path(self.arguments.output)
-        self.logs = self.arguments.run / "logs"
-        self.label = f"round-{self.arguments.round:03d}-{self.step}"
-        content = fingerprint(self.arguments.output, self.arguments.key)[:8]
-        self.name = f"{job_name(self.arguments.title)}-{self.label}-{content}"
-
-    def made(self, seconds: float = 0.0) -> bool:
-        """Whether its folder is there, or shows within so many seconds."""
-        end = time.monotonic() + seconds
-        while not is_complete(self.output, self.arguments.key):
-            if time.monotonic() >= end:
-                return False
-            time.sleep(min(POLL, seconds))
-        return True
-
-    def got(self) -> tuple[str, ...]:
-        """Names of what an attempt left to go on from: checkpoints."""
-        partial = self.output.with_name(self.output.name + ".partial")
-        return tuple(sorted(str(path.relative_to(partial)) for path in partial.glob("**/checkpoint-*")))
-
-
-class _Log:
-    """The lines that an attempt's nodes write, as they come."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.read: dict[Path, int] = {}
-
-    def lines(self) -> Iterator[str]:
-        """Whole lines that were not given yet."""
-        for path in sorted(self.folder.glob("*.log")):
-            with suppress(OSError), path.open("rb") as file:
-                file.seek(self.read.get(path, 0))
-                whole, end, _ = file.read().rpartition(b"\n")
-                self.read[path] = self.read.get(path, 0) + len(whole) + len(end)
-                yield from whole.decode(errors="replace").splitlines()
-
-
 def _asked(question: Callable[[str], T], of: str) -> T:
-    """Slurm's answer, however long its controller is away: what runs goes on meanwhile."""
-    said = False
-    while True:
-        try:
-            return question(of)
-        except queue.Away as error:
-            if not said:
-                said = True
-                _say(f"Slurm does not answer ({error}); asking again until it does")
-            time.sleep(POLL)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return asked("Slurm", lambda: question(of))

@@ -93,9 +93,9 @@ class Recipe(Settings):
     run_dir: Path | None = None  # None: runs/NAME in the working folder
     store: str | None = None  # None: SQLite inside the run; or FILE, sqlite:///FILE, postgresql://...
     project: str | None = None  # of the `store`; None: the one that it has from the beginning
-    launch: Literal["auto", "inline", "child", "ranks", "slurm"] = "auto"
-    accelerate_config: Path | None = None  # for `launch: child` and `slurm`
-    cluster_profile: Path | None = None  # for `launch: slurm`: what the jobs of stages ask for
+    launch: Literal["auto", "inline", "child", "ranks", "slurm", "kubernetes"] = "auto"
+    accelerate_config: Path | None = None  # for `launch: child`, `slurm` and `kubernetes`
+    cluster_profile: Path | None = None  # for `launch: slurm` and `kubernetes`: what stages ask for
     stages: dict[StageName, StageLaunch] = Field(default_factory=dict)  # those that are started otherwise
     report_to: list[Tracker] = Field(default_factory=list)
     endpoints: dict[str, EndpointSettings] = Field(default_factory=dict)  # servers of models, by the names used below

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rlhf_loop.cluster import PLATFORMS
 from rlhf_loop.engines import LORA_RANKS
 from rlhf_loop.errors import UserError
 from rlhf_loop.machine import visible_accelerators
@@ -261,24 +262,28 @@ def accelerate_is_started_once(recipe: Recipe) -> str | None:
     """By the loop, or by the user."""
     if recipe.accelerate_config is not None and recipe.launch in ("inline", "ranks"):
         return (
-            "accelerate_config is for `launch: child` and `launch: slurm`, which start Accelerate themselves; this is "
-            f"`{recipe.launch}`"
+            "accelerate_config is for `launch: child`, `slurm` and `kubernetes`, which start Accelerate themselves; "
+            f"this is `{recipe.launch}`"
         )
     if recipe.stages and recipe.launch in ("inline", "ranks"):
         return (
-            f"stages is for `launch: child` and `launch: slurm`, which start each by itself; this is `{recipe.launch}`"
+            "stages is for `launch: child`, `slurm` and `kubernetes`, which start each by itself; this is "
+            f"`{recipe.launch}`"
         )
-    if recipe.launch == "slurm" and (named := [name for name, stage in recipe.stages.items() if stage.devices]):
-        return f"stages.{named[0]}.devices is for `launch: child`; with `launch: slurm` the profile's `stages` says it"
+    if recipe.launch in PLATFORMS and (named := [name for name, stage in recipe.stages.items() if stage.devices]):
+        return (
+            f"stages.{named[0]}.devices is for `launch: child`; with `launch: {recipe.launch}` the profile's `stages` "
+            "says it"
+        )
     return None
 
 
 def a_profile_is_for_jobs(recipe: Recipe) -> str | None:
     """Nothing else submits any."""
-    if recipe.cluster_profile is not None and recipe.launch != "slurm":
+    if recipe.cluster_profile is not None and recipe.launch not in PLATFORMS:
         return (
-            "cluster_profile says what the jobs of stages ask for: set `launch: slurm`, or name it to `rlhf-loop "
-            "submit --profile`"
+            "cluster_profile says what the jobs of stages ask for: set `launch: slurm` or `launch: kubernetes`, or "
+            "name it to `rlhf-loop submit --profile`"
         )
     return None
 

@@ -16,7 +16,7 @@ from samples.stub_slurm import StubSlurm
 from rlhf_loop.cluster.jobs import read_record, stage_record
 from rlhf_loop.cluster.profile import Profile
 from rlhf_loop.errors import UserError
-from rlhf_loop.launch import choose
+from rlhf_loop.launch import choose, stage_job
 from rlhf_loop.launch import slurm as launcher
 from rlhf_loop.locks import locked
 from rlhf_loop.recipe import Recipe
@@ -45,7 +45,8 @@ class Stage:
         self.events: list[Event] = []
         self.write("key")
         clock = SimpleNamespace(sleep=lambda seconds: self.events.pop(0)(), monotonic=time.monotonic)
-        monkeypatch.setattr(launcher, "time", clock)
+        for module in (launcher, stage_job):
+            monkeypatch.setattr(module, "time", clock)
         monkeypatch.setattr(launcher, "APPEARS", 0)
 
     def write(self, key: str) -> None:
