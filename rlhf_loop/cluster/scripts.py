@@ -38,7 +38,7 @@ def render(
     head = [f"--job-name={name}", f"--output={_quoted(output)}", f"--chdir={_quoted(str(Path.cwd()))}"]
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in [*head, *array, *options, *kept]),
+        *(f"#SBATCH {option}" for option in [*kept, *head, *array, *options]),
         f"# recipes/cluster/{script}, as rlhf-loop fills it in.",
         f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         *_exports(profile.env),

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from samples import slurm
 from samples.slurm import Cluster
 
 from rlhf_loop.run_dir import RunDir
@@ -43,28 +40,50 @@ def test_a_job_without_a_recipe_says_so(script: str) -> None:
     assert done.stderr.startswith("error: no recipe")
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Iterator[Cluster]:
-    if reason := slurm.why_not():
-        pytest.skip(reason)
-    before = dict(os.environ)
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    os.environ["PYTHONPATH"] = str(ROOT)
-    with Cluster(tmp_path_factory.mktemp("slurm")) as made:
-        yield made
-    os.environ.clear()
-    os.environ.update(before)
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+export SLURM_NODEID=1
+exec "$@"
+"""
+SAID = """#!/bin/bash
+echo "$(basename "$0") $*" >"$SAID"
+"""
 
 
-def state(cluster: Cluster, job: str) -> str:
-    return cluster.job(job).get("JobState", "")
+CONFIG = {"RLHF_LOOP_ACCELERATE_CONFIG": "my config.yaml"}
+CONTAINER = {"RLHF_LOOP_CONTAINER": "apptainer exec --nv x.sif"}
+TORCHRUN = "--node_rank 1 --nproc_per_node 1 --master_addr n1 --master_port 20012"
+ACCELERATE = "--machine_rank 1 --num_processes {} --main_process_ip n1 --main_process_port 20012"
 
 
-def ends(cluster: Cluster, job: str, seconds: float = 600) -> dict[str, str]:
-    cluster.until(
-        lambda: state(cluster, job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"), f"{job} ends", seconds
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "variables", "words", "started"),
+    [
+        (0, 2, {}, "r.yaml", f"torchrun --nnodes 2 {TORCHRUN} -m rlhf_loop run r.yaml"),
+        (0, 1, {}, "--stage x.json", f"torchrun --nnodes 1 {TORCHRUN} -m rlhf_loop.stages x.json"),
+        (8, 2, {}, "r.yaml", f"accelerate launch --multi_gpu --mixed_precision bf16 --num_machines 2 "
+                             f"{ACCELERATE.format(16)} -m rlhf_loop run r.yaml"),
+        (1, 1, {}, "r.yaml", f"accelerate launch --mixed_precision bf16 --num_machines 1 {ACCELERATE.format(1)} "
+                             "-m rlhf_loop run r.yaml"),
+        (8, 1, CONFIG, "--stage x.json", f"accelerate launch --config_file my config.yaml --num_machines 1 "
+                                         f"{ACCELERATE.format(8)} -m rlhf_loop.stages x.json"),
+        (8, 1, CONTAINER, "r.yaml", "apptainer exec --nv x.sif bash -c exec accelerate launch --multi_gpu"),
+    ],
+)  # fmt: skip
+def test_each_node_starts_what_its_accelerators_and_the_profile_ask_for(
+    tmp_path: Path, gpus: int, nodes: int, variables: dict[str, str], words: str, started: str
+) -> None:
+    for name in ("srun", "torchrun", "accelerate", "apptainer", "scontrol"):
+        text = {"srun": SRUN, "scontrol": "#!/bin/bash\necho n1\n"}.get(name, SAID)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": nodes, "SLURM_GPUS_ON_NODE": gpus}
+    place = {"SAID": tmp_path / "said", "RLHF_LOOP_LOGS": tmp_path, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = bash(
+        "slurm.sh", *words.split(), **{name: str(value) for name, value in {**job, **place, **variables}.items()}
     )
-    return cluster.job(job)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "said").read_text().startswith(started)
 
 
 def submit(cluster: Cluster, run: Path, nodes: int, *options: str, rounds: int = 1) -> str:
@@ -86,7 +105,7 @@ def in_stage(cluster: Cluster, run: Path, *steps: str) -> None:
 def test_a_job_is_queued_again_at_its_time_limit_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = submit(cluster, run, 2, "--time=2", "--signal=B:USR1@60", rounds=14)
-    ended = ends(cluster, job)
+    ended = cluster.ends(job)
     said = (tmp_path / f"{job}.out").read_text()
     assert ended["JobState"] == "COMPLETED", said
     assert int(ended["Restarts"]) >= 1, said
@@ -108,7 +127,7 @@ def test_a_job_whose_node_dies_goes_on(cluster: Cluster, tmp_path: Path, nodes: 
     if nodes == 2:
         cluster.until(lambda: int(cluster.job(job)["Restarts"]) > 0, "it is queued again", 240)
         cluster.start_node(died)
-    ended = ends(cluster, job)
+    ended = cluster.ends(job)
     if nodes == 1:
         cluster.start_node(died)
         assert ended["BatchHost"] != died
@@ -123,9 +142,9 @@ def test_a_job_that_was_cancelled_and_submitted_again_goes_on(cluster: Cluster, 
     job = submit(cluster, run, 1)
     in_stage(cluster, run, "0/generate", "1/reward")
     cluster("scancel", job)
-    ended = ends(cluster, job)
+    ended = cluster.ends(job)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
-    assert ends(cluster, submit(cluster, run, 1))["JobState"] == "COMPLETED"
+    assert cluster.ends(submit(cluster, run, 1))["JobState"] == "COMPLETED"
     assert RunDir(run).complete_rounds() == [0, 1]
 
 
@@ -148,7 +167,7 @@ def test_a_chain_of_watchers_that_was_cancelled_goes_on_when_it_is_submitted_aga
     cluster("scancel", "--name", "rlhf-loop-watch")
     cluster.until(lambda: not cluster("squeue", "-h", "-n", "rlhf-loop-watch").strip(), "the chain ends", 60)
     job = watch()
-    assert ends(cluster, job)["JobState"] == "COMPLETED", (tmp_path / f"{job}.out").read_text()
+    assert cluster.ends(job)["JobState"] == "COMPLETED", (tmp_path / f"{job}.out").read_text()
     assert RunDir(run).complete_rounds() == [0]
     waiting = cluster("squeue", "-h", "-n", "rlhf-loop-watch").splitlines()
     assert len(waiting) == 1, "the next look is queued"

@@ -46,9 +46,13 @@ SlurmdTimeout=20
 KillWait=20
 JobRequeue=1
 SlurmdParameters=config_overrides
-NodeName=n1 NodeHostname=n1 NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMemory=8000 State=UNKNOWN
-NodeName=n2 NodeHostname=n2 NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 RealMemory=8000 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+NodeName=n1 NodeHostname=n1 NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMemory=8000 Weight=1 State=UNKNOWN
+NodeName=n2 NodeHostname=n2 NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 RealMemory=8000 Weight=2 State=UNKNOWN
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO PriorityTier=5 PreemptMode=OFF
+PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=NO PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=NO PriorityTier=9
 """
 SPACES = ["unshare", "--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
 PROGRAMS = {name: f"/usr/sbin/{name}" for name in ("slurmctld", "slurmd", "munged")}
@@ -118,7 +122,7 @@ class Cluster:
     def __call__(self, *command: str) -> str:
         """What a command on the login node says."""
         done = subprocess.run(self._with_hosts(*command), capture_output=True, text=True, env=self._environment(),
-                              timeout=60, cwd=self.folder)  # fmt: skip
+                              timeout=120, cwd=self.folder)  # fmt: skip
         return done.stdout if done.returncode == 0 else f"exit code {done.returncode}: {done.stdout}{done.stderr}"
 
     def submit(self, *arguments: str, **variables: str) -> str:
@@ -131,6 +135,16 @@ class Cluster:
         """What `scontrol show job` says."""
         words = self("scontrol", "-o", "show", "job", id).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def state(self, id: str) -> str:
+        """PENDING, RUNNING, ..."""
+        return self.job(id).get("JobState", "")
+
+    def ends(self, id: str, seconds: float = 600) -> dict[str, str]:
+        """What `scontrol show job` says of a job that has ended."""
+        ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+        self.until(lambda: self.state(id) in ended, f"{id} ends", seconds)
+        return self.job(id)
 
     def until(self, true: Callable[[], bool], what: str, seconds: float) -> None:
         """Waits for something."""
