@@ -32,7 +32,7 @@ def run(words: list[str]) -> None:
     recipe = Recipe.load(words[0], [word for word in words if "=" in word])
     with terminable(), folder.locked():
         keep_recipe(recipe, folder)
-        launcher = launch.choose(recipe.launch, recipe.accelerate_config, recipe.cluster_profile)
+        launcher = launch.choose(recipe)
         file, output = folder.arguments(1, "update"), str(folder.step(1, "update"))
         StageArguments(stage="update", title=folder.name, round=1, key="key", output=output, recipe={}).write(file)
         with RunProgress().step("update") as report:
