@@ -6,7 +6,7 @@ that fsspec knows.
     URL/round_003/...           as in the run, so a policy can be loaded from where it lies
 
 A file stands in the index only while the place holds it whole, so a copy that was cut short goes on with the same
-command. What this does not protect against: two people who push to one place at the same time.
+command. What this does not protect against: two copies of a run that are pushed to one place at the same time.
 """
 
 from __future__ import annotations
@@ -50,14 +50,20 @@ def push(run_dir: str | Path, url: str, public: bool = False, progress: Progress
 
     Each file is compared with the hash in its step's manifest. What the run no longer holds, such as what a deletion
     took away, is replaced or removed there. `public`: see `open_place`. Raises `UserError` for a place that holds
-    another run, or another round of the same number; for a damaged file; for whatever the place refuses.
+    another run, or another round of the same number, or files of something else; for one within the run; for a damaged
+    file; while the run is being pushed already; for whatever the place refuses.
     """
     run, place = open_run(Path(run_dir).resolve()), open_place(url, public)
-    with tempfile.TemporaryDirectory() as scratch:
+    here = run.run_dir.path
+    if place.folder is not None and place.folder.is_relative_to(here):
+        raise UserError(f"{place.name} lies in the run {here} itself: name a place outside of it")
+    with locked(here / "push.lock", f"the pushing of {here}"), tempfile.TemporaryDirectory() as scratch:
         contents = read_contents(run.run_dir, Path(scratch))
-        there = _index_at(place) or Index(name=run.run_dir.name)
+        if (there := _index_at(place)) is None:
+            there = Index(name=run.run_dir.name)
+            place.claim({name.split("/")[0] for name in contents.files}, _written(there))
         _check_same(contents, there, place)
-        note_pushed(run.run_dir.path, place.name)
+        note_pushed(here, str(place.folder or place.name))
         new = {name: file for name, file in contents.files.items() if _is_new(there.files.get(name), file)}
         index = _without_old(place, there, contents, new, _store_elsewhere(run))
         total, done = sum(file.path.stat().st_size for file in new.values()), 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,9 +24,13 @@ class Place(Protocol):
     """Files by name; every method raises `UserError` for what goes wrong."""
 
     name: str  # to be shown: without a password
+    folder: Path | None  # on a file system of this machine
 
     def read_index(self) -> bytes | None:
         """The index; None where there is none."""
+
+    def claim(self, names: Collection[str], index: bytes) -> None:
+        """Begins a copy where there is no index; refuses a place that has files or folders of these names."""
 
     def put(self, files: Mapping[str, Path], index: bytes) -> None:
         """Puts these files there, and the index after them."""
@@ -72,13 +76,18 @@ class FileSystem:
 
     def __init__(self, url: str):
         import fsspec
+        import fsspec.implementations.local
 
+        if not url:
+            raise UserError(f"an empty URL names no place. {_PLACES}")
         self.name = shown(url)
-        with _explained(self.name):
+        with _explained(self.name, _PLACES):
             self.system, root = fsspec.core.url_to_fs(url)
         self.root = str(root).rstrip("/")
         if not self.root:
             raise UserError(f"{self.name} names no folder")
+        here = isinstance(self.system, fsspec.implementations.local.LocalFileSystem)
+        self.folder = Path(self.root).resolve() if here else None
 
     def read_index(self) -> bytes | None:
         """See `Place`."""
@@ -88,6 +97,12 @@ class FileSystem:
             except FileNotFoundError:
                 return None
             return content
+
+    def claim(self, names: Collection[str], index: bytes) -> None:
+        """See `Place`."""
+        with _explained(self.name):
+            _refuse_over(self.name, [name for name in names if self.system.exists(self._path(name))])
+        self.put({}, index)  # before any file, so that a push that was cut short finds its own
 
     def put(self, files: Mapping[str, Path], index: bytes) -> None:
         """See `Place`."""
@@ -123,7 +138,9 @@ class Hub:
     def __init__(self, name: str, repo: str, kind: str, folder: str, public: bool):
         from huggingface_hub import HfApi
 
-        self.name, self.folder, self.public = name, f"{folder}/" if folder else "", public
+        self.name, self.public = name, public
+        self.folder: Path | None = None
+        self.prefix = f"{folder}/" if folder else ""  # within the repository
         self.api = HfApi()
         self.repo: dict[str, Any] = {"repo_id": repo, "repo_type": kind}
         self.ready = False
@@ -138,6 +155,18 @@ class Hub:
             except (EntryNotFoundError, RepositoryNotFoundError):
                 return None
 
+    def claim(self, names: Collection[str], index: bytes) -> None:
+        """See `Place`; each `put` is a commit with its index, so none is put before."""
+        from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+        with _explained(self.name):
+            try:
+                paths = [file.path for file in self.api.list_repo_tree(recursive=True, **self.repo)]
+            except (EntryNotFoundError, RepositoryNotFoundError):
+                return
+            there = {path.removeprefix(self.prefix).split("/")[0] for path in paths if path.startswith(self.prefix)}
+            _refuse_over(self.name, [name for name in names if name in there])
+
     def put(self, files: Mapping[str, Path], index: bytes) -> None:
         """See `Place`."""
         from huggingface_hub import CommitOperationAdd
@@ -147,7 +176,7 @@ class Hub:
             self._make_repository()
             self.api.create_commit(
                 operations=[
-                    CommitOperationAdd(path_in_repo=self.folder + name, path_or_fileobj=given)
+                    CommitOperationAdd(path_in_repo=self.prefix + name, path_or_fileobj=given)
                     for name, given in content.items()
                 ],
                 commit_message=f"{len(files)} files of a run",
@@ -167,14 +196,14 @@ class Hub:
 
         with _explained(self.name):
             there = {file.path for file in self.api.list_repo_tree(recursive=True, **self.repo)}
-            paths = [path for name in names if (path := self.folder + name) in there]
+            paths = [path for name in names if (path := self.prefix + name) in there]
             gone = [CommitOperationDelete(path_in_repo=path) for path in paths]
             if gone:
                 self.api.create_commit(operations=gone, commit_message=f"{len(gone)} files removed", **self.repo)
 
     def _fetched(self, name: str, folder: str) -> Path:
         """A file within `folder`: the hub's cache would keep what people wrote where no deletion looks for it."""
-        return Path(self.api.hf_hub_download(filename=self.folder + name, local_dir=folder, **self.repo))
+        return Path(self.api.hf_hub_download(filename=self.prefix + name, local_dir=folder, **self.repo))
 
     def _make_repository(self) -> None:
         """Makes it, private, where it is not there; refuses one that everybody can read, unless that was allowed."""
@@ -189,8 +218,19 @@ class Hub:
         self.ready = True
 
 
+_PLACES = "Give a folder, hf://OWNER/NAME, s3://BUCKET/FOLDER or another URL that fsspec knows"
+_AGAIN = "What was copied is kept: type the same command again to go on"
+
+
+def _refuse_over(place: str, names: Sequence[str]) -> None:
+    if names:
+        raise UserError(
+            f"{place} is no copy of a run, and has {names[0]}: nothing was changed. Push to an empty or a new place"
+        )
+
+
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(name: str, remedy: str = _AGAIN) -> Iterator[None]:
     """Within it, what a file system's library raises becomes a `UserError`; there are as many kinds as libraries."""
     try:
         yield
@@ -201,7 +241,9 @@ def _explained(name: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise explain_os_error(error, Path(error.filename or name)) from error
+        if isinstance(error, (NotADirectoryError, FileExistsError)):
+            raise UserError(
+                f"{name} is a file, or lies below one, and a copy is a folder: name another place"
+            ) from error
         said = _without_user(" ".join((str(error) or type(error).__name__).split()))[:300]
-        raise UserError(
-            f"{name}: {type(error).__name__}: {said}. What was copied is kept: type the same command again to go on"
-        ) from error
+        raise UserError(f"{name}: {type(error).__name__}: {said}. {remedy}") from error

@@ -232,6 +232,67 @@ def test_a_place_with_another_run_is_left_alone(run: Path, tmp_path: Path) -> No
     assert (place / INDEX).read_bytes() == before
 
 
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_nothing_is_pushed_over_what_is_no_copy(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))  # a run as it is, which has no index
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "recipe.yaml").write_text("mine")
+    for folder, there in ((other, r"[\w.]+"), (mine, "recipe.yaml")):
+        before = files_in(folder)
+        with pytest.raises(UserError, match=f"{folder.name} is no copy of a run, and has {there}: nothing was changed"):
+            push(run, str(folder))
+        assert files_in(folder) == before
+    before = files_in(run)
+    for place in (str(run), str(run / "copy"), f"file://{run}/round_000"):
+        with pytest.raises(UserError, match=r"lies in the run .* itself"):
+            push(run, place)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="names no place"):
+        push(run, "")
+    assert files_in(run) == before
+    assert not pushed_to(run)
+    (mine / "recipe.yaml").rename(mine / "notes.txt")  # what no copy is called stays as it is
+    push(run, "mine")
+    assert (mine / "notes.txt").read_text() == "mine"
+    assert pushed_to(run) == [str(mine)]  # wherever one asks from
+
+
+def test_a_push_that_died_in_its_first_file_goes_on(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, system = tmp_path / "bucket", fsspec.implementations.local.LocalFileSystem
+
+    def dying(self: Any, path: str, *_: Any, **__: Any) -> None:
+        (place / "round_000").mkdir(parents=True, exist_ok=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(system, "put_file", dying)
+        with pytest.raises(KeyboardInterrupt):
+            push(run, str(place))
+    with pytest.raises(UserError, match="holds no whole round of a run"):
+        fetch(str(place), tmp_path / "there")
+    assert push(run, str(place)).rounds == [0, 1]
+
+
+def test_a_run_is_pushed_once_at_a_time(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, put = [], FileSystem.put
+
+    def meanwhile(self: FileSystem, files: Mapping[str, Path], index: bytes) -> None:
+        if files and not told:
+            with pytest.raises(UserError, match=r"the pushing of .* is in use by process") as refused:
+                push(run, str(tmp_path / "bucket"))
+            told.append(refused)
+        put(self, files, index)
+
+    monkeypatch.setattr(FileSystem, "put", meanwhile)
+    assert push(run, str(tmp_path / "bucket")).rounds == [0, 1]
+    assert told
+    assert not (run / "push.lock").exists()
+
+
 @pytest.mark.parametrize(
     "name",
     ["../out", "/etc/out", "round_000/../../out", "round_000/a\\b", "round_000/a\nb", "out", "round_000/./x", "C:/x"],
@@ -258,8 +319,14 @@ def test_an_index_that_is_none_is_told(tmp_path: Path, content: str, said: str) 
 
 
 def test_what_cannot_be_reached_is_told(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nosuch"):
+    with pytest.raises(UserError, match=r"Protocol not known: nosuch\. Give a folder, hf://"):
         push(run, "nosuch://bucket/run")
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="is a file, or lies below one"):
+            push(run, str(place))
+        with pytest.raises(UserError, match="is a file, or lies below one"):
+            fetch(str(place), tmp_path / "there")
     with pytest.raises(UserError, match="names no repository"):
         push(run, "hf://only-a-name")
     with pytest.raises(UserError, match="holds no whole round of a run"):
@@ -376,6 +443,8 @@ class Hub:
                 files[operation.path_in_repo] = given if isinstance(given, bytes) else Path(given).read_bytes()
 
     def list_repo_tree(self, repo_id: str, *, recursive: bool, repo_type: str) -> Iterator[Any]:
+        if f"{repo_type}:{repo_id}" not in self.repositories:
+            raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
         for name in self.repositories[f"{repo_type}:{repo_id}"]:
             yield type("File", (), {"path": name})
 
@@ -419,6 +488,14 @@ def test_a_repository_that_everybody_reads_is_refused_unless_it_is_meant(run: Pa
         push(run, "hf://datasets/ann/open")
     assert hub.repositories["dataset:ann/open"] == {}
     assert push(run, "hf://datasets/ann/open", public=True).rounds == [0, 1]
+
+
+def test_files_of_something_else_in_a_repository_stay(run: Path, hub: type[Hub]) -> None:
+    hub.repositories["model:ann/mine"], hub.private["model:ann/mine"] = {"recipe.yaml": b"mine"}, True
+    with pytest.raises(UserError, match=r"is no copy of a run, and has recipe\.yaml"):
+        push(run, "hf://ann/mine")
+    assert hub.repositories["model:ann/mine"] == {"recipe.yaml": b"mine"}
+    assert push(run, "hf://ann/mine/copies").rounds == [0, 1]  # a folder beside it
 
 
 def test_the_commands(run: Path, tmp_path: Path) -> None:
