@@ -81,8 +81,12 @@ def check_recipe(recipe: Recipe, run: RunDir) -> Recipe:
                 f"name: {name!r} -> {recipe.name!r}",
             )
         contents = read_places(run.path)["contents"]
+        begun = any(run.path.glob("round_*"))
         changed = [
-            change for change in _changed(kept, in_force.model_dump(mode="json")) if not _is_same(*change, contents)
+            change
+            for change in _changed(kept, in_force.model_dump(mode="json"))
+            if not _is_same(*change, contents)
+            and (begun or change[0] != "feedback.from")  # a source that is not there ends a run before its first round
         ]
         if changed:
             listed = "\n  ".join(f"{key}: {_shown(old)} -> {_shown(new)}" for key, old, new in changed)

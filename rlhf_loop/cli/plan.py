@@ -21,7 +21,9 @@ def plan(
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of a machine (default: this machine's).")] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpu: Annotated[str | None, typer.Option(help="Their name, such as H100 or A100-80GB.")] = None,
-    gpu_memory: Annotated[float | None, typer.Option(min=0.1, help="Memory of each in GiB.", metavar="GIB")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=0.1, max=1e6, help="Memory of each in GiB.", metavar="GIB")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a recipe takes, from the model's configuration alone: memory and time of each stage, and what fits."""

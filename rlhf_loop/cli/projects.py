@@ -27,7 +27,9 @@ def project_quota(
     from rlhf_loop.feedback.store import quotas
     from rlhf_loop.feedback.store.store import Store
 
-    changes = {kind: _amount(kind, given) for kind, given in (("answers", answers), ("tokens", tokens)) if given}
+    changes = {
+        kind: _amount(kind, given) for kind, given in (("answers", answers), ("tokens", tokens)) if given is not None
+    }
     with Store.open(store_url(store), create=False) as opened:
         if changes:
             quotas.set_quota(opened, changes)
@@ -39,7 +41,7 @@ def _amount(kind: str, given: str) -> int | None:
     if given == "none":
         return None
     if not given.isdecimal():
-        raise UserError(f"--{kind} {given}: give a number, or none for no limit")
+        raise UserError(f"--{kind} {given!r}: give a number, or none for no limit")
     return int(given)
 
 

@@ -13,7 +13,7 @@ from rlhf_loop.comparison.runner import at_a_time, make_runs
 from rlhf_loop.comparison.shown import CellResult, cell_results, other_yardsticks, sentence
 from rlhf_loop.comparison.sweep import Budget, Cell, CellRun, Sweep, load_sweep, runs_of
 from rlhf_loop.errors import UserError
-from rlhf_loop.files import write_text
+from rlhf_loop.files import explain_os_error, write_text
 from rlhf_loop.kept_recipe import RecipeChanged, check_recipe
 from rlhf_loop.locks import locked
 from rlhf_loop.progress import RunProgress
@@ -46,14 +46,14 @@ def compare(
     `folder` (default: runs/NAME) holds `CELL/seed_N`, ordinary runs. `jobs`: runs at a time (default: one for each
     accelerator, one on a CPU). A run that fails is in `errors` and does not stop the others. Raises `UserError` for
     what is wrong with the sweep or a recipe, for a cell whose settings are no longer those of its runs, for cells that
-    will spend unequally, and while another process works on the same folder.
+    will spend unequally, for a folder that is something else, and while another process works on it.
     """
     path, progress = Path(sweep), progress or RunProgress(quiet=True)
     settings, cells = load_sweep(path)
     place = Path(folder or Path("runs") / (settings.name or path.stem)).resolve()
     runs = runs_of(settings, cells, place)
     jobs = at_a_time(runs, jobs)
-    private.make_folder(place)
+    _make_folder(place)
     with locked(place / "lock", str(place)):
         _refuse_changed(runs)
         _refuse_unequal(settings, cells, path, progress)
@@ -61,6 +61,17 @@ def compare(
         write_text(place / "sweep.yaml", path.read_text(encoding="utf-8"))
         errors = make_runs(runs, jobs, progress.say)
         return _conclude(settings, cells, runs, place, errors)
+
+
+def _make_folder(place: Path) -> None:
+    if (place / "recipe.yaml").exists():
+        raise UserError(f"{place} is a run, whose report a comparison would overwrite; choose another --folder")
+    try:
+        private.make_folder(place)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{place} is a file, or lies below one; choose another --folder") from None
+    except OSError as error:
+        raise explain_os_error(error, place) from error
 
 
 def _conclude(

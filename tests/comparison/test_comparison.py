@@ -118,6 +118,19 @@ def test_a_cell_that_changed_under_its_name_is_refused_with_what_changed(folder:
     assert "give the changed cell another name" in str(refused.value)
 
 
+def test_a_folder_that_is_something_else_is_refused_and_stays(tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "file"
+    run.mkdir()
+    (run / "recipe.yaml").touch()
+    file.touch()
+    with pytest.raises(UserError, match=r"run is a run, whose report .* choose another --folder"):
+        compare(SWEEP, run)
+    for place in (file, file / "below"):
+        with pytest.raises(UserError, match="is a file, or lies below one; choose another --folder"):
+            compare(SWEEP, place)
+    assert [path.name for path in run.iterdir()] == ["recipe.yaml"]
+
+
 def test_cells_that_will_spend_unequally_are_refused_before_anything_runs(tmp_path: Path) -> None:
     cells = {"dpo": {}, "more": {"feedback.questions_per_round": 20}}
     with pytest.raises(UserError, match=r"more: 20 labels; dpo: 8, 2\.50 times as many"):

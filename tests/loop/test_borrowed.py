@@ -20,6 +20,7 @@ from rlhf_loop.feedback.quality.stats import lines
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.tables import SCHEMA
 from rlhf_loop.files import read_json
+from rlhf_loop.kept_recipe import RecipeChanged, keep_recipe
 from rlhf_loop.loop import Loop
 from rlhf_loop.places import in_project
 from rlhf_loop.recipe import Recipe, parse
@@ -351,3 +352,16 @@ def test_a_whole_run_that_borrows_notes_it_in_its_models_and_forgets_between_two
     with Store.open(store) as home:
         assert loop.promoted_id(home) == policy  # nothing is made again
         assert "f2@team-a" in home.artifacts(ids=[model])[0].trained_on
+
+
+def test_a_source_that_was_misspelt_can_be_put_right(tmp_path: Path) -> None:
+    store, run = f"store={tmp_path / 'store.db'}", RunDir(tmp_path / "run")
+    with Store.open(in_project(f"sqlite:///{tmp_path / 'store.db'}", "team-b")):
+        pass
+    with pytest.raises(UserError, match="tema-b"):
+        Loop(Recipe.load(SMOKE, [store, "feedback.from=[tema-b]"]), run_dir=run.path).run(rounds=0)
+    right = Recipe.load(SMOKE, [store, "feedback.from=[team-b]"])
+    assert keep_recipe(right, run).feedback.borrows == ["team-b"]
+    (run.path / "round_000").mkdir()  # from here on the run has learned from it
+    with pytest.raises(RecipeChanged, match=r"feedback\.from: "):
+        keep_recipe(Recipe.load(SMOKE, [store, "feedback.from=[team-c]"]), run)

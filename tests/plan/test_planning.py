@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from rlhf_loop.cli import app
 from rlhf_loop.errors import UserError
@@ -189,6 +190,14 @@ def test_hardware_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert here.kind == "cpu"
     with pytest.raises(UserError, match="did you mean `H100`"):
         chosen(1, 1, None, "H10", "auto")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--gpu-memory", x) for x in ("inf", "nan", "-1", "1e300", "0")] + [("--gpus", "0")]
+)
+def test_no_device_is_without_size_or_endless(option: str, value: str) -> None:
+    told = CliRunner().invoke(app, ["plan", str(SMOKE), option, value])
+    assert (told.exit_code, "Input should be" in told.output) == (2, True)
 
 
 def test_the_command_prints_tables_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
