@@ -56,6 +56,7 @@ class Loop(Run):
         with self.run_dir.locked():
             self.recipe = keep_recipe(self.recipe, self.run_dir)
             launcher = launch.choose(self.recipe)
+            launch.check_configs(self.recipe)
             with Store.open(self.store_url) as store:
                 if store.is_new and self.recipe.project is not None:
                     self.progress.say(f"project {self.recipe.project} is new in its store; it is made now")

@@ -11,6 +11,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.launch.launcher import Launcher
 from rlhf_loop.machine import visible_accelerators
 from rlhf_loop.recipe import Recipe
+from rlhf_loop.settings import read_yaml
 
 
 def choose(recipe: Recipe) -> Launcher:
@@ -53,3 +54,17 @@ def choose(recipe: Recipe) -> Launcher:
     from rlhf_loop.launch.inline import Inline
 
     return Inline()
+
+
+def check_configs(recipe: Recipe) -> None:
+    """Raises `UserError` for an Accelerate config that is not there, or is none: `accelerate launch` would end a stage
+    with a traceback, after all that came before it."""
+    configs = {"accelerate_config": recipe.accelerate_config}
+    configs |= {f"stages.{name}.accelerate_config": stage.accelerate_config for name, stage in recipe.stages.items()}
+    for key, path in configs.items():
+        if path is None:
+            continue
+        if not path.is_file():
+            raise UserError(f"{key}: there is no file {path}; recipes/accelerate/ has configs to copy")
+        if not isinstance(read_yaml(path.read_text(encoding="utf-8"), str(path)), dict):
+            raise UserError(f"{key}: {path} is no config of Accelerate; recipes/accelerate/ has some to copy")

@@ -173,12 +173,27 @@ def test_a_stage_sees_only_its_devices(tmp_path: Path, monkeypatch: pytest.Monke
     assert said == [f"2 {os.environ['HOME']}"]
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "there is no file"), ('{"a": 1}\n{', "is not valid YAML"), ("- a", "is no config of")]
+)
+def test_an_accelerate_config_that_is_none_ends_a_run_before_it_begins(
+    tmp_path: Path, content: str | None, said: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    if content is not None:
+        config.write_text(content)
+    for setting in (f"accelerate_config={config}", f"stages={{update: {{accelerate_config: {config}}}}}"):
+        with pytest.raises(UserError, match=said):
+            Loop(told("child", setting), run_dir=tmp_path / "run").run()
+    assert not list((tmp_path / "run").glob("round_*"))
+
+
 def test_more_devices_than_there_are_and_stages_without_child_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(UserError, match=r"stages.reward.devices is 2, and this machine shows 1 accelerators"):
         launch.choose(told("auto", STAGES))
-    with pytest.raises(UserError, match="stages is for `launch: child` and `launch: slurm`"):
+    with pytest.raises(UserError, match="stages is for `launch: child`, `slurm` and `kubernetes`"):
         told("inline", STAGES)
     with pytest.raises(UserError, match=r"stages.generate.devices is for `launch: child`"):
         told("slurm", STAGES)
