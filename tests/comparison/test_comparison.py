@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
     """Of a complete comparison, made by the command: two cells, two seeds, one round."""
     made = tmp_path_factory.mktemp("compared") / "smoke"
     finished = rlhf_loop("compare", SWEEP, "--folder", made)
-    assert "In win-rate over the base policy, " in finished.stdout
+    assert "In win-rate over the base policy " in finished.stdout
     assert "rejection_sampling seed 1: complete in " in finished.stdout
     shutil.copy(made / "results.parquet", made / "whole.parquet")  # tests make other comparisons of the folder
     return made

@@ -94,7 +94,7 @@ def test_pictures_of_the_readme_are_there_and_small() -> None:
         assert 0 < (ROOT / "".join(picture)).stat().st_size < 200_000
 
 
-EXAMPLES = {"chosen", "triples", "words", "longest"}
+EXAMPLES = {"chosen", "triples", "words", "longest", "praised", "shortest"}
 """Files that pages tell to write."""
 
 
@@ -105,7 +105,10 @@ def test_files_that_the_pages_name_are_there() -> None:
         for page in [*PAGES, ROOT / "CONTRIBUTING.md"]
         for name in re.findall(rf"(?<![\w/])({folders}/[\w./-]*\w)", page.read_text())
         if not (ROOT / name).exists()
-        and not re.search(r"KIND|reward_models/(short|mine)|/(chosen|triples|words|longest)\.py|docs/data-export", name)
+        and not re.search(
+            r"KIND|reward_models/(short|mine)|/(chosen|triples|words|longest|praised|shortest)\.py|docs/data-export",
+            name,
+        )
     ]
     papers = (ROOT / "docs" / "papers.md").read_text()
     missing += [

@@ -17,6 +17,7 @@ from rlhf_loop.feedback.privacy.deletion_files import Deletion, _redact
 from rlhf_loop.files import read_json, write_json
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Completion, Prompt, Score
+from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.stages import evaluate as stage
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +77,7 @@ def test_answers_that_were_judged_are_not_judged_again_and_a_deletion_finds_thei
         judged.extend(answer.text for answer in answers)
         return [Score(completion_id=a.id, reward_model="judge", value=float(len(a.text))) for a in answers if a.text]
 
-    monkeypatch.setattr(stage, "load", lambda folder, recipe, features: SimpleNamespace(id="judge", score=score))
+    monkeypatch.setattr(stage, "load", lambda *given: SimpleNamespace(id="judge", score=score))
     recipe = SimpleNamespace(policy=Policy(model="tiny-random:0", dtype="float32"))
     monkeypatch.setattr(stage, "parse", lambda values: recipe)
     prompts = [Prompt(id=f"p{i}", group=f"p{i}", messages=({"role": "user", "content": "Why?"},)) for i in range(2)]
@@ -84,7 +85,14 @@ def test_answers_that_were_judged_are_not_judged_again_and_a_deletion_finds_thei
     arguments: Any = SimpleNamespace(recipe={})
 
     def scorer(measured: Measured) -> Any:
-        return stage._reward_scorer(tmp_path, arguments=arguments, held_out=prompts, measured=measured)
+        return stage._reward_scorer(
+            tmp_path,
+            arguments=arguments,
+            held_out=prompts,
+            measured=measured,
+            features=KeptFeatures(),
+            progress=lambda done, total, text: None,
+        )
 
     first = Measured()
     assert scorer(first)(prompts, answers) == [3.0, None]

@@ -15,6 +15,7 @@ from samples.feedback import contents, fill, write_lines
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.exporters.export import export
+from rlhf_loop.feedback.files import lines as files_lines
 from rlhf_loop.feedback.files import row, rows
 from rlhf_loop.feedback.files.json_elements import Elements
 from rlhf_loop.feedback.importers import FORMATS
@@ -438,7 +439,7 @@ def test_long_lines_deep_nesting_bad_text_and_paths(store: Store, tmp_path: Path
 def test_a_line_beyond_the_limit_is_refused_and_the_next_one_read(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "MAX_ROW", 2**20)
+    monkeypatch.setattr(files_lines, "MAX_ROW", 2**20)
     path = write_lines(tmp_path / "f.jsonl", [{**PAIR, "chosen": "x" * 2**21}, PAIR])
     summary = import_file(store, path)
     assert counts(summary) == (1, 0, 0, 1)

@@ -116,7 +116,7 @@ from rlhf_loop.loop import Loop
 
 STAGE = "import os, time; print(os.getpid(), flush=True); print('@', flush=True); time.sleep(60)"
 
-def run(self, rounds, wait):
+def run(self, rounds, wait, check_memory):
     with self.run_dir.locked():
         if self.recipe.launch == "child":
             processes.run([sys.executable, "-c", STAGE], lambda line: print(line, flush=True))

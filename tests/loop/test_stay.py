@@ -35,7 +35,7 @@ def test_it_looks_until_people_have_answered_and_goes_on(
                 store.add_feedback([preference("f")])
         assert len(slept) < 3
 
-    def make(self: Loop, rounds: int | None, wait: bool) -> RunResult:
+    def make(self: Loop, rounds: int | None, wait: bool, check_memory: bool) -> RunResult:
         with Store.open(url) as store:
             waits = store.open_questions()
         made = RunResult(run_dir=tmp_path, complete_rounds=1 - waits, waiting_for_labels=waits, report=tmp_path)
