@@ -43,6 +43,7 @@ def test_a_store_without_its_password(store: str, told: str) -> None:
 def test_a_password_may_change_while_a_run_goes_on_and_nothing_else_of_a_store(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     keep_recipe(recipe(), run)
+    run.step(0, "snapshot").mkdir(parents=True)  # the run is begun: its sources are what they are
     check_recipe(recipe("postgresql://ann:new@host/db", "postgresql://host/other?user=ann"), run)
     for changed in (
         recipe("postgresql://ann:secret@host/db2"),
