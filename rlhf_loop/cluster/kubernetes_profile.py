@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from rlhf_loop.cluster.per_stage import PerStage
 from rlhf_loop.errors import UserError
 from rlhf_loop.settings import Settings, apply_override, parse_settings, read_file
 
@@ -95,18 +96,6 @@ class Steering(Settings):
     queue: Name | None = None
 
 
-class Stages(Settings):
-    """Stages that ask for something else."""
-
-    reward: StageResources | None = None
-    score: StageResources | None = None
-    update: StageResources | None = None
-    evaluate: StageResources | None = None
-    checks: StageResources | None = None
-    generate: StageResources | None = None
-    embed: StageResources | None = None
-
-
 class KubernetesProfile(Settings):
     """A cluster, as its users know it."""
 
@@ -128,7 +117,7 @@ class KubernetesProfile(Settings):
     env: dict[Variable, Text] = Field(default_factory=dict)
     secrets: dict[Variable, SecretKey] = Field(default_factory=dict)
     steering: Steering = Field(default_factory=Steering)
-    stages: Stages = Field(default_factory=Stages)
+    stages: PerStage[StageResources] = Field(default_factory=PerStage[StageResources])
 
     @property
     def accelerated(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from rlhf_loop.cluster.per_stage import PerStage
 from rlhf_loop.settings import Settings, apply_override, parse_settings, read_file
 
 
@@ -88,18 +89,6 @@ class Steering(Settings):
     sbatch: list[Line] = Field(default_factory=list)
 
 
-class Stages(Settings):
-    """Stages that ask for something else."""
-
-    reward: StageResources | None = None
-    score: StageResources | None = None
-    update: StageResources | None = None
-    evaluate: StageResources | None = None
-    checks: StageResources | None = None
-    generate: StageResources | None = None
-    embed: StageResources | None = None
-
-
 class Profile(Settings):
     """A cluster, as its users know it. What is left out is Slurm's default."""
 
@@ -117,7 +106,7 @@ class Profile(Settings):
     container: str | None = None  # words before the command on each node, such as `apptainer exec --nv rlhf.sif`
     env: dict[Variable, Annotated[str, Field(coerce_numbers_to_str=True)]] = Field(default_factory=dict)
     steering: Steering = Field(default_factory=Steering)
-    stages: Stages = Field(default_factory=Stages)
+    stages: PerStage[StageResources] = Field(default_factory=PerStage[StageResources])
 
     @property
     def accelerated(self) -> bool:

@@ -11,7 +11,8 @@ import pytest
 from samples.stub_slurm import StubSlurm
 
 from rlhf_loop.cli import app
-from rlhf_loop.cluster.profile import Profile, Stages, read_profile
+from rlhf_loop.cluster.per_stage import PerStage
+from rlhf_loop.cluster.profile import Profile, read_profile
 from rlhf_loop.cluster.scripts import Call, render
 from rlhf_loop.errors import UserError
 from rlhf_loop.kept_recipe import check_recipe
@@ -56,7 +57,7 @@ def test_the_shipped_profile_is_valid_and_asks_for_what_it_says() -> None:
 
 
 def test_a_stage_can_have_its_own_of_all_that_jobs_ask_for() -> None:
-    assert set(Stages.model_fields) == set(STAGES)
+    assert set(PerStage.model_fields) == set(STAGES)
     own = {"partition": "long", "gpus_per_node": "a100:4", "mem": "480G", "sbatch": ["--exclude=n7"]}
     profile = Profile.model_validate({"sbatch": ["--comment=x"], "stages": {"update": own}})
     assert {"--partition=long", "--gpus-per-node=a100:4", "--mem=480G", "--exclude=n7"} <= set(

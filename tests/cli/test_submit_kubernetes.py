@@ -13,7 +13,8 @@ from samples.stub_kubectl import StubKubectl
 
 from rlhf_loop.cli import app
 from rlhf_loop.cluster import manifests
-from rlhf_loop.cluster.kubernetes_profile import KubernetesProfile, Stages, read_profile
+from rlhf_loop.cluster.kubernetes_profile import KubernetesProfile, read_profile
+from rlhf_loop.cluster.per_stage import PerStage
 from rlhf_loop.errors import UserError
 from rlhf_loop.kept_recipe import check_recipe
 from rlhf_loop.recipe import Recipe
@@ -136,7 +137,7 @@ def test_a_field_that_is_misspelt_is_found() -> None:
 
 
 def test_a_stage_asks_for_what_its_profile_says() -> None:
-    assert set(Stages.model_fields) == set(STAGES)
+    assert set(PerStage.model_fields) == set(STAGES)
     spec = train_job(full())["spec"]
     assert (spec["suspend"], spec["trainer"]["numNodes"], spec["trainer"]["numProcPerNode"]) == (True, 4, 4)
     assert spec["trainer"]["resourcesPerNode"] == {
