@@ -18,7 +18,7 @@ from rlhf_loop.launch.heard import Heard
 from rlhf_loop.launch.launcher import refuse_while_a_job_makes
 from rlhf_loop.machine import visible_accelerators
 from rlhf_loop.progress import Progress
-from rlhf_loop.recipe.launching import StageLaunch, StageName
+from rlhf_loop.recipe.launching import StageLaunch, StageName, launch_of
 
 
 class Child:
@@ -30,7 +30,7 @@ class Child:
         """`stages`: how those are started that are not started as all are. Raises `UserError` for more devices than
         this machine shows."""
         self.accelerate_config = accelerate_config
-        self.stages = {str(name): stage for name, stage in (stages or {}).items()}
+        self.stages = stages or {}
         visible = visible_accelerators()
         for name, stage in self.stages.items():
             if stage.devices is not None and stage.devices > visible:
@@ -49,8 +49,7 @@ class Child:
     def command(self, arguments_file: Path) -> list[str]:
         """The command line of a stage."""
         started = self._stage(arguments_file)
-        accelerate_config = started.accelerate_config or self.accelerate_config
-        config = ["--config_file", str(accelerate_config)] if accelerate_config else []
+        config = ["--config_file", str(started.accelerate_config)] if started.accelerate_config else []
         accelerate = [sys.executable, "-m", "accelerate.commands.launch", *config]
         stage = ["-m", "rlhf_loop.stages", str(arguments_file)]
         nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
@@ -59,9 +58,9 @@ class Child:
                 accelerate += ["--num_processes", str(started.devices)]
             return [*accelerate, *stage]
         gpus = started.devices or int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
-        if gpus and accelerate_config is None:  # Accelerate would share one node's number among all nodes
+        if gpus and started.accelerate_config is None:  # Accelerate would share one node's number among all nodes
             accelerate.append("--multi_gpu")
-        if gpus and (accelerate_config is None or started.devices):
+        if gpus and (started.accelerate_config is None or started.devices):
             accelerate += ["--num_processes", str(nodes * gpus)]
         line = " ".join(
             [
@@ -77,7 +76,8 @@ class Child:
 
     def _stage(self, arguments_file: Path) -> StageLaunch:
         """How the stage with these arguments is started."""
-        return self.stages.get(read_json(arguments_file)["stage"], StageLaunch()) if self.stages else StageLaunch()
+        name = read_json(arguments_file)["stage"] if self.stages else ""
+        return launch_of(name, self.stages, self.accelerate_config)
 
     def close(self) -> None:
         """Nothing waits."""

@@ -33,7 +33,7 @@ from rlhf_loop.launch.heard import Heard
 from rlhf_loop.launch.stage_job import APPEARS, POLL, Log, StageJob, asked, say
 from rlhf_loop.locks import check
 from rlhf_loop.progress import Progress
-from rlhf_loop.recipe.launching import StageLaunch, StageName
+from rlhf_loop.recipe.launching import StageLaunch, StageName, launch_of
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Kubernetes:
         """`stages`: those with an Accelerate config of their own; what they ask for is the profile's."""
         kubectl.require()
         self.profile, self.accelerate_config = profile, accelerate_config
-        self.stages = {str(name): stage for name, stage in (stages or {}).items()}
+        self.stages = stages or {}
         name, uid = (os.environ.get(variable) for variable in manifests.OWNER)
         self.owner = manifests.Owner(name=name, uid=uid) if name and uid else None
 
@@ -102,8 +102,7 @@ class Kubernetes:
 
     def manifest(self, stage: _Stage, name: str) -> dict[str, Any]:
         """What is made for an attempt of a stage."""
-        own = self.stages.get(stage.arguments.stage)
-        config = (own and own.accelerate_config) or self.accelerate_config
+        config = launch_of(stage.arguments.stage, self.stages, self.accelerate_config).accelerate_config
         return manifests.stage(
             self.profile.of(stage.arguments.stage),
             name=name,

@@ -33,7 +33,7 @@ from rlhf_loop.launch.heard import Heard
 from rlhf_loop.launch.stage_job import APPEARS, POLL, Log, StageJob, asked, say
 from rlhf_loop.locks import check
 from rlhf_loop.progress import Progress
-from rlhf_loop.recipe.launching import StageLaunch, StageName
+from rlhf_loop.recipe.launching import StageLaunch, StageName, launch_of
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class Slurm:
         """`stages`: those with an Accelerate config of their own; what they ask for is the profile's."""
         queue.require()
         self.profile, self.accelerate_config = profile, accelerate_config
-        self.stages = {str(name): stage for name, stage in (stages or {}).items()}
+        self.stages = stages or {}
         self.leaving = False
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGUSR1, self._leave)
@@ -115,8 +115,7 @@ class Slurm:
 
     def script(self, stage: _Stage) -> str:
         """What is submitted for a stage."""
-        own = self.stages.get(stage.arguments.stage)
-        accelerate_config = (own and own.accelerate_config) or self.accelerate_config
+        started = launch_of(stage.arguments.stage, self.stages, self.accelerate_config)
         return render(
             "slurm.sh",
             [*self.profile.options(stage.arguments.stage), "--dependency=singleton"],
@@ -124,7 +123,10 @@ class Slurm:
             name=stage.name,
             output=f"{pattern(stage.logs)}/slurm-%j.out",
             calls=[
-                Call(words=["--stage", str(stage.file)], variables=variables(stage.arguments.run, accelerate_config))
+                Call(
+                    words=["--stage", str(stage.file)],
+                    variables=variables(stage.arguments.run, started.accelerate_config),
+                )
             ],
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -18,3 +19,10 @@ class StageLaunch(Settings):
 
     devices: int | None = Field(None, ge=1)  # how many accelerators of a machine, the first ones; None: all
     accelerate_config: Path | None = None  # None: the recipe's
+
+
+def launch_of(stage: str, stages: Mapping[StageName, StageLaunch], accelerate_config: Path | None) -> StageLaunch:
+    """How a stage is started, where `stages` are those that are started otherwise and `accelerate_config` is the
+    recipe's."""
+    own = next((own for name, own in stages.items() if name == stage), StageLaunch())
+    return own.model_copy(update={"accelerate_config": own.accelerate_config or accelerate_config})
