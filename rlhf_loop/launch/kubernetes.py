@@ -18,7 +18,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +29,7 @@ from rlhf_loop.cluster.kubernetes_profile import KubernetesProfile
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import fingerprint
 from rlhf_loop.launch.heard import Heard
-from rlhf_loop.launch.stage_job import APPEARS, POLL, Log, StageJob, asked, say
+from rlhf_loop.launch.stage_job import POLL, Log, StageJob, asked, say
 from rlhf_loop.locks import check
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe.launching import StageLaunch, StageName, launch_of
@@ -64,9 +63,9 @@ class Kubernetes:
         ran out of memory, or does not get further."""
         stage = _Stage(arguments_file, self.profile)
         try:
-            record = self._attached(stage) or self._made(stage, tries=0, got=())
-            while not self._followed(stage, record, progress):
-                record = read_record(stage.record) or record
+            record: JobRecord | None = self._attached(stage) or self._made(stage)
+            while record is not None:
+                record = self._followed(stage, record, progress)
         except BaseException as error:
             self._end(stage, error)
             raise
@@ -85,18 +84,16 @@ class Kubernetes:
             if not ended(found):
                 at = self._place(found["metadata"]["name"])
                 say(f"{stage.step} is TrainJob {at.id} already; following it")
-                record = known if known is not None and known.id == at.id else self._record(stage, at)
-                record.write(stage.record)
-                return record
+                same = known is not None and known.id == at.id
+                return stage.write_record("kubernetes", at.id, after=known if same else None)
         return None
 
-    def _made(self, stage: _Stage, tries: int, got: tuple[str, ...]) -> JobRecord:
+    def _made(self, stage: _Stage, after: JobRecord | None = None) -> JobRecord:
         before = [int(found["metadata"]["name"].rpartition("-")[2]) for found in self._all(stage)]
         at = self._place(f"{stage.name}-{max(before, default=0) + 1}")
         document = self.manifest(stage, at.name)
         _asked(lambda: kubectl.create(document))  # where an answer was lost, there is one of this name: ours
-        record = replace(self._record(stage, at), tries=tries, got=got)
-        record.write(stage.record)
+        record = stage.write_record("kubernetes", at.id, after)
         say(f"{stage.step} is TrainJob {at.id}; its logs: {stage.logs}/{at.name}")
         return record
 
@@ -126,13 +123,8 @@ class Kubernetes:
     def _delete(self, name: str) -> None:
         _asked(lambda: kubectl.delete(self._place(name)))
 
-    def _record(self, stage: _Stage, at: Place) -> JobRecord:
-        return JobRecord(
-            platform="kubernetes", id=at.id, what=stage.what, logs=str(stage.logs), key=stage.arguments.key
-        )
-
-    def _followed(self, stage: _Stage, record: JobRecord, progress: Progress) -> bool:
-        """Follows a TrainJob to its end. False: another one was made."""
+    def _followed(self, stage: _Stage, record: JobRecord, progress: Progress) -> JobRecord | None:
+        """Follows a TrainJob to its end. None: the stage is made; else the TrainJob that was made after it."""
         at = kubectl.place(record.id)
         heard, log, told, began = Heard(progress), Log(stage.logs / at.name), "", False
         while True:
@@ -156,12 +148,12 @@ class Kubernetes:
             began = state == "Running"
             time.sleep(POLL)
 
-    def _judged(self, stage: _Stage, record: JobRecord, state: str, heard: Heard) -> bool:
+    def _judged(self, stage: _Stage, record: JobRecord, state: str, heard: Heard) -> JobRecord | None:
         at = kubectl.place(record.id)
-        if stage.made(APPEARS if state == "Complete" else 0) or state == "Complete":
+        if stage.made(succeeded=state == "Complete"):
             for found in self._all(stage):  # former attempts too: their logs are in the run
                 self._delete(found["metadata"]["name"])
-            return True  # without what it should have made, that is told by who asked for it
+            return None
         where = f"TrainJob {at.id} of {stage.step} (logs: {stage.logs}/{at.name})"
         if state == "deleted":
             raise UserError(f"{where} was deleted. Nothing is lost: type the same command again to go on")
@@ -173,8 +165,7 @@ class Kubernetes:
         if (how := pods.disruption(left)) is not None:
             counted = stage.counted(record, how, "Give it nodes that stay (`node_selector` in the cluster's profile)")
             say(f"{where} ended early ({how}); making another one")
-            self._made(stage, counted.tries, counted.got)
-            return False
+            return self._made(stage, counted)
         raise heard.fail(f"{where} failed")
 
     def _settled(self, at: Place) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +29,7 @@ from rlhf_loop.cluster.slurm import job_name, pattern, variables
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import write_text
 from rlhf_loop.launch.heard import Heard
-from rlhf_loop.launch.stage_job import APPEARS, POLL, Log, StageJob, asked, say
+from rlhf_loop.launch.stage_job import POLL, Log, StageJob, asked, say
 from rlhf_loop.locks import check
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe.launching import StageLaunch, StageName, launch_of
@@ -70,9 +69,9 @@ class Slurm:
         ran out of memory, or does not get further."""
         stage = _Stage(arguments_file)
         try:
-            record = self._attached(stage) or self._submitted(stage, tries=0, got=())
-            while not self._followed(stage, record, progress):
-                record = read_record(stage.record) or record
+            record: JobRecord | None = self._attached(stage) or self._submitted(stage)
+            while record is not None:
+                record = self._followed(stage, record, progress)
         except BaseException:
             self._end(stage)
             raise
@@ -90,12 +89,11 @@ class Slurm:
         for id in dict.fromkeys([*([known.id] if known else []), *_asked(queue.named, stage.name)]):
             if not _asked(queue.look, id).ended:
                 say(f"{stage.step} is Slurm job {id} already; following it")
-                record = known if known is not None and known.id == id else self._record(stage, id)
-                record.write(stage.record)
-                return record
+                same = known is not None and known.id == id
+                return stage.write_record("slurm", id, after=known if same else None)
         return None
 
-    def _submitted(self, stage: _Stage, tries: int, got: tuple[str, ...]) -> JobRecord:
+    def _submitted(self, stage: _Stage, after: JobRecord | None = None) -> JobRecord:
         script = stage.logs / f"{stage.label}.sh"
         write_text(script, self.script(stage))
         while True:
@@ -108,8 +106,7 @@ class Slurm:
                 if found := _asked(queue.named, stage.name):
                     id = found[0]
                     break
-        record = replace(self._record(stage, id), tries=tries, got=got)
-        record.write(stage.record)
+        record = stage.write_record("slurm", id, after)
         say(f"{stage.step} is Slurm job {id}; its logs: {stage.logs}/slurm-{id}")
         return record
 
@@ -130,17 +127,8 @@ class Slurm:
             ],
         )
 
-    def _record(self, stage: _Stage, id: str) -> JobRecord:
-        return JobRecord(
-            platform="slurm",
-            id=id,
-            what=stage.what,
-            logs=str(stage.logs),
-            key=stage.arguments.key,
-        )
-
-    def _followed(self, stage: _Stage, record: JobRecord, progress: Progress) -> bool:
-        """Follows a job to its end. False: it was submitted again."""
+    def _followed(self, stage: _Stage, record: JobRecord, progress: Progress) -> JobRecord | None:
+        """Follows a job to its end. None: the stage is made; else the job that was submitted after it."""
         attempt, held = None, False
         while True:
             job = _asked(queue.look, record.id)
@@ -162,9 +150,9 @@ class Slurm:
                     say(f"{stage.step}: Slurm holds job {record.id} ({job.reason}): `scontrol release {record.id}`")
             time.sleep(POLL)
 
-    def _judged(self, stage: _Stage, record: JobRecord, job: queue.Job, heard: Heard) -> bool:
-        if stage.made(APPEARS if job.state == "COMPLETED" else 0) or job.state == "COMPLETED":
-            return True  # without what it should have made, that is told by who asked for it
+    def _judged(self, stage: _Stage, record: JobRecord, job: queue.Job, heard: Heard) -> JobRecord | None:
+        if stage.made(succeeded=job.state == "COMPLETED"):
+            return None
         where = f"Slurm job {job.id} of {stage.step} (logs: {stage.logs}/slurm-{job.id})"
         if job.state == "CANCELLED":
             raise UserError(f"{where} was cancelled. Nothing is lost: type the same command again to go on")
@@ -173,8 +161,7 @@ class Slurm:
         if job.state in _EARLY or job.exit_code == _COULD_NOT_REQUEUE:
             counted = self._counted(stage, record, job.state)
             say(f"{where} ended early ({job.state}); submitting it again")
-            self._submitted(stage, counted.tries, counted.got)
-            return False
+            return self._submitted(stage, counted)
         raise heard.fail(f"{where} ended with exit code {job.exit_code} ({job.state})")
 
     def _counted(self, stage: _Stage, record: JobRecord, how: str) -> JobRecord:
@@ -186,7 +173,7 @@ class Slurm:
             say(f"leaving the job of {stage.step} alone")
             return
         with suppress(UserError, queue.Away):
-            check(Path(stage.arguments.output))  # who took the run over follows the job
+            check(stage.output)  # who took the run over follows the job
             queue.cancel_named(stage.name)
             stage.record.unlink(missing_ok=True)
 

@@ -37,13 +37,23 @@ class StageJob:
         self.what = f"round {self.arguments.round}, {self.step}"
         self.content = fingerprint(self.arguments.output, self.arguments.key)[:8]
 
-    def made(self, seconds: float = 0.0) -> bool:
-        """Whether its folder is there, or shows within so many seconds."""
-        end = time.monotonic() + seconds
+    def write_record(self, platform: str, id: str, after: JobRecord | None) -> JobRecord:
+        """Writes down the job that makes it, and how often it was tried `after` the record of a former attempt."""
+        tries, got = (0, ()) if after is None else (after.tries, after.got)
+        record = JobRecord(
+            platform=platform, id=id, what=self.what, logs=str(self.logs), key=self.arguments.key, tries=tries, got=got
+        )
+        record.write(self.record)
+        return record
+
+    def made(self, succeeded: bool) -> bool:
+        """Whether its folder is there. It counts as there when the job `succeeded`, after a time for it to show: who
+        asked for it tells what is missing then."""
+        end = time.monotonic() + (APPEARS if succeeded else 0)
         while not is_complete(self.output, self.arguments.key):
             if time.monotonic() >= end:
-                return False
-            time.sleep(min(POLL, seconds))
+                return succeeded
+            time.sleep(POLL)
         return True
 
     def got(self) -> tuple[str, ...]:

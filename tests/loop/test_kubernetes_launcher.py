@@ -6,57 +6,33 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from samples.stage_job import Event, StageInAJob
 from samples.stub_kubectl import StubKubectl
 
 from rlhf_loop.cluster import manifests
 from rlhf_loop.cluster.jobs import read_record, stage_record
 from rlhf_loop.cluster.kubernetes_profile import KubernetesProfile, Volume
 from rlhf_loop.errors import UserError
-from rlhf_loop.launch import choose, stage_job
+from rlhf_loop.launch import choose
 from rlhf_loop.launch import kubernetes as launcher
 from rlhf_loop.locks import locked
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.recipe.launching import StageLaunch
-from rlhf_loop.stages.arguments import StageArguments
-from rlhf_loop.step_folders import step_folder
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 PROFILE = KubernetesProfile(image="rlhf:1", volume=Volume(claim="runs"))
 
-Event = Callable[[], object]
 
-
-class Stage:
-    """The update of round 1 of a run, and what happens to it from one look to the next."""
-
+class Stage(StageInAJob):
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        super().__init__(folder, launcher, monkeypatch, title="My Run")
         self.kubectl = StubKubectl(folder / "kubectl", monkeypatch)
-        self.run = folder / "run"
-        self.file = self.run / "round_001" / "update.arguments.json"
-        self.output = self.run / "round_001" / "update"
-        self.heard: list[tuple[int, int, str]] = []
-        self.events: list[Event] = []
-        self.write("key")
-        clock = SimpleNamespace(sleep=lambda seconds: self.events.pop(0)(), monotonic=time.monotonic)
-        for module in (launcher, stage_job):
-            monkeypatch.setattr(module, "time", clock)
-        monkeypatch.setattr(launcher, "APPEARS", 0)
-
-    def write(self, key: str) -> None:
-        StageArguments(stage="update", title="My Run", round=1, key=key, output=str(self.output), recipe={}).write(
-            self.file
-        )
 
     def follow(self, *events: Event, profile: KubernetesProfile = PROFILE) -> None:
-        self.events = list(events)
-        launcher.Kubernetes(profile).run(self.file, lambda *told: self.heard.append(told))
-        assert not self.events
+        self.follow_by(launcher.Kubernetes(profile), *events)
 
     @property
     def names(self) -> list[str]:
@@ -83,15 +59,11 @@ class Stage:
         self.ended(143, conditions=[why])
 
     def completes(self, key: str = "key") -> None:
-        with step_folder(self.output, key, {}) as partial:
-            (partial / "policy").mkdir()
+        self.make(key)
         self.becomes("Complete")
 
     def says(self, text: str) -> None:
-        log = self.run / "logs" / self.names[-1] / "n.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
-            file.write(text)
+        self.log(self.names[-1], text)
 
 
 @pytest.fixture
@@ -189,7 +161,7 @@ def test_pods_that_somebody_deleted_are_no_fault_of_the_stage(stage: Stage) -> N
 
 def test_attempts_that_get_no_further_end_the_run_and_those_that_do_go_on(stage: Stage) -> None:
     def gets_further() -> None:
-        (stage.output.with_name("update.partial") / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+        stage.checkpoint(5)
         stage.disrupted()
 
     with pytest.raises(UserError, match=r"update: 5 attempts .*DeletionByTaintManager.*`node_selector`.*`save_steps`"):

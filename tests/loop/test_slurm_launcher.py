@@ -5,74 +5,38 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from samples.stage_job import Event, StageInAJob
 from samples.stub_slurm import StubSlurm
 
 from rlhf_loop.cluster.jobs import read_record, stage_record
 from rlhf_loop.cluster.profile import Profile
 from rlhf_loop.errors import UserError
-from rlhf_loop.launch import choose, stage_job
+from rlhf_loop.launch import choose
 from rlhf_loop.launch import slurm as launcher
 from rlhf_loop.locks import locked
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.recipe.launching import StageLaunch, StageName
-from rlhf_loop.stages.arguments import StageArguments
-from rlhf_loop.step_folders import step_folder
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
-
-Event = Callable[[], object]
 
 
 def told(way: str) -> Recipe:
     return Recipe.load(SMOKE, [f"launch={way}"])
 
 
-class Stage:
-    """The update of round 1 of a run, and what happens to it from one look to the next."""
-
+class Stage(StageInAJob):
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        super().__init__(folder, launcher, monkeypatch)
         self.slurm = StubSlurm(folder / "slurm", monkeypatch)
-        self.run = folder / "run"
-        self.file = self.run / "round_001" / "update.arguments.json"
-        self.output = self.run / "round_001" / "update"
-        self.heard: list[tuple[int, int, str]] = []
-        self.events: list[Event] = []
-        self.write("key")
-        clock = SimpleNamespace(sleep=lambda seconds: self.events.pop(0)(), monotonic=time.monotonic)
-        for module in (launcher, stage_job):
-            monkeypatch.setattr(module, "time", clock)
-        monkeypatch.setattr(launcher, "APPEARS", 0)
-
-    def write(self, key: str) -> None:
-        StageArguments(stage="update", title="run", round=1, key=key, output=str(self.output), recipe={}).write(
-            self.file
-        )
 
     def follow(self, *events: Event, **profile: object) -> None:
-        self.events = list(events)
-        started = launcher.Slurm(Profile.model_validate(profile))
-        started.run(self.file, lambda *told: self.heard.append(told))
-        assert not self.events
-
-    def make(self, key: str = "key") -> None:
-        with step_folder(self.output, key, {}) as partial:
-            (partial / "policy").mkdir()
-
-    def checkpoint(self, step: int) -> None:
-        folder = self.output.with_name("update.partial") / "checkpoints" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
+        self.follow_by(launcher.Slurm(Profile.model_validate(profile)), *events)
 
     def says(self, id: str, text: str, attempt: int = 0) -> None:
-        log = self.run / "logs" / f"slurm-{id}" / f"attempt-{attempt}" / "n1.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
-            file.write(text)
+        self.log(f"slurm-{id}/attempt-{attempt}", text)
 
     def ends(self, id: str, state: str, **how: object) -> Event:
         return lambda: self.slurm.becomes(id, state, **how)  # type: ignore[arg-type]
