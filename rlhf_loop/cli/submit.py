@@ -49,7 +49,9 @@ def submit(
     from rlhf_loop.cluster import platform
 
     chosen = [name for name, wanted in {"slurm": slurm, "kubernetes": kubernetes}.items() if wanted]
-    if len(chosen) != 1:
+    if len(chosen) > 1:
+        raise UserError(f"a run goes to one cluster, and you named {' and '.join(f'--{name}' for name in chosen)}")
+    if not chosen:
         raise UserError(
             "name the cluster to submit to: --slurm or --kubernetes. Without one, `rlhf-loop run RECIPE` runs here"
         )
@@ -104,7 +106,7 @@ def _refuse_in_use(run: Path) -> None:
     from rlhf_loop.run_dir import RunDir
 
     record = read_record(run_record(run))
-    if record is not None and platform(record.platform).alive(record.id):
+    if record is not None and platform(record.platform).alive(record):
         raise UserError(
             f"{shortest(run)} was submitted already, as job {record.id}, which has not ended: `{command()} status "
             f"{shortest(run)}` shows it. Cancel it first, or choose another folder with --run-dir"

@@ -13,7 +13,7 @@ PLATFORMS = {
     "kubernetes": "rlhf_loop.cluster.kubernetes",
 }
 """Name, a flag of `rlhf-loop submit` -> module with `read_profile(file, settings)`, `plan(submission, profile,
-settings)`, `submit(plan)`, `told(plan, id)`, `state(record)` and `alive(id)`; `slurm.py` says what each gives."""
+settings)`, `submit(plan)`, `told(plan, id)`, `state(record)` and `alive(record)`; `slurm.py` says what each gives."""
 
 
 def platform(name: str) -> ModuleType:

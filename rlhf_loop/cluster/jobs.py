@@ -26,6 +26,7 @@ class JobRecord:
     id: str  # as the platform names it
     what: str  # "whole run", "steering", "round 3, update"
     logs: str  # where its attempts log, absolute
+    name: str = ""  # where the platform may give an id again, what it calls this job
     key: str = ""  # of what a stage makes
     tries: int = 0  # that a stage made, one after the other, without getting further
     got: tuple[str, ...] = ()  # what was there of a stage when its last attempt ended

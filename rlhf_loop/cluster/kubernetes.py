@@ -95,10 +95,10 @@ def state(record: JobRecord) -> JobState:
     )
 
 
-def alive(id: str) -> bool | None:
+def alive(record: JobRecord) -> bool | None:
     """Whether a Job or TrainJob waits or runs; None where nobody can be asked."""
     try:
-        return not ended(kubectl.look(kubectl.place(id)))
+        return not ended(kubectl.look(kubectl.place(record.id)))
     except (UserError, kubectl.Away):
         return None
 

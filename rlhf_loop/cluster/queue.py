@@ -71,14 +71,17 @@ def submit(command: Sequence[str]) -> str:
     raise UserError(f"Slurm refused the job: {_reason(errors) or said.strip()}. Command: {' '.join(command)}")
 
 
-def look(id: str) -> Job:
-    """A job as it is now. Raises `Away`."""
+def look(id: str, name: str) -> Job:
+    """A job as it is now, of this name: one of another has its number since Slurm counts anew, and it is gone. With the
+    name "", which earlier versions wrote down, any is it. Raises `Away`."""
     code, said, errors = _call(["scontrol", "--oneliner", "show", "job", id])
     if code != 0 or "JobState=" not in said:
         if code == 0 or "Invalid job id" in errors:
             return Job(id=id, state=GONE)
         raise Away(_reason(errors))
     values = dict(word.split("=", 1) for word in said.splitlines()[0].split() if "=" in word)
+    if name and values.get("JobName", name) != name:
+        return Job(id=id, state=GONE)
     nodes, reason = values.get("NodeList", ""), values.get("Reason", "")
     return Job(
         id=values.get("JobId", id),  # of a job of an array: its own

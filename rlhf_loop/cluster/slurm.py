@@ -71,7 +71,13 @@ def submit(plan: Plan) -> str:
     what = "steering" if plan.submission.stages else "whole run"
     for number, run in enumerate(plan.submission.runs):
         own = f"{id}_{number}" if len(plan.submission.runs) > 1 else id
-        record = JobRecord(platform="slurm", id=own, what=what, logs=str(run.folder / "logs"))
+        record = JobRecord(
+            platform="slurm",
+            id=own,
+            what=what,
+            logs=str(run.folder / "logs"),
+            name=job_name(plan.submission.name),
+        )
         record.write(run_record(run.folder))
     return id
 
@@ -90,7 +96,7 @@ def told(plan: Plan, id: str) -> list[str]:
 def state(record: JobRecord) -> JobState:
     """A job as Slurm knows it now; "GONE" is one that it has forgotten."""
     try:
-        job = queue.look(record.id)
+        job = queue.look(record.id, record.name)
     except (UserError, queue.Away):
         return JobState(state=None, logs=record.logs)
     attempt = f"{record.logs}/slurm-{job.id}/attempt-{job.restarts}"
@@ -102,10 +108,10 @@ def state(record: JobRecord) -> JobState:
     )
 
 
-def alive(id: str) -> bool | None:
+def alive(record: JobRecord) -> bool | None:
     """Whether a job waits or runs; None where nobody can be asked."""
     try:
-        return not queue.look(id).ended
+        return not queue.look(record.id, record.name).ended
     except (UserError, queue.Away):
         return None
 

@@ -93,7 +93,7 @@ class Kubernetes:
         at = self._place(f"{stage.name}-{max(before, default=0) + 1}")
         document = self.manifest(stage, at.name)
         _asked(lambda: kubectl.create(document))  # where an answer was lost, there is one of this name: ours
-        record = stage.write_record("kubernetes", at.id, after)
+        record = stage.write_record("kubernetes", at.id, after=after)
         say(f"{stage.step} is TrainJob {at.id}; its logs: {stage.logs}/{at.name}")
         return record
 

@@ -27,7 +27,7 @@ def refuse_while_a_job_makes(arguments_file: Path) -> None:
     record = read_record(file)
     if record is None:
         return
-    alive = platform(record.platform).alive(record.id)
+    alive = platform(record.platform).alive(record)
     if alive is None:
         raise UserError(
             f"{record.platform} job {record.id} was submitted to make {record.what}, and nobody can be asked here "

@@ -84,13 +84,14 @@ class Slurm:
         """The job that makes this stage already, submitted by somebody who is gone."""
         known = read_record(stage.record)
         if known is not None and known.key != stage.arguments.key:  # it makes what nobody needs any more
-            _asked(queue.cancel, known.id)
+            if not _looked(known.id, known.name).ended:
+                _asked(queue.cancel, known.id)
             known = None
         for id in dict.fromkeys([*([known.id] if known else []), *_asked(queue.named, stage.name)]):
-            if not _asked(queue.look, id).ended:
+            if not _looked(id, stage.name).ended:
                 say(f"{stage.step} is Slurm job {id} already; following it")
                 same = known is not None and known.id == id
-                return stage.write_record("slurm", id, after=known if same else None)
+                return stage.write_record("slurm", id, name=stage.name, after=known if same else None)
         return None
 
     def _submitted(self, stage: _Stage, after: JobRecord | None = None) -> JobRecord:
@@ -106,7 +107,7 @@ class Slurm:
                 if found := _asked(queue.named, stage.name):
                     id = found[0]
                     break
-        record = stage.write_record("slurm", id, after)
+        record = stage.write_record("slurm", id, name=stage.name, after=after)
         say(f"{stage.step} is Slurm job {id}; its logs: {stage.logs}/slurm-{id}")
         return record
 
@@ -131,7 +132,7 @@ class Slurm:
         """Follows a job to its end. None: the stage is made; else the job that was submitted after it."""
         attempt, held = None, False
         while True:
-            job = _asked(queue.look, record.id)
+            job = _looked(record.id, stage.name)
             if job.restarts != attempt:
                 if attempt is not None:
                     say(f"{stage.step}: Slurm queued job {record.id} again")
@@ -180,6 +181,10 @@ class Slurm:
     def _leave(self, *_: object) -> None:
         self.leaving = True
         raise KeyboardInterrupt
+
+
+def _looked(id: str, name: str) -> queue.Job:
+    return _asked(lambda id: queue.look(id, name), id)
 
 
 def _asked(question: Callable[[str], T], of: str) -> T:

@@ -37,11 +37,19 @@ class StageJob:
         self.what = f"round {self.arguments.round}, {self.step}"
         self.content = fingerprint(self.arguments.output, self.arguments.key)[:8]
 
-    def write_record(self, platform: str, id: str, after: JobRecord | None) -> JobRecord:
-        """Writes down the job that makes it, and how often it was tried `after` the record of a former attempt."""
+    def write_record(self, platform: str, id: str, *, name: str = "", after: JobRecord | None) -> JobRecord:
+        """Writes down the job that makes it, and how often it was tried `after` the record of a former attempt. `name`:
+        see `JobRecord`."""
         tries, got = (0, ()) if after is None else (after.tries, after.got)
         record = JobRecord(
-            platform=platform, id=id, what=self.what, logs=str(self.logs), key=self.arguments.key, tries=tries, got=got
+            platform=platform,
+            id=id,
+            what=self.what,
+            logs=str(self.logs),
+            name=name,
+            key=self.arguments.key,
+            tries=tries,
+            got=got,
         )
         record.write(self.record)
         return record

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from samples.stub_slurm import StubSlurm
 
 from rlhf_loop.cli import app
+from rlhf_loop.cluster import PLATFORMS, platform
 from rlhf_loop.cluster.per_stage import PerStage
 from rlhf_loop.cluster.profile import Profile, read_profile
 from rlhf_loop.cluster.scripts import Call, render
@@ -218,6 +220,14 @@ def test_without_slurm_or_a_cluster_named_it_says_what_to_do(tmp_path: Path, mon
         submit("--slurm")
     with pytest.raises(UserError, match="name the cluster to submit to: --slurm"):
         submit()
+    with pytest.raises(UserError, match=r"you named --slurm and --kubernetes$"):
+        submit("--kubernetes", "--slurm")
+
+
+def test_each_platform_is_asked_by_what_was_written_down_of_a_job() -> None:
+    for name in PLATFORMS:
+        for question in ("state", "alive"):
+            assert list(signature(getattr(platform(name), question)).parameters) == ["record"], name
 
 
 def test_a_run_that_is_submitted_or_in_use_is_refused(slurm: StubSlurm, tmp_path: Path) -> None:
@@ -232,6 +242,9 @@ def test_a_run_that_is_submitted_or_in_use_is_refused(slurm: StubSlurm, tmp_path
         submit("--slurm")
     submit("--slurm")
     assert slurm.ids == ["1", "2"]
+    slurm.is_of_another("2")  # Slurm began to count anew
+    submit("--slurm")
+    assert slurm.ids == ["1", "2", "3"]
 
 
 def test_a_run_of_another_recipe_is_refused(slurm: StubSlurm, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from samples.cli import rlhf_loop
 from samples.feedback import at_revision, contents, fill, needs_postgres, postgres_database, prompt, write_lines
 
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.store import projects, tables, tokens
 from rlhf_loop.feedback.store.database import Database
 from rlhf_loop.feedback.store.location import locate, parse_url
@@ -165,6 +165,26 @@ def test_names_of_postgres_are_reserved(name: str) -> None:
 def test_a_project_that_cannot_be_meant_is_refused(store: str, why: str) -> None:
     with pytest.raises(UserError, match=why):
         locate(store)
+
+
+@pytest.mark.parametrize(
+    "store",
+    ["store.db?projekt=a", "sqlite:///store.db?projekt=a", "sqlite:///store.db?project=b&projekt=a",
+     "postgresql://ann:secret@nowhere/db?projekt=a", ":memory:?projekt=a"],
+)  # fmt: skip
+def test_a_misspelt_setting_of_an_address_is_refused_and_makes_no_file(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"has no setting `projekt`; did you mean `project`\?$") as told:
+        Store.open(store)
+    assert "secret" not in str(told.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_driver_of_postgres_knows_may_stand_in_an_address() -> None:
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        Store.open("postgresql://localhost:1/db?connect_timeout=2&target_session_attrs=any&project=a")
 
 
 def test_a_project_of_a_file_is_a_file_beside_it_and_paths_keep_it(tmp_path: Path) -> None:

@@ -234,6 +234,23 @@ def test_a_job_that_makes_what_nobody_needs_any_more_is_cancelled(stage: Stage) 
     assert stage.slurm.state("1") == "CANCELLED"
 
 
+@pytest.mark.parametrize("key", ["key", "another key"])
+def test_a_number_that_slurm_gave_to_another_job_is_not_followed_nor_cancelled(stage: Stage, key: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stage.follow(lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    stage.slurm.is_of_another("1")
+    stage.write(key)
+    assert stage_record(stage.file).exists()
+
+    def completes() -> None:
+        stage.make(key)
+        stage.slurm.becomes("2", "COMPLETED")
+
+    stage.follow(completes)
+    assert stage.slurm.ids == ["1", "2"]
+    assert stage.slurm.state("1") == "RUNNING"
+
+
 def test_a_controller_that_is_away_is_waited_for(stage: Stage) -> None:
     stage.follow(stage.slurm.away, lambda: stage.slurm.away(False), lambda: stage.completes("1"))
     assert stage.slurm.ids == ["1"]
@@ -264,7 +281,7 @@ def test_other_launchers_refuse_a_stage_that_a_job_makes(
         with pytest.raises(UserError, match=f"slurm job 1 .*round 1, update.*{sentence}"):
             choose(told(way)).run(stage.file, lambda *told: None)
     stage.slurm.away(False)
-    stage.slurm.becomes("1", "COMPLETED")
+    stage.slurm.is_of_another("1")
     choose(told(way)).run(stage.file, lambda *told: None)
     assert not stage_record(stage.file).exists()
 

@@ -24,7 +24,8 @@ sbatch*)
 scontrol*)
   state="jobs/${4%%_*}.state"
   if [ ! -e "$state" ]; then echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; fi
-  echo "JobId=${4%%_*} JobName=any $(cat "$state")"
+  name=$(sed -n 's/^#SBATCH --job-name=//p' "jobs/${4%%_*}.sh")
+  echo "JobId=${4%%_*} JobName=$name $(cat "$state")"
   ;;
 squeue*)
   for option in "$@"; do case "$option" in --name=*) name=${option#--name=} ;; esac; done
@@ -77,6 +78,11 @@ class StubSlurm:
     ) -> None:
         told = f"JobState={state} Reason={reason} Restarts={restarts} ExitCode={code}:0 NodeList={nodes}"
         (self.folder / "jobs" / f"{id}.state").write_text(told)
+
+    def is_of_another(self, id: str) -> None:
+        """Slurm counts anew, and gives a job's number to one of another name."""
+        (self.folder / "jobs" / f"{id}.sh").write_text("#SBATCH --job-name=another")
+        self.becomes(id, "RUNNING")
 
     def forget(self, id: str) -> None:
         (self.folder / "jobs" / f"{id}.state").unlink()

@@ -24,7 +24,14 @@ from sqlalchemy.pool import StaticPool
 from rlhf_loop import private
 from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.store.database_errors import explain_postgres, explain_sqlite, holders, not_writable
-from rlhf_loop.feedback.store.location import check_file, is_writable, locate, read_only_url, sqlite_path
+from rlhf_loop.feedback.store.location import (
+    check_file,
+    is_writable,
+    locate,
+    read_only_url,
+    refuse_unknown,
+    sqlite_path,
+)
 from rlhf_loop.machine import network_file_system
 
 PAGE_BYTES = 16384
@@ -186,6 +193,7 @@ class Database:
                 raise UserError(
                     f"PostgreSQL needs a driver that is not installed ({error}); pip install 'rlhf-loop[postgres]'"
                 ) from None
+            refuse_unknown(self.name, self.url.query, _postgres_keys())
             if self.location.schema is not None:
                 _stay_in(engine, self.location.schema)
             return engine
@@ -238,6 +246,13 @@ def chunks(ids: Iterable[str]) -> Iterator[list[str]]:
     unique = list(dict.fromkeys(ids))
     for start in range(0, len(unique), CHUNK):
         yield unique[start : start + CHUNK]
+
+
+def _postgres_keys() -> list[str]:
+    """What the URL of a PostgreSQL database may set."""
+    from psycopg.pq import Conninfo
+
+    return ["project", *(option.keyword.decode() for option in Conninfo.get_defaults())]
 
 
 def _write_lock(project: str | None) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -19,8 +20,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from rlhf_loop import private
-from rlhf_loop.errors import UserError
-from rlhf_loop.near import did_you_mean
+from rlhf_loop.errors import UserError, shortened
+from rlhf_loop.near import did_you_mean, nearest
 from rlhf_loop.places import DEFAULT_PROJECT, project_name, split_project
 
 SCHEMA_PREFIX = "project_"
@@ -86,7 +87,8 @@ class Location:
 def locate(store: str | Path) -> Location:
     """Where the store of a URL or path lies, with `?project=NAME` where one is named.
 
-    Raises `UserError` for a URL that is none, a name that is none, and a project of a store in memory.
+    Raises `UserError` for a URL that is none, a name that is none, settings that there are not (those of PostgreSQL its
+    driver knows), and a project of a store in memory.
     """
     path, project = split_project(str(store)) if "://" not in str(store) else (str(store), "")
     url = parse_url(path)
@@ -149,6 +151,8 @@ def parse_url(url: str | Path) -> URL:
     if text == ":memory:":
         return make_url("sqlite://")
     if "://" not in text:
+        if (key := _KEY.search(Path(text).name)) is not None:
+            refuse_unknown(shortened(text[: text.rindex("?")]), [key[1]], ["project"])
         return URL.create("sqlite", database=str(Path(text).expanduser()))
     try:
         parsed = make_url(text)
@@ -159,12 +163,24 @@ def parse_url(url: str | Path) -> URL:
         if parsed.host:
             shown = parsed.render_as_string()
             raise UserError(f"`{shown}`: a SQLite file takes three slashes, sqlite:///{parsed.host}/...; {_URLS}")
+        refuse_unknown(shortened(parsed.database or text), parsed.query, ["project"])
         return parsed
     if name in ("postgresql", "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     raise UserError(f"a store cannot be kept in `{name}`; {_URLS}")
 
 
+def refuse_unknown(store: str, keys: Iterable[str], known: Collection[str]) -> None:
+    """Raises `UserError` for settings behind the `?` of a store's address that are not among those that it may have.
+
+    `store`: the address for messages, without a password.
+    """
+    for key in keys:
+        if key not in known:
+            raise UserError(f"{store}: a store's address has no setting `{key}`{nearest(key, known)}")
+
+
+_KEY = re.compile(r"\?(\w+)=")  # behind the name of a file, where `?project=NAME` alone may stand
 _NO_NAME = re.compile(r"://.*[?&]project=(?:&|$)")
 _URLS = "give sqlite:///FILE, a path, :memory: or postgresql://USER:PASSWORD@HOST/DATABASE"
 
