@@ -38,6 +38,7 @@ from rlhf_loop import launch
 from rlhf_loop.evaluation import evaluate
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json, write_json
+from rlhf_loop.files.step_folders import step_folder
 from rlhf_loop.loop import Loop
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import Recipe
@@ -47,7 +48,6 @@ from rlhf_loop.retrieval.index import Index, Key, write
 from rlhf_loop.rows.pairs import pairs_from_feedback
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.stages.arguments import StageArguments
-from rlhf_loop.step_folders import step_folder
 from rlhf_loop.steps import learn
 from rlhf_loop.steps.recall import recall
 from rlhf_loop.watch.triggers import arrivals, news

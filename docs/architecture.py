@@ -36,8 +36,8 @@ LAYERS = (
         name="ground",
         says="files, locks, processes, errors: all may use it (no lines are drawn)",
         rooms=(
-            "batches", "damage", "errors", "files", "locks", "machine", "near", "ngrams", "places", "private",
-            "processes", "progress", "resampling", "settings", "shipped", "step_folders",
+            "batches", "errors", "files", "machine", "near", "ngrams", "processes", "progress", "resampling",
+            "settings",
         ),
         may_import=(),
     ),

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.files.paths import cache_folder
 from rlhf_loop.machine import native_dtype
-from rlhf_loop.places import cache_folder
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 _EXTRAS = {"postgres": "psycopg", "server": "fastapi", "endpoints": "openai", "vllm": "vllm", "deepspeed": "deepspeed"}

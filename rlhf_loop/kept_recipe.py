@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlhf_loop.cluster import PLATFORMS, platform
-from rlhf_loop.damage import damaged, reading
 from rlhf_loop.endpoints import settings as endpoint_settings
 from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.files import read_json, write_json, write_text
+from rlhf_loop.files.damage import damaged, reading
+from rlhf_loop.files.paths import PLACES, content, paths_in, read_places, relocated, sqlite_file, without_password
 from rlhf_loop.machine import native_attention, native_dtype
-from rlhf_loop.places import PLACES, content, paths_in, read_places, relocated, sqlite_file, without_password
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.settings import read_yaml

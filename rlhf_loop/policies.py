@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from rlhf_loop.damage import check_step
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.provenance.lineage import lineage
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import commit_folder, explain_os_error, failed_write, read_json, write_json, write_text
+from rlhf_loop.files.damage import check_step
 from rlhf_loop.machine import Dtype
 from rlhf_loop.models.card import model_card
 from rlhf_loop.records import Artifact

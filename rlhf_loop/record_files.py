@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from rlhf_loop.damage import reading
+from rlhf_loop.files.damage import reading
 from rlhf_loop.records import adapter, to_dict
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from rlhf_loop import trainer_fields
 from rlhf_loop.endpoints.judging import SCORE_RUBRIC
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import write_text
+from rlhf_loop.files.paths import absolute_model, relocated
 from rlhf_loop.lora import Lora
 from rlhf_loop.near import did_you_mean
-from rlhf_loop.places import absolute_model, relocated
 from rlhf_loop.settings import Settings, parse_settings, read_yaml, write_yaml
 
 FILE = "reward_model.yaml"

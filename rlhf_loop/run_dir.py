@@ -4,7 +4,7 @@
     RUN/round_003/snapshot/  reward/  score/  assemble/  update/  evaluate/  checks/  gate/  generate/  rescore/  ask/
     RUN/round_003/manifest.json      written last: the round is complete
 
-Each step owns one folder (`step_folders.py`). What this does not protect against: people editing files in a run.
+Each step owns one folder (`files/step_folders.py`). What this does not protect against: people editing files in a run.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rlhf_loop import private
-from rlhf_loop.damage import reading
-from rlhf_loop.files import explain_os_error, read_object, write_json
-from rlhf_loop.locks import InUse, locked
+from rlhf_loop.files import explain_os_error, private, read_object, write_json
+from rlhf_loop.files.damage import reading
+from rlhf_loop.files.locks import InUse, locked
 
 STEPS = (
     "snapshot",

@@ -6,16 +6,16 @@ import re
 import time
 from pathlib import Path
 
-from rlhf_loop.damage import remedy
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
+from rlhf_loop.files.damage import remedy
+from rlhf_loop.files.paths import in_project
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.kept_recipe import read_kept
-from rlhf_loop.places import in_project
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Artifact, stable_id
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import read_manifest
 
 BASE = "base"
 """Artifact id of the policy that the recipe starts from."""

@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from rlhf_loop.errors import UserError, shortened
+from rlhf_loop.files.paths import absolute_model, absolute_path, absolute_store, is_project_name
 from rlhf_loop.near import did_you_mean, near, nearest
-from rlhf_loop.places import absolute_model, absolute_path, absolute_store, is_project_name
 
 _QUOTED = re.compile("'([^']+)'")
 _UNWRITABLE = re.compile("[\\0\ud800-\udfff]")

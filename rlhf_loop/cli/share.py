@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.shipped import FOLDERS, source
+from rlhf_loop.files.shipped import FOLDERS, source
 
 
 def lay_out(folder: Path) -> list[Path]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.paths import absolute_store
 from rlhf_loop.near import near
-from rlhf_loop.places import absolute_store
 
 if TYPE_CHECKING:
     from rlhf_loop.feedback.store.store import Store

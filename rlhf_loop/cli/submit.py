@@ -45,8 +45,8 @@ def submit(
     ] = False,
 ) -> None:
     """Submit a run to a cluster; it goes on after time limits, preemption and the death of nodes."""
-    from rlhf_loop import private
     from rlhf_loop.cluster import platform
+    from rlhf_loop.files import private
 
     chosen = [name for name, wanted in {"slurm": slurm, "kubernetes": kubernetes}.items() if wanted]
     if len(chosen) > 1:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_loop.cluster.kubernetes_profile import KubernetesProfile, Toleration
+from rlhf_loop.files.shipped import source
 from rlhf_loop.settings import write_yaml
-from rlhf_loop.shipped import source
 
 PROFILE = "/etc/rlhf-loop/cluster.yaml"
 """The profile in the pod that steers."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlhf_loop.cluster.profile import Profile
 from rlhf_loop.errors import UserError
-from rlhf_loop.shipped import source
+from rlhf_loop.files.shipped import source
 
 _BODY = "set -euo pipefail\n"
 """With this line a shipped script begins to do something."""

@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_loop import private
 from rlhf_loop.comparison.budget import SPENT, expected, unequal
 from rlhf_loop.comparison.results import Measured, measure, write_results
 from rlhf_loop.comparison.runner import at_a_time, make_runs
 from rlhf_loop.comparison.shown import CellResult, cell_results, other_yardsticks, sentence
 from rlhf_loop.comparison.sweep import Budget, Cell, CellRun, Sweep, load_sweep, runs_of
 from rlhf_loop.errors import UserError
-from rlhf_loop.files import explain_os_error, write_text
+from rlhf_loop.files import explain_os_error, private, write_text
+from rlhf_loop.files.locks import locked
 from rlhf_loop.kept_recipe import RecipeChanged, check_recipe
-from rlhf_loop.locks import locked
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.run_dir import RunDir
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlhf_loop import private, processes
+from rlhf_loop import processes
 from rlhf_loop.comparison.sweep import CellRun
 from rlhf_loop.errors import UserError
-from rlhf_loop.files import read_json, write_text
+from rlhf_loop.files import private, read_json, write_text
 from rlhf_loop.machine import cpu_quota, visible_accelerators
 from rlhf_loop.processes import LastLines
 from rlhf_loop.progress import is_head

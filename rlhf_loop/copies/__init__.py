@@ -16,16 +16,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_loop import private
 from rlhf_loop.copies.contents import Contents, File, read_contents
 from rlhf_loop.copies.index import INDEX, Entry, Index, read_index
 from rlhf_loop.copies.places import Place, open_place
 from rlhf_loop.copies.pushed import note_pushed, pushed_to
-from rlhf_loop.damage import damaged, hash_file
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store.location import locate
-from rlhf_loop.files import commit_folder, explain_os_error
-from rlhf_loop.locks import locked
+from rlhf_loop.files import commit_folder, explain_os_error, private
+from rlhf_loop.files.damage import damaged, hash_file
+from rlhf_loop.files.locks import locked
 from rlhf_loop.progress import Progress
 from rlhf_loop.runs import Run, open_run
 

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop import private
 from rlhf_loop.copies.index import TOP
-from rlhf_loop.damage import hash_file, reading
 from rlhf_loop.errors import UserError
-from rlhf_loop.files import fingerprint, read_json, write_json, write_text
+from rlhf_loop.files import fingerprint, private, read_json, write_json, write_text
+from rlhf_loop.files.damage import hash_file, reading
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.kept_recipe import read_kept, without_passwords
 from rlhf_loop.run_dir import STEPS, RunDir
 from rlhf_loop.settings import write_yaml
-from rlhf_loop.step_folders import read_manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.files import read_json, write_json
-from rlhf_loop.locks import locked
+from rlhf_loop.files.locks import locked
 
 FILE = "pushed.json"
 """`{PLACE: seconds since the epoch}` in the run's folder."""

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from rlhf_loop import private
 from rlhf_loop.errors import UserError
-from rlhf_loop.files import explain_os_error
+from rlhf_loop.files import explain_os_error, private
 from rlhf_loop.machine import network_file_system
 
 FILE = "endpoints.db"

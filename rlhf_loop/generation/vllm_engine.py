@@ -19,9 +19,9 @@ from typing import IO, Any
 
 import torch
 
-from rlhf_loop.damage import check_step
 from rlhf_loop.engines import CPU_CACHE_GIB, LORA_RANKS, Vllm
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.damage import check_step
 from rlhf_loop.generation.transformers_engine import Answer, answer, check_lengths
 from rlhf_loop.models.distributed import environment_of_one, own_accelerators
 from rlhf_loop.models.policy_files import PolicyFiles

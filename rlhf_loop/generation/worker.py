@@ -25,8 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.damage import check_step
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.damage import check_step
 from rlhf_loop.generation.live import LiveBatch, Row
 from rlhf_loop.models.loading import load_policy
 from rlhf_loop.models.memory import fit_threads, tune_cpu_memory

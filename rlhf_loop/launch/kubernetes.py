@@ -28,9 +28,9 @@ from rlhf_loop.cluster.kubernetes import ended, state_of
 from rlhf_loop.cluster.kubernetes_profile import KubernetesProfile
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import fingerprint
+from rlhf_loop.files.locks import check
 from rlhf_loop.launch.heard import Heard
 from rlhf_loop.launch.stage_job import POLL, Log, StageJob, asked, say
-from rlhf_loop.locks import check
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe.launching import StageLaunch, StageName, launch_of
 

@@ -14,8 +14,8 @@ from typing import TypeVar
 from rlhf_loop.cluster.jobs import Away, JobRecord, stage_record
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import fingerprint
+from rlhf_loop.files.step_folders import is_complete
 from rlhf_loop.stages.arguments import StageArguments
-from rlhf_loop.step_folders import is_complete
 
 T = TypeVar("T")
 

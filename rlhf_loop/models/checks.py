@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from rlhf_loop.damage import loading
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.damage import loading
 from rlhf_loop.model_checks import check_config, check_files, on_output_layer, on_tied_embeddings
 from rlhf_loop.models.files import resolve_model
 from rlhf_loop.models.loading import adapter_folder

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+from rlhf_loop.files.paths import content
 from rlhf_loop.models.distributed import world_size
 from rlhf_loop.models.memory import device
-from rlhf_loop.places import content
 from rlhf_loop.recipe import Policy
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from rlhf_loop.damage import loading, reading
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.damage import loading, reading
+from rlhf_loop.files.paths import relocated
 from rlhf_loop.models.attention import attention_option, with_attention
 from rlhf_loop.models.distributed import is_main, whole_models
 from rlhf_loop.models.files import resolve_model
@@ -25,7 +26,6 @@ from rlhf_loop.models.memory import device
 from rlhf_loop.models.quiet import quiet
 from rlhf_loop.models.turns import Turns, give_pad_token, opens_no_turn, with_system_prompt
 from rlhf_loop.models.weights import save_weights
-from rlhf_loop.places import relocated
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Message, Prompt
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import commit_folder
-from rlhf_loop.locks import locked
+from rlhf_loop.files.locks import locked
+from rlhf_loop.files.paths import cache_folder
 from rlhf_loop.models.quiet import quiet
-from rlhf_loop.places import cache_folder
 
 
 def made_once(name: str, make: Callable[[Path], None]) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.damage import loading, reading
+from rlhf_loop.files.damage import loading, reading
 from rlhf_loop.models.files import resolve_model
 from rlhf_loop.models.loading import adapter_folder, base_of, check_belong, check_ends, load_tokenizer
 from rlhf_loop.models.quiet import quiet

@@ -12,8 +12,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 
-from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.damage import reading
 from rlhf_loop.models.checkpoints import MarkComplete
 from rlhf_loop.progress import Progress
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_loop import processes
-from rlhf_loop.damage import hash_file
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.damage import hash_file
 from rlhf_loop.models.made import made_once, save
 from rlhf_loop.models.quiet import silent
 from rlhf_loop.models.turns import give_pad_token

@@ -19,10 +19,10 @@ from pydantic import Field, field_validator, model_validator
 from rlhf_loop.critique_methods import Critiques
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.paths import project_name, relocated
 from rlhf_loop.lora import Lora
 from rlhf_loop.model_checks import check_files, check_folder
 from rlhf_loop.near import did_you_mean
-from rlhf_loop.places import project_name, relocated
 from rlhf_loop.recipe.evaluation import EndpointJudge, Evaluation, Gate, RewardModelJudge, RuleJudge
 from rlhf_loop.recipe.feedback import (
     Annotation,

@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json
+from rlhf_loop.files.damage import reading
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.kept_recipe import read_kept
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import CheckResult, Completion, Feedback, Prompt, Recalled, Score
 from rlhf_loop.run_dir import STEPS, RunDir
-from rlhf_loop.step_folders import read_manifest
 
 SHARED = Path(__file__).parent / "shared"
 """Templates of all pages with charts: a chart with its legend, and the style of pages that stand alone."""

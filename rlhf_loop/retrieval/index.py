@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from rlhf_loop.damage import reading
+from rlhf_loop.files.damage import reading
 from rlhf_loop.record_files import write_table
 
 BLOCK = 1024

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from rlhf_loop.damage import loading
 from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.damage import loading
 from rlhf_loop.reward_spec import (
     BradleyTerrySpec,
     CriticSpec,

@@ -20,9 +20,9 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
 from rlhf_loop.batches import batches
-from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json, write_json
+from rlhf_loop.files.damage import reading
 from rlhf_loop.models.checkpoints import last_complete, remove_all
 from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.models.memory import tune_cpu_memory

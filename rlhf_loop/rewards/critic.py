@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json, write_json
+from rlhf_loop.files.damage import reading
 from rlhf_loop.models.distributed import barrier, is_main, sharded_map
 from rlhf_loop.models.loading import merged_for_sampling
 from rlhf_loop.models.memory import tune_cpu_memory

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
-from rlhf_loop.damage import loading
+from rlhf_loop.files.damage import loading
 from rlhf_loop.lora import Lora
 from rlhf_loop.models.distributed import whole_models
 from rlhf_loop.models.loading import load_policy

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import fingerprint
+from rlhf_loop.files.damage import reading
 from rlhf_loop.models.distributed import gather, is_main
 from rlhf_loop.record_files import write_table
 from rlhf_loop.rewards.texts import Text

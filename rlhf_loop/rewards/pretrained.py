@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlhf_loop.damage import loading
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.damage import loading
 from rlhf_loop.model_checks import classifier_outputs
 from rlhf_loop.models.distributed import whole_models
 from rlhf_loop.models.files import resolve_model

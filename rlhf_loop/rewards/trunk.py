@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from rlhf_loop.damage import loading
+from rlhf_loop.files.damage import loading
 from rlhf_loop.lora import Lora
 from rlhf_loop.models.attention import attention_option, with_attention
 from rlhf_loop.models.distributed import whole_models

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import uvicorn
 
-from rlhf_loop import private
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.places import names_project
+from rlhf_loop.files import private
+from rlhf_loop.files.paths import names_project
 from rlhf_loop.records import Artifact
 from rlhf_loop.runs import open_run
 from rlhf_loop.server.app import create_app

@@ -8,10 +8,10 @@ import os
 import secrets
 import warnings
 
-from rlhf_loop import private
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store.keys import forget_key
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.files import private
 
 KEY_VARIABLE = "RLHF_LOOP_SESSION_KEY"
 """Names the secret that sessions are signed with, for services that share them or keep no files."""

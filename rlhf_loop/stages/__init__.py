@@ -13,10 +13,10 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
 
+from rlhf_loop.files.step_folders import step_folder
 from rlhf_loop.models import distributed
 from rlhf_loop.progress import Progress, silent
 from rlhf_loop.stages.arguments import StageArguments
-from rlhf_loop.step_folders import step_folder
 
 STAGES = {
     "reward": "rlhf_loop.stages.reward:run",

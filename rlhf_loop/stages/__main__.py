@@ -12,12 +12,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.locks import covers, locked
+from rlhf_loop.files.locks import covers, locked
+from rlhf_loop.files.step_folders import is_complete
 from rlhf_loop.models import distributed
 from rlhf_loop.run_dir import PROGRESS
 from rlhf_loop.stages import run_stage
 from rlhf_loop.stages.arguments import StageArguments
-from rlhf_loop.step_folders import is_complete
 
 
 def main(file: Path) -> None:

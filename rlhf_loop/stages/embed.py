@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_loop.damage import reading
 from rlhf_loop.files import fingerprint, read_json, write_json
+from rlhf_loop.files.damage import reading
 from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.models.identity import computed_by
 from rlhf_loop.progress import Progress

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.algorithms import TRAINER_CONFIGS
-from rlhf_loop.damage import hash_file
 from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.files import read_json, without_times, write_json
+from rlhf_loop.files.damage import hash_file
 from rlhf_loop.generation import write_greedily
 from rlhf_loop.models.checks import check_model
 from rlhf_loop.models.distributed import barrier, is_main

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rlhf_loop.algorithms import ALGORITHMS, AlgorithmName, Consumes
-from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import write_json
+from rlhf_loop.files.damage import reading
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.record_files import as_table, joined, read_records, write_records, write_table
 from rlhf_loop.records import Completion, CritiquedCompletion, Demonstration, LabelledCompletion, Prompt, Score

@@ -9,7 +9,6 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from rlhf_loop.damage import hash_file
 from rlhf_loop.endpoints.asks import Unanswered
 from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.endpoints.judging import compare
@@ -17,6 +16,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.asking.calibration import read_cards
 from rlhf_loop.feedback.quality.significance import share
 from rlhf_loop.files import write_json
+from rlhf_loop.files.damage import hash_file
 from rlhf_loop.progress import Progress, counting, silent
 from rlhf_loop.recipe import EndpointJudge, Recipe
 

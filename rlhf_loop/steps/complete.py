@@ -10,8 +10,8 @@ from importlib.metadata import version
 from typing import Any
 
 from rlhf_loop.files import write_json
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import read_manifest
 
 
 def complete(run: RunDir, n: int, started: float, figures: Mapping[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf_loop.damage import hash_file
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.damage import hash_file
 from rlhf_loop.recipe import Recipe, RewardModelJudge
 from rlhf_loop.reward_spec import CriticSpec, JudgeSpec, load_spec
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rlhf_loop.feedback.privacy.deletion_files import is_redacted
 from rlhf_loop.files import read_json
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import read_manifest
 
 
 def reward_of_same_pairs(

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_loop.damage import reading
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
+from rlhf_loop.files.damage import reading
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import Artifact, Completion, Score
 from rlhf_loop.steps.ask import read_ask

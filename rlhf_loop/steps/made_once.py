@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.damage import check_step
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import fingerprint
+from rlhf_loop.files.damage import check_step
+from rlhf_loop.files.paths import content
+from rlhf_loop.files.step_folders import is_complete, outputs_hash, step_folder
 from rlhf_loop.kept_recipe import without_passwords
-from rlhf_loop.places import content
 from rlhf_loop.progress import Progress, RunProgress
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.stages.arguments import StageArguments
-from rlhf_loop.step_folders import is_complete, outputs_hash, step_folder
 
 Start = Callable[[Path, Progress], None]
 """Starts the stage that a file of arguments describes, and waits for it."""

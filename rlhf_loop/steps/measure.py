@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_loop.files import read_json, write_json
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe import EndpointJudge
 from rlhf_loop.records import Artifact
 from rlhf_loop.rows.checks import in_words
 from rlhf_loop.runs import BASE
-from rlhf_loop.step_folders import read_manifest
 from rlhf_loop.steps.calibrate import calibrate, calibration_hash
 from rlhf_loop.steps.contents import plain_text_hash, spec_hashes
 from rlhf_loop.steps.earlier import kept_features

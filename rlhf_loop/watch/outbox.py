@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json, write_json
+from rlhf_loop.files.damage import reading
 from rlhf_loop.watch.events import DeliveryError, Event, call, post
 
 COMMAND = "command"

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import pyarrow.parquet as pq
 
-from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.arrivals import Arrivals, arrivals_after, newest_number
 from rlhf_loop.feedback.quality.measures import agreement
@@ -21,10 +20,11 @@ from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import about
 from rlhf_loop.feedback.validation import validate
 from rlhf_loop.files import read_json
+from rlhf_loop.files.damage import reading
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.recipe import Recipe, Watch
 from rlhf_loop.records import Feedback, Implicit, Preference
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import read_manifest
 from rlhf_loop.steps.snapshot import learns_from_pairs
 from rlhf_loop.watch.consumed import Eats, consumed, consumers, hunger, in_words, possible_kinds
 

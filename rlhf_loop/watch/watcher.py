@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_loop import private, processes
+from rlhf_loop import processes
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.arrivals import state_of
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.files import explain_os_error, read_json
+from rlhf_loop.files import explain_os_error, private, read_json
+from rlhf_loop.files.locks import InUse, locked
 from rlhf_loop.kept_recipe import check_recipe
-from rlhf_loop.locks import InUse, locked
 from rlhf_loop.loop import Loop
 from rlhf_loop.processes import LastLines, terminable
 from rlhf_loop.progress import is_head

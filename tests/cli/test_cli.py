@@ -19,8 +19,8 @@ from rlhf_loop.cli.shared import existing_run, store_url
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.files.rows import read_rows
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.records import Artifact
-from rlhf_loop.step_folders import read_manifest
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "recipes" / "smoke.yaml"

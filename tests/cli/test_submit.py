@@ -17,8 +17,8 @@ from rlhf_loop.cluster.per_stage import PerStage
 from rlhf_loop.cluster.profile import Profile, read_profile
 from rlhf_loop.cluster.scripts import Call, render
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.locks import locked
 from rlhf_loop.kept_recipe import check_recipe
-from rlhf_loop.locks import locked
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.settings import read_yaml, write_yaml

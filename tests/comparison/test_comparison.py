@@ -17,7 +17,7 @@ from samples.cli import rlhf_loop
 
 from rlhf_loop import compare
 from rlhf_loop.errors import UserError
-from rlhf_loop.locks import locked
+from rlhf_loop.files.locks import locked
 from rlhf_loop.progress import RunProgress
 
 ROOT = Path(__file__).parents[2]

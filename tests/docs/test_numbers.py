@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_loop import locks
 from rlhf_loop.evaluation import language_model, winrate
 from rlhf_loop.feedback.files.row import MAX_ROW
 from rlhf_loop.feedback.importers import FORMATS
 from rlhf_loop.feedback.intake import batches, open_rows
 from rlhf_loop.feedback.store import database
+from rlhf_loop.files import locks
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.server import access, limits
 from rlhf_loop.server.chat import answering

@@ -28,7 +28,6 @@ from typer.testing import CliRunner
 import rlhf_loop.report
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.cli import app
-from rlhf_loop.damage import hash_file
 from rlhf_loop.endpoints.client import Endpoints
 from rlhf_loop.endpoints.complaints import Complaint, taken_up
 from rlhf_loop.endpoints.settings import EndpointSettings
@@ -42,6 +41,8 @@ from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.database import Database
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import write_json
+from rlhf_loop.files.damage import hash_file
+from rlhf_loop.files.step_folders import read_manifest, step_folder
 from rlhf_loop.record_files import read_records, write_records
 from rlhf_loop.records import (
     Annotator,
@@ -67,7 +68,6 @@ from rlhf_loop.rows.checks import checks_of
 from rlhf_loop.rows.critiqued import ALL_KINDS, Limits, critiqued_completions
 from rlhf_loop.rows.pairs import pairs_from_feedback
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import read_manifest, step_folder
 
 SECRET = "my very private question about the garden"
 REPLY = "a long answer that repeats the garden of the user"

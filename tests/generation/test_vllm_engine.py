@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from rlhf_loop import Loop, Recipe
-from rlhf_loop.damage import check_step
 from rlhf_loop.engines import Vllm
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json
+from rlhf_loop.files.damage import check_step
 from rlhf_loop.generation import generate
 from rlhf_loop.generation.vllm_engine import Writer
 from rlhf_loop.kept_recipe import RecipeChanged
@@ -254,7 +254,7 @@ def test_a_failure_of_vllm_is_told_with_its_words_and_the_remedy(
 def test_a_damaged_adapter_is_named_before_vllms_words(
     log: Callable[[], list[dict[str, Any]]], tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlhf_loop.step_folders import step_folder
+    from rlhf_loop.files.step_folders import step_folder
 
     monkeypatch.setenv("FAKE_VLLM_FAILS", "start")
     with step_folder(tmp_path / "round_001" / "update", "key", {}) as partial:

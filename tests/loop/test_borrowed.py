@@ -20,14 +20,14 @@ from rlhf_loop.feedback.quality.stats import lines
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.tables import SCHEMA
 from rlhf_loop.files import read_json
+from rlhf_loop.files.paths import in_project
+from rlhf_loop.files.step_folders import step_folder
 from rlhf_loop.kept_recipe import RecipeChanged, keep_recipe
 from rlhf_loop.loop import Loop
-from rlhf_loop.places import in_project
 from rlhf_loop.recipe import Recipe, parse
 from rlhf_loop.record_files import read_records, write_records
 from rlhf_loop.records import Annotator, Artifact, Completion, Critique, Edit, Feedback, PreferencePair, Prompt
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import step_folder
 from rlhf_loop.steps.snapshot import snapshot
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"

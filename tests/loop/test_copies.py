@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from samples.runs import outputs, store_content
 from typer.testing import CliRunner
 
-from rlhf_loop import Loop, Recipe, copies, private
+from rlhf_loop import Loop, Recipe, copies
 from rlhf_loop.cli import app
 from rlhf_loop.cli.shared import shortest
 from rlhf_loop.copies import fetch, push, pushed_to
@@ -23,6 +23,7 @@ from rlhf_loop.copies.index import INDEX
 from rlhf_loop.copies.places import FileSystem, shown
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run
+from rlhf_loop.files import private
 from rlhf_loop.kept_recipe import read_kept
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import Completion

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from samples.feedback import preference
 
-from rlhf_loop.damage import remedy
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json, write_json, write_text
+from rlhf_loop.files.damage import remedy
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.record_files import read_records, write_records
 from rlhf_loop.records import Preference
 from rlhf_loop.report import write_report
 from rlhf_loop.report.status import status
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import read_manifest
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "garbled"])

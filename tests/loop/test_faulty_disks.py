@@ -13,10 +13,10 @@ import pytest
 from samples.faults import Ended, command, copied, reading_commands, results, run_words
 
 from rlhf_loop import Loop, Recipe
-from rlhf_loop.damage import check_step
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.files.damage import check_step
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import read_manifest
 
 ReadOnly = Callable[[Path], None]
 Disk = Callable[[int], Path]

@@ -16,9 +16,9 @@ from rlhf_loop.cluster import manifests
 from rlhf_loop.cluster.jobs import read_record, stage_record
 from rlhf_loop.cluster.kubernetes_profile import KubernetesProfile, Volume
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.locks import locked
 from rlhf_loop.launch import choose
 from rlhf_loop.launch import kubernetes as launcher
-from rlhf_loop.locks import locked
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.recipe.launching import StageLaunch
 

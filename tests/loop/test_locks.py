@@ -18,15 +18,15 @@ from typing import Any
 
 import pytest
 
-from rlhf_loop import locks
 from rlhf_loop.errors import UserError
-from rlhf_loop.locks import InUse, check, locked
+from rlhf_loop.files import locks
+from rlhf_loop.files.locks import InUse, check, locked
+from rlhf_loop.files.step_folders import step_folder
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import step_folder
 
 HOLDER = """
 import sys
-from rlhf_loop import locks
+from rlhf_loop.files import locks
 from rlhf_loop.run_dir import RunDir
 locks.HEARTBEAT, locks.LEASE = 0.3, 2.0
 with RunDir(sys.argv[1]).locked():
@@ -183,7 +183,7 @@ def test_a_process_that_was_suspended_and_lost_its_lock_stops_before_it_writes(t
 
 def test_a_step_is_not_put_in_its_place_by_a_process_that_lost_the_lock_nor_by_its_child(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    child = "import sys; from pathlib import Path; from rlhf_loop.locks import check; check(Path(sys.argv[1]))"
+    child = "import sys; from pathlib import Path; from rlhf_loop.files.locks import check; check(Path(sys.argv[1]))"
     folder = run.step(0, "snapshot")
 
     def of_child() -> str:

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.cli import app
 from rlhf_loop.files import write_json
+from rlhf_loop.files.paths import content, relocated
 from rlhf_loop.kept_recipe import RecipeChanged, keep_recipe
-from rlhf_loop.places import content, relocated
 from rlhf_loop.report import write_report
 from rlhf_loop.report.status import status
 from rlhf_loop.run_dir import STEPS, RunDir

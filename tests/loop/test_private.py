@@ -17,11 +17,10 @@ import sqlalchemy as sa
 from itsdangerous import TimestampSigner
 from samples.server import client, service, token
 
-from rlhf_loop import private
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import tables, tokens
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.files import write_json
+from rlhf_loop.files import private, write_json
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.server.access import COOKIE
 from rlhf_loop.server.session_key import KEY_VARIABLE, session_key

@@ -8,11 +8,11 @@ from pathlib import Path
 import yaml
 
 from rlhf_loop import Loop, Recipe
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import Score
 from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.stages.reward import _id
-from rlhf_loop.step_folders import read_manifest
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 

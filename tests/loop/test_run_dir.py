@@ -9,11 +9,11 @@ import pytest
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import explain_os_error, write_json, write_text
+from rlhf_loop.files.step_folders import is_complete, outputs_hash, read_manifest, step_folder
 from rlhf_loop.record_files import read_records, write_records
 from rlhf_loop.records import Annotator, Completion, Critique, Feedback, Preference, Span, event_id, stable_id
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.stages.arguments import StageArguments
-from rlhf_loop.step_folders import is_complete, outputs_hash, read_manifest, step_folder
 
 
 def make(folder: Path, key: str, text: str = "x") -> None:

@@ -9,10 +9,10 @@ import pytest
 from rlhf_loop import policies
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.files.step_folders import step_folder
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Artifact
 from rlhf_loop.runs import BASE, Run
-from rlhf_loop.step_folders import step_folder
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 

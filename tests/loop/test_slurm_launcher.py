@@ -14,9 +14,9 @@ from samples.stub_slurm import StubSlurm
 from rlhf_loop.cluster.jobs import read_record, stage_record
 from rlhf_loop.cluster.profile import Profile
 from rlhf_loop.errors import UserError
+from rlhf_loop.files.locks import locked
 from rlhf_loop.launch import choose
 from rlhf_loop.launch import slurm as launcher
-from rlhf_loop.locks import locked
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.recipe.launching import StageLaunch, StageName
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_loop import locks
-from rlhf_loop.locks import locked
+from rlhf_loop.files import locks
+from rlhf_loop.files.locks import locked
+from rlhf_loop.files.step_folders import step_folder
 from rlhf_loop.stages import __main__ as entry
 from rlhf_loop.stages.arguments import StageArguments
-from rlhf_loop.step_folders import step_folder
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from rlhf_loop.cli import app
 from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import write_json, write_text
+from rlhf_loop.files.step_folders import step_folder
 from rlhf_loop.recipe import Recipe, Watch
 from rlhf_loop.record_files import write_records
 from rlhf_loop.records import Annotator, Critique, Edit, Implicit, Thumb
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import step_folder
 from rlhf_loop.watch import triggers
 from rlhf_loop.watch.events import SECRET_VARIABLE
 from rlhf_loop.watch.triggers import News, arrivals, is_quiet, last_end, news, obstacles

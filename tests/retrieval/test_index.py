@@ -11,10 +11,10 @@ import torch
 
 from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run
 from rlhf_loop.files import write_json
+from rlhf_loop.files.step_folders import step_folder
 from rlhf_loop.retrieval import index as index_module
 from rlhf_loop.retrieval.index import Index, Key, names_of, write
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import step_folder
 
 
 def directions(rows: int, width: int = 16, seed: int = 0) -> torch.Tensor:

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf_loop.cli import main
-from rlhf_loop.damage import hash_file
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json, write_json
+from rlhf_loop.files.damage import hash_file
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.records import to_dict
 from rlhf_loop.run_dir import STEPS, RunDir
-from rlhf_loop.step_folders import read_manifest
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,12 +15,12 @@ import signal
 import sys
 from pathlib import Path
 
+import rlhf_loop.files.step_folders as step_folders
 import rlhf_loop.stages.evaluate
 import rlhf_loop.stages.generate
 import rlhf_loop.stages.reward
 import rlhf_loop.stages.score
 import rlhf_loop.stages.update  # noqa: F401
-import rlhf_loop.step_folders as step_folders
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.models.checkpoints import MarkComplete
 from rlhf_loop.models.training import TrainingLog

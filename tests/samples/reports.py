@@ -8,11 +8,11 @@ from typing import Any
 
 from rlhf_loop.evaluation import evaluate
 from rlhf_loop.files import write_json, write_text
+from rlhf_loop.files.step_folders import step_folder
 from rlhf_loop.recipe import Gate, parse
 from rlhf_loop.record_files import write_records
 from rlhf_loop.records import Completion, Message, Prompt, Score
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import step_folder
 from rlhf_loop.steps.gate import decide
 
 EVIL = '<script>alert("x")</script> & $\\alpha$ \x1b[31m\x00'

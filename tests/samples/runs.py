@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_loop.feedback.store.store import Store
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.records import to_dict
 from rlhf_loop.run_dir import STEPS, RunDir
-from rlhf_loop.step_folders import read_manifest
 
 
 def outputs(run: Path) -> dict[str, dict[str, str]]:

@@ -9,10 +9,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from rlhf_loop.files.step_folders import step_folder
 from rlhf_loop.launch import stage_job
 from rlhf_loop.launch.launcher import Launcher
 from rlhf_loop.stages.arguments import StageArguments
-from rlhf_loop.step_folders import step_folder
 
 Event = Callable[[], object]
 

@@ -54,8 +54,8 @@ def stage(file: Path) -> None:
 
 def train(file: Path, report: object) -> None:
     """Waits, step by step, and goes on from its last checkpoint."""
+    from rlhf_loop.files.step_folders import step_folder
     from rlhf_loop.stages.arguments import StageArguments
-    from rlhf_loop.step_folders import step_folder
 
     arguments = StageArguments.read(file)
     with step_folder(Path(arguments.output), arguments.key, {}, keep_partial=True) as partial:

@@ -13,12 +13,12 @@ from rlhf_loop.algorithms import ALGORITHMS, ROWS, Algorithm
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json, write_json
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.recipe import parse
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import Demonstration, LabelledCompletion, Prompt, stable_id
 from rlhf_loop.report.status import status
 from rlhf_loop.run_dir import RunDir
-from rlhf_loop.step_folders import read_manifest
 from rlhf_loop.steps.snapshot import snapshot
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from typing import Any
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.files.columnar import batch_rows, parquet_rows
 from rlhf_loop.feedback.files.row import Refused, Row
-from rlhf_loop.places import HUB
+from rlhf_loop.files.paths import HUB
 
 
 def is_data_set(path: str | Path) -> bool:

@@ -27,12 +27,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlhf_loop.damage import damaged, hash_file, reading
 from rlhf_loop.endpoints.answers import FILE, Answers
 from rlhf_loop.files import read_json, write_json, write_text
+from rlhf_loop.files.damage import damaged, hash_file, reading
+from rlhf_loop.files.step_folders import read_manifest
 from rlhf_loop.record_files import nested_columns, write_table
 from rlhf_loop.run_dir import LOGS, RunDir
-from rlhf_loop.step_folders import read_manifest
 
 REDACTED = "inputs redacted"
 """The `state` of a manifest."""

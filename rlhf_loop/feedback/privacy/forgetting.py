@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from rlhf_loop.damage import reading
 from rlhf_loop.feedback.borrowed import COMPLETIONS, FEEDBACK, PROMPTS, Source, at_source
 from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run
 from rlhf_loop.feedback.store import tables
@@ -23,6 +22,7 @@ from rlhf_loop.feedback.store.database import chunks
 from rlhf_loop.feedback.store.queries import known_ids
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.trained_on import models_of
+from rlhf_loop.files.damage import reading
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import Completion, Feedback, Prompt
 from rlhf_loop.run_dir import RunDir

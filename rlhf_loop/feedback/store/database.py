@@ -21,7 +21,6 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import StaticPool
 
-from rlhf_loop import private
 from rlhf_loop.errors import StoreUnavailable, UserError
 from rlhf_loop.feedback.store.database_errors import explain_postgres, explain_sqlite, holders, not_writable
 from rlhf_loop.feedback.store.location import (
@@ -32,6 +31,7 @@ from rlhf_loop.feedback.store.location import (
     refuse_unknown,
     sqlite_path,
 )
+from rlhf_loop.files import private
 from rlhf_loop.machine import network_file_system
 
 PAGE_BYTES = 16384

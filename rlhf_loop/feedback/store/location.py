@@ -19,10 +19,10 @@ from urllib.parse import quote
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from rlhf_loop import private
 from rlhf_loop.errors import UserError, shortened
+from rlhf_loop.files import private
+from rlhf_loop.files.paths import DEFAULT_PROJECT, project_name, split_project
 from rlhf_loop.near import did_you_mean, nearest
-from rlhf_loop.places import DEFAULT_PROJECT, project_name, split_project
 
 SCHEMA_PREFIX = "project_"
 """Of the names of projects' schemas on PostgreSQL: no project is taken for a schema of something else."""

@@ -11,7 +11,7 @@ FOLDERS = ("recipes", "reward_models")
 
 def source() -> Path:
     """The folder that holds the shipped `recipes/` and `reward_models/`."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for place in (package / "share", package.parent):
         if all((place / name).is_dir() for name in FOLDERS):
             return place

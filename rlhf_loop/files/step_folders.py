@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.damage import hash_file, reading
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import (
     commit_folder,
@@ -24,7 +23,8 @@ from rlhf_loop.files import (
     write_json,
     write_text,
 )
-from rlhf_loop.locks import check
+from rlhf_loop.files.damage import hash_file, reading
+from rlhf_loop.files.locks import check
 
 
 @contextmanager

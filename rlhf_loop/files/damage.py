@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.places import cache_folder
+from rlhf_loop.files.paths import cache_folder
 
 _ROUND = re.compile(rf"((?:.*{re.escape(os.sep)})?round_\d{{3,}}){re.escape(os.sep)}(.+)", re.DOTALL)
 """The innermost folder of a round, and the path within it."""

@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop import private
-from rlhf_loop.damage import reading
 from rlhf_loop.errors import UserError
+from rlhf_loop.files import private
+from rlhf_loop.files.damage import reading
 
 
 def write_text(path: Path, text: str) -> None:
