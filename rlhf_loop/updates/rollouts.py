@@ -18,6 +18,7 @@ from rlhf_loop.recipe import Generation
 from rlhf_loop.records import stable_id
 from rlhf_loop.updates.cpu_head import add_cpu_head
 from rlhf_loop.updates.prompt_order import resumable
+from rlhf_loop.updates.vllm_weights import restore_base_after_sync
 
 
 class Rollouts:
@@ -39,7 +40,9 @@ class Rollouts:
         # TRL knows the eos of the generation config and of the tokenizer.
         ends = Turns(self._tokenizer, policy).ends
         self.eos_token_ids = [*self.eos_token_ids, *sorted(ends - set(self.eos_token_ids))]
-        if not self.use_vllm:
+        if self.use_vllm:
+            restore_base_after_sync(self.vllm_generation)
+        else:
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
         if self.accelerator.device.type == "cpu" and not getattr(self.args, "cast_lm_head_to_fp32", False):
             add_cpu_head(policy, self.temperature)

@@ -283,3 +283,14 @@ def test_adapters_of_a_bfloat16_policy_are_saved_in_float32(launcher: str, tmp_p
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     assert not all(torch.equal(tensor, tensor.bfloat16().float()) for tensor in adapter.values())
     load_policy(out / "dpo-full-bf16" / "policy", Policy(model=base(), dtype="bfloat16"))
+
+
+@pytest.mark.slow
+@by_launcher(launchers=("fsdp2", "deepspeed_zero2", "deepspeed_zero3"))
+def test_what_is_sent_to_vllm_leaves_no_trace_in_a_shared_base(launcher: str, tmp_path: Path) -> None:
+    case = "grpo-lora-bf16-vllm"
+    syncs = json.loads((launched(launcher, tmp_path, case, precision="bf16") / case / "syncs.json").read_text())
+    assert len(syncs) > 1
+    assert all(sync["kept"] for sync in syncs)
+    assert all(sync["sent"] == len(weights(Path(base()))) for sync in syncs)
+    assert syncs[-1]["moved"] > 0  # the adapter is in what was sent

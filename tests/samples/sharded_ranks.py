@@ -3,9 +3,10 @@
     accelerate launch --config_file CONFIG.yaml --num_processes 2 tests/samples/sharded_ranks.py BASE OUT CASE...
 
 A case is ALGORITHM-lora or ALGORITHM-full, with `-resumed` for a training that is stopped after its first checkpoint
-and gone on with, `-bf16` for a policy of that precision, `-critiques` with the losses that learn from these, and `-sgd`
-in place of Adam, which makes much of the rounding of small gradients; or `loop` for a whole run. It leaves its files in
-OUT/CASE. Without a GPU, Accelerate 1.15 enters neither FSDP nor DeepSpeed; `shims` make it.
+and gone on with, `-bf16` for a policy of that precision, `-critiques` with the losses that learn from these, `-vllm`
+with a stand-in for it, and `-sgd` in place of Adam, which makes much of the rounding of small gradients; or `loop` for
+a whole run. It leaves its files in OUT/CASE. Without a GPU, Accelerate 1.15 enters neither FSDP nor DeepSpeed; `shims`
+make it.
 """
 
 from __future__ import annotations
@@ -153,6 +154,9 @@ def train(algorithm: str, lora: bool, base: str, output: Path, options: list[str
         return
     if algorithm in ("grpo", "rloo"):
         trainer |= {"num_generations": 2, "beta": 0.05}
+    if "vllm" in options:
+        watch_syncs(output)
+        trainer |= {"use_vllm": True}
     if algorithm == "ppo":  # clipping, which is apart or together for critic and policy, out of the way
         trainer |= {"num_ppo_epochs": 1, "max_grad_norm": 1e6}
     from samples.updates import ROWS, with_critiques
@@ -164,6 +168,40 @@ def train(algorithm: str, lora: bool, base: str, output: Path, options: list[str
         generation=Generation(max_new_tokens=8, samples_per_prompt=2),
         **with_critiques(methods if "critiques" in options else {}),
     )  # fmt: skip
+
+
+def watch_syncs(output: Path) -> None:
+    """Puts a stand-in in the place of vLLM, and writes to syncs.json for each sync whether the base is as it was before
+    all of them, and how much what was sent differs from it."""
+    import pytest
+    import torch
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    from rlhf_loop.models.distributed import is_main
+    from rlhf_loop.models.weights import whole_state
+    from samples import colocated
+
+    def of_base(model: Any) -> dict[str, Any]:
+        state = whole_state(model, lambda name: "lora_" not in name and "ppo_critic" not in name)
+        return {name: tensor.clone() for name, tensor in state.items()}
+
+    colocated.stands_in(pytest.MonkeyPatch())
+    own, found, first = VLLMGeneration.sync_weights, [], {}
+
+    def sync(self: Any) -> None:
+        if not found:
+            first.update(of_base(self.model))
+        own(self)
+        base, sent = of_base(self.model), self.llm.weights
+        kept = all(torch.equal(tensor, first[name]) for name, tensor in base.items())
+        named = {name.removeprefix("base_model.model.").replace(".base_layer", ""): t for name, t in base.items()}
+        moved = [float((sent[name].float() - t.float()).abs().max()) for name, t in named.items() if name in sent]
+        found.append({"kept": kept, "sent": len(moved), "moved": max(moved, default=0.0)})
+        if is_main():
+            output.mkdir(parents=True, exist_ok=True)
+            (output / "syncs.json").write_text(json.dumps(found))
+
+    VLLMGeneration.sync_weights = sync
 
 
 def reward(prompts: Any, completions: Any, **_: Any) -> list[float]:

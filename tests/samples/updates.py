@@ -110,8 +110,8 @@ def length(prompts: Any, completions: Any, **_: Any) -> list[float]:
     return [len(turns[-1]["content"]) / 10 for turns in completions]
 
 
-def policy(base: Path) -> Policy:
-    return Policy(model=str(base), dtype="float32")
+def policy(base: Path, **settings: Any) -> Policy:
+    return Policy(model=str(base), **{"dtype": "float32", **settings})
 
 
 def settings(algorithm: str, lora: bool = True, **trainer: Any) -> Update:
@@ -133,6 +133,7 @@ def train(
     start: Path | None = None,
     reference: Path | None = None,
     rows: Sequence[Any] | None = None,
+    dtype: str = "float32",
     **more: Any,
 ) -> dict[str, Any]:
     """`update_policy` with what the algorithm needs; start and reference are the base unless they are named."""
@@ -143,7 +144,7 @@ def train(
         start=start or base,
         reference=reference or base,
         output=output,
-        policy=policy(base),
+        policy=policy(base, dtype=dtype),
         settings=update,
         seed=1,
         **{**given, **more},
