@@ -76,7 +76,7 @@ def export(
     if dtype is not None and form == "adapter":
         raise UserError("--dtype is for merged weights; an adapter stays as it was trained")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} is not empty; name a new folder")
+        raise UserError(f"{output} is there already, and no empty folder; name a new one")
     opened = open_run(run)
     with Store.open(opened.store_url) as store:
         policy = _find(opened, store, policy_id or opened.promoted_id(store) or BASE)
@@ -91,7 +91,7 @@ def export(
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{output} cannot be made: {error.strerror}. Name another folder") from None
+        raise explain_os_error(error, output) from None
     try:
         if form == "adapter":
             shutil.copytree(source, partial, dirs_exist_ok=True)

@@ -137,15 +137,20 @@ def init(
 
 
 def _explained(error: UserError | OSError) -> UserError:
-    """A file that can be neither read nor written is the user's to mend; raises any other error of the system."""
+    """A file or folder that can be neither read nor made is the user's to mend; raises any other error."""
     if isinstance(error, UserError):
         return error
     from rlhf_loop.files import explain_os_error
 
-    mendable = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
-    if error.errno not in mendable or not isinstance(error.filename, str):
+    if error.errno not in _MENDABLE or not isinstance(error.filename, str):
         raise error
     return explain_os_error(error, Path(error.filename))
+
+
+_MENDABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EEXIST, errno.ENOTDIR),  # a file in place of a folder
+}
 
 
 def _follow() -> None:

@@ -67,8 +67,6 @@ def _make_folder(place: Path) -> None:
         raise UserError(f"{place} is a run, whose report a comparison would overwrite; choose another --folder")
     try:
         private.make_folder(place)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{place} is a file, or lies below one; choose another --folder") from None
     except OSError as error:
         raise explain_os_error(error, place) from error
 

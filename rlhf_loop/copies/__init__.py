@@ -102,7 +102,7 @@ def fetch(url: str, run_dir: str | Path, progress: Progress | None = None) -> Co
                     progress(done, total, name)
             commit_folder(partial, folder)
     except OSError as error:
-        raise explain_os_error(error, partial) from error
+        raise explain_os_error(error, folder) from error
     return Copied(place=place.name, rounds=sorted(index.rounds), files=len(left), bytes=done, store=index.store)
 
 

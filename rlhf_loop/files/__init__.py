@@ -23,6 +23,7 @@ from rlhf_loop.files.damage import reading
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file beside its place and renames it into it; its owner alone may read it."""
+    refuse_folder(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +87,14 @@ def commit_folder(partial: Path, folder: Path) -> None:
         shutil.rmtree(old)
 
 
+def refuse_folder(path: Path) -> None:
+    """Raises `UserError` where a folder is named for a file that is to be written."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder and no file. Name a file, such as one in it")
+
+
 def explain_os_error(error: OSError, path: Path) -> UserError:
-    """A full disk or a missing permission, in words that say what to do."""
+    """A full disk, a missing permission, a file in place of a folder, in words that say what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(
             f"the disk is full while writing {path}. Nothing that was complete is lost: free some space (`rlhf-loop "
@@ -104,6 +111,10 @@ def explain_os_error(error: OSError, path: Path) -> UserError:
             f"no permission to write {path}: {folder} or what is in it can only be read by you. Make it writable "
             "and type the same command again, or choose a folder of yours (--run-dir; for a report --output)"
         )
+    in_the_way = next((place for place in (path, *path.parents) if place.exists()), None)
+    if error.errno in (errno.EEXIST, errno.ENOTDIR) and in_the_way is not None and not in_the_way.is_dir():
+        below = "" if in_the_way == path else f", so there can be no {path}"
+        return UserError(f"{in_the_way} is a file and no folder{below}. Name another folder, or move the file away")
     return UserError(f"{path}: {error}")
 
 

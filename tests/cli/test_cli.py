@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 from samples.cli import rlhf_loop
+from samples.faults import command
 
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.cli import with_home
 from rlhf_loop.cli.shared import existing_run, store_url
+from rlhf_loop.copies import push
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.files.rows import read_rows
 from rlhf_loop.feedback.store.store import Store
@@ -110,6 +112,44 @@ def test_a_path_that_is_not_there_is_answered_with_what_was_meant(tmp_path: Path
         Recipe.load(SMOKE.with_name("smok.yaml"))
     with pytest.raises(UserError, match=r"recipes is a folder; name a recipe's file \(in .* there is: chat_thumbs"):
         Recipe.load(SMOKE.parent)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "SMOKE", "--run-dir", "FILE"],
+        ["run", "SMOKE", "run_dir=FILE/below"],
+        ["watch", "SMOKE", "--once", "--run-dir", "FILE/below"],
+        ["compare", "SWEEP", "--folder", "FILE"],
+        ["fetch", "COPY", "FILE/below"],
+        ["init", "FILE"],
+        ["policy", "export", "RUN", "FILE/below"],
+        ["report", "RUN", "--output", "FILE/below"],
+        ["feedback", "check", "RUN", "--html", "FILE/below"],
+        ["feedback", "export", "FILE/below", "--format", "trl", "--store", "RUN"],
+        ["feedback", "export", "FILE/below", "--format", "parquet", "--store", "RUN"],
+        ["token", "create", "ann", "--store", "FILE/below.db"],
+    ],
+)
+def test_a_file_in_place_of_a_folder_is_told(
+    words: list[str], run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    named = {"SMOKE": SMOKE, "SWEEP": SMOKE.parent / "compare" / "algorithms.yaml", "RUN": run}
+    if words[0] == "fetch":
+        push(run, str(tmp_path / "copy"))
+    for name, path in {**named, "COPY": tmp_path / "copy", "FILE": tmp_path / "file"}.items():
+        words = [word.replace(name, str(path)) for word in words]
+    ended = command(capfd, *words)
+    assert ended.code == 2
+    assert ended.sentence.startswith(f"error: {tmp_path}/file is a file and no folder"), ended.error
+    assert ended.sentence.endswith(". Name another folder, or move the file away")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("words", [["report", "--output", "."], ["feedback", "check", "--html", "."]])
+def test_a_folder_in_place_of_a_file_is_told(words: list[str], run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert command(capfd, *words, run).sentence == "error: . is a folder and no file. Name a file, such as one in it"
 
 
 def test_a_token_for_a_store_that_is_not_there_says_that_one_was_made(tmp_path: Path) -> None:

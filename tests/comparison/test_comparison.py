@@ -126,7 +126,7 @@ def test_a_folder_that_is_something_else_is_refused_and_stays(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"run is a run, whose report .* choose another --folder"):
         compare(SWEEP, run)
     for place in (file, file / "below"):
-        with pytest.raises(UserError, match="is a file, or lies below one; choose another --folder"):
+        with pytest.raises(UserError, match="is a file and no folder"):
             compare(SWEEP, place)
     assert [path.name for path in run.iterdir()] == ["recipe.yaml"]
 

@@ -132,7 +132,7 @@ def test_a_store_a_cache_and_places_to_write_that_can_only_be_read(
     out = folder / "pairs.jsonl"
     export = ["feedback", "export", str(out), "--format", "trl", "--store", str(begun / "feedback.db")]
     is_sentence(command(capfd, *export), str(folder))
-    is_sentence(command(capfd, "policy", "export", begun, folder / "policy"), str(folder), "Name another folder")
+    is_sentence(command(capfd, "policy", "export", begun, folder / "policy"), str(folder), "choose a folder of yours")
     is_sentence(command(capfd, "init", folder / "mine"), str(folder))
     is_sentence(command(capfd, *run_words(folder / "run")), str(folder), "--run-dir")
     monkeypatch.setenv("RLHF_LOOP_CACHE", str(folder / "cache"))

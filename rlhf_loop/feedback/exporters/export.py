@@ -23,7 +23,7 @@ from rlhf_loop.feedback.exporters.table import write_table
 from rlhf_loop.feedback.files.rows import line_of
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.files import explain_os_error
+from rlhf_loop.files import explain_os_error, refuse_folder
 from rlhf_loop.records import Prompt
 
 
@@ -56,6 +56,7 @@ def export(store: Store, path: str | Path, format_name: str = "native") -> dict[
         raise UserError(f"argilla is written as one JSON list; name the file {path.with_suffix('.json')}")
     if parquet and not format_name.startswith("trl"):
         raise UserError(f"{format_name} is written as JSON Lines; name the file {path.with_suffix('.jsonl')}")
+    refuse_folder(path)
     left_out: Counter[str] = Counter()
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:

@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from rlhf_loop.errors import UserError, shortened
-from rlhf_loop.files import private
+from rlhf_loop.files import explain_os_error, private
 from rlhf_loop.files.paths import DEFAULT_PROJECT, project_name, split_project
 from rlhf_loop.near import did_you_mean, nearest
 
@@ -219,7 +219,7 @@ def check_file(location: Location, create: bool) -> None:
             private.make_folder(path.parent)
         private.make_file(path)  # SQLite gives the files beside it the same permissions
     except OSError as error:
-        raise UserError(f"{path} cannot be made: {error.strerror}; use a folder of yours for the store") from None
+        raise explain_os_error(error, path) from None
 
 
 def is_writable(path: Path) -> bool:
