@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.files import read_json, write_json
+from rlhf_loop.files.step_folders import is_complete
 
 
 class Away(Exception):
@@ -65,6 +66,13 @@ def stage_record(arguments: Path) -> Path:
 
 
 def records(run: Path) -> list[JobRecord]:
-    """All that are kept of a run: what was submitted, then its stage."""
-    found = [read_record(path) for path in (run_record(run), *sorted(run.glob("round_*/*.job.json")))]
+    """All that are kept of a run: what was submitted, then its stage that is not made yet."""
+    files = [path for path in sorted(run.glob("round_*/*.job.json")) if not _is_made(path)]
+    found = [read_record(path) for path in (run_record(run), *files)]
     return [record for record in found if record is not None]
+
+
+def _is_made(file: Path) -> bool:
+    """Whether a stage is made by whose job a record was left, for nobody followed it when it ended."""
+    record = read_record(file)
+    return record is not None and is_complete(file.with_name(file.name.removesuffix(".job.json")), record.key)

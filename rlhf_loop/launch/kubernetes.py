@@ -63,9 +63,13 @@ class Kubernetes:
         ran out of memory, or does not get further."""
         stage = _Stage(arguments_file, self.profile)
         try:
-            record: JobRecord | None = self._attached(stage) or self._made(stage)
+            record = self._attached(stage)
+            if record is None and not stage.made(succeeded=False):  # nor has its job ended since it was missed
+                record = self._made(stage)
             while record is not None:
                 record = self._followed(stage, record, progress)
+            for found in self._all(stage):  # former attempts too: their logs are in the run
+                self._delete(found["metadata"]["name"])
         except BaseException as error:
             self._end(stage, error)
             raise
@@ -151,8 +155,6 @@ class Kubernetes:
     def _judged(self, stage: _Stage, record: JobRecord, state: str, heard: Heard) -> JobRecord | None:
         at = kubectl.place(record.id)
         if stage.made(succeeded=state == "Complete"):
-            for found in self._all(stage):  # former attempts too: their logs are in the run
-                self._delete(found["metadata"]["name"])
             return None
         where = f"TrainJob {at.id} of {stage.step} (logs: {stage.logs}/{at.name})"
         if state == "deleted":

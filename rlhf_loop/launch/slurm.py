@@ -69,7 +69,9 @@ class Slurm:
         ran out of memory, or does not get further."""
         stage = _Stage(arguments_file)
         try:
-            record: JobRecord | None = self._attached(stage) or self._submitted(stage)
+            record = self._attached(stage)
+            if record is None and not stage.made(succeeded=False):  # nor has its job ended since it was missed
+                record = self._submitted(stage)
             while record is not None:
                 record = self._followed(stage, record, progress)
         except BaseException:

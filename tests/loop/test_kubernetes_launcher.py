@@ -266,6 +266,17 @@ def test_a_job_that_ended_while_nobody_looked_is_no_reason_to_fail(stage: Stage)
 
 
 @pytest.mark.usefixtures("steering")
+def test_a_job_that_ends_between_two_looks_is_not_made_again(stage: Stage) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stage.follow(stops)
+    stage.completes()
+    stage.follow()
+    assert sum(call.startswith("create") for call in stage.kubectl.calls()) == 1
+    assert stage.names == []
+    assert not stage_record(stage.file).exists()
+
+
+@pytest.mark.usefixtures("steering")
 def test_a_job_that_makes_what_nobody_needs_any_more_is_deleted(stage: Stage) -> None:
     with pytest.raises(KeyboardInterrupt):
         stage.follow(stops)

@@ -11,7 +11,7 @@ import pytest
 from samples.stage_job import Event, StageInAJob
 from samples.stub_slurm import StubSlurm
 
-from rlhf_loop.cluster.jobs import read_record, stage_record
+from rlhf_loop.cluster.jobs import read_record, records, stage_record
 from rlhf_loop.cluster.profile import Profile
 from rlhf_loop.errors import UserError
 from rlhf_loop.files.locks import locked
@@ -219,6 +219,17 @@ def test_a_job_that_ended_while_nobody_looked_is_no_reason_to_fail(stage: Stage)
         stage.follow(lambda: os.kill(os.getpid(), signal.SIGUSR1))
     stage.slurm.becomes("1", "CANCELLED")
     stage.follow(lambda: stage.completes("2"))
+
+
+def test_a_job_that_ends_between_two_looks_is_not_submitted_again(stage: Stage) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stage.follow(lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    stage.completes("1")
+    assert stage_record(stage.file).exists()
+    assert records(stage.run) == [], "nothing is made any more"
+    stage.follow()
+    assert stage.slurm.ids == ["1"]
+    assert not stage_record(stage.file).exists()
 
 
 def test_a_job_that_makes_what_nobody_needs_any_more_is_cancelled(stage: Stage) -> None:
