@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from huggingface_hub.constants import HF_HOME
+
 from rlhf_loop import processes
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json
@@ -22,7 +24,8 @@ from rlhf_loop.recipe.launching import StageLaunch, StageName, launch_of
 
 
 class Child:
-    """Starts `accelerate launch ... -m rlhf_loop.stages ARGUMENTS` for each stage."""
+    """Starts `accelerate launch ... -m rlhf_loop.stages ARGUMENTS` for each stage; without it where one process is to
+    be started and nothing says how: it would import torch once more, and on a CPU leave the stage a single thread."""
 
     def __init__(
         self, accelerate_config: Path | None = None, stages: Mapping[StageName, StageLaunch] | None = None
@@ -54,6 +57,8 @@ class Child:
         stage = ["-m", "rlhf_loop.stages", str(arguments_file)]
         nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
         if nodes == 1:
+            if _alone(started):
+                return [sys.executable, *stage]
             if started.devices is not None:  # a config's number is that of all stages
                 accelerate += ["--num_processes", str(started.devices)]
             return [*accelerate, *stage]
@@ -81,6 +86,14 @@ class Child:
 
     def close(self) -> None:
         """Nothing waits."""
+
+
+def _alone(started: StageLaunch) -> bool:
+    """Whether there is nothing to launch: one process, and neither a config of ours nor one that `accelerate config`
+    has kept."""
+    if started.accelerate_config is not None or (Path(HF_HOME) / "accelerate" / "default_config.yaml").exists():
+        return False
+    return (started.devices or visible_accelerators()) <= 1
 
 
 def _devices(number: int | None) -> dict[str, str]:

@@ -39,7 +39,6 @@ from rlhf_loop.stages.arguments import StageArguments
 from rlhf_loop.stages.generate import sample
 from rlhf_loop.stages.reward import kept_before, load
 from rlhf_loop.tracking import evaluation_run
-from rlhf_loop.updates.adapters import lora_config
 
 
 def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
@@ -54,6 +53,8 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
 
 def _evaluate(recipe: Recipe, arguments: StageArguments, folder: Path, progress: Progress) -> dict[str, object]:
     if arguments.round == 0 and recipe.policy.endpoint is None:
+        from rlhf_loop.updates.adapters import lora_config
+
         check_model(recipe.policy, lora_config(recipe.update.lora) if recipe.update.lora else None)
     plain_text = _plain_text(recipe.evaluation.plain_text)
     loaded = recipe.policy.endpoint is None

@@ -27,7 +27,6 @@ from rlhf_loop.rewards import Reward, combine, load_reward, load_spec, train_rew
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_pairs
 from rlhf_loop.stages.arguments import StageArguments
-from rlhf_loop.updates.adapters import lora_config
 
 
 def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
@@ -38,6 +37,8 @@ def run(arguments: StageArguments, folder: Path, progress: Progress) -> None:
     role = arguments.values["role"]
     if role == "judge":
         if recipe.policy.endpoint is None:  # the first of all that is computed
+            from rlhf_loop.updates.adapters import lora_config  # PEFT: two seconds that scoring can do without
+
             check_model(recipe.policy, lora_config(recipe.update.lora) if recipe.update.lora else None)
         assert isinstance(recipe.evaluation.judge, RewardModelJudge)
         components = [RewardComponent(model=recipe.evaluation.judge.model)]

@@ -117,6 +117,23 @@ def test_a_child_in_a_slurm_allocation_of_several_nodes_goes_through_srun(monkey
     assert command[-1].endswith("-m rlhf_loop.stages a.json")
 
 
+def test_one_process_is_started_without_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would import torch once more, and leave it one thread."""
+    monkeypatch.setattr("rlhf_loop.launch.child.HF_HOME", str(tmp_path))
+    alone = [sys.executable, "-m", "rlhf_loop.stages", "a.json"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert Child().command(Path("a.json")) == alone
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert "accelerate.commands.launch" in Child().command(Path("a.json"))
+    one = told("child", "stages={generate: {devices: 1}}").stages
+    assert Child(None, one).command(arguments(tmp_path, "generate"))[:-1] == alone[:-1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert "accelerate.commands.launch" in Child(Path("ddp.yaml")).command(Path("a.json"))
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "default_config.yaml").touch()
+    assert "accelerate.commands.launch" in Child().command(Path("a.json"))
+
+
 STAGES = (
     "stages={generate: {devices: 1}, update: {accelerate_config: fsdp.yaml}, "
     "reward: {devices: 2, accelerate_config: two.yaml}}"
