@@ -10,7 +10,8 @@ from samples.reports import make_run
 
 from rlhf_loop import Recipe
 from rlhf_loop.endpoints.answers import FILE, Answers, Reply
-from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run
+from rlhf_loop.feedback.privacy.deletion_files import redact_run
+from rlhf_loop.feedback.privacy.deletion_rows import Deletion
 from rlhf_loop.kept_recipe import RecipeChanged, check_recipe, keep_recipe
 from rlhf_loop.report import status, write_report
 from rlhf_loop.report.status import what_next

@@ -13,7 +13,7 @@ import pytest
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.errors import UserError
 from rlhf_loop.evaluation import Measured, language_model
-from rlhf_loop.feedback.privacy.deletion_files import Deletion, _redact
+from rlhf_loop.feedback.privacy.deletion_rows import Deletion, redact
 from rlhf_loop.files import read_json, write_json
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Completion, Prompt, Score
@@ -106,7 +106,7 @@ def test_answers_that_were_judged_are_not_judged_again_and_a_deletion_finds_thei
     gone = Deletion(
         prompts=set(), completions={answers[0].id}, feedback=set(), texts=set(), comments=set(), annotators=set()
     )
-    assert _redact(tmp_path / "measured.json", gone, write=True) == 1
+    assert redact(tmp_path / "measured.json", gone, write=True) == 1
     (left,) = read_json(tmp_path / "measured.json").values()
     assert left == [{"completion_id": answers[1].id, "score": None}]
 

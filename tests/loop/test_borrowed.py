@@ -222,7 +222,7 @@ def test_a_forgetting_that_was_cut_off_is_finished_by_the_next(
     for n in (1, 2):
         taken(home, run, "team-a", n=n)
     delete_user(team, "olga", [], rewrite_report=lambda run: None)
-    redact, left = deletion_files._redact, [0]
+    redact, left = deletion_files.redact, [0]
 
     def cut_off(path: Path, *given: Any, write: bool) -> int:
         left[0] -= write
@@ -230,7 +230,7 @@ def test_a_forgetting_that_was_cut_off_is_finished_by_the_next(
             raise KeyboardInterrupt
         return redact(path, *given, write=write)
 
-    monkeypatch.setattr(deletion_files, "_redact", cut_off)
+    monkeypatch.setattr(deletion_files, "redact", cut_off)
     attempts = 0
     while holds(run, SECRET):
         left[0] = 1  # one file an attempt

@@ -22,7 +22,8 @@ from rlhf_loop.copies import fetch, push, pushed_to
 from rlhf_loop.copies.index import INDEX
 from rlhf_loop.copies.places import FileSystem, shown
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run
+from rlhf_loop.feedback.privacy.deletion_files import redact_run
+from rlhf_loop.feedback.privacy.deletion_rows import Deletion
 from rlhf_loop.files import private
 from rlhf_loop.kept_recipe import read_kept
 from rlhf_loop.record_files import read_records

@@ -13,7 +13,8 @@ import pytest
 
 from rlhf_loop import Loop, Recipe
 from rlhf_loop.errors import UserError
-from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run
+from rlhf_loop.feedback.privacy.deletion_files import redact_run
+from rlhf_loop.feedback.privacy.deletion_rows import Deletion
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.generation.strategies.given import Shown

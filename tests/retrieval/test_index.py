@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run
+from rlhf_loop.feedback.privacy.deletion_files import redact_run
+from rlhf_loop.feedback.privacy.deletion_rows import Deletion
 from rlhf_loop.files import write_json
 from rlhf_loop.files.step_folders import step_folder
 from rlhf_loop.retrieval import index as index_module

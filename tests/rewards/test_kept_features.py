@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_loop import Loop, Recipe
-from rlhf_loop.feedback.privacy.deletion_files import Deletion, _redact
+from rlhf_loop.feedback.privacy.deletion_rows import Deletion, redact
 from rlhf_loop.files import read_json
 from rlhf_loop.recipe import Policy
 from rlhf_loop.record_files import read_records
@@ -80,7 +80,7 @@ def test_a_deletion_takes_out_the_features_of_what_goes(tmp_path: Path):
     kept.write(tmp_path, SIDES)
     names: dict[str, set[str]] = {"feedback": set(), "texts": set(), "comments": set(), "annotators": set()}
     gone = Deletion(prompts={"prompt-0"}, completions={"completion-1"}, **names)
-    assert _redact(tmp_path / kept_features.NAME, gone, write=True) == 2
+    assert redact(tmp_path / kept_features.NAME, gone, write=True) == 2
     assert pq.read_table(tmp_path / kept_features.NAME)["completion_id"].to_pylist() == ["completion-2"]
     assert len(KeptFeatures([tmp_path]).rows) == 1
 

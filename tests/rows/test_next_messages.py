@@ -15,7 +15,7 @@ from samples.feedback import completion
 from rlhf_loop.critique_methods import NextMessage
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.intake.import_file import import_file
-from rlhf_loop.feedback.privacy.deletion_files import Deletion, _redact
+from rlhf_loop.feedback.privacy.deletion_rows import Deletion, redact
 from rlhf_loop.feedback.quality.themes import themes
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.vague import is_vague
@@ -187,7 +187,7 @@ def test_a_deletion_takes_them_out_of_files_with_the_prompt_that_holds_them(tmp_
     rows, _ = rows_of(*(chat(f"p{i}", f"{i}?", "Yes.", f"Tell me more of {i}.", group=str(i)) for i in range(3)))
     write_records(tmp_path / "critiques.parquet", rows)
     gone = Deletion(prompts={"p1"}, completions=set(), feedback=set(), texts=set(), comments=set(), annotators=set())
-    assert _redact(tmp_path / "critiques.parquet", gone, write=True) == 1
+    assert redact(tmp_path / "critiques.parquet", gone, write=True) == 1
     left = read_records(tmp_path / "critiques.parquet", CritiquedCompletion)
     assert [row.said_in for row in left] == ["p0", "p2"]
 

@@ -22,7 +22,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlhf_loop.feedback.borrowed import borrowed_in
-from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run, trained_in
+from rlhf_loop.feedback.privacy.deletion_files import redact_run, trained_in
+from rlhf_loop.feedback.privacy.deletion_rows import Deletion
 from rlhf_loop.feedback.privacy.forgetting import as_borrowed
 from rlhf_loop.feedback.store import question_queue, tables
 from rlhf_loop.feedback.store.adding import Transaction

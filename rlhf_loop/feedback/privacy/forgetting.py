@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from rlhf_loop.feedback.borrowed import COMPLETIONS, FEEDBACK, PROMPTS, Source, at_source
-from rlhf_loop.feedback.privacy.deletion_files import Deletion, redact_run
+from rlhf_loop.feedback.privacy.deletion_files import redact_run
+from rlhf_loop.feedback.privacy.deletion_rows import Deletion
 from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.database import chunks
 from rlhf_loop.feedback.store.queries import known_ids
