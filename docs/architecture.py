@@ -107,6 +107,7 @@ EXCEPTIONS = {
     ("cli", "stages"): "`rlhf-loop stage`",
     ("comparison.results", "evaluation"): "who won a comparison, as an evaluation counts (numpy alone)",
     ("updates.rollouts", "generation"): "an online trainer, used by hand too, samples as candidates are written",
+    ("plan.hardware", "models"): "as many threads as stages have",
     ("plan.shape", "models"): "where the configuration of a model is",
     ("plan.implied", "models"): "how many tokens a prompt has",
     ("policies", "models"): "`rlhf-loop policy export` merges weights and writes a card",

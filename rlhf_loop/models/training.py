@@ -17,8 +17,6 @@ from rlhf_loop.files.damage import reading
 from rlhf_loop.models.checkpoints import MarkComplete
 from rlhf_loop.progress import Progress
 
-"""Called with (done, total, what to show)."""
-
 
 def training_arguments(
     config: type[Any], output: Path, seed: int, settings: Mapping[str, Any], dtype: str = "float32"

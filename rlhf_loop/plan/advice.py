@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_loop.errors import UserError
 from rlhf_loop.plan.case import Case
 from rlhf_loop.plan.planning import Plan, plans, recommended
-from rlhf_loop.plan.trainer import trainer_of
+from rlhf_loop.plan.trainer import Trainer, trainer_of
 from rlhf_loop.plan.update import critic_of
 from rlhf_loop.recipe import Recipe, parse
 from rlhf_loop.reward_spec import TrainerSpec, with_trainer
@@ -52,7 +52,7 @@ def advice(found: Plan) -> Advice | None:
             together = _changed(found.case, [*taken, change])
             if together is not None and together.fits:
                 return _without_needless(found.case, [*taken, change], together)
-            if together is not None and together.largest < (best[1] if best else plan).largest:
+            if together is not None and together.over < (best[1] if best else plan).over:
                 best = (change, together)
         if best is not None:
             taken.append(best[0])
@@ -63,10 +63,11 @@ def advice(found: Plan) -> Advice | None:
 def _ladder(case: Case) -> Iterator[list[Change]]:
     """Kinds of changes; within one from little to much. The first ones change no result but by rounding, those below
     take time, the last ones train something else or cost money."""
-    yield _smaller_batches(case)
-    yield _batch_tokens(case)
     update = case.recipe.update
     reward = _trained_rewards(case)
+    yield _smaller_batches(case)
+    yield [_smallest_batch(one) for spec in reward if (one := trainer_of(spec.kind, spec.trainer)).batch > 1]
+    yield _batch_tokens(case)
     if update.algorithm != "none" and not update.trainer_settings().get("gradient_checkpointing"):
         yield [Change(settings=(_of_trainer(case.recipe, "gradient_checkpointing", "true"),))]
     if reward:
@@ -84,8 +85,8 @@ def _ladder(case: Case) -> Iterator[list[Change]]:
 
 
 def _smaller_batches(case: Case) -> list[Change]:
-    """Fewer rows at a time and more times, so that a step has as many as before."""
-    found = []
+    """Fewer rows of the update at a time and more times, so that a step has as many as before."""
+    found: list[Change] = []
     update = case.recipe.update
     if update.algorithm != "none":
         settings = update.trainer_settings()
@@ -103,18 +104,17 @@ def _smaller_batches(case: Case) -> list[Change]:
                 )
             found.append(Change(settings=tuple(changed)))
             batch, times = batch // 2, times * 2
-    for spec in _trained_rewards(case):
-        trainer = trainer_of(spec.kind, spec.trainer)
-        if trainer.batch > 1:
-            found.append(
-                Change(
-                    settings=(
-                        "reward.trainer.per_device_train_batch_size=1",
-                        f"reward.trainer.gradient_accumulation_steps={trainer.accumulation * trainer.batch}",
-                    )
-                )
-            )
     return found
+
+
+def _smallest_batch(trainer: Trainer) -> Change:
+    """One prompt of a reward model's training at a time."""
+    return Change(
+        settings=(
+            "reward.trainer.per_device_train_batch_size=1",
+            f"reward.trainer.gradient_accumulation_steps={trainer.accumulation * trainer.batch}",
+        )
+    )
 
 
 def _batch_tokens(case: Case) -> list[Change]:

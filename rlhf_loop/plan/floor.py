@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf_loop.cluster import PLATFORMS
 from rlhf_loop.errors import UserError
 from rlhf_loop.plan.formulas import BYTES, FLOAT32
 from rlhf_loop.plan.hardware import GIB, memory_here
@@ -33,7 +34,7 @@ def check_memory(recipe: Recipe, updates: bool = True) -> None:
 
     A model whose files are not here yet, a device of unknown size, and a run whose stages are jobs on other machines
     are let pass."""
-    if recipe.launch == "slurm" or recipe.policy.endpoint is not None:
+    if recipe.launch in PLATFORMS or recipe.policy.endpoint is not None:
         return
     memory, counted = memory_here(), weights_of(recipe.policy.model)
     if memory is None or counted is None:
@@ -115,12 +116,10 @@ def sharing_of(recipe: Recipe) -> tuple[Sharing | None, int]:
 def weights_of(reference: str) -> tuple[int, int] | None:
     """How many weights the files of a model hold, and of them in an output layer of its own; None where there are no
     safetensors on this machine."""
-    files = list(_files(reference))
-    if not files:
-        return None
-    total = head = 0
+    files, total, head = 0, 0, 0
     try:
-        for file in files:
+        for file in _files(reference):
+            files += 1
             for name, tensor in _header(file).items():
                 if name != "__metadata__":
                     count = math.prod(tensor["shape"])
@@ -128,7 +127,7 @@ def weights_of(reference: str) -> tuple[int, int] | None:
                     head += count if name.rpartition(".")[0].endswith(("lm_head", "embed_out")) else 0
     except (OSError, ValueError, KeyError, TypeError):  # who loads it says what is wrong with it
         return None
-    return total, head
+    return (total, head) if files else None
 
 
 def _files(reference: str) -> Iterator[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,10 +103,9 @@ def measured(hardware: Hardware, dtype: Dtype, seconds: float = 1.0) -> Hardware
     """A CPU with its speed: of products of matrices for so long, and of a matrix with a vector for half of it."""
     import torch
 
-    from rlhf_loop.machine import cpu_quota
+    from rlhf_loop.models.memory import fit_threads
 
-    if "OMP_NUM_THREADS" not in os.environ and (quota := cpu_quota()) is not None:
-        torch.set_num_threads(min(quota, torch.get_num_threads()))
+    fit_threads()
     kind = getattr(torch, dtype)
     a, b = torch.ones(512, 1024, dtype=kind), torch.ones(1024, 1024, dtype=kind)
     matrix, vector = torch.ones(4096, 4096, dtype=kind), torch.ones(4096, 1, dtype=kind)
@@ -117,9 +117,8 @@ def measured(hardware: Hardware, dtype: Dtype, seconds: float = 1.0) -> Hardware
     )  # fmt: skip
 
 
-def _rate(work: object, seconds: float) -> float:
+def _rate(work: Callable[[], object], seconds: float) -> float:
     """How often a second something can be done."""
-    assert callable(work)
     work()
     count, started = 0, time.perf_counter()
     while (taken := time.perf_counter() - started) < seconds:

@@ -48,6 +48,11 @@ class Plan:
         return not self.too_large
 
     @property
+    def over(self) -> int:
+        """Bytes that those take beyond the room, together."""
+        return sum(stage.total - self.room for stage in self.too_large)
+
+    @property
     def largest(self) -> int:
         """Bytes of the stage that takes the most."""
         return max(stage.total for stage in self.stages)

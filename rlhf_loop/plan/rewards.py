@@ -8,17 +8,11 @@ from typing import Any
 
 from rlhf_loop.lora import Lora
 from rlhf_loop.plan.case import PROCESS, Case, Memory, peak, peak_of_training, read_again
-from rlhf_loop.plan.formulas import (
-    FLOAT32,
-    Texts,
-    activations,
-    forward,
-    working,
-)
+from rlhf_loop.plan.formulas import FLOAT32, Texts, activations, forward, working
 from rlhf_loop.plan.shape import Adapter, Shape, adapter_of
 from rlhf_loop.plan.sharing import held
 from rlhf_loop.plan.trainer import trainer_of
-from rlhf_loop.reward_spec import BradleyTerrySpec, CriticSpec, HeadSpec, RewardSpec, TrainedSpec
+from rlhf_loop.reward_spec import BradleyTerrySpec, CriticSpec, HeadSpec, RewardSpec, TrainedSpec, with_trainer
 
 SCORED = {"cpu": 4096, "gpu": 65536}
 """Tokens that a reward model reads at a time (`rlhf_loop/rewards/`)."""
@@ -80,9 +74,10 @@ def trained(case: Case, folder: Path, settings: Mapping[str, Any]) -> Memory | N
     stage = f"reward ({folder.name})"
     if isinstance(spec, HeadSpec):
         return _head(case, spec, shape, stage)
+    spec = with_trainer(spec, settings)
     if isinstance(spec, BradleyTerrySpec):
-        return _bradley_terry(case, spec, shape, stage, settings)
-    return _critic(case, spec, shape, stage, settings) if isinstance(spec, CriticSpec) else None
+        return _bradley_terry(case, spec, shape, stage)
+    return _critic(case, spec, shape, stage) if isinstance(spec, CriticSpec) else None
 
 
 def texts_of_a_prompt(case: Case, most: int) -> int:
@@ -106,8 +101,8 @@ def _head(case: Case, spec: HeadSpec, shape: Shape, stage: str) -> Memory:
     )
 
 
-def _bradley_terry(case: Case, spec: BradleyTerrySpec, shape: Shape, stage: str, settings: Mapping[str, Any]) -> Memory:
-    trainer = trainer_of("bradley_terry", {**spec.trainer, **settings})
+def _bradley_terry(case: Case, spec: BradleyTerrySpec, shape: Shape, stage: str) -> Memory:
+    trainer = trainer_of("bradley_terry", spec.trainer)
     adapter = _adapter(shape, spec.lora)
     total = shape.trunk() + shape.hidden + (adapter.parameters if adapter else 0)
     state = held(
@@ -146,7 +141,7 @@ def _bradley_terry(case: Case, spec: BradleyTerrySpec, shape: Shape, stage: str,
     return peak_of_training(case, stage, moments, sure=state.sure, host=state.host * case.hardware.devices)
 
 
-def _critic(case: Case, spec: CriticSpec, shape: Shape, stage: str, settings: Mapping[str, Any]) -> Memory:
+def _critic(case: Case, spec: CriticSpec, shape: Shape, stage: str) -> Memory:
     adapter = _adapter(shape, spec.lora)
     assert adapter is not None
     head = (shape.hidden + 1) * shape.hidden

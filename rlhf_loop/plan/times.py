@@ -74,8 +74,10 @@ def _scoring(case: Case, count: int) -> float:
 
 
 def _rewards(case: Case) -> list[Time]:
-    found = []
-    for one in case.recipe.reward.weighted() if case.recipe.reward is not None else ():
+    reward, found = case.recipe.reward, list[Time]()
+    if reward is None:
+        return found
+    for one in reward.weighted():
         spec, shape = case.rewards[one.model]
         texts, stage = 2 * feedback_pairs(case), f"reward ({one.model.name})"
         if shape is None:
@@ -83,7 +85,7 @@ def _rewards(case: Case) -> list[Time]:
         if isinstance(spec, HeadSpec):
             found.append(_time(case, stage, texts, forward_operations(shape, _read(case, texts), _layers(spec, shape))))
         elif isinstance(spec, (BradleyTerrySpec, CriticSpec)):
-            trainer = trainer_of(spec.kind, spec.trainer)
+            trainer = trainer_of(spec.kind, {**spec.trainer, **reward.trainer})
             adapter = adapter_of(shape, spec.lora.r, spec.lora.target_modules) if spec.lora else None
             once = training_operations(shape, _read(case, texts), adapter, trainer.checkpointing)
             found.append(_time(case, stage, texts, trainer.epochs * once))

@@ -143,6 +143,37 @@ def test_the_smallest_change_goes_first(tmp_path: Path) -> None:
     )
 
 
+def test_smaller_batches_of_update_and_reward_model_are_advised_together(tmp_path: Path) -> None:
+    model = configured(tmp_path / "135M")
+    base = ["reward.model=reward_models/bradley_terry", "reward.trainer={per_device_train_batch_size: 64}"]
+    found = case(model, *base, "update.trainers={}", "update.trainer={per_device_train_batch_size: 64}")
+    plan = plan_of(found)
+    stages = {stage.stage.partition(" ")[0]: stage.total for stage in plan.stages}
+    tight = min(stages["update"], stages["reward"]) / 2
+    given = advice(recommended(plans(replace(found, hardware=replace(H100, memory=int(tight / 0.9))))))
+    assert given is not None
+    assert given.fits
+    assert {change.settings[0].partition("=")[0] for change in given.changes} == {
+        "update.trainer.per_device_train_batch_size",
+        "reward.trainer.per_device_train_batch_size",
+    }
+
+
+@pytest.mark.parametrize("kind", ["bradley_terry", "critic"])
+def test_a_recipe_may_train_a_reward_model_otherwise_than_its_folder_says(kind: str, tmp_path: Path) -> None:
+    def planned(trainer: str) -> tuple[Memory, float]:
+        found = case(configured(tmp_path / "135M"), f"reward.model=reward_models/{kind}", f"reward.trainer={trainer}")
+        plan = plan_of(found)
+        stage = f"reward ({kind})"
+        time = next(one.operations for one in plan.times if one.stage == stage)
+        return next(one for one in plan.stages if one.stage == stage), time
+
+    small, once = planned("{per_device_train_batch_size: 16, num_train_epochs: 1}")
+    large, twice = planned("{per_device_train_batch_size: 32, num_train_epochs: 2}")
+    assert large.parts["activations"] == 2 * small.parts["activations"]
+    assert twice == 2 * once
+
+
 def test_vllm_takes_its_share_of_a_gpu_and_a_few_gibibytes_of_a_cpu(
     large: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,9 @@ def test_weights_in_several_files_are_counted_when_all_are_there(billion: Path, 
 def test_a_damaged_file_is_left_to_who_loads_it(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
     assert weights_of(str(tmp_path)) is None
+    for index in ("{", "{}"):
+        (tmp_path / "model.safetensors.index.json").write_text(index)
+        assert weights_of(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -118,6 +121,8 @@ def test_a_run_is_refused_only_where_it_surely_does_not_fit(billion: Path, monke
         check_memory(full)
     check_memory(full, updates=False)  # `--rounds 0`
     check_memory(recipe(billion))  # an adapter
+    for elsewhere in ("slurm", "kubernetes"):
+        check_memory(recipe(billion, "update.lora=null", f"launch={elsewhere}"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")  # of one machine's memory
     with pytest.raises(UserError, match=r"writing candidates takes 20\.0"):
         check_memory(recipe(billion))
