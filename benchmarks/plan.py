@@ -250,22 +250,22 @@ def train_once(name: str, work: Path, dtype: str) -> None:
 
 
 class Texts:
-    """Rows of exactly so many tokens."""
+    """Rows of exactly so many tokens, by the tokenizer of `tiny-random:0`."""
 
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, prompt: int = PROMPT, answer: int = ANSWER):
+        self.tokenizer, self.answer = tokenizer, answer
         self.draw = random.Random(0)
         self.question = "x"
-        while len(self._ids(self.question + " a")) <= PROMPT:
+        while len(self._ids(self.question + " a")) <= prompt:
             self.question += " a"
-        assert len(self._ids(self.question)) == PROMPT
+        assert len(self._ids(self.question)) == prompt
 
     def _ids(self, text: str) -> list[int]:
         messages = [{"role": "user", "content": text}]
         return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
     def _answer(self) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-        ids = tuple(self.draw.randrange(64, 128) for _ in range(ANSWER))
+        ids = tuple(self.draw.randrange(64, 128) for _ in range(self.answer))
         return ({"role": "assistant", "content": self.tokenizer.decode(ids)},), ids
 
     def _common(self, number: int) -> dict[str, Any]:

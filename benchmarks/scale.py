@@ -1,10 +1,13 @@
-"""What scale costs and gains: several processes, and the loop's own overhead.
+"""What scale costs and gains: several processes, the loop's own overhead, trainings of models of real sizes.
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py ranks --out benchmarks/results/scale_ranks.json
     OMP_NUM_THREADS=1 python benchmarks/scale.py overhead --out benchmarks/results/scale_overhead.json
+    python benchmarks/scale.py gpu --shapes 0.5B 1.5B 7B --vllm --out benchmarks/results/scale_gpu.json
 
 - `ranks`: what two processes train against what one trains, and how fast they are (`scale_ranks.py`).
 - `overhead`: of a round of the quickstart, what is not computing (`scale_overhead.py`).
+- `gpu`: DPO, a reward model and PPO against TRL's own trainers, and with `--vllm` the engines (`scale_gpu.py`). It has
+  never run on a GPU; with `--shapes tiny` it runs anywhere.
 
 What the death of a node costs is measured by `slurm.py`.
 """
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe
+from scale_gpu import PARTS, TASKS, gpu
 from scale_overhead import overhead
 from scale_ranks import differences, speeds
 
@@ -40,8 +44,14 @@ def main() -> None:
     of_overhead = parts.add_parser("overhead", help="what a round costs beside its computing")
     of_overhead.add_argument("--launches", nargs="+", default=["inline", "child"], help="inline, child, child@COMMIT")
     of_overhead.add_argument("--repeats", type=int, default=1)
+    of_gpu = parts.add_parser("gpu", help="trainings of models of real sizes")
+    of_gpu.add_argument("--shapes", nargs="+", choices=TASKS, default=["0.5B", "1.5B", "7B"])
+    of_gpu.add_argument("--trainings", nargs="+", choices=PARTS, default=list(PARTS))
+    of_gpu.add_argument("--repeats", type=int, default=3)
+    of_gpu.add_argument("--vllm", action="store_true", help="vLLM against the loop's own engine too")
     for part in (of_ranks, of_overhead):
         part.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml")
+    for part in (of_ranks, of_overhead, of_gpu):
         part.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -50,9 +60,12 @@ def main() -> None:
         if arguments.part == "ranks":
             result = {} if arguments.speed_only else {"differences": differences()}
             result |= {"speeds": speeds(arguments.recipe, arguments.changes, arguments.repeats, folder)}
+        elif arguments.part == "gpu":
+            result = gpu(arguments.shapes, arguments.trainings, arguments.repeats, folder, arguments.vllm)
         else:
             result = overhead(arguments.recipe, arguments.launches, arguments.repeats, folder)
-    result = {"machine": describe(), "commit": commit(), "command": f"scale.py {' '.join(sys.argv[1:])}", **result}
+    asked = [word for word in sys.argv[1:] if word not in ("--out", str(arguments.out))]
+    result = {"machine": describe(), "commit": commit(), "command": " ".join(["scale.py", *asked]), **result}
     print(json.dumps(result, indent=1))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -4,11 +4,11 @@
 
 - `upstream`: PPO of TRL 1.12, the last release that had it, in a virtual environment of its own (made when `--venv` is
   not there yet), against ours: sampled tokens per second of `train()`, without imports and loading, and mean reward
-  over training at equal samples. The two sides run in turn; `updates_upstream.py` says what is equal.
+  over training at equal samples. The two sides run in turn; `updates_upstream.py` says what is equal. On a GPU
+  `--tasks 0.5B 1.5B` (they have never run); `scale.py gpu` compares what TRL has now.
 - `memory`: where PPO's critic is placed, in copies of the model, predicted and measured (`updates_memory.py`).
 - `compare`: gold reward against KL, all updates from one start at equal samples (`updates_compare.py`).
 - `pairs`: the quickstart's DPO and KTO against TRL's own classes, in one process in turn (`updates_pairs.py`).
-- `gpu`: step time, memory and share of the peak speed at 0.5B and 1.5B (`updates_gpu.py`). It has never run.
 
 Every measurement is a process of its own. `--work` keeps models, the environment and what was measured, so that an
 interrupted `compare` goes on. A part's figures replace its own in `--out`; a drawing of all goes beside it.
@@ -30,7 +30,7 @@ from typing import Any
 from machine import describe
 
 HERE = Path(__file__).parent
-PARTS = ("upstream", "memory", "compare", "pairs", "gpu")
+PARTS = ("upstream", "memory", "compare", "pairs")
 KLS = (0.5, 1.0, 2.0)
 """Nats a completion at which the updates are compared."""
 
@@ -38,6 +38,7 @@ KLS = (0.5, 1.0, 2.0)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["upstream", "memory", "compare"])
+    parser.add_argument("--tasks", nargs="+", default=["tiny", "middle"], help="of `upstream`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of `upstream`")
     parser.add_argument("--algorithms", nargs="+", help="of `compare`; default: all")
     parser.add_argument("--venv", type=Path, help="an environment with trl 1.12; default: made in --work")
@@ -50,25 +51,22 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         for part in arguments.parts:
             if part == "upstream":
-                result = upstream(work, python_of(arguments.venv or work / "venv"), arguments.seeds)
+                python = python_of(arguments.venv or work / "venv")
+                result = upstream(work, python, arguments.tasks, arguments.seeds)
             elif part == "memory":
                 result = memory(work)
             elif part == "compare":
                 result = compare(work, arguments.algorithms)
-            elif part == "pairs":
-                result = measured(work, sys.executable, "updates_pairs.py", "--folder", work / "pairs")
             else:
-                from updates_gpu import gpu
-
-                result = gpu(work, python_of(arguments.venv or work / "venv"))
+                result = measured(work, sys.executable, "updates_pairs.py", "--folder", work / "pairs")
             if arguments.out:
                 keep_result(arguments.out, part, {"machine": describe(), **result})
 
 
-def upstream(work: Path, python: str, seeds: Sequence[int]) -> dict[str, Any]:
-    """Both sides on both tasks, in turn, for every seed."""
+def upstream(work: Path, python: str, tasks: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Both sides on each task, in turn, for every seed."""
     result: dict[str, Any] = {"upstream_versions": versions_of(python), "tasks": {}}
-    for task in ("tiny", "middle"):
+    for task in tasks:
         folder = work / task
         if not (folder / "tokenizer.json").exists():
             child(sys.executable, "updates_upstream.py", "--task", task, "--folder", folder, "--make")

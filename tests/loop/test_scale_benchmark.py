@@ -46,3 +46,17 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
         [one], [two] = step["measured"]["1"], step["measured"]["2"]
         assert step["speedup"] == pytest.approx(one["clock"] / two["clock"], abs=0.01)
         assert step["work"] == pytest.approx(two["cpu"] / one["cpu"], abs=0.01)
+
+
+def test_what_is_for_gpus_runs_anywhere_with_a_tiny_shape(tmp_path: Path) -> None:
+    found = measured(tmp_path, "gpu", "--shapes", "tiny", "--repeats", "1")
+    assert found["machine"]["accelerator"] is None
+    assert [row["part"] for row in found["shapes"]] == ["dpo", "reward", "ppo"]
+    for row in found["shapes"]:
+        assert not row["failed"]
+        for [side] in row["each"].values():
+            assert side["steps"] == 4
+            assert side["share_of_peak"] > 0
+        if row["part"] != "ppo":  # which TRL no longer has
+            [stock], [ours] = row["each"]["stock"], row["each"]["ours"]
+            assert row["ratio"] == pytest.approx(stock["seconds"] / ours["seconds"], abs=0.01)
