@@ -14,7 +14,16 @@ from rlhf_loop.endpoints import settings as endpoint_settings
 from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.files import read_json, write_json, write_text
 from rlhf_loop.files.damage import damaged, reading
-from rlhf_loop.files.paths import PLACES, content, paths_in, read_places, relocated, sqlite_file, without_password
+from rlhf_loop.files.paths import (
+    PLACES,
+    SECRET_KEYS,
+    content,
+    paths_in,
+    read_places,
+    relocated,
+    sqlite_file,
+    without_password,
+)
 from rlhf_loop.machine import native_attention, native_dtype
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.run_dir import RunDir
@@ -155,9 +164,12 @@ def _only_moved(old: Any, new: Any, contents: Mapping[str, str]) -> bool:
     return old in contents and contents[old] == content(new)
 
 
-def without_passwords(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a recipe with no password in the URLs of its stores: for what others may read."""
+def without_secrets(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a recipe for what others may read: no password in the URLs of its stores, and nothing of whom
+    `watch` tells of rounds, for URLs and commands hold keys."""
     values = dict(recipe)
+    if values.get("watch"):
+        values["watch"] = {**values["watch"], "webhooks": [], "command": None}
     if values.get("store"):
         values["store"] = without_password(values["store"])
     if (values.get("feedback") or {}).get("from"):
@@ -195,8 +207,8 @@ def _with_defaults(kept: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     """A value without the password of a URL."""
-    text = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", repr(value))
-    return shortened(re.sub(r"([?&](?:ssl)?password=)[^&\s'\"]*", r"\1***", text))
+    text = re.sub(r"(://[^:/\s]*):[^@\s]*@", r"\1:***@", repr(value))
+    return shortened(re.sub(rf"([?&](?:{'|'.join(SECRET_KEYS)})=)[^&\s'\"]*", r"\1***", text))
 
 
 def _named(key: str, value: Any) -> str:

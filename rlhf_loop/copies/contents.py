@@ -17,7 +17,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.files import fingerprint, private, read_json, write_json, write_text
 from rlhf_loop.files.damage import hash_file, reading
 from rlhf_loop.files.step_folders import read_manifest
-from rlhf_loop.kept_recipe import read_kept, without_passwords
+from rlhf_loop.kept_recipe import read_kept, without_secrets
 from rlhf_loop.run_dir import STEPS, RunDir
 from rlhf_loop.settings import write_yaml
 
@@ -88,9 +88,9 @@ def _as_it_is(path: Path) -> File:
 
 
 def _arguments(path: Path, scratch: Path) -> Path:
-    """The arguments of a stage without passwords, which earlier versions told it."""
+    """The arguments of a stage without secrets, which earlier versions told it."""
     values = read_json(path)
-    recipe = without_passwords(values.get("recipe", {}))
+    recipe = without_secrets(values.get("recipe", {}))
     if recipe == values.get("recipe", {}):
         return path
     copy = scratch / path.parent.name / path.name
@@ -100,13 +100,13 @@ def _arguments(path: Path, scratch: Path) -> Path:
 
 def _copied(run: RunDir, name: str, scratch: Path, rounds: Collection[int]) -> Path:
     """A file of the run in `scratch`, as it is now: the run, which may go on, writes it again. Of the recipe without
-    passwords; of the promotions those of `rounds`, for of others the copy has no policy."""
+    secrets; of the promotions those of `rounds`, for of others the copy has no policy."""
     if name.endswith(".db"):
         return _database(run.path / name, scratch)
     copy = scratch / name
     if name == "recipe.yaml":
         values, text = read_kept(run.path)
-        kept = without_passwords(values)
+        kept = without_secrets(values)
         write_text(copy, text if kept == values else write_yaml(kept))
     elif name == "promotions.json":
         made = re.compile(r"policy-(\d{3,})-")

@@ -107,10 +107,14 @@ def in_project(store: str, project: str | None) -> str:
     return f"{store}{'&' if '?' in store and '://' in store else '?'}project={project}"
 
 
+SECRET_KEYS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+"""Settings of a PostgreSQL URL that are nobody else's."""
+
+
 def without_password(store: str) -> str:
     """The URL or path of a store without a password: neither before its host nor in its query."""
-    url = re.sub(r"(://[^:/@]*):[^@]*@", r"\1@", store)
-    return re.sub(r"([?&])(?:ssl)?password=[^&]*&?", r"\1", url).rstrip("?&") if "://" in url else url
+    url = re.sub(r"(://[^:/]*):[^@]*@", r"\1@", store)
+    return re.sub(rf"([?&])(?:{'|'.join(SECRET_KEYS)})=[^&]*&?", r"\1", url).rstrip("?&") if "://" in url else url
 
 
 PLACES = "places.json"

@@ -12,10 +12,11 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json
 from rlhf_loop.files.damage import reading
 from rlhf_loop.files.step_folders import read_manifest
-from rlhf_loop.kept_recipe import read_kept
+from rlhf_loop.kept_recipe import read_kept, without_secrets
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import CheckResult, Completion, Feedback, Prompt, Recalled, Score
 from rlhf_loop.run_dir import STEPS, RunDir
+from rlhf_loop.settings import write_yaml
 
 SHARED = Path(__file__).parent / "shared"
 """Templates of all pages with charts: a chart with its legend, and the style of pages that stand alone."""
@@ -252,11 +253,14 @@ class Round:
 
 
 def read_recipe(run: RunDir) -> tuple[dict[str, Any], str]:
-    """The run's recipe as plain values and as text; raises `UserError` when there is no run."""
+    """The run's recipe as plain values and as text, both without secrets: reports are passed on. Raises `UserError`
+    when there is no run."""
     path = run.path / "recipe.yaml"
     if not path.exists():
         raise UserError(f"{run.path} is not a run: it has no recipe.yaml. Give the folder that `rlhf-loop run` named")
-    return read_kept(run.path)
+    values, text = read_kept(run.path)
+    shown = without_secrets(values)
+    return shown, text if shown == values else write_yaml(shown)
 
 
 def read_rounds(run: RunDir) -> list[Round]:

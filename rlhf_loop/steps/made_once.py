@@ -16,7 +16,7 @@ from rlhf_loop.files import fingerprint
 from rlhf_loop.files.damage import check_step
 from rlhf_loop.files.paths import content
 from rlhf_loop.files.step_folders import is_complete, outputs_hash, step_folder
-from rlhf_loop.kept_recipe import without_passwords
+from rlhf_loop.kept_recipe import without_secrets
 from rlhf_loop.progress import Progress, RunProgress
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.run_dir import RunDir
@@ -45,7 +45,7 @@ class StepMaker:
         self.before = before
         self.start = start
         self.progress = progress
-        self.values = without_passwords(recipe.model_dump(mode="json"))
+        self.values = without_secrets(recipe.model_dump(mode="json"))
         self._portable = without_place(self.values, run.path)
         # How fast a server is asked, and how much may be spent on it, changes nothing of what it answers.
         self._portable["endpoints"] = {name: one.identity for name, one in recipe.endpoints.items()}

@@ -25,9 +25,10 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.privacy.deletion_files import redact_run
 from rlhf_loop.feedback.privacy.deletion_rows import Deletion
 from rlhf_loop.files import private
-from rlhf_loop.kept_recipe import read_kept
+from rlhf_loop.kept_recipe import check_recipe, read_kept
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import Completion
+from rlhf_loop.report import write_report
 from rlhf_loop.run_dir import RunDir
 from rlhf_loop.settings import write_yaml
 
@@ -386,16 +387,28 @@ def test_a_copy_promotes_no_policy_of_a_round_that_it_does_not_hold(run: Path, t
     assert RunDir(tmp_path / "there").promotions() == kept
 
 
-def test_no_password_of_a_store_is_in_a_copy(run: Path, tmp_path: Path) -> None:
-    recipe = {**read_kept(run)[0], "store": "postgresql://ann:secret@host/db?password=secret"}
+def test_no_secret_is_in_a_copy_nor_in_a_report_and_the_copy_goes_on(run: Path, tmp_path: Path) -> None:
+    kept = read_kept(run)[0]
+    told = {"webhooks": ["https://hooks.example.org/secret"], "command": "notify --key secret"}
+    borrowed = ["postgresql://ann@home:secret@host/other?sslpassword=secret"]
+    recipe = {
+        **kept,
+        "store": "postgresql://ann:secret@host/db?password=secret",
+        "watch": {**kept["watch"], **told},
+        "feedback": {**kept["feedback"], "from": borrowed},
+    }
     (run / "recipe.yaml").write_text(write_yaml(recipe))
     told = run / "round_001/update.arguments.json"  # as an earlier version wrote it
     told.write_text(json.dumps({**json.loads(told.read_text()), "recipe": recipe}))
+    write_report(RunDir(run))
     assert push(run, str(tmp_path / "bucket")).store == "postgresql+psycopg://ann:***@host/db"
     copied = [path for path in (tmp_path / "bucket").rglob("*") if path.is_file()]
     assert [path for path in copied if b"secret" in path.read_bytes()] == []
     for name in ("recipe.yaml", "round_001/update.arguments.json"):
         assert "postgresql://ann@host/db" in (tmp_path / "bucket" / name).read_text()
+        assert "postgresql://ann@home@host/other" in (tmp_path / "bucket" / name).read_text()
+    fetch(str(tmp_path / "bucket"), tmp_path / "there")
+    check_recipe(Recipe.model_validate(recipe), RunDir(tmp_path / "there"))  # as the one who has the secrets types it
 
 
 def test_two_fetches_into_one_folder_leave_the_first_alone(

@@ -31,6 +31,7 @@ def recipe(store: str = STORE, other: str = OTHER) -> Recipe:
         ("postgresql://ann:a/b?c#d@host/db?project=x", "postgresql://ann@host/db?project=x"),
         (OTHER, "postgresql://host/other?user=ann"),
         ("postgresql://host/other?sslpassword=secret", "postgresql://host/other"),
+        ("postgresql://ann@home:secret@host/db?oauth_client_secret=secret", "postgresql://ann@home@host/db"),
         ("postgresql://host/db", "postgresql://host/db"),
         ("sqlite:////home/a:b@c/votes.db", "sqlite:////home/a:b@c/votes.db"),
         ("/home/a:b@c/votes.db?project=x", "/home/a:b@c/votes.db?project=x"),

@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError
 
 from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.files import explain_os_error, private
-from rlhf_loop.files.paths import DEFAULT_PROJECT, project_name, split_project
+from rlhf_loop.files.paths import DEFAULT_PROJECT, SECRET_KEYS, project_name, split_project
 from rlhf_loop.near import did_you_mean, nearest
 
 SCHEMA_PREFIX = "project_"
@@ -55,7 +55,7 @@ class Location:
     @property
     def name(self) -> str:
         """For messages and for `--store`: no password in it."""
-        shown = self._with_project.difference_update_query(["password", "sslpassword"])
+        shown = self._with_project.difference_update_query(SECRET_KEYS)
         return str(sqlite_path(self.url) or shown.render_as_string(hide_password=True))
 
     @property
