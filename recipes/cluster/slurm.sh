@@ -47,26 +47,9 @@ stop() { # the ranks end by themselves on TERM; a TERM to srun would kill them
 trap stop USR1
 trap 'STOPPED=scancel' TERM # Slurm ends the ranks
 
-if [ "${SLURM_GPUS_ON_NODE:-0}" -gt 0 ]; then
-  SHARE="--multi_gpu --mixed_precision bf16"
-  if [ -n "${RLHF_LOOP_ACCELERATE_CONFIG:-}" ]; then
-    SHARE='--config_file "$RLHF_LOOP_ACCELERATE_CONFIG"'
-  elif [ "$((SLURM_NNODES * SLURM_GPUS_ON_NODE))" -eq 1 ]; then
-    SHARE="--mixed_precision bf16" # Accelerate refuses --multi_gpu with one
-  fi
-  # shellcheck disable=SC2016
-  LAUNCH="exec accelerate launch $SHARE"'
-    --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID"
-    --num_processes "$((SLURM_NNODES * SLURM_GPUS_ON_NODE))"
-    --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT"'
-else
-  # shellcheck disable=SC2016
-  LAUNCH='exec torchrun --nnodes "$SLURM_NNODES" --node_rank "$SLURM_NODEID" --nproc_per_node 1
-    --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT"'
-fi
 # shellcheck disable=SC2086
 srun --kill-on-bad-exit=1 --output="$LOGS/%N.log" \
-  ${RLHF_LOOP_CONTAINER:-} bash -c "${LAUNCH//$'\n'/ } -m $MODULE"' "$@"' bash "$@" &
+  ${RLHF_LOOP_CONTAINER:-} python3 -m rlhf_loop.launch.node slurm $MODULE "$@" &
 STEP=$!
 CODE=0
 wait "$STEP" || CODE=$?

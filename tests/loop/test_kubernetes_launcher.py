@@ -344,11 +344,11 @@ def start(folder: Path, program: str, body: str, **environment: str) -> subproce
     (folder / "bin" / program).chmod(0o755)
     told = {
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
         "RLHF_LOOP_FOLDER": str(folder),
         "RLHF_LOOP_LOGS": str(folder / "logs"),
         "RLHF_LOOP_GPUS": "0",
         "PET_NNODES": "2",
-        "PET_NPROC_PER_NODE": "4",
         "PET_NODE_RANK": "1",
         "PET_MASTER_ADDR": "x-node-0-0.x",
         "PET_MASTER_PORT": "29500",
@@ -366,10 +366,11 @@ def logged(folder: Path) -> str:
 
 def test_a_pod_starts_torchrun_on_cpus_and_says_what_it_says_twice(tmp_path: Path) -> None:
     for _ in range(2):  # a pod that a queue has begun again goes on in the same file
-        pod = start(tmp_path, "torchrun", 'echo "$PWD $PET_NNODES $*"; echo "error: so it is" >&2; exit 3')
+        pod = start(tmp_path, "torchrun", 'echo "$PWD $*"; echo "error: so it is" >&2; exit 3')
         said, _ = pod.communicate(timeout=30)
         assert pod.returncode == 3
-        assert said == f"{tmp_path} 2 -m rlhf_loop.stages /runs/a.json\nerror: so it is\n"
+        told = "--nnodes 2 --node_rank 1 --nproc_per_node 1 --master_addr x-node-0-0.x --master_port 29500"
+        assert said == f"{tmp_path} {told} -m rlhf_loop.stages /runs/a.json\nerror: so it is\n"
     assert logged(tmp_path) == said * 2
 
 
@@ -377,12 +378,12 @@ def test_a_pod_starts_torchrun_on_cpus_and_says_what_it_says_twice(tmp_path: Pat
     ("environment", "options"),
     [
         ({}, "--multi_gpu --mixed_precision bf16"),
-        ({"PET_NNODES": "1", "PET_NPROC_PER_NODE": "1"}, "--mixed_precision bf16"),
+        ({"PET_NNODES": "1", "RLHF_LOOP_GPUS": "1"}, "--mixed_precision bf16"),
         ({"RLHF_LOOP_ACCELERATE_CONFIG": "/rlhf/a b.yaml"}, "--config_file /rlhf/a b.yaml"),
     ],
 )
 def test_a_pod_with_gpus_starts_accelerate(tmp_path: Path, environment: dict[str, str], options: str) -> None:
-    pod = start(tmp_path, "accelerate", 'echo "$*"', RLHF_LOOP_GPUS="4", **environment)
+    pod = start(tmp_path, "accelerate", 'echo "$*"', **{"RLHF_LOOP_GPUS": "4", **environment})
     said, _ = pod.communicate(timeout=30)
     nodes, processes = (1, 1) if environment.get("PET_NNODES") else (2, 8)
     assert said == (
