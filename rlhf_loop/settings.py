@@ -251,6 +251,14 @@ class _Dumper(yaml.SafeDumper):
     pass
 
 
+def _shown_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Several lines stay lines. A block would read other line ends than the usual one as that."""
+    style = "|" if "\n" in text and not re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _shown_text)
+
 _INT = re.compile(r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$")
 _FLOAT = re.compile(
     r"^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"

@@ -38,7 +38,11 @@ def push(
 
 
 def fetch(
-    url: Url, run: Annotated[Path, typer.Argument(help="Folder to make, such as runs/mine.", metavar="RUN")]
+    url: Url,
+    run: Annotated[Path, typer.Argument(help="Folder to make, such as runs/mine.", metavar="RUN")],
+    if_any: Annotated[
+        bool, typer.Option("--if-any", help="Do nothing where no run was pushed yet, for jobs that go on or begin.")
+    ] = False,
 ) -> None:
     """Copy a run that was pushed into a new folder, to look at, serve or go on with."""
     from rlhf_loop import copies
@@ -46,7 +50,13 @@ def fetch(
     from rlhf_loop.progress import RunProgress
 
     with terminable(), RunProgress().step("fetch") as progress:
-        made = copies.fetch(url, run, progress)
+        try:
+            made = copies.fetch(url, run, progress)
+        except copies.NothingThere:
+            if not if_any:
+                raise
+            print("no round of a run was pushed there yet: nothing is fetched")
+            return
     _say(made)
     print(f"where it stands: rlhf-loop status {shortest(run.resolve())}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +25,9 @@ def submit(
     kubernetes: Annotated[
         bool, typer.Option("--kubernetes", help="To Kubernetes, by kubectl; each stage is a TrainJob of Kubeflow.")
     ] = False,
+    skypilot: Annotated[
+        bool, typer.Option("--skypilot", help="By SkyPilot's sky: one allocation for all, on any cloud it knows.")
+    ] = False,
     stages: Annotated[
         bool,
         typer.Option("--stages", help="Each stage a job of its own, steered from one CPU that waits for people too."),
@@ -38,7 +42,7 @@ def submit(
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).")] = None,
     sweep: Annotated[
         list[str] | None,
-        typer.Option(help="An array of jobs, a run for each value, such as seed=0,1,2.", metavar="KEY=V,V"),
+        typer.Option(help="Several jobs, a run for each value, such as seed=0,1,2.", metavar="KEY=V,V"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be written and submitted, and do nothing.")
@@ -48,12 +52,14 @@ def submit(
     from rlhf_loop.cluster import platform
     from rlhf_loop.files import private
 
-    chosen = [name for name, wanted in {"slurm": slurm, "kubernetes": kubernetes}.items() if wanted]
+    flags = {"slurm": slurm, "kubernetes": kubernetes, "skypilot": skypilot}
+    chosen = [name for name, wanted in flags.items() if wanted]
     if len(chosen) > 1:
         raise UserError(f"a run goes to one cluster, and you named {' and '.join(f'--{name}' for name in chosen)}")
     if not chosen:
         raise UserError(
-            "name the cluster to submit to: --slurm or --kubernetes. Without one, `rlhf-loop run RECIPE` runs here"
+            "name the cluster to submit to: --slurm, --kubernetes or --skypilot. Without one, `rlhf-loop run RECIPE` "
+            "runs here"
         )
     on = platform(chosen[0])
     submission, own_profile = _submission(recipe, overrides or [], sweep or [], rounds, run_dir, stages)
@@ -116,7 +122,9 @@ def _refuse_in_use(run: Path) -> None:
 
 
 def _show(plan: Plan) -> None:
-    for path, text in plan.files.items():
-        print(f"# {shortest(path)}\n{text}")
-    comment = "# " * all(path.suffix == ".yaml" for path in plan.files)  # what is printed is valid as it stands
-    print(f"# the command\n{comment}{' '.join(map(str, plan.command))}")
+    is_yaml = all(path.suffix == ".yaml" for path in plan.files)  # what is printed is valid as it stands
+    parts = [f"# {shortest(path)}\n{text}" for path, text in plan.files.items()]
+    print(("---\n" if is_yaml else "\n").join(parts))
+    print(f"# the command{'s' * (len(plan.commands) > 1)}")
+    for line in plan.commands:
+        print(f"{'# ' * is_yaml}{shlex.join(line)}")

@@ -8,9 +8,12 @@ from pathlib import Path
 from pkgutil import resolve_name
 from types import ModuleType
 
+from rlhf_loop.errors import UserError
+
 PLATFORMS = {
     "slurm": "rlhf_loop.cluster.slurm",
     "kubernetes": "rlhf_loop.cluster.kubernetes",
+    "skypilot": "rlhf_loop.cluster.skypilot",
 }
 """Name, a flag of `rlhf-loop submit` -> module with `read_profile(file, settings)`, `plan(submission, profile,
 settings)`, `submit(plan)`, `told(plan, id)`, `state(record)` and `alive(record)`; `slurm.py` says what each gives."""
@@ -43,8 +46,21 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a platform would do: files to write, then a command."""
+    """What a platform would do: files to write, then commands."""
 
     submission: Submission
     files: dict[Path, str]
-    command: Sequence[str]
+    commands: Sequence[Sequence[str]]
+
+
+def words_there(run: SubmittedRun, folder: str) -> list[str]:
+    """What follows `rlhf-loop run` where `folder` stands for the working folder. Raises `UserError` for a run or a
+    recipe outside of that."""
+    here = Path.cwd()
+    for path, what in ((run.folder, "the run's folder"), (Path(run.words[0]), "the recipe")):
+        if not path.is_relative_to(here):
+            raise UserError(
+                f"{what}, {path}, is outside of {here}, and nodes see only what is within. Type the command in the "
+                "folder of your project, and name what is in it"
+            )
+    return [word.replace(f"{here}/", f"{folder}/") for word in run.words]

@@ -26,7 +26,7 @@ class JobRecord:
     platform: str  # a name in `rlhf_loop.cluster.PLATFORMS`
     id: str  # as the platform names it
     what: str  # "whole run", "steering", "round 3, update"
-    logs: str  # where its attempts log, absolute
+    logs: str  # where its attempts log, absolute, or the command that shows it
     name: str = ""  # where the platform may give an id again, what it calls this job
     key: str = ""  # of what a stage makes
     tries: int = 0  # that a stage made, one after the other, without getting further

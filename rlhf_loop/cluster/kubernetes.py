@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.cluster import Plan, Submission, SubmittedRun, kubectl, manifests
+from rlhf_loop.cluster import Plan, Submission, SubmittedRun, kubectl, manifests, words_there
 from rlhf_loop.cluster.jobs import JobRecord, JobState, run_record
 from rlhf_loop.cluster.kubectl import Place
 from rlhf_loop.cluster.kubernetes_profile import KubernetesProfile, read_profile
@@ -33,13 +33,13 @@ def plan(submission: Submission, profile_file: Path | None, settings: Sequence[s
     documents = [
         document
         for run in submission.runs
-        for document in manifests.steering(profile, job_name(run), _words(run, profile.folder))
+        for document in manifests.steering(profile, job_name(run), words_there(run, profile.folder))
     ]
     path = submission.logs / "submitted.yaml"
     return Plan(
         submission=submission,
         files={path: manifests.as_yaml(documents)},
-        command=["kubectl", "apply", "-f", str(path)],
+        commands=[["kubectl", "apply", "-f", str(path)]],
     )
 
 
@@ -55,7 +55,8 @@ def submit(plan: Plan) -> str:
             _make_room(at)
         for path, text in plan.files.items():
             write_text(path, text)
-        kubectl.submit(plan.command)
+        for command in plan.commands:
+            kubectl.submit(command)
     except kubectl.Away as error:
         raise UserError(
             f"Kubernetes does not answer: {error}. Whether the Job was made is not known: look with `kubectl get "
@@ -120,18 +121,6 @@ def state_of(found: dict[str, Any]) -> str:
 def job_name(run: SubmittedRun) -> str:
     """Of the Job that steers a run."""
     return manifests.object_name(f"rlhf-loop-{run.folder.name}")
-
-
-def _words(run: SubmittedRun, folder: str) -> list[str]:
-    """What follows `rlhf-loop run`, with the folder of the pods in place of this one."""
-    here = Path.cwd()
-    for path, what in ((run.folder, "the run's folder"), (Path(run.words[0]), "the recipe")):
-        if not path.is_relative_to(here):
-            raise UserError(
-                f"{what}, {path}, is outside of {here}, which stands for the folder {folder} that pods see. Type the "
-                "command in the folder of your project, and name what is in it"
-            )
-    return [word.replace(f"{here}/", f"{folder}/") for word in run.words]
 
 
 def _jobs(plan: Plan) -> list[Place]:

@@ -1,4 +1,4 @@
-"""Scripts for sbatch: those of `recipes/cluster/`, with the resources and set-up of a profile at their head."""
+"""The scripts of `recipes/cluster/`, with the resources and set-up of a profile at their head."""
 
 from __future__ import annotations
 
@@ -32,21 +32,30 @@ def render(
 
     Several `calls` make an array of jobs. `output`: the file for what Slurm and the script say, in Slurm's patterns.
     """
-    shipped = (source() / "recipes" / "cluster" / script).read_text(encoding="utf-8")
-    kept = [option for option in re.findall(r"^#SBATCH (\S+)$", shipped, re.MULTILINE) if _HOW.match(option)]
+    kept = [option for option in re.findall(r"^#SBATCH (\S+)$", _shipped(script), re.MULTILINE) if _HOW.match(option)]
     array = [f"--array=0-{len(calls) - 1}"] if len(calls) > 1 else []
     head = [f"--job-name={name}", f"--output={_quoted(output)}", f"--chdir={_quoted(str(Path.cwd()))}"]
     lines = [
-        "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in [*kept, *head, *array, *options]),
-        f"# recipes/cluster/{script}, as rlhf-loop fills it in.",
         f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         *_exports(profile.env),
         *_exports({} if profile.container is None else {"RLHF_LOOP_CONTAINER": profile.container}),
         *profile.setup,
         *_chosen([[*_exports(call.variables), f"set -- {shlex.join(call.words)}"] for call in calls]),
     ]
-    return "\n".join(lines) + "\n" + shipped[shipped.index(_BODY) :]
+    sbatch = "".join(f"#SBATCH {option}\n" for option in [*kept, *head, *array, *options])
+    return f"#!/bin/bash\n{sbatch}{with_head(script, lines)}"
+
+
+def with_head(script: str, lines: Sequence[str]) -> str:
+    """What a shipped script does, after `lines`."""
+    shipped = _shipped(script)
+    return "\n".join(
+        [f"# recipes/cluster/{script}, as rlhf-loop fills it in.", *lines, shipped[shipped.index(_BODY) :]]
+    )
+
+
+def _shipped(script: str) -> str:
+    return (source() / "recipes" / "cluster" / script).read_text(encoding="utf-8")
 
 
 _HOW = re.compile("--(no-)?requeue|--signal|--open-mode")

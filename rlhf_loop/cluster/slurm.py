@@ -50,7 +50,7 @@ def plan(submission: Submission, profile_file: Path | None, settings: Sequence[s
         calls=calls,
     )
     path = submission.logs / "submitted.sh"
-    return Plan(submission=submission, files={**files, path: text}, command=queue.command(path))
+    return Plan(submission=submission, files={**files, path: text}, commands=[queue.command(path)])
 
 
 def submit(plan: Plan) -> str:
@@ -62,7 +62,7 @@ def submit(plan: Plan) -> str:
     for path, text in plan.files.items():
         write_text(path, text)
     try:
-        id = queue.submit(plan.command)
+        id = queue.submit(*plan.commands)
     except queue.Away as error:
         raise UserError(
             f"Slurm does not answer: {error}. Whether the job was submitted is not known: look with "

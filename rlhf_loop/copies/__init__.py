@@ -28,9 +28,13 @@ from rlhf_loop.files.locks import locked
 from rlhf_loop.progress import Progress
 from rlhf_loop.runs import Run, open_run
 
-__all__ = ["Copied", "fetch", "push", "pushed_to"]
+__all__ = ["Copied", "NothingThere", "fetch", "push", "pushed_to"]
 
 _BATCH_FILES, _BATCH_BYTES = 50, 2**28  # how much is put between two writings of the index
+
+
+class NothingThere(UserError):
+    """A place that can be reached holds no whole round of a run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,13 +83,16 @@ def fetch(url: str, run_dir: str | Path, progress: Progress | None = None) -> Co
     """Copies the run that lies at `url` into the folder `run_dir`, which is there when it is whole.
 
     Each file is compared with the hash in the index; one that was fetched before is not fetched again. Raises
-    `UserError` where the folder is there already, for a place without a run, and for a file that is not as pushed.
+    `UserError` where the folder is there already and for a file that is not as pushed, `NothingThere` for a place
+    without a run.
     """
     folder, place = Path(run_dir).resolve(), open_place(url)
     _refuse_there(folder)
     index = _index_at(place)
     if index is None or not index.rounds:
-        raise UserError(f"{place.name} holds no whole round of a run: no {INDEX} there names one. Push one there first")
+        raise NothingThere(
+            f"{place.name} holds no whole round of a run: no {INDEX} there names one. Push one there first"
+        )
     partial = folder.with_name(folder.name + ".partial")
     try:
         private.make_folder(partial)

@@ -257,7 +257,9 @@ def test_a_job_that_has_not_ended_is_left_and_one_that_has_makes_room(cluster: S
 
 
 def test_what_lies_outside_of_the_folder_that_pods_see_is_refused(cluster: StubKubectl, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the run's folder, .*elsewhere, is outside of .* /rlhf that pods see"):
+    with pytest.raises(
+        UserError, match=r"the run's folder, .*elsewhere, is outside of .*, and nodes see only what is within"
+    ):
         submit("--run-dir", tmp_path.parent / "elsewhere")
     assert cluster.names("job") == []
 

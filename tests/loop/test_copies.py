@@ -99,6 +99,24 @@ def test_a_store_that_is_not_in_the_run_stays_where_it_is_and_is_named(tmp_path:
     assert not list((tmp_path / "bucket").glob("*.db"))
 
 
+def test_people_answer_in_a_copy_and_the_next_one_goes_on(tmp_path: Path, model_cache: Path) -> None:
+    recipe, place = Recipe.load(SMOKE, [*SHORT, "feedback.annotator=null"]), str(tmp_path / "bucket")
+    waits = Loop(recipe, run_dir=tmp_path / "first").run(rounds=1)
+    assert (waits.waiting_for_labels, waits.complete_rounds) == (8, 0)
+    push(tmp_path / "first", place)
+    fetch(place, tmp_path / "answers")
+    questions, runner = tmp_path / "questions.jsonl", CliRunner()
+    words = ["--store", str(tmp_path / "answers")]
+    runner.invoke(app, ["feedback", "export", str(questions), "--format", "questions", *words])
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    questions.write_text("".join(json.dumps({**row, "winner": "ab"[n % 2]}) + "\n" for n, row in enumerate(rows)))
+    assert runner.invoke(app, ["feedback", "import", str(questions), *words]).exit_code == 0
+    assert push(tmp_path / "answers", place).files == 1, "the store"
+    fetch(place, tmp_path / "second")
+    goes_on = Loop(recipe, run_dir=tmp_path / "second").run(rounds=1)
+    assert (goes_on.waiting_for_labels, goes_on.complete_rounds) == (0, 1)
+
+
 def test_only_what_is_new_is_pushed(run: Path, tmp_path: Path, counted: list[str]) -> None:
     place = f"memory://{tmp_path.name}"
     first = push(run, place)
@@ -515,10 +533,12 @@ def test_files_of_something_else_in_a_repository_stay(run: Path, hub: type[Hub])
 
 def test_the_commands(run: Path, tmp_path: Path) -> None:
     runner, place = CliRunner(), f"memory://cli-{tmp_path.name}"
+    first = runner.invoke(app, ["fetch", "--if-any", place, str(tmp_path / "there")])
+    assert (first.exit_code, list(tmp_path.glob("there*"))) == (0, []), "a job begins"
     pushed = runner.invoke(app, ["push", str(run), place])
     assert pushed.exit_code == 0, pushed.output
     assert f"{place} holds rounds 0 to 1; copied now:" in pushed.stdout
-    fetched = runner.invoke(app, ["fetch", place, str(tmp_path / "there")])
+    fetched = runner.invoke(app, ["fetch", "--if-any", place, str(tmp_path / "there")])
     assert fetched.exit_code == 0, fetched.output
     assert outputs(tmp_path / "there") == outputs(run)
     assert fsspec.filesystem("memory").exists(f"/cli-{tmp_path.name}/{INDEX}")

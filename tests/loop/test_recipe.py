@@ -334,6 +334,9 @@ def test_numbers_may_be_written_without_a_point() -> None:
     values = read_yaml("a: 5e-4\nb: 1E6\nc: -.5e+2\nd: 12e5x\ne: '1e5'\nf: 3", "x")
     assert values == {"a": 5e-4, "b": 1e6, "c": -50.0, "d": "12e5x", "e": "1e5", "f": 3}
     assert read_yaml(write_yaml(values), "x") == values
+    lines = {"script": "a: $b\n  c\n", "other line ends": "a\n\x85\u2028b\r\n", "spaces": "a \n b"}
+    assert write_yaml(lines).startswith("script: |\n  a: $b\n    c\n")
+    assert read_yaml(write_yaml(lines), "x") == lines
     recipe = Recipe.load(SMOKE, ["update.trainer.learning_rate=5e-4"])
     assert recipe.update.trainer["learning_rate"] == 5e-4
 

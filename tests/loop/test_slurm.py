@@ -67,7 +67,8 @@ ACCELERATE = "--machine_rank 1 --num_processes {} --main_process_ip n1 --main_pr
                              "-m rlhf_loop run r.yaml"),
         (8, 1, CONFIG, "--stage x.json", f"accelerate launch --config_file my config.yaml --num_machines 1 "
                                          f"{ACCELERATE.format(8)} -m rlhf_loop.stages x.json"),
-        (8, 1, CONTAINER, "r.yaml", "apptainer exec --nv x.sif python3 -m rlhf_loop.launch.node slurm rlhf_loop run r.yaml"),
+        (8, 1, CONTAINER, "r.yaml", "apptainer exec --nv x.sif python3 -m rlhf_loop.launch.node slurm rlhf_loop run "
+                                    "r.yaml"),
     ],
 )  # fmt: skip
 def test_each_node_starts_what_its_accelerators_and_the_profile_ask_for(

@@ -1,0 +1,284 @@
+"""`rlhf-loop submit --skypilot`: profiles, what is rendered and launched, what is refused, what `status` says of it;
+and that tasks are what SkyPilot takes, by its own reading of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from samples.stub_sky import StubSky
+
+from rlhf_loop.cli import app
+from rlhf_loop.cluster import Submission, SubmittedRun, skypilot
+from rlhf_loop.cluster.skypilot_profile import read_profile
+from rlhf_loop.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+FILES = ROOT / "recipes" / "cluster" / "skypilot"
+SHIPPED = FILES / "profile.yaml"
+SMALL = "copies: s3://mine/rlhf\nfiles: [recipes, mine.yaml]\n"
+SKYPILOT = os.environ.get("RLHF_LOOP_TEST_SKYPILOT")
+NAME = "rlhf-loop-smoke"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a user, with a recipe and a profile in it."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "reward_models").symlink_to(ROOT / "reward_models")
+    recipe = (ROOT / "recipes" / "smoke.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(recipe.replace("data/", "recipes/data/").replace("../reward", "reward"))
+    (tmp_path / "small.yaml").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def sky(project: Path, monkeypatch: pytest.MonkeyPatch) -> StubSky:
+    return StubSky(project / "stub", monkeypatch)
+
+
+def submit(*words: str | Path, profile: str | Path = "small.yaml") -> None:
+    app(["submit", "mine.yaml", "--skypilot", "--profile", str(profile), *map(str, words)], standalone_mode=False)
+
+
+def task(profile: Path, *settings: str) -> dict[str, Any]:
+    """Of a run of the shipped smoke recipe, made in the working folder."""
+    run = SubmittedRun(
+        folder=Path.cwd() / "runs" / "smoke", words=[str(Path.cwd() / "recipes" / "smoke.yaml"), "--run-dir", "x"]
+    )
+    submission = Submission(name="smoke", runs=[run], stages=False, logs=run.folder / "logs")
+    (text,) = skypilot.plan(submission, profile, settings).files.values()
+    made: dict[str, Any] = yaml.safe_load(text)
+    return made
+
+
+FULL = [
+    "accelerators=[H100:8, A100-80GB:8]", "nodes=2", "infra=k8s/my-context", "cpus=32+", "memory=480+", "spot=true",
+    "image=docker:registry.example/rlhf-loop:0.1.0", "resources={network_tier: best, labels: {team: a}}",
+    "copies=null", "volume={name: rlhf, mount: /rlhf}", "secrets=[HF_TOKEN, PGPASSWORD]",
+]  # fmt: skip
+PLAIN = ["managed=false", "spot=false", "copies=null", "accelerators=null"]
+
+
+@pytest.mark.skipif(
+    SKYPILOT is None, reason="RLHF_LOOP_TEST_SKYPILOT (a Python with skypilot; .ci/skypilot.sh) is not set"
+)
+def test_what_is_made_for_a_run_is_what_skypilot_takes(project: Path) -> None:
+    """SkyPilot keeps files in its user's home, and is not started."""
+    files = []
+    for number, settings in enumerate([[], FULL, PLAIN, [*PLAIN, "folder=/mnt/nfs", "nodes=3"]]):
+        files.append(project / f"{number}.task.yaml")
+        files[-1].write_text(yaml.safe_dump(task(SHIPPED, *settings)))
+
+    def read(*files: Path) -> subprocess.CompletedProcess[str]:
+        command = [str(SKYPILOT), str(ROOT / "tests" / "samples" / "sky_tasks.py"), *map(str, files)]
+        home = {"PATH": os.environ["PATH"], "HOME": str(project), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+        return subprocess.run(command, env=home, text=True, capture_output=True, timeout=300)
+
+    done = read(*files, FILES / "volume.yaml")
+    assert done.returncode == 0, done.stderr
+    misspelt = yaml.safe_load(files[0].read_text())
+    misspelt["resources"]["disk_sizes"] = misspelt["resources"].pop("disk_size")
+    files[0].write_text(yaml.safe_dump(misspelt))
+    assert "did you mean 'disk_size'" in read(files[0]).stderr, "else the check above would say nothing"
+
+
+def test_a_task_has_what_its_profile_says(project: Path) -> None:
+    made = task(SHIPPED, *FULL)
+    assert made["resources"] == {
+        "accelerators": ["H100:8", "A100-80GB:8"], "infra": "k8s/my-context", "cpus": "32+", "memory": "480+",
+        "disk_size": 500, "image_id": "docker:registry.example/rlhf-loop:0.1.0", "use_spot": True,
+        "network_tier": "best", "labels": {"team": "a"},
+    }  # fmt: skip
+    assert (made["num_nodes"], made["volumes"]) == (2, {"/rlhf": "rlhf"})
+    assert made["secrets"] == {"HF_TOKEN": None, "PGPASSWORD": None}
+    assert made["envs"] == {"HF_XET_HIGH_PERFORMANCE": "1", "RLHF_LOOP_RUN": "/rlhf/runs/smoke"}
+    assert made["file_mounts"] == {
+        f"~/rlhf-loop/{name}": str(project / name) for name in ("recipes", "reward_models")
+    }  # fmt: skip
+    shipped = (FILES / "run.sh").read_text()
+    assert made["run"].endswith(shipped[shipped.index("set -euo pipefail\n") :])
+    assert subprocess.run(["bash", "-n"], input=made["run"] + made["setup"], text=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "down"), [(PLAIN, False), ([*PLAIN, "folder=/mnt/nfs"], True), ([*PLAIN, "idle_minutes=5"], False)]
+)
+def test_a_plain_cluster_stops_by_itself_and_goes_where_the_run_lies_elsewhere(
+    project: Path, settings: list[str], down: bool
+) -> None:
+    assert task(SHIPPED, *settings)["resources"] == {"disk_size": 500, "autostop": {"idle_minutes": 5, "down": down}}
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ("copies: a\naccelerator: H100", "unknown key `accelerator`; did you mean `accelerators`?"),
+        ("volume: {name: a, mounts: /b}", "unknown key `volume.mounts`; did you mean `mount`?"),
+        ("copies: a\naccelerators: 8", "`accelerators"),
+        ("copies: a\naccelerators: 8xH100", "'8xH100' is no kind and number of accelerators of a node"),
+        ("copies: a\ncpus: many", "'many' is no number of CPUs or GB; write it as in 32"),
+        ("copies: a\nsecrets: {HF_TOKEN: hf_abc}", "`secrets`: Input should be a valid list"),
+        ("copies: a\nsecrets: [HF_TOKEN=hf_abc]", "'HF_TOKEN=hf_abc' is no name of an environment variable"),
+        ("copies: a\nsecrets: [A]\nenv: {A: x}", "`A` stands in `env` too"),
+        ("copies: a\nfiles: [../recipes]", "'../recipes' names nothing within the folder of the project"),
+        ("copies: a\nresources: {region: x}", "`region` is said by `infra` of the profile"),
+        ("folder: mnt", "'mnt' is no folder of a container"),
+        ("nodes: 1", "the disk of a managed job is gone with it"),
+        ("copies: a\nfolder: /mnt", "`folder` and `copies` both say where the run lies"),
+        ("copies: a\nnodes: 2", "2 nodes need one place that all see: `volume` or `folder`"),
+        ("managed: false\nnodes: 2", "2 nodes need one place that all see"),
+        ("managed: false\ncopies: a", "a plain cluster keeps its disk"),
+        ("managed: false\nspot: true", "nothing brings a plain cluster back"),
+    ],
+)
+def test_a_mistake_in_a_profile_is_told_with_its_place_and_the_remedy(
+    tmp_path: Path, written: str, sentence: str
+) -> None:
+    file = tmp_path / "profile.yaml"
+    file.write_text(written)
+    with pytest.raises(UserError, match=re.escape(sentence)) as refused:
+        read_profile(file)
+    assert str(refused.value).startswith(str(file))
+    with pytest.raises(UserError, match=r"says where the run lies: --profile FILE"):
+        read_profile(None)
+
+
+def test_a_run_is_a_managed_job(
+    sky: StubSky, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    submit("--set", "secrets=[HF_TOKEN]", "seed=3", "update.trainer.beta=0.2", "--rounds", "1")
+    (words,) = sky.launched()
+    path = project / "runs" / "smoke" / "logs" / "submitted.yaml"
+    assert words == ["jobs", "launch", "--yes", "--detach-run", "--secret", "HF_TOKEN", str(path)]
+    (made,) = sky.tasks()
+    assert made["name"] == NAME
+    assert "set -- ./mine.yaml seed=3 update.trainer.beta=0.2 --run-dir ./runs/smoke --rounds 1\n" in made["run"]
+    assert made["envs"] == {"RLHF_LOOP_RUN": "./runs/smoke", "RLHF_LOOP_COPIES": "s3://mine/rlhf/smoke"}
+    assert made["secrets"] == {"HF_TOKEN": None}
+    written = [file for file in (project / "runs").rglob("*") if file.is_file()]
+    assert not any("hf_secret" in file.read_text() for file in written)
+    told = capsys.readouterr().out
+    assert "submitted job 1\n  follow: sky jobs logs 1\n  cancel: sky jobs cancel 1\n" in told
+    assert "its whole rounds: rlhf-loop fetch s3://mine/rlhf/smoke FOLDER\n" in told
+
+
+def test_status_asks_sky(sky: StubSky, capsys: pytest.CaptureFixture[str]) -> None:
+    def status() -> str:
+        capsys.readouterr()
+        app(["status", "runs/smoke"], standalone_mode=False)
+        return capsys.readouterr().out
+
+    submit()
+    assert status() == "skypilot job 1 (whole run): PENDING, attempt 0\n  logs: sky jobs logs 1\n"
+    sky.becomes(1, "RECOVERING", recovery_count=2, infra="AWS (us-east-1)")
+    assert "(whole run): RECOVERING AWS (us-east-1), attempt 2" in status()
+    with pytest.raises(UserError, match="submitted already, as job 1, which has not ended"):
+        submit()
+    sky.away()
+    assert "state unknown here" in status()
+    sky.away(False)
+    sky.becomes(1, "SUCCEEDED")  # people must answer, or the run is at its end
+    submit()
+    assert "skypilot job 2 (whole run): PENDING" in status()
+    sky.becomes(2, "PENDING", job_name="another one's, of a controller that counts anew")
+    assert "skypilot job 2 (whole run): GONE" in status()
+
+
+def test_a_run_is_a_job_of_a_plain_cluster(sky: StubSky, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = ("--set", "managed=false", "--set", "copies=null")
+    submit(*plain)
+    assert sky.launched()[0][:5] == ["launch", "--cluster", NAME, "--yes", "--detach-run"]
+    told = capsys.readouterr().out
+    assert f"submitted job {NAME}/1\n  follow: sky logs {NAME} 1\n  cancel: sky cancel {NAME} 1\n" in told
+    assert "RLHF_LOOP_COPIES" not in sky.tasks()[0]["envs"]
+
+    def status() -> str:
+        app(["status", "runs/smoke"], standalone_mode=False)
+        return capsys.readouterr().out
+
+    assert f"skypilot job {NAME}/1 (whole run): PENDING" in status()
+    with pytest.raises(UserError, match="which has not ended"):
+        submit(*plain)
+    sky.cluster_becomes(NAME, "STOPPED")
+    assert "(whole run): STOPPED" in status()
+    submit(*plain)
+    assert f"submitted job {NAME}/2\n" in capsys.readouterr().out
+    sky.cluster_becomes(NAME, None)
+    assert f"skypilot job {NAME}/2 (whole run): GONE" in status()
+
+
+def test_a_sweep_is_a_job_for_each_run(sky: StubSky, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    submit("--sweep", "seed=5,6")
+    assert [one["name"] for one in sky.tasks()] == [f"{NAME}-seed-5", f"{NAME}-seed-6"]
+    assert [one["envs"]["RLHF_LOOP_COPIES"] for one in sky.tasks()] == [
+        f"s3://mine/rlhf/smoke-seed-{seed}" for seed in (5, 6)
+    ]
+    assert [one["run"].count("seed=6") for one in sky.tasks()] == [0, 1]
+    told = capsys.readouterr().out
+    assert "submitted job 1\n" in told
+    assert "submitted job 2\n" in told
+    assert (project / "runs" / "smoke-logs" / "smoke-seed-6.yaml").exists()
+
+
+def test_what_a_dry_run_shows_is_yaml_as_it_stands(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(project))  # no sky is needed, nor a secret
+    submit("--dry-run", "--sweep", "seed=1,2", "--set", "secrets=[NOWHERE]")
+    told = capsys.readouterr().out
+    assert [one["name"] for one in yaml.safe_load_all(told)] == [f"{NAME}-seed-1", f"{NAME}-seed-2"]
+    assert (
+        f"\n# sky jobs launch --yes --detach-run --secret NOWHERE {project}/runs/smoke-logs/smoke-seed-2.yaml\n" in told
+    )
+    assert "\n  set -- ./mine.yaml seed=1 --run-dir ./runs/smoke-seed-1\n" in told, "a script is shown in lines"
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--stages"], "SkyPilot gives a run one allocation"),
+        (
+            ["--set", "files=[recipes]"],
+            r"the recipe, .*mine.yaml, is in nothing that nodes get \(recipes\): name it in",
+        ),
+        (["--set", "files=[data]"], "there is no data in"),
+        (["--set", "files=[.]"], "names nothing within the folder"),
+        (["--set", "files=[recipes, mine.yaml, runs]"], "would send the run's folder"),
+        (["--run-dir", "../elsewhere"], r"the run's folder, .*elsewhere, is outside of"),
+        (["--set", "secrets=[NOWHERE]"], "NOWHERE has no value here: `export NOWHERE=...` first"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_launched(
+    sky: StubSky, project: Path, words: list[str], sentence: str
+) -> None:
+    (project / "runs").mkdir()
+    with pytest.raises(UserError, match=sentence):
+        submit(*words)
+    assert sky.launched() == []
+
+
+def test_what_skypilot_refuses_and_does_not_answer_is_told(
+    sky: StubSky, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sky.folder / "refused").write_text("No cloud access is set up. Run: sky check")
+    with pytest.raises(UserError, match=r"SkyPilot ended with exit code 1; what it says stands above"):
+        submit()
+    assert not (project / "runs" / "smoke" / "job.json").exists()
+    (sky.folder / "refused").unlink()
+    (sky.folder / "lost").touch()
+    with pytest.raises(
+        UserError, match=r"smoke was submitted, but SkyPilot does not say as which job: .*sky jobs queue"
+    ):
+        submit()
+    monkeypatch.setenv("PATH", str(project))
+    with pytest.raises(UserError, match="no sky on the PATH"):
+        submit("--run-dir", "runs/other")
