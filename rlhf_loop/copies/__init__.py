@@ -6,11 +6,12 @@ that fsspec knows.
     URL/round_003/...           as in the run, so a policy can be loaded from where it lies
 
 A file stands in the index only while the place holds it whole, so a copy that was cut short goes on with the same
-command. What this does not protect against: two copies of a run that are pushed to one place at the same time.
+command. To one place one pushes at a time.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def push(run_dir: str | Path, url: str, public: bool = False, progress: Progress
     Each file is compared with the hash in its step's manifest. What the run no longer holds, such as what a deletion
     took away, is replaced or removed there. `public`: see `open_place`. Raises `UserError` for a place that holds
     another run, or another round of the same number, or files of something else; for one within the run; for a damaged
-    file; while the run is being pushed already; for whatever the place refuses.
+    file; while the run is being pushed already, or a copy of it to the same place; for whatever the place refuses.
     """
     run, place = open_run(Path(run_dir).resolve()), open_place(url, public)
     here = run.run_dir.path
@@ -62,20 +63,21 @@ def push(run_dir: str | Path, url: str, public: bool = False, progress: Progress
         raise UserError(f"{place.name} lies in the run {here} itself: name a place outside of it")
     with locked(here / "push.lock", f"the pushing of {here}"), tempfile.TemporaryDirectory() as scratch:
         contents = read_contents(run.run_dir, Path(scratch))
-        if (there := _index_at(place)) is None:
-            there = Index(name=run.run_dir.name)
-            place.claim({name.split("/")[0] for name in contents.files}, _written(there))
-        _check_same(contents, there, place)
-        note_pushed(here, str(place.folder or place.name))
-        new = {name: file for name, file in contents.files.items() if _is_new(there.files.get(name), file)}
-        index = _without_old(place, there, contents, new, _store_elsewhere(run))
-        total, done = sum(file.path.stat().st_size for file in new.values()), 0
-        for batch in _batches(new):
-            index = _with(index, contents, {name: _checked(file) for name, file in batch.items()})
-            place.put({name: file.path for name, file in batch.items()}, _written(index))
-            done += sum(index.files[name].bytes for name in batch)
-            if progress:
-                progress(done, total, next(reversed(batch)))
+        with place.alone():
+            if (there := _index_at(place)) is None:
+                there = Index(name=run.run_dir.name)
+                place.claim({name.split("/")[0] for name in contents.files}, _written(there))
+            _check_same(contents, there, place)
+            note_pushed(here, str(place.folder or place.name))
+            new = {name: file for name, file in contents.files.items() if _is_new(there.files.get(name), file)}
+            index = _without_old(place, there, contents, new, _store_elsewhere(run))
+            total, done = sum(file.path.stat().st_size for file in new.values()), 0
+            for batch in _batches(new):
+                index = _with(index, contents, {name: _checked(file) for name, file in batch.items()})
+                place.put({name: file.path for name, file in batch.items()}, _written(index))
+                done += sum(index.files[name].bytes for name in batch)
+                if progress:
+                    progress(done, total, next(reversed(batch)))
     return Copied(place=place.name, rounds=sorted(index.rounds), files=len(new), bytes=done, store=index.store)
 
 
@@ -102,6 +104,7 @@ def fetch(url: str, run_dir: str | Path, progress: Progress | None = None) -> Co
             _remove_others(partial, wanted)
             left = {name: entry for name, entry in wanted.items() if not _is_there(partial / name, entry)}
             total, done = sum(entry.bytes for entry in left.values()), 0
+            _refuse_too_large(total, place, folder)
             for name, entry in left.items():
                 _get(place, name, entry, partial / name)
                 done += entry.bytes
@@ -116,6 +119,15 @@ def fetch(url: str, run_dir: str | Path, progress: Progress | None = None) -> Co
 def _refuse_there(folder: Path) -> None:
     if folder.exists():
         raise UserError(f"{folder} is there already, and a fetch changes no run: name another folder")
+
+
+def _refuse_too_large(size: int, place: Place, folder: Path) -> None:
+    free = shutil.disk_usage(folder.parent).free
+    if size > free:
+        raise UserError(
+            f"{place.name} holds {size / 2**30:,.1f} GiB that are not here yet, and the disk of {folder} has "
+            f"{free / 2**30:,.1f} GiB free: free some space, or name a folder on another disk"
+        )
 
 
 def _index_at(place: Place) -> Index | None:
@@ -212,7 +224,7 @@ def _get(place: Place, name: str, entry: Entry, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     coming = path.with_name(path.name + ".partial")
     private.make_file(coming)
-    place.get(name, coming)
+    place.get(name, coming, entry.bytes)
     if not _is_there(coming, entry):
         raise UserError(
             f"{place.name}/{name} is not what was pushed; delete {INDEX} there, push the run again from where it is "

@@ -6,16 +6,20 @@ The hub is not used through fsspec: there each file would be a commit of its own
 from __future__ import annotations
 
 import errno
+import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
+from rlhf_loop.copies import turns
 from rlhf_loop.copies.index import INDEX
+from rlhf_loop.copies.turns import Turn
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import explain_os_error
+from rlhf_loop.files.locks import locked
 
 _HUB = re.compile(r"hf://(?:(?P<kind>models|datasets)/)?(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<folder>[^@]+?))?/?")
 
@@ -29,14 +33,17 @@ class Place(Protocol):
     def read_index(self) -> bytes | None:
         """The index; None where there is none."""
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Keeps other pushes from changing the place meanwhile: they are refused, or this one where they were first."""
+
     def claim(self, names: Collection[str], index: bytes) -> None:
         """Begins a copy where there is no index; refuses a place that has files or folders of these names."""
 
     def put(self, files: Mapping[str, Path], index: bytes) -> None:
         """Puts these files there, and the index after them."""
 
-    def get(self, name: str, path: Path) -> None:
-        """Writes what is there of this name to `path`, whose folder exists."""
+    def get(self, name: str, path: Path, size: int) -> None:
+        """Writes what is there of this name to `path`, whose folder exists; no more than so many bytes."""
 
     def remove(self, names: Sequence[str]) -> None:
         """Takes files away; those that are not there are no error."""
@@ -88,15 +95,30 @@ class FileSystem:
             raise UserError(f"{self.name} names no folder")
         here = isinstance(self.system, fsspec.implementations.local.LocalFileSystem)
         self.folder = Path(self.root).resolve() if here else None
+        self.turn: Turn | None = None
 
     def read_index(self) -> bytes | None:
         """See `Place`."""
+        content = io.BytesIO()
         with _explained(self.name):
             try:
-                content: bytes = self.system.cat_file(self._path(INDEX))
+                self._copy(INDEX, content, MOST)
             except FileNotFoundError:
                 return None
-            return content
+            return content.getvalue()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """See `Place`."""
+        with ExitStack() as stack:
+            with _explained(self.name):
+                if self.folder is None:
+                    self._make_folder(turns.NAME)
+                    self.turn = stack.enter_context(Turn(self.system, self._path(turns.NAME), self.name))
+                else:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(locked(self.folder / turns.NAME, f"the copy {self.folder}"))
+            yield
 
     def claim(self, names: Collection[str], index: bytes) -> None:
         """See `Place`."""
@@ -111,12 +133,14 @@ class FileSystem:
                 self._make_folder(name)
                 self.system.put_file(str(path), self._path(name))
             self._make_folder(INDEX)
+            if self.turn is not None:
+                self.turn.check()
             self.system.pipe_file(self._path(INDEX), index)
 
-    def get(self, name: str, path: Path) -> None:
+    def get(self, name: str, path: Path, size: int) -> None:
         """See `Place`."""
-        with _explained(self.name):
-            self.system.get_file(self._path(name), str(path))
+        with _explained(self.name), path.open("wb") as file:
+            self._copy(name, file, size)
 
     def remove(self, names: Sequence[str]) -> None:
         """See `Place`."""
@@ -124,6 +148,13 @@ class FileSystem:
             for name in names:
                 with suppress(FileNotFoundError):
                     self.system.rm_file(self._path(name))
+
+    def _copy(self, name: str, into: IO[bytes], most: int) -> None:
+        with self.system.open(self._path(name), "rb") as file:
+            while piece := file.read(_PIECE):
+                if (most := most - len(piece)) < 0:
+                    raise _larger(self.name, name)
+                into.write(piece)
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
@@ -143,7 +174,7 @@ class Hub:
         self.prefix = f"{folder}/" if folder else ""  # within the repository
         self.api = HfApi()
         self.repo: dict[str, Any] = {"repo_id": repo, "repo_type": kind}
-        self.ready = False
+        self.head: str | None = None  # the commit that the next one follows: one of somebody else between them ends it
 
     def read_index(self) -> bytes | None:
         """See `Place`."""
@@ -151,9 +182,16 @@ class Hub:
 
         with _explained(self.name), TemporaryDirectory() as folder:
             try:
-                return self._fetched(INDEX, folder).read_bytes()
+                return self._fetched(INDEX, folder, MOST).read_bytes()
             except (EntryNotFoundError, RepositoryNotFoundError):
                 return None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """See `Place`."""
+        with _explained(self.name):
+            self._make_repository()
+        yield
 
     def claim(self, names: Collection[str], index: bytes) -> None:
         """See `Place`; each `put` is a commit with its index, so none is put before."""
@@ -173,21 +211,17 @@ class Hub:
 
         content: dict[str, Path | bytes] = {**files, INDEX: index}
         with _explained(self.name):
-            self._make_repository()
-            self.api.create_commit(
-                operations=[
-                    CommitOperationAdd(path_in_repo=self.prefix + name, path_or_fileobj=given)
-                    for name, given in content.items()
-                ],
-                commit_message=f"{len(files)} files of a run",
-                **self.repo,
-            )
+            added = [
+                CommitOperationAdd(path_in_repo=self.prefix + name, path_or_fileobj=given)
+                for name, given in content.items()
+            ]
+            self._commit(added, f"{len(files)} files of a run")
 
-    def get(self, name: str, path: Path) -> None:
+    def get(self, name: str, path: Path, size: int) -> None:
         """See `Place`."""
         with _explained(self.name):
             with TemporaryDirectory(dir=path.parent) as folder:
-                self._fetched(name, folder).replace(path)
+                self._fetched(name, folder, size).replace(path)
             path.chmod(0o600)
 
     def remove(self, names: Sequence[str]) -> None:
@@ -199,27 +233,54 @@ class Hub:
             paths = [path for name in names if (path := self.prefix + name) in there]
             gone = [CommitOperationDelete(path_in_repo=path) for path in paths]
             if gone:
-                self.api.create_commit(operations=gone, commit_message=f"{len(gone)} files removed", **self.repo)
+                self._commit(gone, f"{len(gone)} files removed")
 
-    def _fetched(self, name: str, folder: str) -> Path:
+    def _commit(self, operations: list[Any], message: str) -> None:
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            made = self.api.create_commit(
+                operations=operations, commit_message=message, parent_commit=self.head, **self.repo
+            )
+        except HfHubHTTPError as error:
+            if error.response.status_code != 412:
+                raise
+            raise UserError(
+                f"{self.name}: somebody else changed the repository meanwhile, such as another push. What was copied "
+                "before is kept: when that one is done, type the same command again"
+            ) from error
+        self.head = made.oid
+
+    def _fetched(self, name: str, folder: str, most: int) -> Path:
         """A file within `folder`: the hub's cache would keep what people wrote where no deletion looks for it."""
-        return Path(self.api.hf_hub_download(filename=self.prefix + name, local_dir=folder, **self.repo))
+        wanted: dict[str, Any] = {"filename": self.prefix + name, "local_dir": folder, **self.repo}
+        if (self.api.hf_hub_download(**wanted, dry_run=True).file_size or 0) > most:
+            raise _larger(self.name, name)
+        return Path(self.api.hf_hub_download(**wanted))
 
     def _make_repository(self) -> None:
         """Makes it, private, where it is not there; refuses one that everybody can read, unless that was allowed."""
-        if self.ready:
-            return
         self.api.create_repo(private=not self.public, exist_ok=True, **self.repo)
-        if not self.public and not self.api.repo_info(**self.repo).private:
+        found = self.api.repo_info(**self.repo)
+        if not self.public and not found.private:
             raise UserError(
                 f"{self.name} can be read by everybody, and a run holds what people wrote. Make the repository "
                 "private, name another, or say --public"
             )
-        self.ready = True
+        self.head = found.sha
 
 
+MOST = 2**26  # bytes of an index: some 400,000 files
+_PIECE = 2**20  # bytes that are copied at a time
 _PLACES = "Give a folder, hf://OWNER/NAME, s3://BUCKET/FOLDER or another URL that fsspec knows"
 _AGAIN = "What was copied is kept: type the same command again to go on"
+
+
+def _larger(place: str, name: str) -> UserError:
+    return UserError(
+        f"{place}/{name} is larger than what was pushed, and was not fetched; delete {INDEX} there, push the run again "
+        "from where it is whole, then type the same command again"
+    )
 
 
 def _refuse_over(place: str, names: Sequence[str]) -> None:

@@ -6,19 +6,21 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import fsspec
+import httpx
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 from samples.runs import outputs, store_content
 from typer.testing import CliRunner
 
 from rlhf_loop import Loop, Recipe, copies
 from rlhf_loop.cli import app
 from rlhf_loop.cli.shared import shortest
-from rlhf_loop.copies import fetch, push, pushed_to
+from rlhf_loop.copies import fetch, places, push, pushed_to, turns
 from rlhf_loop.copies.index import INDEX
 from rlhf_loop.copies.places import FileSystem, shown
 from rlhf_loop.errors import UserError
@@ -62,8 +64,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         put(self, files, index)
         names.extend(files)
 
-    def getting(self: FileSystem, name: str, path: Path) -> None:
-        get(self, name, path)
+    def getting(self: FileSystem, name: str, path: Path, size: int) -> None:
+        get(self, name, path, size)
         names.append(name)
 
     monkeypatch.setattr(FileSystem, "put", putting)
@@ -165,11 +167,11 @@ def test_a_fetch_that_was_cut_short_is_no_run_and_goes_on(
     place, there, get = tmp_path / "bucket", tmp_path / "there", FileSystem.get
     push(run, str(place))
 
-    def dying(self: FileSystem, name: str, path: Path) -> None:
+    def dying(self: FileSystem, name: str, path: Path, size: int) -> None:
         if len(counted) == 10:
             path.write_bytes(b"half")
             raise KeyboardInterrupt
-        get(self, name, path)
+        get(self, name, path, size)
 
     counted.clear()
     monkeypatch.setattr(FileSystem, "get", dying)
@@ -312,6 +314,83 @@ def test_a_run_is_pushed_once_at_a_time(run: Path, tmp_path: Path, monkeypatch: 
     assert push(run, str(tmp_path / "bucket")).rounds == [0, 1]
     assert told
     assert not (run / "push.lock").exists()
+
+
+@pytest.fixture
+def other(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run that went on by itself."""
+    return Path(shutil.copytree(run, tmp_path / "other"))
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_two_copies_of_a_run_are_pushed_to_one_place_one_after_the_other(
+    run: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setattr(turns, "HEARTBEAT", 0.02)
+    place, put, refused = f"{scheme}{tmp_path}/bucket", FileSystem.put, []
+
+    def meanwhile(self: FileSystem, files: Mapping[str, Path], index: bytes) -> None:
+        if files and not refused:
+            with pytest.raises(UserError, match=r"(is in use|is being pushed to) by process \d+ on ") as told:
+                push(other, place)
+            refused.append(told)
+        put(self, files, index)
+
+    monkeypatch.setattr(FileSystem, "put", meanwhile)
+    assert push(run, place).rounds == [0, 1]
+    assert refused
+    assert push(other, place).files == 0
+    assert not fsspec.core.url_to_fs(place)[0].exists(f"{tmp_path}/bucket/{turns.NAME}")
+
+
+def test_the_mark_of_a_push_that_is_gone_is_taken_over_and_that_one_stops(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(turns, "LEASE", 0.1)
+    place, system, put = f"memory://{tmp_path}/bucket", fsspec.filesystem("memory"), FileSystem.put
+    mark = f"{tmp_path}/bucket/{turns.NAME}"
+    system.pipe_file(mark, b'{"by": "process 7 on n1", "token": "x", "beat": 3}')
+
+    def taken_over(self: FileSystem, files: Mapping[str, Path], index: bytes) -> None:
+        if any(name == "round_001/manifest.json" for name in files):
+            system.pipe_file(mark, b'{"by": "process 8 on n2", "token": "y", "beat": 0}')
+        put(self, files, index)
+
+    monkeypatch.setattr(FileSystem, "put", taken_over)
+    monkeypatch.setattr(copies, "_BATCH_FILES", 3)
+    with pytest.raises(UserError, match="was taken over by a push of process 8 on n2"):
+        push(run, place)
+    assert "is held by a push of process 7 on n1; waiting" in capsys.readouterr().err
+    assert fetch(place, tmp_path / "half").rounds == [0]
+    monkeypatch.setattr(FileSystem, "put", put)
+    assert push(run, place).rounds == [0, 1]
+
+
+def test_an_index_that_announces_too_much_is_refused_before_and_a_file_that_is_too_large_is_not_taken_whole(
+    run: Path, tmp_path: Path
+) -> None:
+    place, name = tmp_path / "bucket", "round_001/update/policy/adapter_model.safetensors"
+    push(run, str(place))
+    index = index_of(place)
+    announced = index["files"][name]["bytes"]
+    index["files"][name]["bytes"] = 2**60
+    (place / INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"holds 1,073,741,824\.0 GiB that are not here yet, .* GiB free: free some"):
+        fetch(str(place), tmp_path / "there")
+    index["files"][name]["bytes"] = announced
+    (place / INDEX).write_text(json.dumps(index))
+    with (place / name).open("ab") as file:
+        file.truncate(2**30)
+    with pytest.raises(
+        UserError, match=r"adapter_model.safetensors is larger than what was pushed, and was not fetched"
+    ):
+        fetch(str(place), tmp_path / "there")
+    held = tmp_path / "there.partial" / f"{name}.partial"
+    assert held.stat().st_size <= announced
+    with (place / INDEX).open("ab") as file:
+        file.truncate(places.MOST + 1)
+    with pytest.raises(UserError, match=f"{INDEX} is larger"):
+        fetch(str(place), tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -460,12 +539,16 @@ class Hub:
         self.private.setdefault(f"{repo_type}:{repo_id}", private)
 
     def repo_info(self, repo_id: str, *, repo_type: str) -> Any:
-        class Info:
-            private = self.private[f"{repo_type}:{repo_id}"]
+        if f"{repo_type}:{repo_id}" not in self.repositories:
+            raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+        return SimpleNamespace(private=self.private[f"{repo_type}:{repo_id}"], sha=str(len(self.commits)))
 
-        return Info
-
-    def create_commit(self, repo_id: str, operations: Any, *, commit_message: str, repo_type: str) -> None:
+    def create_commit(
+        self, repo_id: str, operations: Any, *, commit_message: str, repo_type: str, parent_commit: str
+    ) -> Any:
+        if parent_commit != str(len(self.commits)):
+            asked = httpx.Request("POST", "https://hub")
+            raise HfHubHTTPError("A commit has happened since", response=httpx.Response(412, request=asked))
         files = self.repositories[f"{repo_type}:{repo_id}"]
         self.commits.append([operation.path_in_repo for operation in operations])
         for operation in operations:
@@ -474,6 +557,7 @@ class Hub:
             else:
                 given = operation.path_or_fileobj
                 files[operation.path_in_repo] = given if isinstance(given, bytes) else Path(given).read_bytes()
+        return SimpleNamespace(oid=str(len(self.commits)))
 
     def list_repo_tree(self, repo_id: str, *, recursive: bool, repo_type: str) -> Iterator[Any]:
         if f"{repo_type}:{repo_id}" not in self.repositories:
@@ -481,12 +565,16 @@ class Hub:
         for name in self.repositories[f"{repo_type}:{repo_id}"]:
             yield type("File", (), {"path": name})
 
-    def hf_hub_download(self, repo_id: str, filename: str, *, repo_type: str, local_dir: str) -> str:
+    def hf_hub_download(
+        self, repo_id: str, filename: str, *, repo_type: str, local_dir: str, dry_run: bool = False
+    ) -> Any:
         if f"{repo_type}:{repo_id}" not in self.repositories:
             raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
         files = self.repositories[f"{repo_type}:{repo_id}"]
         if filename not in files:
             raise EntryNotFoundError.__new__(EntryNotFoundError)
+        if dry_run:
+            return SimpleNamespace(file_size=len(files[filename]))
         path = Path(local_dir) / filename
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(files[filename])
@@ -529,6 +617,27 @@ def test_files_of_something_else_in_a_repository_stay(run: Path, hub: type[Hub])
         push(run, "hf://ann/mine")
     assert hub.repositories["model:ann/mine"] == {"recipe.yaml": b"mine"}
     assert push(run, "hf://ann/mine/copies").rounds == [0, 1]  # a folder beside it
+
+
+def test_a_push_to_the_hub_ends_where_somebody_else_commits_meanwhile(
+    run: Path, other: Path, tmp_path: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, pushed = places.Hub.put, []
+
+    def meanwhile(self: places.Hub, files: Mapping[str, Path], index: bytes) -> None:
+        if files and not pushed:
+            pushed.append(True)
+            push(other, "hf://ann/smoke")
+        put(self, files, index)
+
+    monkeypatch.setattr(places.Hub, "put", meanwhile)
+    with pytest.raises(UserError, match="somebody else changed the repository meanwhile"):
+        push(run, "hf://ann/smoke")
+    assert fetch("hf://ann/smoke", tmp_path / "there").rounds == [0, 1]
+    assert push(run, "hf://ann/smoke").rounds == [0, 1]
+    hub.repositories["model:ann/smoke"]["recipe.yaml"] += b"more"
+    with pytest.raises(UserError, match=r"recipe\.yaml is larger than what was pushed"):
+        fetch("hf://ann/smoke", tmp_path / "again")
 
 
 def test_the_commands(run: Path, tmp_path: Path) -> None:
