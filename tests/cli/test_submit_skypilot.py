@@ -1,9 +1,8 @@
-"""`rlhf-loop submit --skypilot`: profiles, what is rendered and launched, what is refused, what `status` says of it;
-and that tasks are what SkyPilot takes, by its own reading of them."""
+"""`rlhf-loop submit --skypilot`: profiles, what is rendered and launched, what is refused, and what `status`
+says of it."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from samples.stub_sky import StubSky
+from samples.stub_sky import FULL, PLAIN, StubSky, smoke
 
 from rlhf_loop.cli import app
-from rlhf_loop.cluster import Submission, SubmittedRun, skypilot
+from rlhf_loop.cluster import skypilot
 from rlhf_loop.cluster.skypilot_profile import read_profile
 from rlhf_loop.errors import UserError
 
@@ -22,7 +21,6 @@ ROOT = Path(__file__).parents[2]
 FILES = ROOT / "recipes" / "cluster" / "skypilot"
 SHIPPED = FILES / "profile.yaml"
 SMALL = "copies: s3://mine/rlhf\nfiles: [recipes, mine.yaml]\n"
-SKYPILOT = os.environ.get("RLHF_LOOP_TEST_SKYPILOT")
 NAME = "rlhf-loop-smoke"
 
 
@@ -47,50 +45,15 @@ def submit(*words: str | Path, profile: str | Path = "small.yaml") -> None:
     app(["submit", "mine.yaml", "--skypilot", "--profile", str(profile), *map(str, words)], standalone_mode=False)
 
 
-def task(profile: Path, *settings: str) -> dict[str, Any]:
-    """Of a run of the shipped smoke recipe, made in the working folder."""
-    run = SubmittedRun(
-        folder=Path.cwd() / "runs" / "smoke", words=[str(Path.cwd() / "recipes" / "smoke.yaml"), "--run-dir", "x"]
-    )
-    submission = Submission(name="smoke", runs=[run], stages=False, logs=run.folder / "logs")
-    (text,) = skypilot.plan(submission, profile, settings).files.values()
+def task(*settings: str) -> dict[str, Any]:
+    """Of a run with the shipped profile."""
+    (text,) = skypilot.plan(smoke(), SHIPPED, settings).files.values()
     made: dict[str, Any] = yaml.safe_load(text)
     return made
 
 
-FULL = [
-    "accelerators=[H100:8, A100-80GB:8]", "nodes=2", "infra=k8s/my-context", "cpus=32+", "memory=480+", "spot=true",
-    "image=docker:registry.example/rlhf-loop:0.1.0", "resources={network_tier: best, labels: {team: a}}",
-    "copies=null", "volume={name: rlhf, mount: /rlhf}", "secrets=[HF_TOKEN, PGPASSWORD]",
-]  # fmt: skip
-PLAIN = ["managed=false", "spot=false", "copies=null", "accelerators=null"]
-
-
-@pytest.mark.skipif(
-    SKYPILOT is None, reason="RLHF_LOOP_TEST_SKYPILOT (a Python with skypilot; .ci/skypilot.sh) is not set"
-)
-def test_what_is_made_for_a_run_is_what_skypilot_takes(project: Path) -> None:
-    """SkyPilot keeps files in its user's home, and is not started."""
-    files = []
-    for number, settings in enumerate([[], FULL, PLAIN, [*PLAIN, "folder=/mnt/nfs", "nodes=3"]]):
-        files.append(project / f"{number}.task.yaml")
-        files[-1].write_text(yaml.safe_dump(task(SHIPPED, *settings)))
-
-    def read(*files: Path) -> subprocess.CompletedProcess[str]:
-        command = [str(SKYPILOT), str(ROOT / "tests" / "samples" / "sky_tasks.py"), *map(str, files)]
-        home = {"PATH": os.environ["PATH"], "HOME": str(project), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
-        return subprocess.run(command, env=home, text=True, capture_output=True, timeout=300)
-
-    done = read(*files, FILES / "volume.yaml")
-    assert done.returncode == 0, done.stderr
-    misspelt = yaml.safe_load(files[0].read_text())
-    misspelt["resources"]["disk_sizes"] = misspelt["resources"].pop("disk_size")
-    files[0].write_text(yaml.safe_dump(misspelt))
-    assert "did you mean 'disk_size'" in read(files[0]).stderr, "else the check above would say nothing"
-
-
 def test_a_task_has_what_its_profile_says(project: Path) -> None:
-    made = task(SHIPPED, *FULL)
+    made = task(*FULL)
     assert made["resources"] == {
         "accelerators": ["H100:8", "A100-80GB:8"], "infra": "k8s/my-context", "cpus": "32+", "memory": "480+",
         "disk_size": 500, "image_id": "docker:registry.example/rlhf-loop:0.1.0", "use_spot": True,
@@ -113,7 +76,7 @@ def test_a_task_has_what_its_profile_says(project: Path) -> None:
 def test_a_plain_cluster_stops_by_itself_and_goes_where_the_run_lies_elsewhere(
     project: Path, settings: list[str], down: bool
 ) -> None:
-    assert task(SHIPPED, *settings)["resources"] == {"disk_size": 500, "autostop": {"idle_minutes": 5, "down": down}}
+    assert task(*settings)["resources"] == {"disk_size": 500, "autostop": {"idle_minutes": 5, "down": down}}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
+from rlhf_loop.cluster import Submission, SubmittedRun
+
+FULL = [
+    "accelerators=[H100:8, A100-80GB:8]", "nodes=2", "infra=k8s/my-context", "cpus=32+", "memory=480+", "spot=true",
+    "image=docker:registry.example/rlhf-loop:0.1.0", "resources={network_tier: best, labels: {team: a}}",
+    "copies=null", "volume={name: rlhf, mount: /rlhf}", "secrets=[HF_TOKEN, PGPASSWORD]",
+]  # fmt: skip
+PLAIN = ["managed=false", "spot=false", "copies=null", "accelerators=null"]
+"""Settings over the shipped profile: all that can be said, and a plain cluster."""
+
 PROGRAM = """
 import json, pathlib, sys
 here = pathlib.Path(__file__).parent.parent
@@ -45,6 +55,13 @@ elif words[0] == "status":
 """
 
 
+def smoke(name: str = "smoke") -> Submission:
+    """A run of the shipped smoke recipe, made in the working folder."""
+    folder, recipe = Path.cwd() / "runs" / name, Path.cwd() / "recipes" / "smoke.yaml"
+    run = SubmittedRun(folder=folder, words=[str(recipe), "--run-dir", str(folder)])
+    return Submission(name=name, runs=[run], stages=False, logs=folder / "logs")
+
+
 class StubSky:
     """It is first on the PATH."""
 
@@ -69,7 +86,9 @@ class StubSky:
 
     def becomes(self, number: int, status: str, **more: Any) -> None:
         jobs = json.loads((self.folder / "jobs.json").read_text())
-        next(job for job in jobs if job["job_id"] == number).update(status=status, **more)
+        for job in jobs:
+            if job["job_id"] == number:  # a managed one, and those of clusters
+                job.update(status=status, **more)
         (self.folder / "jobs.json").write_text(json.dumps(jobs))
 
     def cluster_becomes(self, name: str, status: str | None) -> None:
