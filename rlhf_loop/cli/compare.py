@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_loop.cli.shared import shortest
+from rlhf_loop.cli.shared import CheckMemory, shortest
 from rlhf_loop.errors import UserError
 
 
@@ -19,6 +19,7 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time (default: one for each accelerator, one on a CPU).")
     ] = None,
+    check_memory: CheckMemory = True,
 ) -> None:
     """Run the cells of a sweep with the same seeds, or go on with what stopped, and say what differs."""
     from rlhf_loop.comparison import compare as compare_cells
@@ -30,7 +31,7 @@ def compare(
     progress = RunProgress()
     with terminable():
         try:
-            found = compare_cells(sweep, folder, jobs, progress)
+            found = compare_cells(sweep, folder, jobs, progress, check_memory)
         except KeyboardInterrupt:
             print("\nstopped. Nothing is lost: type the same command again to go on.", file=sys.stderr)
             raise typer.Exit(130) from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlhf_loop.cli.shared import command, shortest
+from rlhf_loop.cli.shared import CheckMemory, command, shortest
 from rlhf_loop.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run(
         list[str] | None,
         typer.Option(help="One run for each value, such as seed=0,1,2, in RUN-seed-0 and so on.", metavar="KEY=V,V"),
     ] = None,
-    check_memory: Annotated[bool, typer.Option(help="Refuse what surely takes more memory than there is.")] = True,
+    check_memory: CheckMemory = True,
 ) -> None:
     """Run a recipe, or go on with a run that stopped."""
     from rlhf_loop.processes import terminable

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.", metavar="RUN")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+CheckMemory = Annotated[bool, typer.Option(help="Refuse what surely takes more memory than there is.")]
 StoreOption = Annotated[
     str,
     typer.Option(

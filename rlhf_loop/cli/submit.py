@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_loop.cli.shared import command, shortest
+from rlhf_loop.cli.shared import CheckMemory, command, shortest
 from rlhf_loop.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def submit(
         list[str] | None,
         typer.Option(help="Several jobs, a run for each value, such as seed=0,1,2.", metavar="KEY=V,V"),
     ] = None,
+    check_memory: CheckMemory = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be written and submitted, and do nothing.")
     ] = False,
@@ -62,7 +63,7 @@ def submit(
             "runs here"
         )
     on = platform(chosen[0])
-    submission, own_profile = _submission(recipe, overrides or [], sweep or [], rounds, run_dir, stages)
+    submission, own_profile = _submission(recipe, overrides or [], sweep or [], rounds, run_dir, stages, check_memory)
     plan: Plan = on.plan(submission, profile or own_profile, setting or [])
     if dry_run:
         _show(plan)
@@ -83,12 +84,14 @@ def _submission(
     rounds: int | None,
     run_dir: Path | None,
     stages: bool,
+    check_memory: bool,
 ) -> tuple[Submission, Path | None]:
     """What is to run, and the profile that the recipe names. Raises `UserError` for what is wrong with the recipe, and
     for runs that were begun with another one."""
     from rlhf_loop.cli.sweeps import swept
     from rlhf_loop.cluster import PLATFORMS, Submission, SubmittedRun
     from rlhf_loop.kept_recipe import check_recipe
+    from rlhf_loop.plan.floor import UNCHECKED
     from rlhf_loop.run_dir import RunDir
 
     runs, steered = [], []
@@ -100,6 +103,8 @@ def _submission(
         words = [str(recipe.resolve()), *typed, *launch, "--run-dir", str(folder)]
         if rounds is not None:
             words += ["--rounds", str(rounds)]
+        if not check_memory:
+            words.append(UNCHECKED)
         runs.append(SubmittedRun(folder=folder, words=words, accelerate_config=loaded.accelerate_config))
         base = (run_dir or loaded.run_dir or Path("runs") / loaded.name).resolve()
     logs = base.with_name(f"{base.name}-logs") if sweep else base / "logs"

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from rlhf_loop.cli.shared import CheckMemory
+
 
 def watch(
     recipe: Annotated[Path, typer.Argument(help="A recipe with a `watch:` block.")],
@@ -18,11 +20,14 @@ def watch(
     once: Annotated[
         bool, typer.Option("--once", help="Look once, make at most one round: for cron and Slurm.")
     ] = False,
+    check_memory: CheckMemory = True,
 ) -> None:
     """Start a round whenever enough new, valid feedback has arrived, as the recipe's `watch:` block says."""
     from rlhf_loop.watch.watcher import Watcher
 
-    watcher = Watcher(recipe, overrides or [], run_dir, say=lambda line: print(line, flush=True))
+    watcher = Watcher(
+        recipe, overrides or [], run_dir, say=lambda line: print(line, flush=True), check_memory=check_memory
+    )
     try:
         step = watcher.watch(once=once)
     except KeyboardInterrupt:

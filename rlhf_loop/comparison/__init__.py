@@ -36,16 +36,21 @@ class Comparison:
 
 
 def compare(
-    sweep: str | Path, folder: str | Path | None = None, jobs: int | None = None, progress: RunProgress | None = None
+    sweep: str | Path,
+    folder: str | Path | None = None,
+    jobs: int | None = None,
+    progress: RunProgress | None = None,
+    check_memory: bool = True,
 ) -> Comparison:
     """Makes the runs of a sweep file, or goes on where a call stopped, and writes results and report of what is there.
 
     compare("recipes/compare/algorithms.yaml", jobs=2).sentence
 
     `folder` (default: runs/NAME) holds `CELL/seed_N`, ordinary runs. `jobs`: runs at a time (default: one for each
-    accelerator, one on a CPU). A run that fails is in `errors` and does not stop the others. Raises `UserError` for
-    what is wrong with the sweep or a recipe, for a cell whose settings are no longer those of its runs, for cells that
-    will spend unequally, for a folder that is something else, and while another process works on it.
+    accelerator, one on a CPU). `check_memory`: as in `Loop.run`. A run that fails is in `errors` and does not stop the
+    others. Raises `UserError` for what is wrong with the sweep or a recipe, for a cell whose settings are no longer
+    those of its runs, for cells that will spend unequally, for a folder that is something else, and while another
+    process works on it.
     """
     path, progress = Path(sweep), progress or RunProgress(quiet=True)
     settings, cells = load_sweep(path)
@@ -58,7 +63,7 @@ def compare(
         _refuse_unequal(settings, cells, path, progress)
         _tell_others(place, runs, progress)
         write_text(place / "sweep.yaml", path.read_text(encoding="utf-8"))
-        errors = make_runs(runs, jobs, progress.say)
+        errors = make_runs(runs, jobs, progress.say, check_memory)
         return _conclude(settings, cells, runs, place, errors)
 
 

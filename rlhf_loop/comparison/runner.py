@@ -17,6 +17,7 @@ from rlhf_loop.comparison.sweep import CellRun
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import private, read_json, write_text
 from rlhf_loop.machine import cpu_quota, visible_accelerators
+from rlhf_loop.plan.floor import UNCHECKED
 from rlhf_loop.processes import LastLines
 from rlhf_loop.progress import is_head
 from rlhf_loop.run_dir import RunDir
@@ -34,7 +35,9 @@ class _Job:
     last: LastLines = field(default_factory=LastLines)
 
 
-def make_runs(runs: Sequence[CellRun], jobs: int, say: Callable[[str], None]) -> dict[str, str]:
+def make_runs(
+    runs: Sequence[CellRun], jobs: int, say: Callable[[str], None], check_memory: bool = True
+) -> dict[str, str]:
     """Makes what is not complete, `jobs` at a time, and gives what went wrong by the run's name: one that fails does
     not keep the others from running. What a run says goes to `seed_N.log` beside its folder.
 
@@ -52,7 +55,7 @@ def make_runs(runs: Sequence[CellRun], jobs: int, say: Callable[[str], None]) ->
             free = [slot for slot in range(jobs) if slot not in {job.slot for job in working}]
             while free and (run := _first_free(waiting, told, say)) is not None:
                 waiting.remove(run)
-                job = _start(run, free.pop(0), jobs)
+                job = _start(run, free.pop(0), jobs, check_memory)
                 working.append(job)
                 threading.Thread(target=_hear, args=(job, heard), daemon=True).start()
                 say(f"{run.name}: begun, log in {run.folder}.log")
@@ -123,17 +126,18 @@ def _first_free(waiting: Sequence[CellRun], told: set[str], say: Callable[[str],
     return None
 
 
-def command(run: CellRun) -> list[str]:
+def command(run: CellRun, check_memory: bool = True) -> list[str]:
     """What makes a run, or goes on with it; a person can type it too."""
     recipe = str(run.folder.parent / "recipe.yaml")
-    return [sys.executable, "-m", "rlhf_loop", "run", recipe, f"seed={run.seed}", "--run-dir", str(run.folder)]
+    words = [sys.executable, "-m", "rlhf_loop", "run", recipe, f"seed={run.seed}", "--run-dir", str(run.folder)]
+    return words if check_memory else [*words, UNCHECKED]
 
 
-def _start(run: CellRun, slot: int, jobs: int) -> _Job:
+def _start(run: CellRun, slot: int, jobs: int, check_memory: bool) -> _Job:
     private.make_folder(run.folder.parent)
     write_text(run.folder.parent / "recipe.yaml", run.recipe.to_yaml())
     process = subprocess.Popen(
-        command(run),
+        command(run, check_memory),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

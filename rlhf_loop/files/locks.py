@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from rlhf_loop.errors import UserError
 
 if TYPE_CHECKING:
-    from filelock import SoftFileLease
+    from filelock import OwnerRecord, SoftFileLease
 
 HEARTBEAT = 2.0  # seconds between renewals: how long a refusal may take
 LEASE = 30.0  # seconds without a renewal until a lock is taken over
@@ -95,7 +95,7 @@ def _acquire(lock: SoftFileLease, what: str, wait: bool) -> None:
     from filelock import Timeout
 
     file = Path(lock.lock_file)
-    seen, since, told = None, time.monotonic(), False
+    seen, since, told, named = None, time.monotonic(), False, False
     while True:
         with suppress(Timeout):
             lock.acquire(timeout=0)
@@ -105,15 +105,22 @@ def _acquire(lock: SoftFileLease, what: str, wait: bool) -> None:
             raise InUse(what, earlier)
         alive = owner is not None and stamp is not None and (lock.is_lock_held_by_us or seen not in (None, stamp))
         if alive and owner is not None and not wait:
-            raise InUse(what, f"process {owner.pid} on {owner.hostname.partition('?')[0]}")
+            raise InUse(what, _shown(owner))
         if stamp is not None:
             seen = stamp
         if owner is None and passed > _EMPTY:
             _spoil(file)
-        if not told and passed > 2 * HEARTBEAT:
+        if alive and not named and owner is not None and passed > 2 * HEARTBEAT:
+            told = named = True
+            _say(f"{what} is in use by {_shown(owner)}; waiting until it is done")
+        if not told and passed > 3 * HEARTBEAT:
             told = True
             _say(f"{what} was locked and is not renewed; waiting up to {LEASE:.0f} seconds for a sign of life")
         time.sleep(_POLL)
+
+
+def _shown(owner: OwnerRecord) -> str:
+    return f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
 
 
 def _of_earlier_version(file: Path) -> str | None:

@@ -24,6 +24,7 @@ from rlhf_loop.files import explain_os_error, private, read_json
 from rlhf_loop.files.locks import InUse, locked
 from rlhf_loop.kept_recipe import check_recipe
 from rlhf_loop.loop import Loop
+from rlhf_loop.plan.floor import UNCHECKED
 from rlhf_loop.processes import LastLines, terminable
 from rlhf_loop.progress import is_head
 from rlhf_loop.recipe import Recipe
@@ -55,9 +56,10 @@ class Watcher:
         run_dir: Path | None = None,
         say: Callable[[str], None] = print,
         clock: Callable[[], float] = time.time,
+        check_memory: bool = True,
     ):
-        """Reads the recipe. Raises `UserError` for a recipe, URL or quiet hours that are wrong, for webhooks
-        without a secret to sign them with, and for a run that was begun with another recipe."""
+        """Reads the recipe. `check_memory`: as in `Loop.run`. Raises `UserError` for a recipe, URL or quiet hours that
+        are wrong, for webhooks without a secret to sign them with, and for a run that was begun with another recipe."""
         self.recipe = Recipe.load(recipe_file, overrides)
         self.loop = Loop(self.recipe, run_dir=run_dir)
         self.run = self.loop.run_dir
@@ -72,6 +74,7 @@ class Watcher:
             "--run-dir",
             str(self.run.path),
             "--no-wait",
+            *([] if check_memory else [UNCHECKED]),
         ]
         check_recipe(self.recipe, self.run)
         settings = self.recipe.watch

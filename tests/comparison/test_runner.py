@@ -46,7 +46,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[CellRun]:
     recipe = Recipe.load(SMOKE)
     script = tmp_path / "stands_in.py"
     script.write_text(STANDS_IN)
-    monkeypatch.setattr(runner, "command", lambda run: [sys.executable, str(script), str(run.folder), "0.05"])
+    monkeypatch.setattr(runner, "command", lambda run, check: [sys.executable, str(script), str(run.folder), "0.05"])
     return [
         CellRun(cell=cell, seed=seed, recipe=recipe, folder=tmp_path / "all" / cell / f"seed_{seed}")
         for seed in (0, 1)

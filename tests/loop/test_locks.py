@@ -204,12 +204,16 @@ def test_a_step_is_not_put_in_its_place_by_a_process_that_lost_the_lock_nor_by_i
     assert not folder.exists()
 
 
-def test_what_is_made_once_is_waited_for(tmp_path: Path) -> None:
+def test_what_is_made_once_is_waited_for_and_who_makes_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with holder(tmp_path) as other:
         assert other.stdin is not None
-        threading.Timer(0.5, lambda: other.stdin and (other.stdin.write("\n"), other.stdin.flush())).start()
+        threading.Timer(2.0, lambda: other.stdin and (other.stdin.write("\n"), other.stdin.flush())).start()
         with locked(tmp_path / "lock", "a model", wait=True):
             assert other.wait(timeout=10) == 0
+        who = f"process {other.pid} on {socket.gethostname()}"
+    assert capsys.readouterr().err == f"a model is in use by {who}; waiting until it is done\n"
 
 
 def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:

@@ -13,16 +13,29 @@ import pytest
 import yaml
 
 from rlhf_loop import machine
+from rlhf_loop.cli.submit import _submission
+from rlhf_loop.comparison.runner import command
+from rlhf_loop.comparison.sweep import CellRun
 from rlhf_loop.errors import UserError
 from rlhf_loop.loop import Loop
 from rlhf_loop.plan import floor, hardware
 from rlhf_loop.plan.floor import check_memory, least, sharing_of, weights_of
 from rlhf_loop.plan.shape import shape_of
 from rlhf_loop.recipe import Recipe
+from rlhf_loop.watch.watcher import Watcher
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "recipes" / "smoke.yaml"
 GIB = 2**30
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_every_command_that_starts_runs_can_leave_the_check_out(tmp_path: Path, checked: bool) -> None:
+    cell = CellRun(cell="a", seed=0, folder=tmp_path / "a" / "seed_0", recipe=Recipe.load(SMOKE))
+    watcher = Watcher(SMOKE, run_dir=tmp_path / "watched", check_memory=checked)
+    submission, _ = _submission(SMOKE, [], [], None, tmp_path / "submitted", stages=False, check_memory=checked)
+    for words in (command(cell, checked), watcher._command, submission.runs[0].words):
+        assert ("--no-check-memory" in words) is not checked
 
 
 def header_only(folder: Path, shapes: dict[str, list[int]]) -> Path:
