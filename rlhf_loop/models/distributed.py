@@ -6,6 +6,7 @@ One process without any of this set up is rank 0 of 1, so stages read the same o
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -96,7 +97,9 @@ def sharded_map(function: Callable[[Sequence[T]], Sequence[Any]], items: Sequenc
 
     `function` gives one result an item. `every`: as in `shard`.
     """
-    return gather(function(shard(items, every)), patient=every > 1)
+    with in_step():
+        results = function(shard(items, every))
+    return gather(results, patient=every > 1)
 
 
 def own_accelerators(count: int, where: str) -> list[str]:
@@ -128,16 +131,52 @@ def environment_of_one() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in told and not name.startswith(kinds)}
 
 
-def said_by_main(function: Callable[[], T]) -> T:
-    """What `function` gives on the main rank, which alone calls it; on every rank."""
+def said_by_main(function: Callable[[], T], patient: bool = False) -> T:
+    """What `function` gives on the main rank, which alone calls it; on every rank. `patient`: as in `gather`."""
     if world_size() == 1:
         return function()
     import torch.distributed as dist
 
     start()
     said: list[Any] = [function() if is_main() else None]
-    dist.broadcast_object_list(said, src=0)
+    dist.broadcast_object_list(said, src=0, group=_patient_group() if patient else None)
     return cast(T, said[0])
+
+
+_collectives: list[Callable[[], object]] = []
+_DONE = sys.maxsize
+
+
+def add_collective(take_part: Callable[[], object]) -> int:
+    """The number of what all ranks do together although each comes to it another number of times; `take_part`: does
+    this rank's part where another has come to it. To be called on every rank, in one order."""
+    _collectives.append(take_part)
+    return len(_collectives) - 1
+
+
+def begin_collective(number: int) -> None:
+    """Returns when all ranks do it together, and takes part in what others come to before."""
+    while (first := _least(number)) != number:
+        _collectives[first]()
+
+
+@contextmanager
+def in_step() -> Iterator[None]:
+    """Within it the ranks may come to what all do together as often as each needs to, or never; the end is reached
+    when all have. To be entered by every rank."""
+    yield
+    if _collectives:
+        begin_collective(_DONE)
+
+
+def _least(number: int) -> int:
+    """The least that any rank says."""
+    import torch
+    import torch.distributed as dist
+
+    said = torch.tensor(number)
+    dist.all_reduce(said, op=dist.ReduceOp.MIN, group=_patient_group())
+    return int(said)
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhf_loop.columns import columns_of
 from rlhf_loop.errors import UserError
+from rlhf_loop.models.distributed import in_step
 from rlhf_loop.records import Completion, Message, Prompt, Score
 from rlhf_loop.reward_values import BadReward, checked_rewards
 from rlhf_loop.rewards.texts import Text, make_text, texts_of_completions
@@ -52,7 +53,8 @@ class Reward(ABC):
         named = columns.get("prompt_id") or [None] * len(completions)
         texts = [_as_text(*row) for row in zip(prompts, completions, finished, ids, named, strict=True)]
         lists = {k: v for k, v in columns.items() if isinstance(v, (list, tuple)) and len(v) == len(texts)}
-        return self.checked_values(texts, lists)
+        with in_step():
+            return self.checked_values(texts, lists)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
         """The score of each completion, in order, without those that it has nothing to say of; `prompts` holds theirs

@@ -138,9 +138,9 @@ def load(folder: Path, spec: BradleyTerrySpec, *, id: str, policy: Policy) -> Re
     if not adapter and not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no weights: it says how to train a reward model; train it first")
     if adapter:
-        model, tokenizer = load_classifier(spec.base, policy, adapter=folder)
+        model, tokenizer = load_classifier(spec.base, policy, adapter=folder, only_read=True)
     else:
-        model, tokenizer = load_classifier(str(folder), policy)
+        model, tokenizer = load_classifier(str(folder), policy, only_read=True)
     return BradleyTerryReward(model, tokenizer, spec, id=id, name=folder.name, system_prompt=policy.system_prompt)
 
 

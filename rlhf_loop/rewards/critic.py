@@ -107,8 +107,10 @@ def train(
             write_json(making / "sft" / "done.json", learned)  # the last file: it says that the others are whole
         barrier()
     used = sorted({number for row in rows for number in row["numbers"]})
+    questions = [asked.about(texts[n]) for n in used]
     own = _kept(
-        making / "own.json", lambda: _write(model, tokenizer, [asked.about(texts[n]) for n in used], spec, writer)
+        making / "own.json",
+        lambda: sharded_map(lambda share: _write(model, tokenizer, share, spec, writer), questions),
     )
     written = dict(zip(used, own, strict=True))
     criticised = {_key(row.prompt, row.completion) for row in critiques if row.critique}
@@ -261,9 +263,9 @@ def _demonstrations(
 def _write(
     model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], spec: CriticSpec, writer: Writer
 ) -> list[list[int]]:
-    """What the critic writes after each row, each rank doing its share."""
+    """What the critic writes after each row."""
     with merged_for_sampling(model):
-        return sharded_map(lambda share: writer(model, tokenizer, share, spec.max_critique) if share else [], rows)
+        return writer(model, tokenizer, rows, spec.max_critique) if rows else []
 
 
 def _kept(path: Path, make: Callable[[], list[list[int]]]) -> list[list[int]]:

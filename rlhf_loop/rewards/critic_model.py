@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy, linear
 from rlhf_loop.files.damage import loading
 from rlhf_loop.lora import Lora
 from rlhf_loop.models.distributed import whole_models
-from rlhf_loop.models.loading import load_policy
-from rlhf_loop.models.memory import device
+from rlhf_loop.models.loading import load_causal_lm, load_policy, load_tokenizer
 from rlhf_loop.models.quiet import quiet
+from rlhf_loop.models.shares import placed, without_numbers
 from rlhf_loop.recipe import Policy
 
 HEAD = "reward_head"
@@ -47,7 +47,7 @@ def new_critic(base: str, policy: Policy, lora: Lora) -> tuple[Any, Any]:
     """A trainable critic on `base`, a model reference, with a fresh adapter and head; and its tokenizer."""
     from peft import LoraConfig, get_peft_model
 
-    model, tokenizer = _with_head(base, policy)
+    model, tokenizer = load_policy(base, policy)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -57,20 +57,23 @@ def new_critic(base: str, policy: Policy, lora: Lora) -> tuple[Any, Any]:
         modules_to_save=[HEAD],
     )
     with quiet():
-        return get_peft_model(model, config), tokenizer
+        return get_peft_model(_with_head(model), config), tokenizer
 
 
 def load_critic(folder: Path, base: str, policy: Policy) -> tuple[Any, Any]:
-    """The critic whose adapter lies in `folder`, added to its base in float32 and rounded once (`load_policy`)."""
+    """The critic whose adapter lies in `folder`, added to its base in float32 and rounded once (`load_policy`); shared
+    out where Accelerate's config says so."""
     from peft import PeftModel
 
-    model, tokenizer = _with_head(base, policy.model_copy(update={"dtype": "float32"}))
+    tokenizer = load_tokenizer(base, policy)
     with quiet(reports=False), loading(folder, "a reward model"), whole_models():
-        model = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False).merge_and_unload()
+        model = _with_head(load_causal_lm(base, tokenizer, policy, torch.float32, only_read=True))
+        if not without_numbers():
+            model = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False).merge_and_unload()
     head = getattr(model, HEAD)
     model = model.to(getattr(torch, policy.precision))
     head.float()
-    return model.to(device()).eval(), tokenizer
+    return placed(model), tokenizer
 
 
 def put_adapter(model: Any, folder: Path) -> None:
@@ -121,7 +124,6 @@ def read(
     return seen[0], losses
 
 
-def _with_head(base: str, policy: Policy) -> tuple[Any, Any]:
-    model, tokenizer = load_policy(base, policy)
-    setattr(model, HEAD, RewardHead(model.get_output_embeddings().weight.shape[1]).to(device()))
-    return model, tokenizer
+def _with_head(model: Any) -> Any:
+    setattr(model, HEAD, RewardHead(model.get_output_embeddings().weight.shape[1]).to(model.device))
+    return model

@@ -18,8 +18,8 @@ from rlhf_loop.files.damage import loading
 from rlhf_loop.model_checks import classifier_outputs
 from rlhf_loop.models.distributed import whole_models
 from rlhf_loop.models.files import resolve_model
-from rlhf_loop.models.memory import device
 from rlhf_loop.models.quiet import quiet
+from rlhf_loop.models.shares import loading_options, placed
 from rlhf_loop.models.turns import give_pad_token, with_system_prompt
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Message
@@ -47,7 +47,11 @@ def load(folder: Path, spec: PretrainedSpec, *, id: str, policy: Policy) -> Pret
         weights = classifier_outputs(config.to_dict(), spec.model, spec.outputs)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=getattr(torch, policy.precision), trust_remote_code=trusted, output_loading_info=True
+            source,
+            dtype=getattr(torch, policy.precision),
+            trust_remote_code=trusted,
+            output_loading_info=True,
+            **loading_options(),
         )
     if missing := sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]):
         raise UserError(
@@ -64,7 +68,7 @@ def load(folder: Path, spec: PretrainedSpec, *, id: str, policy: Policy) -> Pret
     tokenizer.truncation_side = "left"  # what is cut off is the beginning
     set_padding_apart(model, tokenizer)
     _compute_end_in_float32(model)
-    model = model.to(device()).eval().requires_grad_(False)
+    model = placed(model.requires_grad_(False))
     return PretrainedReward(
         model, tokenizer, spec, weights, id=id, name=folder.name, system_prompt=policy.system_prompt
     )

@@ -17,14 +17,17 @@ from rlhf_loop.models.files import resolve_model
 from rlhf_loop.models.loading import load_tokenizer
 from rlhf_loop.models.memory import device
 from rlhf_loop.models.quiet import quiet
+from rlhf_loop.models.shares import loading_options, placed, without_numbers
 from rlhf_loop.recipe import Policy
 
 
-def load_classifier(base: str, policy: Policy, *, full: bool = False, adapter: Path | None = None) -> tuple[Any, Any]:
+def load_classifier(
+    base: str, policy: Policy, *, full: bool = False, adapter: Path | None = None, only_read: bool = False
+) -> tuple[Any, Any]:
     """A sequence classifier with one output, and its tokenizer; `base` is `policy` or a model reference.
 
     Weights have the policy's dtype, or float32 when all are to be trained (`full`). The output layer always computes
-    in float32: in bfloat16 rewards would have 8 bits, and close answers would tie.
+    in float32: in bfloat16 rewards would have 8 bits, and close answers would tie. `only_read`: as in `load_policy`.
     """
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
@@ -32,17 +35,23 @@ def load_classifier(base: str, policy: Policy, *, full: bool = False, adapter: P
     reference = policy.model if base == "policy" else base
     source = resolve_model(reference)
     tokenizer = load_tokenizer(reference, policy)
-    dtype = torch.float32 if full else getattr(torch, policy.precision)
+    options = _options(policy, torch.float32 if full else getattr(torch, policy.precision))
+    options |= loading_options() if only_read else {}
     with quiet(reports=False), loading(reference, "a reward model"), whole_models():
-        model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, **_options(policy, dtype))
+        model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, **options)
         model = with_attention(model, policy)
     set_padding_apart(model, tokenizer)
     if isinstance(getattr(model, "score", None), nn.Linear):
         model.score = Float32Linear(model.score)
     if adapter is not None:
         with quiet(reports=False), loading(adapter, "a reward model"):
-            model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
-    return model.to(device()), tokenizer
+            model = PeftModel.from_pretrained(
+                model,
+                str(adapter),
+                autocast_adapter_dtype=False,
+                low_cpu_mem_usage=only_read and without_numbers(),
+            )
+    return placed(model) if only_read else model.to(device()), tokenizer
 
 
 def set_padding_apart(model: Any, tokenizer: Any) -> None:
@@ -66,7 +75,8 @@ def load_trunk(base: str, policy: Policy, layers: list[float]) -> tuple[Any, Any
     tokenizer = load_tokenizer(reference, policy)
     source = resolve_model(reference)
     with quiet(reports=False), loading(reference, "a reward model"), whole_models():
-        model = AutoModel.from_pretrained(source, **_options(policy, getattr(torch, policy.precision)))
+        options = {**_options(policy, getattr(torch, policy.precision)), **loading_options()}
+        model = AutoModel.from_pretrained(source, **options)
         model = with_attention(model, policy)
     depth = int(model.config.get_text_config().num_hidden_layers)
     numbers = [max(1, round(share * depth)) for share in layers]
@@ -74,7 +84,7 @@ def load_trunk(base: str, policy: Policy, layers: list[float]) -> tuple[Any, Any
     if isinstance(stack, nn.ModuleList) and max(numbers) < depth:
         # One more than is read: what leaves the last one is normalised, unlike the hidden states below it.
         model.layers = stack[: max(numbers) + 1]
-    return model.to(device()).eval().requires_grad_(False), tokenizer, numbers
+    return placed(model.requires_grad_(False)), tokenizer, numbers
 
 
 def lora_config(lora: Lora) -> Any:

@@ -31,7 +31,7 @@ from rlhf_loop.models.loading import load_policy
 from rlhf_loop.progress import Progress, counting
 from rlhf_loop.recipe import EndpointJudge, Recipe, RewardModelJudge, parse
 from rlhf_loop.record_files import read_records, write_records
-from rlhf_loop.records import Completion, Prompt
+from rlhf_loop.records import Completion, Prompt, Score
 from rlhf_loop.reward_spec import FunctionSpec, PretrainedSpec, load_spec
 from rlhf_loop.rewards.kept_features import KeptFeatures
 from rlhf_loop.rewards.texts import of_completions
@@ -115,7 +115,7 @@ def _known(inputs: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _models(recipe: Recipe, arguments: StageArguments) -> Models:
-    policy, tokenizer = load_policy(arguments.values["policy"], recipe.policy)
+    policy, tokenizer = load_policy(arguments.values["policy"], recipe.policy, only_read=True)
     return Models(
         policy=policy,
         tokenizer=tokenizer,
@@ -128,7 +128,7 @@ def _models(recipe: Recipe, arguments: StageArguments) -> Models:
 def _reference(policy: object, arguments: StageArguments, recipe: Recipe) -> object:
     if arguments.values["policy"] == recipe.policy.model:
         return policy
-    return load_policy(recipe.policy.model, recipe.policy)[0]
+    return load_policy(recipe.policy.model, recipe.policy, only_read=True)[0]
 
 
 def _answers(folder: Path) -> list[Completion]:
@@ -185,7 +185,9 @@ def _reward_scorer(
 
     def score(prompts: Sequence[Prompt], answers: Sequence[Completion]) -> list[float | None]:
         def scores() -> list[dict[str, Any]]:
-            known = {score.completion_id: score.value for score in reward.score(held_out, answers)}
+            by_length = sorted(answers, key=lambda c: (len(c.text), c.id))  # so that ranks get equal work
+            scored: list[Score] = sharded_map(lambda share: reward.score(held_out, share), by_length)
+            known = {score.completion_id: score.value for score in scored}
             # each beside its id, so that a deletion finds it
             return [{"completion_id": answer.id, "score": known.get(answer.id)} for answer in answers]
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from samples.rewards import make_pairs
+from samples.rewards import critic_spec, critiques_of, make_pairs
 from torch.nn.functional import log_softmax, logsigmoid
 from transformers import TrainerCallback, TrainingArguments
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.generation import write_greedily
 from rlhf_loop.recipe import Lora, Policy
-from rlhf_loop.records import Completion, CritiquedCompletion, PreferencePair, Prompt
-from rlhf_loop.reward_spec import CriticSpec, parse_spec
+from rlhf_loop.records import Completion, Prompt
 from rlhf_loop.rewards import combine, critic, load_reward, train_reward_model
 from rlhf_loop.rewards.critic_controls import Given, controls, evaluate
 from rlhf_loop.rewards.critic_model import new_critic, put_adapter, read
@@ -31,32 +30,12 @@ POLICY = Policy(model="tiny-random:0", dtype="float32")
 QUESTION = [{"role": "user", "content": "Question?"}]
 
 
-def spec_of(**changes: object) -> CriticSpec:
-    trainer = {"learning_rate": 3e-3, "num_train_epochs": 1, "per_device_train_batch_size": 2, "save_steps": 2}
-    values = {"kind": "critic", "lora": {"r": 4, "alpha": 8}, "max_critique": 8, "sft": trainer, "trainer": trainer}
-    spec = parse_spec({**values, **changes})
-    assert isinstance(spec, CriticSpec)
-    return spec
-
-
-def critiques_of(pairs: Sequence[PreferencePair]) -> list[CritiquedCompletion]:
-    """A critique of the worse side of each pair."""
-    return [
-        CritiquedCompletion(
-            id=f"critique-{pair.id}", prompt_id=pair.prompt_id, group=pair.group, prompt=pair.prompt,
-            completion=pair.rejected, completion_id=pair.rejected_id, critique="too much noise", origin="human",
-            annotator="ann",
-        )
-        for pair in pairs
-    ]  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("critic") / "rm"
     pairs = make_pairs(4)
     metrics = train_reward_model(
-        spec_of(), pairs, folder, policy=POLICY, eval_pairs=make_pairs(2, seed=1), seed=0,
+        critic_spec(), pairs, folder, policy=POLICY, eval_pairs=make_pairs(2, seed=1), seed=0,
         critiques=critiques_of(pairs), writer=write_greedily,
     )  # fmt: skip
     return folder, metrics
@@ -143,7 +122,7 @@ def test_critiques_alone_move_the_language_model_and_not_the_head(tmp_path):
 def test_training_says_nothing_of_names_that_libraries_have_others_for(tmp_path):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        spec = spec_of(trainer={"learning_rate": 3e-3, "max_steps": 1, "gradient_checkpointing": True})
+        spec = critic_spec(trainer={"learning_rate": 3e-3, "max_steps": 1, "gradient_checkpointing": True})
         train_with(tmp_path, spec=spec)
     assert [one.message for one in said if issubclass(one.category, FutureWarning)] == []
 
@@ -154,7 +133,7 @@ def test_it_is_saved_and_loaded_with_the_same_scores(trained, loaded):
     assert evaluate(loaded, held_out)["accuracy"] == metrics["eval"]["accuracy"]
     texts, _ = texts_of_pairs(held_out)
     written = loaded.write(texts)
-    model, tokenizer = new_critic("tiny-random:0", POLICY, spec_of().lora)
+    model, tokenizer = new_critic("tiny-random:0", POLICY, critic_spec().lora)
     put_adapter(model, folder)  # the adapter beside its base, as it was in training
     rows = [loaded.asked.about(text) + ids for text, ids in zip(texts, written, strict=True)]
     beside = read_all(model.eval(), rows, tokenizer.pad_token_id)
@@ -206,7 +185,7 @@ def test_training_goes_on_where_it_was_killed_and_ends_with_the_same_weights(tmp
     def train(folder: Path, writer: Callable[..., Any] = write_greedily, *stop: TrainerCallback) -> None:
         folder.mkdir(exist_ok=True)
         critic.train(
-            spec_of(), pairs, folder, policy=POLICY, seed=0, critiques=critiques_of(pairs[:8]), writer=writer,
+            critic_spec(), pairs, folder, policy=POLICY, seed=0, critiques=critiques_of(pairs[:8]), writer=writer,
             extra_callbacks=stop,
         )  # fmt: skip
 
@@ -286,7 +265,7 @@ def test_critiques_of_held_out_groups_are_not_learned_from(tmp_path):
 def train_with(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     pairs = make_pairs(2)
     options = {"critiques": critiques_of(pairs), "writer": write_greedily, **changes}
-    spec = options.pop("spec", spec_of())
+    spec = options.pop("spec", critic_spec())
     return train_reward_model(spec, pairs, tmp_path / "rm", policy=POLICY, eval_pairs=[], seed=0, **options)
 
 
@@ -301,7 +280,8 @@ def test_critiques_of_over_long_answers_are_counted_and_cut_ones_too(tmp_path, c
     rows = critiques_of(make_pairs(2))
     long = replace(rows[0], id="long", completion=({"role": "assistant", "content": "noise " * 200},))
     wordy = replace(rows[1], id="wordy", critique="too much noise " * 20)
-    metrics = train_with(tmp_path, critiques=[*rows[:4], long, wordy], spec=spec_of(max_length=250, max_critique=40))
+    spec = critic_spec(max_length=250, max_critique=40)
+    metrics = train_with(tmp_path, critiques=[*rows[:4], long, wordy], spec=spec)
     assert metrics["critiques_dropped_too_long"] == 1
     assert metrics["critiques_cut_off"] == 1
     assert "1 of 6 critiques are of answers over 250 tokens and left out" in caplog.text
@@ -324,7 +304,7 @@ def test_without_a_writer_the_error_names_one(tmp_path, trained):
 )
 def test_wrong_settings_are_refused_by_name(changes, said):
     with pytest.raises(UserError) as refused:
-        spec_of(**changes)
+        critic_spec(**changes)
     assert said in str(refused.value)
 
 

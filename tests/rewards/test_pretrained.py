@@ -6,11 +6,10 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from samples.rewards import make_pairs
+from samples.rewards import encoder, make_pairs
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store.store import Store
@@ -56,21 +55,6 @@ def spec_folder(folder: Path, model: Path | str, **settings: object) -> Path:
     folder.mkdir(exist_ok=True)
     write_spec(parse_spec({"kind": "pretrained", "model": str(model), **settings}), folder)
     return folder
-
-
-def encoder(folder: Path, tokenizer: Any) -> Any:
-    """A tiny BERT with one output and random weights, which `folder` then holds."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **sizes)
-    model = BertForSequenceClassification(config).eval()
-    torch.nn.init.normal_(model.bert.embeddings.token_type_embeddings.weight)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model
 
 
 def own_outputs(model: Path, answer: str) -> list[float]:
