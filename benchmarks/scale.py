@@ -29,7 +29,7 @@ from scale_ranks import differences, speeds
 
 ROOT = Path(__file__).parents[1]
 SMALLER = [
-    "generation.prompts_per_round=32", "evaluation.max_prompts=32", "update.trainers.dpo.max_steps=12",
+    "generation.prompts_per_round=16", "evaluation.max_prompts=16", "update.trainers.dpo.max_steps=6",
 ]  # fmt: skip
 """The quickstart cut down, for `ranks`."""
 
