@@ -31,9 +31,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 from machine import describe
-from reward_ukp import MODEL, UPPER_HALF
+from reward_ukp import UPPER_HALF
 
 from rlhf_loop.generation import write_greedily
+from rlhf_loop.models.wheel_model import WHEEL_MODEL
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import CritiquedCompletion, PreferencePair
 from rlhf_loop.reward_spec import parse_spec
@@ -243,5 +244,5 @@ def _parse(description: str | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="JSON file for the result; the seeds that it has are not run again")
     parser.add_argument("--work", type=Path, help="keep models and finished arms here, and go on from them")
-    parser.add_argument("--model", default=MODEL, help="the base, any model reference")
+    parser.add_argument("--model", default=WHEEL_MODEL, help="the base, any model reference")
     return parser.parse_args()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -64,8 +65,6 @@ def write_preferences(path: Path, rows: int, per_prompt: int = 1) -> None:
 
 def measure(file: Path, redact: str, folder: Path) -> dict[str, Any]:
     """Rows a second and peak memory of one import, in a process of its own."""
-    import subprocess
-
     store = folder / "measured.db"
     for suffix in ("", "-wal", "-shm"):
         Path(f"{store}{suffix}").unlink(missing_ok=True)

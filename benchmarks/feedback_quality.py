@@ -27,6 +27,7 @@ from typing import Any
 
 import machine
 
+ROOT = Path(__file__).parent.parent
 RECORDS = 1_000_000
 ANNOTATORS = 200
 
@@ -71,7 +72,7 @@ def speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     commands = {
         "check": [sys.executable, "-m", "rlhf_loop", "feedback", "check", str(store), "--no-near-duplicates"],
         "near_duplicates": [sys.executable, "-m", "rlhf_loop", "feedback", "check", str(store)],
-        "snapshot": [sys.executable, "-c", SNAPSHOT, str(store), str(folder / "snapshot")],
+        "snapshot": [sys.executable, "-c", SNAPSHOT, str(store), str(folder / "snapshot"), str(ROOT)],
     }
     wanted = [name for name in commands if ("snapshot" if name == "snapshot" else "check") in arguments.parts]
     measured = {}
@@ -100,10 +101,11 @@ from pathlib import Path
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.steps.snapshot import snapshot
-folder = Path(sys.argv[2])
+store, folder, root = map(Path, sys.argv[1:])
 folder.mkdir(exist_ok=True)
-recipe = Recipe.load(Path("recipes/own_pairs.yaml"), ["feedback.imports.0.path=README.md"])
-with Store.open(sys.argv[1], create=False) as store:
+held_out = f"prompts.test=[{root / 'recipes' / 'data' / 'quickstart_test.jsonl'}]"
+recipe = Recipe.load(root / "recipes" / "own_pairs.yaml", [f"feedback.imports.0.path={root / 'README.md'}", held_out])
+with Store.open(store, create=False) as store:
     snapshot(store, recipe, 1, folder, "base")
 """
 

@@ -29,13 +29,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from reward_ukp import MODEL, SPECS, read_pairs, topic
+from reward_ukp import SPECS, read_pairs, topic
 from torch.nn.functional import logsigmoid
 
 from rlhf_loop.feedback.quality.coefficients import bootstrap, krippendorff_alpha, verdict_counts
 from rlhf_loop.feedback.quality.consensus import consensus
 from rlhf_loop.feedback.quality.dawid_skene import reliability
 from rlhf_loop.feedback.quality.votes import FIRST, SECOND, Votes, votes_of
+from rlhf_loop.models.wheel_model import WHEEL_MODEL
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Annotator, Preference
 from rlhf_loop.reward_spec import parse_spec
@@ -122,7 +123,7 @@ def cached_features(votes: Votes, texts: dict[str, str], path: Path) -> torch.Te
             rows.append(make_text([{"role": "user", "content": prompt}], texts[id]))
         order = sorted(range(len(rows)), key=lambda number: len(rows[number].completion))
         started = time.perf_counter()
-        made = Features(parse_spec(SPECS["frozen_head"]), Policy(model=MODEL))([rows[number] for number in order])
+        made = Features(parse_spec(SPECS["frozen_head"]), Policy(model=WHEEL_MODEL))([rows[number] for number in order])
         found = np.empty(made.shape, dtype=np.float32)
         found[order] = made.numpy()
         np.save(path, found)

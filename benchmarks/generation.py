@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe
 
 from rlhf_loop.generation import generate
 from rlhf_loop.machine import GROUPED
@@ -102,8 +101,7 @@ def main() -> None:
     ratios = {name: round(result[name] / result[names[0]], 2) for name in names}
     print("median tokens/s:", ", ".join(f"{name} {result[name]} ({ratios[name]}x)" for name in names))
     if arguments.out:
-        machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        machine |= {"dtype": settings.precision, "cores": os.cpu_count(), "torch": torch.__version__}
+        machine = describe() | {"threads": torch.get_num_threads(), "dtype": settings.precision}
         report = {"arguments": vars(arguments) | {"out": None}, "machine": machine, "rates": rates, "median": result}
         report["ratio"] = ratios
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,8 @@ Written are `pairs.jsonl`, which `feedback import` reads as it is, and the promp
 asked is to finish a sentence of a review from its first two words. Where at least `ALIKE[0]` sentences begin alike, two
 of them (of `ALIKE[1]` at most) are a pair if their mean ratings differ by at least `CLEAR` standard errors of that
 difference; its votes are those of each rater of the one against each of the other. A sentence is in at most
-`PAIRS_OF_A_SENTENCE` pairs. The held-out
-prompts are openings of a single sentence, which is in no pair; its text is not written anywhere.
+`PAIRS_OF_A_SENTENCE` pairs. The held-out prompts are openings of a single sentence, which is in no pair; its text is
+not written anywhere.
 
 Printed is also how far the judge of these recipes, the VADER lexicon, and people agree: on which sentence of a pair is
 better, and on all sentences. The lexicon's words were rated by people as well, one by one; no sentence is an entry.

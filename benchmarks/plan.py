@@ -27,6 +27,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from machine import describe, memory
+
 from rlhf_loop.models.files import resolve_model
 from rlhf_loop.plan.case import Case, Memory
 from rlhf_loop.plan.hardware import this_cpu
@@ -91,8 +93,6 @@ def main() -> None:
             rows.append(compared(name, work, arguments.dtype))
             print(json.dumps(rows[-1]), flush=True)
     if arguments.out:
-        from machine import describe
-
         before = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
         kept = {row["row"]: row for row in [*before, *rows]}
         in_order = [kept[name] for name in ROWS if name in kept]
@@ -326,12 +326,6 @@ def make_model(folder: Path) -> None:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def memory(name: str) -> int:
-    """Bytes of this process, by a name in /proc/self/status: VmRSS now, VmHWM at the peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

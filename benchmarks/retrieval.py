@@ -33,7 +33,7 @@ from rlhf_loop.rewards.trunk import load_trunk
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--width", type=int, default=576)
     parser.add_argument("--k", type=int, default=5)

@@ -33,7 +33,7 @@ PROMPTS = Path(__file__).parent.parent / "recipes" / "data" / "quickstart_dev.js
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=WHEEL_MODEL)
     parser.add_argument("--prompts", type=Path, default=PROMPTS)
     parser.add_argument("--most", type=int, default=48)

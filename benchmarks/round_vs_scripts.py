@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ PARTS = ("reward", "score", "dpo", "evaluate", "generate", "rescore")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -108,8 +109,6 @@ def command(recipe: Path, run: Path, rounds: int) -> list[str]:
 
 def one_round(recipe: Path, base_run: Path, run: Path) -> dict[str, float]:
     """Round 1 of the loop in a copy of the run whose round 0 is done."""
-    import shutil
-
     shutil.copytree(base_run, run)
     shutil.rmtree(run / "round_001")
     seconds, memory = run_measured(command(recipe, run, rounds=1))

@@ -32,7 +32,7 @@ WORDS = (Path(__file__).parent.parent / "recipes" / "data" / "plain_text.jsonl")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=WHEEL_MODEL)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--texts", type=int, default=256)

@@ -27,7 +27,7 @@ TESTS = "tests/loop/test_slurm_steered.py"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()

@@ -39,7 +39,7 @@ SAMPLES_PER_PROMPT = 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--prepare", action="store_true", help="make the round that all updates learn from")
     parser.add_argument("--algorithm", choices=NAMES)

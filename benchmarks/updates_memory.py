@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 import torch
+from machine import memory
 from updates_upstream import Meter, Task, make_model, our_trainer
 
 TASK = Task(
@@ -32,7 +33,7 @@ MERGED = {"separate": 0, "head": 0, "adapter": 1}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="of the model")
     parser.add_argument("--make", action="store_true", help="make the model")
     parser.add_argument("--placement", choices=WEIGHTS)
@@ -76,12 +77,6 @@ def main() -> None:
             }
         )
     )
-
-
-def memory(name: str) -> int:
-    """Bytes of this process, by a name in /proc/self/status: VmRSS now, VmHWM at the peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ whose logits cost the most, as they do in models of this size. The others are fo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="of the model")
     parser.add_argument("--make", action="store_true", help="make the model")

@@ -28,9 +28,9 @@ from machine import describe
 from rlhf_loop.engines import Vllm
 from rlhf_loop.generation import generate
 from rlhf_loop.generation.vllm_engine import Writer
-from rlhf_loop.models.files import WHEEL_MODEL
 from rlhf_loop.models.loading import load_policy, save_policy
 from rlhf_loop.models.memory import tune_cpu_memory
+from rlhf_loop.models.wheel_model import WHEEL_MODEL
 from rlhf_loop.recipe import Generation, Policy
 from rlhf_loop.records import Message, Prompt
 
