@@ -103,8 +103,7 @@ from rlhf_loop.recipe import Recipe
 from rlhf_loop.steps.snapshot import snapshot
 store, folder, root = map(Path, sys.argv[1:])
 folder.mkdir(exist_ok=True)
-held_out = f"prompts.test=[{root / 'recipes' / 'data' / 'quickstart_test.jsonl'}]"
-recipe = Recipe.load(root / "recipes" / "own_pairs.yaml", [f"feedback.imports.0.path={root / 'README.md'}", held_out])
+recipe = Recipe.load(root / "recipes" / "own_pairs.yaml", [f"feedback.imports.0.path={root / 'README.md'}"])
 with Store.open(store, create=False) as store:
     snapshot(store, recipe, 1, folder, "base")
 """
@@ -152,9 +151,10 @@ def simulated(records: int, shape: str) -> Iterator[tuple[str, tuple[Any, ...]]]
             return
         prompt = f"{number:07d}{draw.getrandbits(68):017x}"
         text = words(12)
-        body = {"id": prompt, "messages": [{"role": "user", "content": text}], "group": prompt, "split": "train"}
+        split = "train" if number % 100 else "test"  # a round has something to be measured on
+        body = {"id": prompt, "messages": [{"role": "user", "content": text}], "group": prompt, "split": split}
         body |= {"reference": None, "tags": [], "source": f"data.jsonl:{number}"}
-        yield "prompts", (prompt, "train", prompt, text, json.dumps(body))
+        yield "prompts", (prompt, split, prompt, text, json.dumps(body))
         answers = []
         for sample in range(4 if shape == "votes" else 2):
             id = f"{draw.getrandbits(96):024x}"
