@@ -22,6 +22,7 @@ from rlhf_loop.recipe.rules_of_critiques import (
     revisions_are_written,
 )
 from rlhf_loop.recipe.rules_of_endpoints import a_writer_is_named, an_endpoint_is_not_trained, endpoints_are_known
+from rlhf_loop.recipe.rules_of_memory import padding_free_is_padding_free
 from rlhf_loop.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -305,6 +306,7 @@ RULES: tuple[Callable[[Recipe], str | None], ...] = (
     the_strategy_has_what_it_reads,
     exo_pair_is_smoothed,
     kto_has_batches,
+    padding_free_is_padding_free,
     the_reference_is_one,
     pairs_have_a_source,
     labels_have_a_source,

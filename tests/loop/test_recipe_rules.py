@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 
 from rlhf_loop.errors import UserError
-from rlhf_loop.recipe import parse, rules
+from rlhf_loop.recipe import parse, rules, rules_of_memory
+from rlhf_loop.recipe.rules_of_memory import liger_has_a_gpu
 
 SOUND: dict[str, Any] = {
     "name": "sound",
@@ -62,6 +64,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         },
         "2 or more",
     ),
+    "padding_free_is_padding_free": (
+        {"update": {"trainer": {"padding_free": True}}},
+        "update.trainer.padding_free: TRL's DPO has switched it off and pads all the same; leave it out",
+    ),
     "the_reference_is_one": (
         {"update": {"reference": "previous", "trainer": {"sync_ref_model": True}}},
         "keep one",
@@ -88,6 +94,27 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "accelerate_is_started_once": ({"accelerate_config": "x.yaml", "launch": "inline"}, "launch: child"),
     "a_profile_is_for_jobs": ({"cluster_profile": "x.yaml"}, "set `launch: slurm`"),
 }
+
+
+def test_padding_free_does_not_cut() -> None:
+    update = {"algorithm": "sft", "trainer": {"padding_free": True}}
+    for more in ({}, {"max_length": 512}):
+        with pytest.raises(UserError, match=r"set `max_length: null`, or `packing: true`"):
+            parse({**SOUND, "update": {**update, "trainers": {"sft": more}}})
+    for more in ({"max_length": None}, {"packing": True}):
+        parse({**SOUND, "update": {**update, "trainers": {"sft": more}}})
+    with pytest.raises(UserError, match=r"warm_start.trainer.padding_free"):
+        parse({**SOUND, "warm_start": {"trainer": {"padding_free": True}}})
+
+
+def test_liger_needs_a_gpu_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = parse({**SOUND, "update": {"trainer": {"use_liger_kernel": True}}})
+    assert "update.trainer.use_liger_kernel: Liger's kernels run on GPUs" in (liger_has_a_gpu(recipe) or "")
+    monkeypatch.setattr(rules_of_memory, "visible_accelerators", lambda: 1)
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
+    assert "`pip install liger-kernel`" in (liger_has_a_gpu(recipe) or "")
+    assert liger_has_a_gpu(recipe.model_copy(update={"launch": "slurm"})) is None
+    assert liger_has_a_gpu(parse(SOUND)) is None
 
 
 def test_fresh_answers_need_a_reward_model() -> None:

@@ -1,0 +1,69 @@
+"""Rules of settings that save memory in a training: where each can work."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rlhf_loop.algorithms import TRAINER_CONFIGS
+from rlhf_loop.cluster import PLATFORMS
+from rlhf_loop.machine import visible_accelerators
+
+if TYPE_CHECKING:
+    from rlhf_loop.recipe import Recipe
+
+
+def padding_free_is_padding_free(recipe: Recipe) -> str | None:
+    """TRL's DPO takes the name and pads all the same, and its SFT cuts nothing at `max_length` then."""
+    for where, algorithm, trainer in _trainings(recipe):
+        if not trainer.get("padding_free"):
+            continue
+        config = TRAINER_CONFIGS[algorithm].partition(":")[2]
+        if config == "DPOConfig":
+            return (
+                f"{where}.padding_free: TRL's DPO has switched it off and pads all the same; leave it out. What can be "
+                "saved there is: a pair's prompt is read once for both answers"
+            )
+        if not trainer.get("packing") and trainer.get("max_length", _CUTS) is not None:
+            return (
+                f"{where}.padding_free: TRL cuts nothing at `max_length` then; set `max_length: null`, or "
+                "`packing: true`, which is without padding too and cuts"
+            )
+    return None
+
+
+def liger_has_a_gpu(recipe: Recipe) -> str | None:
+    """Its kernels are Triton's, which are compiled for GPUs alone. Not one of `RULES`: of a run to be begun here, and
+    of none that is looked at, or sent to a cluster."""
+    if recipe.launch in PLATFORMS:
+        return None
+    blocks = [(where, trainer) for where, _, trainer in _trainings(recipe)]
+    if recipe.reward is not None:
+        blocks.append(("reward.trainer", recipe.reward.trainer))
+    for where, trainer in blocks:
+        if not trainer.get("use_liger_kernel"):
+            continue
+        if not visible_accelerators():
+            return (
+                f"{where}.use_liger_kernel: Liger's kernels run on GPUs, and this machine shows none; leave it out "
+                "here: on a CPU the loop has an attention and a head of its own"
+            )
+        if importlib.util.find_spec("liger_kernel") is None:
+            return f"{where}.use_liger_kernel: Liger is not installed: `pip install liger-kernel`, or leave it out"
+    return None
+
+
+_CUTS = object()
+"""Stands for TRL's own `max_length`, which is a number."""
+
+
+def _trainings(recipe: Recipe) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Where the settings stand, the algorithm and the settings of each training of the policy."""
+    update = recipe.update
+    found: list[tuple[str, str, Mapping[str, Any]]] = []
+    if update.algorithm in TRAINER_CONFIGS:
+        found.append(("update.trainer", update.algorithm, update.trainer_settings()))
+    if recipe.warm_start is not None:
+        found.append(("warm_start.trainer", "sft", recipe.warm_start.trainer))
+    return found
