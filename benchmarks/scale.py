@@ -43,6 +43,7 @@ def main() -> None:
     of_ranks.add_argument("changes", nargs="*", default=SMALLER, help="key.sub=value of the recipe")
     of_overhead = parts.add_parser("overhead", help="what a round costs beside its computing")
     of_overhead.add_argument("--launches", nargs="+", default=["inline", "child"], help="inline, child, child@COMMIT")
+    of_overhead.add_argument("--rounds", type=int, default=1, help="update rounds; round 0 is made too")
     of_overhead.add_argument("--repeats", type=int, default=1)
     of_gpu = parts.add_parser("gpu", help="trainings of models of real sizes")
     of_gpu.add_argument("--shapes", nargs="+", choices=TASKS, default=["0.5B", "1.5B", "7B"])
@@ -63,7 +64,7 @@ def main() -> None:
         elif arguments.part == "gpu":
             result = gpu(arguments.shapes, arguments.trainings, arguments.repeats, folder, arguments.vllm)
         else:
-            result = overhead(arguments.recipe, arguments.launches, arguments.repeats, folder)
+            result = overhead(arguments.recipe, arguments.launches, arguments.rounds, arguments.repeats, folder)
     asked = [word for word in sys.argv[1:] if word not in ("--out", str(arguments.out))]
     result = {"machine": describe(), "commit": commit(), "command": " ".join(["scale.py", *asked]), **result}
     print(json.dumps(result, indent=1))

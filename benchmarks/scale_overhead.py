@@ -33,8 +33,8 @@ FILE = "SCALE_OVERHEAD_FILE"
 COMPUTES = {
     "training": ["transformers.trainer:Trainer.train", "rlhf_loop.rewards.head:train"],
     "sampling": ["rlhf_loop.generation.transformers_engine:sample"],
-    "scoring": ["rlhf_loop.rewards.base:Reward.score"],
-    "evaluating": ["rlhf_loop.evaluation:evaluate"],
+    "scoring": ["rlhf_loop.rewards.base:Reward.checked_values"],
+    "evaluating": ["rlhf_loop.evaluation:evaluate", "rlhf_loop.rewards:evaluate_reward"],
 }
 LOADS = {
     "loading": [
@@ -47,19 +47,19 @@ LOADS = {
 }
 
 
-def overhead(recipe: Path, launches: Sequence[str], repeats: int, folder: Path) -> dict[str, Any]:
-    """Round 0 and one update round of a recipe, with each way of starting stages in turn; `child@COMMIT`: with the
+def overhead(recipe: Path, launches: Sequence[str], rounds: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """Round 0 and so many update rounds of a recipe, with each way of starting stages in turn; `child@COMMIT`: with the
     package as it was then."""
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for repeat in range(repeats):
         for name in launches:
             launch, _, commit = name.partition("@")
             with code_of(commit, folder / "code") as code:
-                rows[name].append(run(recipe, launch, code, folder / f"{name}-{repeat}"))
+                rows[name].append(run(recipe, launch, rounds, code, folder / f"{name}-{repeat}"))
             print(f"{name}: {json.dumps(rows[name][-1])}", flush=True)
     return {
         "recipe": recipe.name,
-        "overhead": {name: {of: middle(found, of) for of in ("run", "round 1")} for name, found in rows.items()},
+        "overhead": {name: {of: middle(found, of) for of in found[0]} for name, found in rows.items()},
         "runs": rows,
     }
 
@@ -84,12 +84,12 @@ def middle(rows: Sequence[dict[str, Any]], of: str) -> dict[str, Any]:
     return {kind: {"median": statistics.median(found), "each": found} for kind, found in shares.items()}
 
 
-def run(recipe: Path, launch: str, code: Path, folder: Path) -> dict[str, Any]:
-    """`rlhf-loop run RECIPE --rounds 1 launch=LAUNCH` with the package of `code`, measured."""
+def run(recipe: Path, launch: str, rounds: int, code: Path, folder: Path) -> dict[str, Any]:
+    """`rlhf-loop run RECIPE --rounds ROUNDS launch=LAUNCH` with the package of `code`: all of it, and each round."""
     folder.mkdir(parents=True)
     told = folder / "told.jsonl"
     command = [sys.executable, __file__, "steer", "run", str(recipe), "--run-dir", str(folder / "run")]
-    command += ["--rounds", "1", f"launch={launch}"]
+    command += ["--rounds", str(rounds), f"launch={launch}"]
     environment = {**os.environ, FILE: str(told), "PYTHONPATH": str(code)}
     started = time.perf_counter()
     process = os.posix_spawn(sys.executable, command, environment)
@@ -98,12 +98,13 @@ def run(recipe: Path, launch: str, code: Path, folder: Path) -> dict[str, Any]:
     if status:
         raise SystemExit(f"ended with status {status}: {' '.join(command)}")
     lines = [json.loads(line) for line in told.read_text().splitlines()]
-    [round] = [line for line in lines if line.get("made") == 1]
-    whole = {"clock": seconds, "cpu": usage.ru_utime + usage.ru_stime}
-    return {
-        "run": shares(whole, [line for line in lines if "step" in line]),
-        "round 1": shares(round, [line for line in lines if "step" in line and line["round"] == 1]),
-    }
+    stages = [line for line in lines if "step" in line]
+    found = {"run": shares({"clock": seconds, "cpu": usage.ru_utime + usage.ru_stime}, stages)}
+    for line in lines:
+        if line.get("made"):  # round 0 is another
+            n = line["made"]
+            found[f"round {n}"] = shares(line, [stage for stage in stages if stage["round"] == n])
+    return found
 
 
 def shares(whole: dict[str, float], stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
