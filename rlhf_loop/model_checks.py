@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,9 +118,23 @@ def classifier_outputs(config: dict[str, Any], model: str, wanted: Mapping[str, 
     return {numbers[name]: weight for name, weight in wanted.items()}
 
 
-def check_classifier(model: str, wanted: Mapping[str, float] | None) -> None:
-    """`classifier_outputs` of a model that is on this machine; one that is not is checked when it is loaded. Raises
-    `UserError` for a path where nothing is."""
+def positions(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a classifier reads at most, by its config; None where that sets no limit, as of DeBERTa."""
+    most = config.get("max_position_embeddings")
+    if not isinstance(most, int) or most <= 0 or config.get("position_biased_input") is False:
+        return None
+    if config.get("model_type") in _COUNT_FROM_PADDING:
+        return most - 1 - int(config.get("pad_token_id") or 0)
+    return most
+
+
+_COUNT_FROM_PADDING = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer")
+"""Types of models whose positions begin behind that of the padding."""
+
+
+def check_classifier(model: str, wanted: Mapping[str, float] | None, max_length: int) -> None:
+    """`classifier_outputs` of a model that is on this machine; one that is not is checked when it is loaded. Warns of
+    one that reads fewer than `max_length` tokens. Raises `UserError` for a path where nothing is."""
     folder = Path(model).expanduser()
     if folder.is_absolute() and not folder.exists():
         raise UserError(
@@ -129,6 +144,12 @@ def check_classifier(model: str, wanted: Mapping[str, float] | None) -> None:
     config = _config(folder, model)
     if config is not None:
         classifier_outputs(config, model, wanted)
+        if (most := positions(config)) is not None and most < max_length:
+            warnings.warn(
+                f"{model} reads {most} tokens at most, fewer than its `max_length` of {max_length}: longer texts are "
+                "cut off there",
+                stacklevel=2,
+            )
 
 
 def check_targets(targets: str | list[str]) -> None:

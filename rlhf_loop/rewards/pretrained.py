@@ -15,7 +15,7 @@ from torch import nn
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.files.damage import loading
-from rlhf_loop.model_checks import classifier_outputs
+from rlhf_loop.model_checks import classifier_outputs, positions
 from rlhf_loop.models.distributed import whole_models
 from rlhf_loop.models.files import resolve_model
 from rlhf_loop.models.quiet import quiet
@@ -34,7 +34,8 @@ SCORING_TOKENS_ACCELERATOR = 65536
 
 
 def load(folder: Path, spec: PretrainedSpec, *, id: str, policy: Policy) -> PretrainedReward:
-    """The model that `spec` names, in the policy's dtype; its last layer computes in float32.
+    """The model that `spec` names, in the policy's dtype; its last layer computes in float32. It reads no more tokens
+    than it has positions for.
 
     Raises `UserError` where it is no classifier, where a part of it is not in its files and would be random, where its
     outputs are not those that `spec` weighs, and where it is not known how it reads a conversation.
@@ -64,6 +65,8 @@ def load(folder: Path, spec: PretrainedSpec, *, id: str, policy: Policy) -> Pret
             "conversation. Set `format: pair` where it was trained on pairs of a prompt and an answer, else put the "
             "chat_template.jinja that it was trained with beside its tokenizer.json"
         )
+    most = min(spec.max_length, positions(config.to_dict()) or spec.max_length)
+    spec = spec.model_copy(update={"max_length": most})
     give_pad_token(tokenizer)
     tokenizer.truncation_side = "left"  # what is cut off is the beginning
     set_padding_apart(model, tokenizer)

@@ -183,4 +183,4 @@ def _check_rewards(
         if isinstance(spec, FunctionSpec):
             check_columns(folder, spec, prompts)
         if isinstance(spec, PretrainedSpec):
-            check_classifier(spec.model, spec.outputs)
+            check_classifier(spec.model, spec.outputs, spec.max_length)

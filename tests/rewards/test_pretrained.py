@@ -15,6 +15,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.loop import Loop
+from rlhf_loop.model_checks import positions
 from rlhf_loop.recipe import Policy, Recipe
 from rlhf_loop.record_files import read_records
 from rlhf_loop.records import Completion, Prompt, Score
@@ -122,6 +123,39 @@ def test_over_long_texts_keep_their_end_and_are_counted(tmp_path, classifier, ca
     first, second = reward([QUESTION] * 2, [long, longer])
     assert first == pytest.approx(second, abs=1e-5)
     assert "2 of 2 texts are longer than 12 tokens" in caplog.text
+
+
+def test_an_encoder_reads_no_more_tokens_than_it_has_positions_for_and_that_is_said(tmp_path, tiny_policy):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+    model = encoder(tmp_path / "bert", tokenizer)  # of 512 positions
+    folder = spec_folder(tmp_path / "rm", tmp_path / "bert", format="pair", max_length=2048)
+    with (
+        Store.open("sqlite://") as store,
+        pytest.warns(UserWarning, match=r"bert reads 512 tokens at most, .* of 2048"),
+    ):
+        check_rewards(store, Recipe.load(SMOKE, [f"reward.model={folder}"]))
+    reward = load_reward(folder, id="rm", policy=POLICY)
+    question, answer = [{"role": "user", "content": "water " * 600}], ANSWERS[0]
+    tokenizer.truncation_side = "left"
+    cut = tokenizer("water " * 600, answer, truncation="only_first", max_length=512, return_tensors="pt")
+    assert cut["input_ids"].shape == (1, 512)
+    with torch.no_grad():
+        assert reward([question], [answer]) == [pytest.approx(model(**cut).logits.item(), abs=1e-5)]
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "deberta-v2", "max_position_embeddings": 512, "position_biased_input": False}, None),
+        ({"model_type": "xlnet"}, None),
+    ],
+)
+def test_positions_are_those_that_a_text_may_take(config, most):
+    assert positions(config) == most
 
 
 def test_an_over_long_pair_keeps_the_tokens_around_its_texts_and_the_answer(tmp_path, tiny_policy):
