@@ -37,6 +37,10 @@ class Vllm(Settings):
     enforce_eager: bool = False  # compiles nothing: starts sooner and samples slower; on a CPU always
 
 
+WHOLE = 0.8
+"""Share of a device's memory up to which `engine: transformers` has a policy's weights whole on each device, where
+Accelerate's config shares weights out."""
+
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM makes room for; an adapter gets the first that is no less than its own."""
 

@@ -6,6 +6,7 @@ sampled in, on the other prompts, or on the number of processes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,9 +15,11 @@ from pkgutil import resolve_name
 from typing import Any
 
 from rlhf_loop import recipe
-from rlhf_loop.engines import ENGINES
+from rlhf_loop.engines import ENGINES, WHOLE
 from rlhf_loop.progress import Count
 from rlhf_loop.records import Completion, Message, Prompt, stable_id
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +134,10 @@ def loaded(
     """A policy, a model reference or a folder, as `settings.engine` takes it.
 
     For sampling an adapter is added to its base in float32 and rounded once, which samples twice as fast and is no
-    further from the float32 policy than the adapter in bf16 beside a bf16 base. vLLM keeps it apart."""
+    further from the float32 policy than the adapter in bf16 beside a bf16 base. vLLM keeps it apart.
+
+    Where Accelerate's config shares out weights and a device has no room for them whole (`WHOLE`), each rank has a
+    share of them, and all write in step."""
     if settings.engine == "vllm":
         from rlhf_loop.generation.vllm_engine import Writer
 
@@ -143,7 +149,30 @@ def loaded(
     else:
         from rlhf_loop.models.loading import load_policy
 
-        yield load_policy(policy, policy_settings, merged=True)
+        yield load_policy(policy, policy_settings, merged=True, only_read=_is_too_large(policy, policy_settings))
+
+
+def _is_too_large(policy: str | Path, settings: recipe.Policy) -> bool:
+    """Whether the ranks must hold a policy together, and may; a warning says what that takes."""
+    from rlhf_loop.models.checks import weights_of
+    from rlhf_loop.models.distributed import said_by_main
+    from rlhf_loop.models.memory import device_memory
+    from rlhf_loop.models.shares import shared_out
+
+    def too_large() -> bool:
+        memory, weights = device_memory(), weights_of(policy, settings)
+        if memory is None or weights <= WHOLE * memory:
+            return False
+        logger.warning(
+            "the policy has %.1f GiB of weights and a device %.1f GiB of memory: the processes share it out and gather "
+            "it for every token that they write, which is slow. `generation.engine: vllm` is made for it, with "
+            "`generation.vllm.tensor_parallel_size` as many GPUs as one copy takes",
+            weights / 2**30,
+            memory / 2**30,
+        )
+        return True
+
+    return shared_out() and said_by_main(too_large)
 
 
 def write_greedily(

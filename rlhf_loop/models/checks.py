@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.files.damage import loading
 from rlhf_loop.model_checks import check_config, check_files, on_output_layer, on_tied_embeddings
 from rlhf_loop.models.files import resolve_model
-from rlhf_loop.models.loading import adapter_folder
+from rlhf_loop.models.loading import adapter_folder, base_of
 from rlhf_loop.models.quiet import quiet
 from rlhf_loop.recipe import Policy
 
@@ -43,6 +44,20 @@ def check_model(policy: Policy, lora: Any) -> None:
             f"update.lora.target_modules: {error}. `all-linear` takes all of {', '.join(linear)} but the output layer"
         ) from error
     check_adapted(adapted, policy.model)
+
+
+def weights_of(reference: str | Path, settings: Policy) -> int:
+    """Bytes of a policy's weights as it writes, an adapter being added to its base; counted without loading them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = adapter_folder(reference)
+    source = resolve_model(base_of(folder) if folder else str(reference))
+    trusted = settings.trust_remote_code
+    with quiet(), loading(source), torch.device("meta"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+    numbers: int = sum(parameter.numel() for parameter in model.parameters())
+    return numbers * int(getattr(torch, settings.precision).itemsize)
 
 
 def _takes_lora(module: torch.nn.Module) -> bool:

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from rlhf_loop.machine import cpu_quota
+from rlhf_loop.machine import cpu_quota, memory_limit
 
 
 def device() -> torch.device:
@@ -19,6 +19,15 @@ def device() -> torch.device:
     if torch.accelerator.is_available():
         return torch.device(PartialState().device)
     return torch.device("cpu")
+
+
+def device_memory() -> int | None:
+    """Bytes of this process's accelerator; on a CPU its part of the machine's (or container's) memory; None where
+    nobody can tell."""
+    if torch.accelerator.is_available():
+        return int(torch.accelerator.get_memory_info(device())[1])
+    limit = memory_limit()
+    return None if limit is None else limit // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def tune_cpu_memory() -> bool:

@@ -22,6 +22,7 @@ from rlhf_loop.plan.sharing import CPU, SHARINGS, Sharing, held_for_sure
 from rlhf_loop.plan.trainer import trainer_of
 from rlhf_loop.plan.update import COMPARES, critic_of
 from rlhf_loop.recipe import Recipe
+from rlhf_loop.recipe.launching import StageName
 from rlhf_loop.settings import read_yaml
 
 UNCHECKED = "--no-check-memory"
@@ -59,9 +60,11 @@ def least(recipe: Recipe, parameters: int, head: int, updates: bool = True) -> d
     update, element = recipe.update, BYTES[recipe.policy.precision]
     trains = updates and update.algorithm != "none"
     found: dict[str, dict[str, int]] = {}
-    if recipe.generation.engine == "transformers":
+    sharing, shares = sharing_of(recipe, "generate")
+    if recipe.generation.engine == "transformers" and sharing is not None:
         merged = trains and update.lora is not None and _on_cpu()  # in float32, in main memory
-        found["writing candidates"] = {"weights": (FLOAT32 if merged else element) * parameters}
+        weights = (FLOAT32 if merged else element) * parameters
+        found["writing candidates"] = {"weights": weights // (shares if sharing.weights else 1)}
     sharing, shares = sharing_of(recipe)
     if not trains or sharing is None:
         return found
@@ -85,12 +88,12 @@ def least(recipe: Recipe, parameters: int, head: int, updates: bool = True) -> d
     return found
 
 
-def sharing_of(recipe: Recipe) -> tuple[Sharing | None, int]:
-    """How the trainings of a run are shared out, and among how many; None where that is not known here."""
+def sharing_of(recipe: Recipe, stage: StageName = "update") -> tuple[Sharing | None, int]:
+    """How the models of a stage are shared out, and among how many; None where that is not known here."""
     known = {sharing.name: sharing for sharing in SHARINGS}
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") or os.environ.get("ACCELERATE_USE_FSDP"):
         return None, 1  # launched by Accelerate: its config is not here any more
-    own = recipe.stages.get("update")
+    own = recipe.stages.get(stage)
     path = own.accelerate_config if own and own.accelerate_config else recipe.accelerate_config
     if path is None or recipe.launch in ("inline", "ranks"):
         return (CPU if _on_cpu() else known["single"]), 1

@@ -70,16 +70,19 @@ def halves(out: Path, ranks: int = 2, of: int = 2) -> None:
 def test_stages_on_two_ranks_that_share_their_models_make_what_one_process_makes(
     tmp_path: Path, model_cache: Path
 ) -> None:
-    """The reward model, the policy with its adapter and the base below it."""
+    """The reward model, the policy with its adapter and the base below it, and at last the policy that writes."""
     text = tmp_path / "plain.jsonl"
     text.write_text('{"text": "Rain falls when the drops in a cloud grow too heavy for the air to hold."}\n' * 3)
     changes = [f"reward.model={ROOT / 'reward_models' / 'bradley_terry'}", f"evaluation.plain_text={text}"]
     Loop(Recipe.load(ROOT / "recipes" / "smoke.yaml", changes), run_dir=tmp_path / "run").run(rounds=1)
     made = tmp_path / "run" / "round_001"
     out = tmp_path / "out"
-    on_ranks(tmp_path, out, *(str(made / f"{name}.arguments.json") for name in ("score", "evaluate")), environment=FSDP)
+    stages = (("stage", "score"), ("stage", "evaluate"), ("small", "generate"))
+    cases = [f"{kind} {made / name}.arguments.json" for kind, name in stages]
+    said = on_ranks(tmp_path, out, *cases, environment=FSDP)
+    assert "generation.vllm.tensor_parallel_size" in said  # of the policy that is too large for a device
     halves(out)
-    for file in ("score/scores.parquet", "evaluate/answers.parquet"):
+    for file in ("score/scores.parquet", "evaluate/answers.parquet", "generate/completions.parquet"):
         assert_same(*(pq.read_table(folder / file).to_pylist() for folder in (out / "round_001", made)))
     file = "evaluate/evaluation.json"
     assert_same(*(json.loads((folder / file).read_text()) for folder in (out / "round_001", made)))

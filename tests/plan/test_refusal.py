@@ -176,6 +176,8 @@ def test_a_config_that_shares_out_makes_less(billion: Path, tmp_path: Path, monk
     values = yaml.safe_load((ROOT / "recipes" / "accelerate" / "fsdp2.yaml").read_text())
     two.write_text(yaml.safe_dump({**values, "num_processes": 2}))
     shared = least(recipe(billion, "update.lora=null", "launch=child", f"accelerate_config={two}"), GIB, 0)
+    own = least(recipe(billion, "update.lora=null", "launch=child", f"stages.generate.accelerate_config={two}"), GIB, 0)
+    assert shared["writing candidates"] == own["writing candidates"] == {"weights": 2 * GIB}
     assert sum(shared["the update (dpo)"].values()) == 10 * GIB
 
 

@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node 2 tests/samples/shared_ranks.py FOLDER OUT CASE...
 
-A case is a file of a stage's arguments, which makes the stage anew in OUT; `reward NAME ROWS` and `policy NAME ROWS`
+A case is `stage FILE` with a stage's arguments, which makes it anew in OUT, or `small FILE`, on devices that have no
+room for a whole policy; `reward NAME ROWS` and `policy NAME ROWS`
 with the model FOLDER/NAME; or `broken`. Numbers are left in OUT/CASE.json. OUT/held.json: of each rank, of each model
 that was shared out in it, how many numbers it has and how many of them the rank holds.
 """
@@ -21,8 +22,8 @@ HERE = Path(__file__).parents[1]
 def run(case: str, folder: Path, out: Path) -> None:
     """On every rank; the main one writes."""
     kind, *words = case.split()
-    if kind.endswith(".json"):
-        stage(Path(case), out)
+    if kind in ("stage", "small"):
+        stage(Path(words[0]), out, room=kind == "stage")
         return
     if kind == "broken":
         broken()
@@ -33,7 +34,8 @@ def run(case: str, folder: Path, out: Path) -> None:
         (out / f"{case}.json").write_text(json.dumps(numbers))
 
 
-def stage(arguments_file: Path, out: Path) -> None:
+def stage(arguments_file: Path, out: Path, room: bool) -> None:
+    import rlhf_loop.models.memory
     from rlhf_loop.models.distributed import barrier, is_main
     from rlhf_loop.stages import run_stage
     from rlhf_loop.stages.arguments import StageArguments
@@ -42,7 +44,11 @@ def stage(arguments_file: Path, out: Path) -> None:
     if is_main():
         replace(arguments, output=str(out / "round_001" / Path(arguments.output).name)).write(out / arguments_file.name)
     barrier()
+    device_memory = rlhf_loop.models.memory.device_memory
+    if not room:
+        rlhf_loop.models.memory.device_memory = lambda: 100_000
     run_stage(out / arguments_file.name)
+    rlhf_loop.models.memory.device_memory = device_memory
 
 
 def rewards(folder: Path, rows: int) -> list[Any]:
