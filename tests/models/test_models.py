@@ -47,6 +47,24 @@ def adapted(tiny_policy: Path, seed: int = 0) -> tuple[object, object]:
 # --- references
 
 
+def test_a_tokenizer_is_read_once_and_each_load_has_its_own(tiny_policy: Path, tmp_path: Path) -> None:
+    """Until its files are others."""
+    folder = tmp_path / "policy"
+    shutil.copytree(tiny_policy, folder)
+    first = load_tokenizer(folder)
+    first.padding_side, first.chat_template = "left", "changed"
+    first.add_special_tokens({"pad_token": "<|other|>"})
+    again = load_tokenizer(folder)
+    assert (again.padding_side, len(again)) == ("right", len(first) - 1)
+    assert again.chat_template != "changed"
+    for path in folder.glob("*.jinja"):
+        path.write_text(path.read_text() + "{# another #}")
+    assert load_tokenizer(folder).chat_template.endswith("{# another #}")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=str(folder)):
+        load_tokenizer(folder)
+
+
 def test_the_tiny_tokenizer_keeps_any_text_and_its_ends_differ(tiny_policy: Path) -> None:
     tokenizer = load_tokenizer(tiny_policy)
     text = "Zoë's 日本語 👍\n\ttabs  and   spaces"
