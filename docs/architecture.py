@@ -45,8 +45,8 @@ LAYERS = (
         name="words",
         says="what flows, and every setting: all may use them (no lines are drawn)",
         rooms=(
-            "algorithms", "annotators", "cluster", "columns", "critique_methods", "endpoints", "engines", "lora",
-            "model_checks", "recipe", "record_files", "records", "reward_function", "reward_spec", "reward_values",
+            "algorithms", "annotators", "cluster", "critique_methods", "endpoints", "engines", "lora", "model_checks",
+            "recipe", "record_files", "records", "reward_columns", "reward_function", "reward_spec", "reward_values",
             "rows", "strategies", "trainer_fields",
         ),
         may_import=("ground",),

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlhf_loop.columns import OF_COMPLETIONS, OF_PROMPTS, OF_TRAINERS, columns_of
 from rlhf_loop.errors import UserError
 from rlhf_loop.near import did_you_mean
 from rlhf_loop.records import Prompt
+from rlhf_loop.reward_columns import OF_COMPLETIONS, OF_PROMPTS, OF_TRAINERS, columns_of
 from rlhf_loop.reward_spec import FunctionSpec
 
 

@@ -167,9 +167,9 @@ def evaluate_reward(
     Intervals resample whole groups. All ranks take part. None when there are no pairs
     of which the reward has something to say on both sides.
     """
-    from rlhf_loop.columns import columns_of
     from rlhf_loop.models.distributed import sharded_map
     from rlhf_loop.records import Prompt
+    from rlhf_loop.reward_columns import columns_of
     from rlhf_loop.rewards.metrics import preference_metrics
     from rlhf_loop.rewards.texts import texts_of_pairs
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rlhf_loop.columns import columns_of
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.distributed import in_step
 from rlhf_loop.records import Completion, Message, Prompt, Score
+from rlhf_loop.reward_columns import columns_of
 from rlhf_loop.reward_values import BadReward, checked_rewards
 from rlhf_loop.rewards.texts import Text, make_text, texts_of_completions
 

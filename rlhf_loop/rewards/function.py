@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.columns import OF_TRAINERS
 from rlhf_loop.errors import UserError
 from rlhf_loop.records import sound
+from rlhf_loop.reward_columns import OF_TRAINERS
 from rlhf_loop.reward_function import find_function, named_in, refuse_unknown, signature
 from rlhf_loop.reward_spec import FunctionSpec
 from rlhf_loop.rewards.base import Reward

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rlhf_loop.columns import COMPLAINTS
 from rlhf_loop.records import Check, CheckResult, Completion, CritiquedCompletion, Prompt, stable_id
 from rlhf_loop.resampling import grouped_mean
+from rlhf_loop.reward_columns import COMPLAINTS
 from rlhf_loop.rows.check_rules import RULES, passes, rules_in
 from rlhf_loop.rows.parts import said_by
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from datasets import Dataset
 
-from rlhf_loop.columns import columns_of
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.files import resolve_model
 from rlhf_loop.models.loading import adapter_folder, to_messages
 from rlhf_loop.recipe import Generation, Policy
 from rlhf_loop.records import Prompt
+from rlhf_loop.reward_columns import columns_of
 from rlhf_loop.updates.adapters import build_trainer
 from rlhf_loop.updates.rollouts import check_prompts
 from rlhf_loop.updates.train_and_save import Training, train_and_save

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from samples.feedback import prompt
 
-from rlhf_loop.columns import columns_of
 from rlhf_loop.records import Check, Completion, CritiquedCompletion, Span
+from rlhf_loop.reward_columns import columns_of
 from rlhf_loop.reward_function import find_function
 from rlhf_loop.reward_spec import load_spec
 from rlhf_loop.rows.check_rules import RULES, means_a_rule, passes, rules_in

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rlhf_loop.columns import RESERVED
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.files.row import Refused, RowError
 from rlhf_loop.feedback.files.rows import read_rows
@@ -15,6 +14,7 @@ from rlhf_loop.feedback.importers.asked import asked, holds_question, system_tur
 from rlhf_loop.feedback.importers.conversations import messages_of
 from rlhf_loop.feedback.importers.fields import optional_id, optional_text, text_of
 from rlhf_loop.records import Prompt, Split, stable_id
+from rlhf_loop.reward_columns import RESERVED
 
 
 def read_prompts(path: str | Path, split: Split = "train") -> list[Prompt]:
