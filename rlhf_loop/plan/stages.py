@@ -23,9 +23,15 @@ def generate_memory(case: Case) -> Memory | None:
     """Of writing candidates; None where an endpoint writes them."""
     if case.recipe.generation.engine == "endpoint" or case.recipe.policy.endpoint is not None:
         return None
-    beside = all_weights(case) if STRATEGIES[case.recipe.generation.strategy].scores else 0
-    moments = sampling(case, samples_of(case), case.recipe.generation.prompts_per_round or case.implied.train)
-    moments = {name: {**parts, "reward model": beside} for name, parts in moments.items()}
+    prompts = case.recipe.generation.prompts_per_round or case.implied.train
+    moments = sampling(case, samples_of(case), prompts)
+    if STRATEGIES[case.recipe.generation.strategy].scores:  # after all was written; vLLM has ended by then
+        moments["the answers are scored"] = {
+            "process": PROCESS[case.hardware.kind],
+            "weights": 0 if case.recipe.generation.engine == "vllm" else case.element * case.policy.parameters,
+            "reward model": all_weights(case),
+            "working": all_scoring(case, samples_of(case) * prompts),
+        }
     return peak("generate", moments, host=_host(case))
 
 

@@ -190,6 +190,24 @@ def test_vllm_takes_its_share_of_a_gpu_and_a_few_gibibytes_of_a_cpu(
     assert written(cpu).parts["KV cache"] == 9 * GIB
 
 
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_the_reward_model_of_best_of_n_is_there_when_all_answers_are_written(large: str, engine: str) -> None:
+    def generate(*overrides: str) -> Memory:
+        share = "generation.vllm.gpu_memory_utilization=0.5"
+        found = plan_of(case(large, f"generation.engine={engine}", share, *overrides, hardware=H100))
+        return next(stage for stage in found.stages if stage.stage == "generate")
+
+    best = ["generation.strategy=best_of_n", "generation.best_of_n.n=4", "generation.samples_per_prompt=2"]
+    written, scored = generate("generation.samples_per_prompt=4"), generate(*best)
+    if engine == "vllm":
+        assert scored == written, "it has ended when the reward model is loaded"
+    else:
+        assert scored.moment == "the answers are scored"
+        assert scored.parts["weights"] == written.parts["weights"]
+        assert scored.parts["reward model"] > 10 * GIB
+        assert "KV cache" not in scored.parts
+
+
 def test_nothing_that_fits_is_said(tmp_path: Path) -> None:
     tiny = replace(H100, memory=GIB)
     given = advice(recommended(plans(case(configured(tmp_path / "135M"), hardware=tiny))))
