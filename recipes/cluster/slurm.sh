@@ -36,12 +36,17 @@ LOGS=${RLHF_LOOP_LOGS:-logs}/slurm-$SLURM_JOB_ID/attempt-${SLURM_RESTART_COUNT:-
 mkdir -p "$LOGS"
 echo "attempt ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST; its logs: $LOGS"
 
+# Up to a minute later Slurm may still deliver to a node that came back what was meant for a step of the attempt before,
+# whose ranks it ends: two attempts in a row have no number of a step in common.
+RANKS=$((${SLURM_RESTART_COUNT:-0} % 2 * 2))
+for ((i = 0; i < RANKS; i++)); do srun --output=/dev/null true || true; done
+
 STOPPED=
 KILLER=
 stop() { # the ranks end by themselves on TERM; a TERM to srun would kill them
   STOPPED="its time limit"
-  timeout 20 scancel --signal=TERM "$SLURM_JOB_ID.0" || true
-  (sleep 90 && scancel --signal=KILL "$SLURM_JOB_ID.0") >/dev/null 2>&1 &
+  timeout 20 scancel --signal=TERM "$SLURM_JOB_ID.$RANKS" || true
+  (sleep 90 && scancel --signal=KILL "$SLURM_JOB_ID.$RANKS") >/dev/null 2>&1 &
   KILLER=$!
 }
 trap stop USR1

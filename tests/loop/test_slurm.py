@@ -87,6 +87,27 @@ def test_each_node_starts_what_its_accelerators_and_the_profile_ask_for(
     assert (tmp_path / "said").read_text().startswith(started)
 
 
+@pytest.mark.parametrize("attempt", [0, 1, 2, 3])
+def test_two_attempts_in_a_row_have_no_number_of_a_step_in_common(tmp_path: Path, attempt: int) -> None:
+    """Ranks, and what looks for a dead node after them: see `RANKS` in the script."""
+    programs = {
+        "srun": 'if [[ "$*" == *" true" ]]; then echo other; else echo ranks; fi >>"$SAID"; exit 1',
+        "scontrol": "echo n1",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": str(attempt)}
+    place = {
+        "SAID": str(tmp_path / "said"),
+        "RLHF_LOOP_LOGS": str(tmp_path),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    assert "stopped by the death of a node; queued again" in bash("slurm.sh", "r.yaml", **job, **place).stdout
+    first = 2 * (attempt % 2)
+    assert (tmp_path / "said").read_text().split() == ["other"] * first + ["ranks", "other"]
+
+
 def submit(cluster: Cluster, run: Path, nodes: int, *options: str, rounds: int = 1) -> str:
     return cluster.submit(
         f"--nodes={nodes}", "--gpus-per-node=0", "--cpus-per-task=1", *options, f"--output={run.parent}/%j.out",
@@ -167,9 +188,10 @@ def test_a_chain_of_watchers_that_was_cancelled_goes_on_when_it_is_submitted_aga
     in_stage(cluster, run, "0/generate")
     cluster("scancel", "--name", "rlhf-loop-watch")
     cluster.until(lambda: not cluster("squeue", "-h", "-n", "rlhf-loop-watch").strip(), "the chain ends", 60)
+    before = RunDir(run).complete_rounds()  # round 0 may have been done before it was cancelled
     job = watch()
     assert cluster.ends(job)["JobState"] == "COMPLETED", (tmp_path / f"{job}.out").read_text()
-    assert RunDir(run).complete_rounds() == [0]
+    assert RunDir(run).complete_rounds() == [*before, len(before)]
     waiting = cluster("squeue", "-h", "-n", "rlhf-loop-watch").splitlines()
     assert len(waiting) == 1, "the next look is queued"
     cluster("scancel", "--name", "rlhf-loop-watch")
