@@ -98,8 +98,7 @@ def export(
         else:
             from rlhf_loop.models.loading import merge_policy
 
-            settings = opened.recipe.policy
-            merge_policy(source, partial, settings.model_copy(update={"dtype": dtype or settings.precision}))
+            merge_policy(source, partial, opened.recipe.policy, dtype)
         write_text(
             partial / "README.md", model_card(opened.recipe, policy, _evaluation(opened, policy), form, output.name)
         )

@@ -46,6 +46,12 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 """
 
 
+ON_A_QUANTISED_BASE = """
+It was trained on this base in 4 bits, which is another one: load it with
+`quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)`.
+"""
+
+
 def model_card(recipe: Recipe, policy: Artifact, evaluation: Mapping[str, Any], form: str, folder: str) -> str:
     """The README.md of `folder`; `form`: "merged" or "adapter", `evaluation`: what the run's evaluation.json holds."""
     base = recipe.policy.model
@@ -64,6 +70,8 @@ def model_card(recipe: Recipe, policy: Artifact, evaluation: Mapping[str, Any], 
     by = _by(recipe)
     named = base_id or (Path(base).name if Path(base).is_absolute() else base)
     use = MERGED if form == "merged" else ADAPTER_OF_A_MADE_MODEL if is_made(base) else ADAPTER
+    if form == "adapter" and recipe.policy.quantization is not None:
+        use += ON_A_QUANTISED_BASE
     numbers = {
         name: evaluation[name]
         for name in ("win_rate_vs_base", "length_matched_win_rate_vs_base", "kl", "perplexity", "plain_text_perplexity")

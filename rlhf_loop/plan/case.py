@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_loop.machine import GROUPED, Dtype
-from rlhf_loop.plan.formulas import BYTES, GROUPED_KEYS, Numbers
+from rlhf_loop.plan.formulas import BYTES, GROUPED_KEYS, NF4, Numbers
 from rlhf_loop.plan.hardware import GIB, Hardware
 from rlhf_loop.plan.implied import Implied
 from rlhf_loop.plan.shape import Shape
@@ -41,6 +41,19 @@ class Case:
     def on_cpu(self) -> bool:
         """Where our own attention and head compute."""
         return self.hardware.kind == "cpu"
+
+    @property
+    def of_policy(self) -> int:
+        """Bytes of the policy's base."""
+        return self.element * self.policy.parameters - self.saved
+
+    @property
+    def saved(self) -> int:
+        """Bytes of the policy's base that quantisation takes away: of its matrices, not of the output layer."""
+        if self.recipe.policy.quantization is None:
+            return 0
+        matrices = sum(linear.inputs * linear.outputs for linear in self.policy.linears)
+        return int((self.element - NF4) * matrices)
 
     def shares(self) -> int:
         """Among how many devices a training's weights are shared out."""

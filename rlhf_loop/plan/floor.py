@@ -33,9 +33,9 @@ def check_memory(recipe: Recipe, updates: bool = True) -> None:
     """Raises `UserError` where a stage of the run surely takes more than the whole memory of a device, or of the
     machine on a CPU; with what to do. `updates`: False where only the base is to write its candidates.
 
-    A model whose files are not here yet, a device of unknown size, and a run whose stages are jobs on other machines
-    are let pass."""
-    if recipe.launch in PLATFORMS or recipe.policy.endpoint is not None:
+    A quantised policy, a model whose files are not here yet, a device of unknown size, and a run whose stages are jobs
+    on other machines are let pass."""
+    if recipe.launch in PLATFORMS or recipe.policy.endpoint is not None or recipe.policy.quantization is not None:
         return
     memory, counted = memory_here(), weights_of(recipe.policy.model)
     if memory is None or counted is None:

@@ -14,6 +14,10 @@ from rlhf_loop.plan.shape import Adapter, Shape
 FLOAT32 = 4
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+NF4 = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in 4 bits (Dettmers et al. 2023, arXiv 2305.14314, section 3): with a scale of 8 bits for each 64
+weights, and one of float32 for each 256 of those."""
+
 CPU_CHUNK = 1 << 24
 CPU_KEPT = 1 << 27
 """Logits that our head for CPUs computes at a time, and up to how many of a call it keeps (`updates/cpu_head.py`)."""

@@ -60,7 +60,13 @@ class Plan:
 
 def plans(case: Case) -> list[Plan]:
     """One for each way of sharing out that the hardware has, in the order of `SHARINGS`."""
-    return [plan_of(replace(case, sharing=sharing)) for sharing in possible(case.hardware)]
+    return [plan_of(replace(case, sharing=sharing)) for sharing in _ways(case)]
+
+
+def _ways(case: Case) -> list[Sharing]:
+    """Weights of 4 bits are not shared out (`models/quantised.py`)."""
+    whole = case.recipe.policy.quantization is not None
+    return [sharing for sharing in possible(case.hardware) if not (whole and sharing.weights)]
 
 
 def recommended(found: Sequence[Plan]) -> Plan:

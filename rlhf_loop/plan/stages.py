@@ -6,7 +6,7 @@ import os
 
 from rlhf_loop.engines import CPU_CACHE_GIB
 from rlhf_loop.plan.case import PROCESS, Case, Memory, peak
-from rlhf_loop.plan.formulas import BYTES, FLOAT32, Texts, forward, kv_cache
+from rlhf_loop.plan.formulas import FLOAT32, Texts, forward, kv_cache
 from rlhf_loop.plan.hardware import GIB
 from rlhf_loop.plan.rewards import all_scoring, all_weights, scoring, weights
 from rlhf_loop.plan.shape import Adapter, adapter_of
@@ -56,7 +56,7 @@ def sampling(case: Case, samples: int, prompts: int) -> dict[str, dict[str, int]
     moments = {
         "the policy samples": {
             **held,
-            "weights": case.element * shape.parameters,
+            "weights": case.of_policy,
             "KV cache": kv_cache(shape, tokens, case.element),
             "logits": 2 * case.element * rows * shape.vocabulary,
             "working": forward(shape, read, numbers),
@@ -68,9 +68,10 @@ def sampling(case: Case, samples: int, prompts: int) -> dict[str, dict[str, int]
 
 
 def _merging(case: Case) -> int:
-    """Bytes of a base in float32, its adapter, and the product of one matrix's; 0 without an adapter."""
+    """Bytes of a base in float32, its adapter, and the product of one matrix's; 0 without an adapter, and on a
+    quantised base, where it stays apart."""
     adapter = policy_adapter(case)
-    if adapter is None:
+    if adapter is None or case.recipe.policy.quantization is not None:
         return 0
     return FLOAT32 * (case.policy.parameters + adapter.parameters + adapter.adapted // adapter.matrices)
 
@@ -103,7 +104,7 @@ def evaluate_memory(case: Case) -> Memory | None:
         judge = weights(case, spec, of_judge)
         beside = scoring(case, spec, of_judge, max(case.implied.held_out, 1))
     adapter = policy_adapter(case)
-    of_policy = BYTES[case.dtype] * (shape.parameters + (adapter.parameters if adapter else 0))
+    of_policy = case.of_policy + (case.element * adapter.parameters if adapter else 0)
     answers = max(1, evaluation.samples_per_prompt * case.implied.held_out)
     length = case.implied.prompt + case.implied.new
     rows = max(1, min(answers, MEASURED_TOKENS // length, MEASURED_LOGITS // (case.implied.new * shape.vocabulary)))
@@ -113,7 +114,7 @@ def evaluate_memory(case: Case) -> Memory | None:
     moments["likelihoods are measured"] = {
         "process": PROCESS[case.hardware.kind],
         "weights": of_policy,
-        "reference": 0 if adapter else case.element * shape.parameters,
+        "reference": 0 if adapter else case.of_policy,
         "reward model": all_weights(case),
         "judge": judge,
         "logits": 2 * logits + 5 * FLOAT32 * chunk,

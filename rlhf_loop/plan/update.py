@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from rlhf_loop.algorithms import ALGORITHMS
 from rlhf_loop.plan.case import PROCESS, Case, Memory, peak_of_training, read_again
@@ -65,7 +66,8 @@ class Training:
         self.online = ALGORITHMS[update.algorithm].online
         self.critic = critic_of(update)
         of_adapter = self.adapter.parameters if self.adapter else 0
-        self.policy = self._held(shape.parameters + of_adapter, of_adapter or shape.parameters)
+        policy = self._held(shape.parameters + of_adapter, of_adapter or shape.parameters)
+        self.policy = replace(policy, weights=policy.weights - case.saved)
         self.of_critic = self._held_by_critic()
         self.reference = self._held(shape.parameters, 0) if self._has_reference() else None
 
@@ -184,7 +186,7 @@ class Training:
             merged = case.element * shape.parameters if case.sharing.deepspeed and case.sharing.weights else 0
         else:
             rows = min(rows, max(1, case.recipe.generation.batch_tokens // width))
-            merged = case.element * self.adapter.adapted if self.adapter else 0
+            merged = case.element * self.adapter.adapted if self.adapter and not case.saved else 0
         prompts = Texts(rows=-(-rows // self.trainer.samples), length=case.implied.prompt, scored=0)
         return {
             "the policy samples": {

@@ -17,6 +17,7 @@ class Policy(Settings):
     dtype: Dtype | Literal["auto"] = "auto"  # auto: what this machine is fast in; a run keeps to it
     system_prompt: str | None = None
     attn_implementation: str | None = "auto"  # auto: `grouped`, ours, on a CPU, else transformers' choice (null)
+    quantization: Literal["nf4"] | None = None  # of the base, beside `update.lora`: 4 bits a weight (QLoRA)
     trust_remote_code: bool = False
 
     @property

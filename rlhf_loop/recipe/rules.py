@@ -22,7 +22,7 @@ from rlhf_loop.recipe.rules_of_critiques import (
     revisions_are_written,
 )
 from rlhf_loop.recipe.rules_of_endpoints import a_writer_is_named, an_endpoint_is_not_trained, endpoints_are_known
-from rlhf_loop.recipe.rules_of_memory import padding_free_is_padding_free
+from rlhf_loop.recipe.rules_of_memory import a_quantised_base_has_an_adapter, padding_free_is_padding_free
 from rlhf_loop.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -307,6 +307,7 @@ RULES: tuple[Callable[[Recipe], str | None], ...] = (
     exo_pair_is_smoothed,
     kto_has_batches,
     padding_free_is_padding_free,
+    a_quantised_base_has_an_adapter,
     the_reference_is_one,
     pairs_have_a_source,
     labels_have_a_source,

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from rlhf_loop.recipe import Recipe
 
 
+NO_BITSANDBYTES = (
+    "policy.quantization: bitsandbytes is not installed: `pip install 'rlhf-loop[qlora]'`, or leave the setting out"
+)
+
+
 def padding_free_is_padding_free(recipe: Recipe) -> str | None:
     """TRL's DPO takes the name and pads all the same, and its SFT cuts nothing at `max_length` then."""
     for where, algorithm, trainer in _trainings(recipe):
@@ -30,6 +35,31 @@ def padding_free_is_padding_free(recipe: Recipe) -> str | None:
                 f"{where}.padding_free: TRL cuts nothing at `max_length` then; set `max_length: null`, or "
                 "`packing: true`, which is without padding too and cuts"
             )
+    return None
+
+
+def a_quantised_base_has_an_adapter(recipe: Recipe) -> str | None:
+    """4 bits are not trained, and vLLM would answer from the whole base."""
+    if recipe.policy.quantization is None:
+        return None
+    if recipe.policy.endpoint is not None:
+        return "policy.quantization: the policy is behind a server, whose weights are its own matter; leave it out"
+    trains = recipe.update.algorithm != "none" or recipe.warm_start is not None
+    if trains and recipe.update.lora is None:
+        return (
+            "policy.quantization: weights of 4 bits cannot be trained; set `update.lora: {r: 16, alpha: 32}`, or leave "
+            "the setting out"
+        )
+    if recipe.generation.engine == "vllm":
+        return (
+            "policy.quantization: vLLM would write from the base as it was before it was quantised; set "
+            "`generation.engine: transformers`, or leave the setting out"
+        )
+    if recipe.update.trainer_settings().get("use_vllm"):
+        return (
+            "update.trainer.use_vllm: TRL would send vLLM a base that it adds the adapter to and quantises again, "
+            "another one each time; leave it out, or `policy.quantization`"
+        )
     return None
 
 

@@ -47,7 +47,7 @@ def new_critic(base: str, policy: Policy, lora: Lora) -> tuple[Any, Any]:
     """A trainable critic on `base`, a model reference, with a fresh adapter and head; and its tokenizer."""
     from peft import LoraConfig, get_peft_model
 
-    model, tokenizer = load_policy(base, policy)
+    model, tokenizer = load_policy(base, _whole(policy))
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -67,7 +67,7 @@ def load_critic(folder: Path, base: str, policy: Policy) -> tuple[Any, Any]:
 
     tokenizer = load_tokenizer(base, policy)
     with quiet(reports=False), loading(folder, "a reward model"), whole_models():
-        model = _with_head(load_causal_lm(base, tokenizer, policy, torch.float32, only_read=True))
+        model = _with_head(load_causal_lm(base, tokenizer, _whole(policy), torch.float32, only_read=True))
         if not without_numbers():
             model = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False).merge_and_unload()
     head = getattr(model, HEAD)
@@ -122,6 +122,11 @@ def read(
         of_row = inside.nonzero()[:, 0]
         losses = losses.index_add(0, of_row, cross_entropy(logits[inside].float(), targets[inside], reduction="none"))
     return seen[0], losses
+
+
+def _whole(policy: Policy) -> Policy:
+    """A reward model's base is never quantised."""
+    return policy.model_copy(update={"quantization": None})
 
 
 def _with_head(model: Any) -> Any:

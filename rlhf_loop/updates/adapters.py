@@ -14,6 +14,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.lora import Lora
 from rlhf_loop.model_checks import check_files
 from rlhf_loop.models.loading import adapter_folder, load_policy
+from rlhf_loop.models.quantised import adapters_in_float32
 from rlhf_loop.recipe import Policy, Update
 
 
@@ -47,6 +48,8 @@ def build_trainer(
         peft_model = get_peft_model(model, config)
         put_adapter(peft_model, reference_adapter)
         trainer = make(peft_model, None, processing_class=tokenizer, peft_config=None)
+    if policy.quantization is not None:
+        adapters_in_float32(trainer.model)
     if start_adapter is not None:
         put_adapter(trainer.model, start_adapter)
     elif reference_adapter is not None:

@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.loading import adapter_folder, load_policy
+from rlhf_loop.models.quantised import adapters_in_float32
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.recipe import Policy
 from rlhf_loop.records import Demonstration
@@ -61,6 +62,8 @@ def _trainer(
     trainer = _Counting(model, arguments, train_dataset=dataset, processing_class=tokenizer, peft_config=config)
     if trainer.accelerator.device.type == "cpu":
         add_cpu_head(trainer.model, outputs=("log_probs", "entropy", "is_top1"))
+    if policy.quantization is not None:
+        adapters_in_float32(trainer.model)
     if adapter is not None:
         put_adapter(trainer.model, adapter)
     counts = {

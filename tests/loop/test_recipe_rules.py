@@ -68,6 +68,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"update": {"trainer": {"padding_free": True}}},
         "update.trainer.padding_free: TRL's DPO has switched it off and pads all the same; leave it out",
     ),
+    "a_quantised_base_has_an_adapter": (
+        {"policy": {"model": "tiny-random:0", "quantization": "nf4"}, "update": {"lora": None}},
+        "cannot be trained; set `update.lora: {r: 16, alpha: 32}`",
+    ),
     "the_reference_is_one": (
         {"update": {"reference": "previous", "trainer": {"sync_ref_model": True}}},
         "keep one",
@@ -105,6 +109,14 @@ def test_padding_free_does_not_cut() -> None:
         parse({**SOUND, "update": {**update, "trainers": {"sft": more}}})
     with pytest.raises(UserError, match=r"warm_start.trainer.padding_free"):
         parse({**SOUND, "warm_start": {"trainer": {"padding_free": True}}})
+
+
+def test_vllm_does_not_take_a_base_that_is_quantised_here() -> None:
+    quantised = {**SOUND, "policy": {"model": "tiny-random:0", "quantization": "nf4"}}
+    with pytest.raises(UserError, match=r"set `generation.engine: transformers`"):
+        parse({**quantised, "generation": {"engine": "vllm"}})
+    with pytest.raises(UserError, match=r"update.trainer.use_vllm: TRL would send"):
+        parse({**quantised, "update": {"algorithm": "grpo", "trainers": {"grpo": {"use_vllm": True}}}})
 
 
 def test_liger_needs_a_gpu_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,18 @@ def test_an_adapter_takes_little_and_needs_no_reference(large: str) -> None:
     assert adapter.sure < full.sure / 3
 
 
+def test_a_quantised_base_has_half_a_byte_a_weight_but_for_embeddings_and_output_layer(large: str) -> None:
+    whole, quantised = case(large), case(large, "policy.quantization=nf4")
+    shape = whole.policy
+    matrices = sum(linear.inputs * linear.outputs for linear in shape.linears)
+    assert quantised.of_policy == pytest.approx(0.516 * matrices + 2 * (shape.parameters - matrices), rel=0.01)
+    before, after = of_update(plans(whole)[0]), of_update(plans(quantised)[0])
+    assert before.parts["weights"] - after.parts["weights"] == quantised.saved
+    eight = replace(H100, devices=8)
+    ways = [plan.case.sharing.name for plan in plans(case(large, "policy.quantization=nf4", hardware=eight))]
+    assert ways == ["ddp", "zero2"]
+
+
 def test_the_first_way_that_fits_is_recommended(large: str) -> None:
     alone = case(large, "update.lora=null")
     assert not recommended(plans(alone)).fits

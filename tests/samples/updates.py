@@ -134,6 +134,7 @@ def train(
     reference: Path | None = None,
     rows: Sequence[Any] | None = None,
     dtype: str = "float32",
+    quantization: str | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """`update_policy` with what the algorithm needs; start and reference are the base unless they are named."""
@@ -144,7 +145,7 @@ def train(
         start=start or base,
         reference=reference or base,
         output=output,
-        policy=policy(base, dtype=dtype),
+        policy=policy(base, dtype=dtype, quantization=quantization),
         settings=update,
         seed=1,
         **{**given, **more},
