@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +56,22 @@ class Plan:
 
 def words_there(run: SubmittedRun, folder: str) -> list[str]:
     """What follows `rlhf-loop run` where `folder` stands for the working folder. Raises `UserError` for a run or a
-    recipe outside of that."""
+    recipe outside of that, and for a run that is this folder."""
     here = Path.cwd()
+    if run.folder == here:
+        raise UserError(
+            f"the run's folder is {here} itself, which stands for your project: name one in it by --run-dir"
+        )
     for path, what in ((run.folder, "the run's folder"), (Path(run.words[0]), "the recipe")):
         if not path.is_relative_to(here):
             raise UserError(
                 f"{what}, {path}, is outside of {here}, and nodes see only what is within. Type the command in the "
                 "folder of your project, and name what is in it"
             )
-    return [word.replace(f"{here}/", f"{folder}/") for word in run.words]
+    return [re.sub(_path(here), lambda found: folder, word) for word in run.words]
+
+
+def _path(folder: Path) -> str:
+    """A pattern that finds a folder at the beginning of a path in a word, such as `store=sqlite:///FOLDER/x.db`, and not
+    within another one (`/mnt/FOLDER`, `FOLDER-2`)."""
+    return rf"""(?:(?<![^=,:\s\[\]{{}}'"])|(?<=:///)){re.escape(str(folder))}(?=$|[/?,\s\]}}'"])"""

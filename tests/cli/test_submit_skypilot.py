@@ -13,7 +13,7 @@ import yaml
 from samples.stub_sky import FULL, PLAIN, StubSky, smoke
 
 from rlhf_loop.cli import app
-from rlhf_loop.cluster import skypilot
+from rlhf_loop.cluster import SubmittedRun, skypilot, words_there
 from rlhf_loop.cluster.skypilot_profile import read_profile
 from rlhf_loop.errors import UserError
 
@@ -133,6 +133,16 @@ def test_a_run_is_a_managed_job(
     assert "its whole rounds: rlhf-loop fetch s3://mine/rlhf/smoke FOLDER\n" in told
 
 
+def test_paths_in_the_folder_of_the_project_are_those_of_nodes_and_others_stay(sky: StubSky, project: Path) -> None:
+    stores = [f"store=sqlite:///{project}/votes.db", f"store=sqlite:////mnt{project}/votes.db", f"name={project}-2"]
+    paths = ["run_dir=runs/smoke", *stores, f"prompts.train=[{project}/a.jsonl, '{project}/b.jsonl']"]
+    run = SubmittedRun(folder=project / "runs" / "smoke", words=[str(project / "mine.yaml"), *paths])
+    assert words_there(run, "/rlhf") == [
+        "/rlhf/mine.yaml", "run_dir=runs/smoke", "store=sqlite:////rlhf/votes.db", *stores[1:],
+        "prompts.train=[/rlhf/a.jsonl, '/rlhf/b.jsonl']",
+    ]  # fmt: skip
+
+
 def test_status_asks_sky(sky: StubSky, capsys: pytest.CaptureFixture[str]) -> None:
     def status() -> str:
         capsys.readouterr()
@@ -217,6 +227,7 @@ def test_what_a_dry_run_shows_is_yaml_as_it_stands(
         (["--set", "files=[.]"], "names nothing within the folder"),
         (["--set", "files=[recipes, mine.yaml, runs]"], "would send the run's folder"),
         (["--run-dir", "../elsewhere"], r"the run's folder, .*elsewhere, is outside of"),
+        (["--run-dir", "."], r"the run's folder is .* itself, which stands for your project: name one in it"),
         (["--set", "secrets=[NOWHERE]"], "NOWHERE has no value here: `export NOWHERE=...` first"),
     ],
 )

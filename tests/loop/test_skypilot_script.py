@@ -47,7 +47,7 @@ echo "$*" >>"$CALLS"
 
 
 def start(folder: Path, programs: Mapping[str, str], *words: str, **variables: str) -> subprocess.Popen[str]:
-    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin").mkdir(parents=True, exist_ok=True)
     for name, text in programs.items():
         (folder / "bin" / name).write_text(text)
         (folder / "bin" / name).chmod(0o755)
@@ -67,8 +67,10 @@ def start(folder: Path, programs: Mapping[str, str], *words: str, **variables: s
 
 def calls(folder: Path, **variables: str) -> tuple[int, list[str]]:
     """The exit code of a node with stubs, and what was called on it."""
+    folder.mkdir(exist_ok=True)
     (folder / "calls").touch()
-    node = start(folder, {"python3": LAUNCHER, "rlhf-loop": NOTES}, "r.yaml", RLHF_LOOP_RUN="./run", **variables)
+    told = {"RLHF_LOOP_RUN": "./run", **variables}
+    node = start(folder, {"python3": LAUNCHER, "rlhf-loop": NOTES}, "r.yaml", **told)
     said, _ = node.communicate(timeout=30)
     assert "error" not in said
     return node.returncode, (folder / "calls").read_text().splitlines()
@@ -102,6 +104,18 @@ def test_a_push_is_tried_again_and_a_run_whose_last_round_is_nowhere_else_has_fa
     assert calls(tmp_path, FAILURES="2", **told) == (0, [LAUNCHED, *[PUSH] * 3]), "a run that is there is not fetched"
     (tmp_path / "calls").unlink()
     assert calls(tmp_path, FAILURES="9", **told) == (1, [LAUNCHED, *[PUSH] * 5])
+
+
+def test_what_ends_a_node_reaches_its_launcher_at_once_and_an_end_is_not_waited_for(tmp_path: Path) -> None:
+    told = {"RLHF_LOOP_COPIES": "s3://a/b", "RLHF_LOOP_RUN": "./run", "RLHF_LOOP_PUSH_EVERY": "60"}
+    (tmp_path / "calls").touch()
+    node = start(tmp_path, {"python3": LAUNCHER, "rlhf-loop": NOTES}, "r.yaml", ROUNDS="1", **told)
+    while not list(tmp_path.glob("run/round_*/manifest.json")):
+        time.sleep(0.02)
+    node.send_signal(signal.SIGTERM)
+    node.communicate(timeout=30)
+    assert (node.returncode, (tmp_path / "calls").read_text().splitlines()) == (143, [FETCH, PUSH, PUSH])
+    assert calls(tmp_path / "other", **told, ROUNDS="0") == (0, [FETCH, LAUNCHED])
 
 
 def test_a_run_in_a_place_that_outlives_its_nodes_is_not_copied(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ PUSHED=$(whole)
 LOOP=$!
 trap 'kill -TERM "$LOOP" || true' TERM
 while kill -0 "$LOOP" 2>/dev/null; do
-  sleep "$EVERY"
+  timeout "$EVERY" tail --pid="$LOOP" --sleep-interval=0.1 -f /dev/null & # behind: a trap waits for what is in front
+  wait $! || true
   NOW=$(whole)
   if [ "$NOW" -gt "$PUSHED" ] && push; then
     PUSHED=$NOW
