@@ -25,7 +25,13 @@ def _one_word(text: str) -> str:
 def _one_line(text: str) -> str:
     if not text.startswith("-") or "\n" in text:
         raise ValueError(f"{text!r} is no option of sbatch; write one a line, such as --exclude=n17")
+    if re.match(_OURS, text):
+        raise ValueError(f"{text!r} is said by rlhf-loop, which finds its jobs and their logs by it; leave it out")
     return text
+
+
+_OURS = r"--(job-name|output|array|chdir|dependency|parsable)\b|-[JoaDd]"
+"""Options that each job has already."""
 
 
 def _memory(text: str) -> str:

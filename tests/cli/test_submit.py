@@ -85,6 +85,8 @@ def test_a_stage_can_have_its_own_of_all_that_jobs_ask_for() -> None:
         ("gpus_per_node: many", "neither a number nor a kind and a number, as in a100:8"),
         ("partition: gpu --exclusive", "would not stay one word of an #SBATCH line"),
         ("sbatch: [exclusive]", "is no option of sbatch; write one a line, such as --exclude=n17"),
+        ("sbatch: [--job-name=mine]", "'--job-name=mine' is said by rlhf-loop, which finds its jobs and their logs by"),
+        ("stages: {score: {sbatch: [-d singleton]}}", "'-d singleton' is said by rlhf-loop"),
         ("env: {A-B: x}", "'A-B' is no name of a variable"),
         ("env: {'X=1; rm': x}", "'X=1; rm' is no name of a variable"),
         ("- nodes", "must hold a mapping of settings, as in recipes/cluster/profile.yaml"),
