@@ -72,6 +72,6 @@ def words_there(run: SubmittedRun, folder: str) -> list[str]:
 
 
 def _path(folder: Path) -> str:
-    """A pattern that finds a folder at the beginning of a path in a word, such as `store=sqlite:///FOLDER/x.db`, and not
+    """A pattern that finds a folder at the beginning of a path in a word, as in `store=sqlite:///FOLDER/x.db`, and not
     within another one (`/mnt/FOLDER`, `FOLDER-2`)."""
     return rf"""(?:(?<![^=,:\s\[\]{{}}'"])|(?<=:///)){re.escape(str(folder))}(?=$|[/?,\s\]}}'"])"""
