@@ -101,6 +101,14 @@ def named(name: str) -> list[str]:
     return said.split()
 
 
+def hosts(nodes: str) -> list[str]:
+    """The names in a list as Slurm writes it: `n[1-2]` -> n1, n2. Raises `UserError` for what is none."""
+    code, said, errors = _call(["scontrol", "show", "hostnames", nodes])
+    if code != 0 or not said.strip():
+        raise UserError(f"scontrol names no nodes of `{nodes}`: {_reason(errors)}")
+    return said.split()
+
+
 def cancel(id: str) -> None:
     """Ends a job; one that has ended is left. Raises `Away`."""
     _call(["scancel", id])

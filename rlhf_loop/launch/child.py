@@ -1,12 +1,11 @@
 """Stages in processes of their own: memory is really freed between them, and each may have its own Accelerate config.
 
-Inside a Slurm allocation of several nodes `srun` starts one `accelerate launch` a node.
+Inside a Slurm allocation of several nodes `srun` starts `launch/node.py` on each.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from huggingface_hub.constants import HF_HOME
 
 from rlhf_loop import processes
+from rlhf_loop.cluster import queue
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json
 from rlhf_loop.launch.heard import Heard
@@ -45,39 +45,26 @@ class Child:
         """Waits for the child; its last lines are in the error when it fails."""
         refuse_while_a_job_makes(arguments_file)
         heard, stage = Heard(progress), self._stage(arguments_file)
-        code = processes.run(self.command(arguments_file), heard, environment=_devices(stage.devices))
+        environment = {**_devices(stage.devices), **(_of_nodes(stage) if _nodes() > 1 else {})}
+        code = processes.run(self.command(arguments_file), heard, environment=environment)
         if code != 0:
             raise heard.fail(f"the stage ended with exit code {code}")
 
     def command(self, arguments_file: Path) -> list[str]:
         """The command line of a stage."""
-        started = self._stage(arguments_file)
-        config = ["--config_file", str(started.accelerate_config)] if started.accelerate_config else []
-        accelerate = [sys.executable, "-m", "accelerate.commands.launch", *config]
+        started, nodes = self._stage(arguments_file), _nodes()
         stage = ["-m", "rlhf_loop.stages", str(arguments_file)]
-        nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-        if nodes == 1:
-            if _alone(started):
-                return [sys.executable, *stage]
-            if started.devices is not None:  # a config's number is that of all stages
-                accelerate += ["--num_processes", str(started.devices)]
-            return [*accelerate, *stage]
-        gpus = started.devices or int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
-        if gpus and started.accelerate_config is None:  # Accelerate would share one node's number among all nodes
-            accelerate.append("--multi_gpu")
-        if gpus and (started.accelerate_config is None or started.devices):
-            accelerate += ["--num_processes", str(nodes * gpus)]
-        line = " ".join(
-            [
-                shlex.join(accelerate),
-                f"--num_machines {nodes}",
-                "--machine_rank $SLURM_NODEID",
-                "--main_process_ip $(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1)",
-                "--main_process_port ${MASTER_PORT:-29500}",
-                shlex.join(stage),
-            ]
-        )
-        return ["srun", f"--nodes={nodes}", "--ntasks-per-node=1", "bash", "-c", line]
+        if nodes > 1:
+            fewer = [] if started.devices is None else ["env", f"SLURM_GPUS_ON_NODE={started.devices}"]
+            return [
+                "srun", f"--nodes={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1", *fewer,
+                sys.executable, "-m", "rlhf_loop.launch.node", "slurm", *stage[1:],
+            ]  # fmt: skip
+        if _alone(started):
+            return [sys.executable, *stage]
+        config = ["--config_file", str(started.accelerate_config)] if started.accelerate_config else []
+        number = [] if started.devices is None else ["--num_processes", str(started.devices)]  # a config's is of all
+        return [sys.executable, "-m", "accelerate.commands.launch", *config, *number, *stage]
 
     def _stage(self, arguments_file: Path) -> StageLaunch:
         """How the stage with these arguments is started."""
@@ -103,3 +90,18 @@ def _devices(number: int | None) -> dict[str, str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     ids = [str(n) for n in range(number)] if visible is None else visible.split(",")[:number]
     return {"CUDA_VISIBLE_DEVICES": ",".join(ids)}
+
+
+def _nodes() -> int:
+    """Of the Slurm allocation in which this process is; else one."""
+    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+
+
+def _of_nodes(started: StageLaunch) -> dict[str, str]:
+    """What `launch/node.py` reads on each node, and where it finds the programs that it becomes."""
+    config = started.accelerate_config
+    return {
+        "MASTER_ADDR": queue.hosts(os.environ["SLURM_JOB_NODELIST"])[0],
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        **({} if config is None else {"RLHF_LOOP_ACCELERATE_CONFIG": str(config)}),
+    }

@@ -108,15 +108,6 @@ def test_the_way_is_chosen_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> 
     assert type(launch.choose(told("auto"))).__name__ == "Child"
 
 
-def test_a_child_in_a_slurm_allocation_of_several_nodes_goes_through_srun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    command = Child(Path("fsdp.yaml")).command(Path("a.json"))
-    assert command[0] == "srun"
-    assert "--machine_rank $SLURM_NODEID" in command[-1]
-    assert "--config_file fsdp.yaml" in command[-1]
-    assert command[-1].endswith("-m rlhf_loop.stages a.json")
-
-
 def test_one_process_is_started_without_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which would import torch once more, and leave it one thread."""
     monkeypatch.setattr("rlhf_loop.launch.child.HF_HOME", str(tmp_path))
@@ -169,17 +160,47 @@ def test_each_stage_is_started_with_its_own_devices_and_config(tmp_path: Path, m
     }
 
 
-def test_devices_of_a_stage_are_those_of_each_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SRUN = """#!/bin/bash
+echo "srun ${*%% python*}"
+while [[ $1 == --* ]]; do shift; done
+export SLURM_NNODES=2 SLURM_NODEID=1
+exec "$@"
+"""
+ACCELERATE = "--num_machines 2 --machine_rank 1 --num_processes {} --main_process_ip n1 --main_process_port 29500"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "stage", "started"),
+    [
+        ("", "score", "torchrun --nnodes 2 --node_rank 1 --nproc_per_node 1 --master_addr n1 --master_port 29500"),
+        ("4", "score", f"accelerate launch --multi_gpu --mixed_precision bf16 {ACCELERATE.format(8)}"),
+        ("4", "generate", f"accelerate launch --multi_gpu --mixed_precision bf16 {ACCELERATE.format(2)}"),
+        ("4", "reward", f"accelerate launch --config_file FOLDER/my two.yaml {ACCELERATE.format(4)}"),
+        ("4", "update", f"accelerate launch --config_file FOLDER/my fsdp.yaml {ACCELERATE.format(8)}"),
+    ],
+)
+def test_a_child_in_a_slurm_allocation_of_several_nodes_has_a_launcher_on_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: str, stage: str, started: str
+) -> None:
+    says = '#!/bin/bash\necho "$(basename "$0") $*"\nexit 3\n'
+    programs = {"srun": SRUN, "python": f'#!/bin/bash\nexec {sys.executable} "$@"\n', "torchrun": says}
+    for name, text in {**programs, "accelerate": says, "scontrol": "#!/bin/bash\nprintf 'n1\\nn2\\n'\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
-    starting = Child(None, told("child", STAGES).stages)
-    assert "--multi_gpu --num_processes 8 " not in starting.command(arguments(tmp_path, "generate"))[-1]
-    assert "--multi_gpu --num_processes 2 " in starting.command(arguments(tmp_path, "generate"))[-1]
-    assert "--multi_gpu --num_processes 8 " in starting.command(arguments(tmp_path, "score"))[-1]
-    reward = starting.command(arguments(tmp_path, "reward"))[-1]
-    assert "--num_processes 4 " in reward
-    assert "--multi_gpu" not in reward  # the config says how
+    job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_GPUS_ON_NODE": gpus}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    launcher = Child(None, told("child", STAGES.replace("fsdp", "my fsdp").replace("two", "my two")).stages)
+    file = arguments(tmp_path, stage).rename(tmp_path / "a run; of $HOME.arguments.json")
+    with pytest.raises(RuntimeError, match="the stage ended with exit code 3") as ended:
+        launcher.run(file, lambda done, total, text: None)
+    srun, said = str(ended.value).splitlines()[-2:]
+    assert srun.startswith("srun --nodes=2 --ntasks-per-node=1 --kill-on-bad-exit=1")
+    assert said == f"{started.replace('FOLDER', str(tmp_path))} -m rlhf_loop.stages {file}"
 
 
 def test_a_stage_sees_only_its_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,31 +163,3 @@ def test_no_other_module_kills_groups() -> None:
     package = Path(processes.__file__).parent
     found = [file.name for file in package.rglob("*.py") if "killpg(" in file.read_text()]
     assert found == ["processes.py"]
-
-
-def test_the_command_of_several_nodes_takes_any_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    *srun, line = Child(Path("/my configs/it's.yaml")).command(Path("/a run; of $HOME/update.arguments.json"))
-    assert srun == ["srun", "--nodes=2", "--ntasks-per-node=1", "bash", "-c"]
-    said = subprocess.run(
-        ["bash", "-c", f"scontrol() {{ echo first; }}; printf '%s\n' {line}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    assert said[said.index("--config_file") + 1] == "/my configs/it's.yaml"
-    assert said[-3:] == ["-m", "rlhf_loop.stages", "/a run; of $HOME/update.arguments.json"]
-    assert said[said.index("--main_process_ip") + 1] == "first"
-
-
-@pytest.mark.parametrize(("gpus", "processes"), [("1", "2"), ("8", "16"), ("", None), ("0", None)])
-def test_several_nodes_take_part_with_all_their_accelerators(
-    gpus: str, processes: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    monkeypatch.setenv("SLURM_GPUS_ON_NODE", gpus)
-    words = Child().command(Path("a.json"))[-1].split()
-    told = words[words.index("--num_processes") + 1] if "--num_processes" in words else None
-    assert told == processes
-    assert ("--multi_gpu" in words) == (processes is not None)
-    assert "--num_processes" not in Child(Path("fsdp2.yaml")).command(Path("a.json"))[-1]
