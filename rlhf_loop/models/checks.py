@@ -10,6 +10,7 @@ import torch
 from rlhf_loop.errors import UserError
 from rlhf_loop.files.damage import loading
 from rlhf_loop.model_checks import check_config, check_files, on_output_layer, on_tied_embeddings
+from rlhf_loop.models.distributed import whole_models
 from rlhf_loop.models.files import resolve_model
 from rlhf_loop.models.loading import adapter_folder, base_of
 from rlhf_loop.models.quiet import quiet
@@ -53,7 +54,7 @@ def weights_of(reference: str | Path, settings: Policy) -> int:
     folder = adapter_folder(reference)
     source = resolve_model(base_of(folder) if folder else str(reference))
     trusted = settings.trust_remote_code
-    with quiet(), loading(source), torch.device("meta"):
+    with quiet(), loading(source), whole_models(), torch.device("meta"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
     numbers: int = sum(parameter.numel() for parameter in model.parameters())

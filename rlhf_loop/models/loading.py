@@ -68,17 +68,17 @@ def load_policy(
     assert not (merged and trainable), "merged weights are for sampling"
     with nullcontext() if in_training else whole_models():
         model = load_causal_lm(reference, tokenizer, settings, torch.float32 if merged else dtype, only_read=only_read)
-    if folder and not (merged and only_read and without_numbers()):
-        with quiet(), loading(folder):
-            model = PeftModel.from_pretrained(
-                model,
-                str(folder),
-                is_trainable=trainable,
-                autocast_adapter_dtype=trainable,
-                low_cpu_mem_usage=only_read and without_numbers(),
-            )
-        if merged:
-            model = model.merge_and_unload()
+        if folder and not (merged and only_read and without_numbers()):
+            with quiet(), loading(folder):
+                model = PeftModel.from_pretrained(
+                    model,
+                    str(folder),
+                    is_trainable=trainable,
+                    autocast_adapter_dtype=trainable,
+                    low_cpu_mem_usage=only_read and without_numbers(),
+                )
+            if merged:
+                model = model.merge_and_unload()
     if merged:
         model = model.to(dtype)
     if only_read:

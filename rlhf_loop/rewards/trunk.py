@@ -44,7 +44,7 @@ def load_classifier(
     if isinstance(getattr(model, "score", None), nn.Linear):
         model.score = Float32Linear(model.score)
     if adapter is not None:
-        with quiet(reports=False), loading(adapter, "a reward model"):
+        with quiet(reports=False), loading(adapter, "a reward model"), whole_models():
             model = PeftModel.from_pretrained(
                 model,
                 str(adapter),

@@ -276,6 +276,21 @@ def test_a_whole_run_on_ranks(launcher: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@by_launcher(launchers=("fsdp2", "deepspeed_zero3"))
+def test_online_updates_ask_a_reward_model_that_is_shared_out(
+    launcher: str, tmp_path: Path, differs: Callable[..., float]
+) -> None:
+    cases = [f"{update}-lora-rewarded" for update in ("grpo", "rloo", "ppo")]
+    out, beside = (launched(name, tmp_path / name, *cases) for name in (launcher, "ddp"))
+    for case in cases:
+        assert differs(launcher, case, out / case, beside / case, "ddp") < 1e-4
+        assert moved(out / case)
+        whole, shares = (json.loads((folder / f"{case}.held.json").read_text()) for folder in (beside, out))
+        assert whole[0] == whole[1] == shares[0]
+        assert shares[1] == pytest.approx(shares[0] / 2, rel=0.01)
+
+
+@pytest.mark.slow
 @by_launcher()
 def test_adapters_of_a_bfloat16_policy_are_saved_in_float32(launcher: str, tmp_path: Path) -> None:
     out = launched(launcher, tmp_path, "dpo-lora-bf16", "dpo-full-bf16", precision="bf16")

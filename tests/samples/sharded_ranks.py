@@ -4,9 +4,9 @@
 
 A case is ALGORITHM-lora or ALGORITHM-full, with `-resumed` for a training that is stopped after its first checkpoint
 and gone on with, `-bf16` for a policy of that precision, `-critiques` with the losses that learn from these, `-vllm`
-with a stand-in for it, and `-sgd` in place of Adam, which makes much of the rounding of small gradients; or `loop` for
-a whole run. It leaves its files in OUT/CASE. Without a GPU, Accelerate 1.15 enters neither FSDP nor DeepSpeed; `shims`
-make it.
+with a stand-in for it, `-rewarded` by a trained reward model, and `-sgd` in place of Adam, which makes much of the
+rounding of small gradients; or `loop` for a whole run. It leaves its files in OUT/CASE. Without a GPU, Accelerate 1.15
+enters neither FSDP nor DeepSpeed; `shims` make it.
 """
 
 from __future__ import annotations
@@ -159,11 +159,12 @@ def train(algorithm: str, lora: bool, base: str, output: Path, options: list[str
         trainer |= {"use_vllm": True}
     if algorithm == "ppo":  # clipping, which is apart or together for critic and policy, out of the way
         trainer |= {"num_ppo_epochs": 1, "max_grad_norm": 1e6}
+    given: Any = trained_reward(policy, output) if "rewarded" in options else reward
     from samples.updates import ROWS, with_critiques
 
     methods = {"predict": {}, "unlikelihood": {}, "hindsight": {"entry_test": False}}
     update_policy(
-        ROWS[algorithm], start=base, reference=base, output=output, policy=policy, seed=1, reward=reward,
+        ROWS[algorithm], start=base, reference=base, output=output, policy=policy, seed=1, reward=given,
         settings=Update(algorithm=algorithm, lora=Lora(**adapter) if adapter else None, trainer=trainer),
         generation=Generation(max_new_tokens=8, samples_per_prompt=2),
         **with_critiques(methods if "critiques" in options else {}),
@@ -207,6 +208,24 @@ def watch_syncs(output: Path) -> None:
 def reward(prompts: Any, completions: Any, **_: Any) -> list[float]:
     """The number of characters."""
     return [len(turns[-1]["content"]) / 10 for turns in completions]
+
+
+def trained_reward(policy: Any, output: Path) -> Any:
+    """A Bradley-Terry model that was trained in the same way; how many numbers it has, and this rank of them, is
+    written down."""
+    from rlhf_loop.models.distributed import is_main
+    from rlhf_loop.rewards import load_reward, train_reward_model
+    from samples.rewards import bradley_terry, make_pairs
+
+    folder = output / "reward"
+    train_reward_model(bradley_terry(), make_pairs(), folder, policy=policy, eval_pairs=make_pairs(2, seed=1), seed=1)
+    loaded: Any = load_reward(folder, id="x", policy=policy)
+    if is_main():
+        tensors = list(loaded.model.parameters())
+        here = sum((tensor.to_local() if hasattr(tensor, "to_local") else tensor).numel() for tensor in tensors)
+        held = [sum(tensor.numel() for tensor in tensors), here]
+        (output.parent / f"{output.name}.held.json").write_text(json.dumps(held))
+    return loaded
 
 
 def main() -> None:
