@@ -11,7 +11,7 @@ from rlhf_loop.plan.formulas import BYTES, GROUPED_KEYS, NF4, Numbers
 from rlhf_loop.plan.hardware import GIB, Hardware
 from rlhf_loop.plan.implied import Implied
 from rlhf_loop.plan.shape import Shape
-from rlhf_loop.plan.sharing import Sharing
+from rlhf_loop.plan.sharing import Sharing, at_work
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.reward_spec import RewardSpec
 
@@ -58,6 +58,14 @@ class Case:
     def shares(self) -> int:
         """Among how many devices a training's weights are shared out."""
         return self.hardware.devices if self.sharing.over_machine else self.hardware.total
+
+    def read(self, size: int) -> int:
+        """Bytes on a device of a model of `size` bytes that is only read (`models/shares.py`)."""
+        return size // self.shares() if self.sharing.weights else size
+
+    def gathered(self, shape: Shape) -> int:
+        """Bytes that are put together while such a model reads: a layer, the next one, and what is in no layer."""
+        return self.element * at_work(shape) if self.sharing.weights else 0
 
     def attention(self) -> str:
         """The attention that the policy computes with."""

@@ -21,19 +21,17 @@ IN_FORWARD = {"cpu": 2048}
 
 
 def weights(case: Case, spec: RewardSpec, shape: Shape | None) -> int:
-    """Bytes of a loaded reward model: nothing of a function or a judge behind a server."""
+    """Bytes on a device of a loaded reward model: nothing of a function or a judge behind a server."""
     if shape is None:
         return 0
     if isinstance(spec, HeadSpec):
-        return case.element * shape.trunk(_top(spec, shape) + 1)
+        return case.read(case.element * shape.trunk(_top(spec, shape) + 1))
+    adapter = _adapter(shape, spec.lora) if isinstance(spec, (BradleyTerrySpec, CriticSpec)) else None
+    added = adapter.parameters if adapter else 0
     if isinstance(spec, BradleyTerrySpec):
-        adapter = _adapter(shape, spec.lora)
-        return case.element * (shape.trunk() + (adapter.parameters if adapter else 0))
-    if isinstance(spec, CriticSpec):
-        adapter = _adapter(shape, spec.lora)
-        assert adapter is not None
-        return case.element * (shape.parameters + adapter.parameters) + FLOAT32 * (shape.hidden + 1) * shape.hidden
-    return case.element * shape.parameters
+        return case.read(case.element * (shape.trunk() + added))
+    head = FLOAT32 * (shape.hidden + 1) * shape.hidden if isinstance(spec, CriticSpec) else 0
+    return case.read(case.element * (shape.parameters + added) + head)
 
 
 def scoring(case: Case, spec: RewardSpec, shape: Shape | None, texts: int) -> int:
@@ -43,7 +41,7 @@ def scoring(case: Case, spec: RewardSpec, shape: Shape | None, texts: int) -> in
     length = _length(case, spec)
     tokens = min(SCORED[case.hardware.kind], texts * length)
     read = Texts(rows=max(1, tokens // length), length=length, scored=0)
-    found = forward(shape, read, case.numbers(length))
+    found = forward(shape, read, case.numbers(length)) + case.gathered(shape)
     if isinstance(spec, HeadSpec):  # hidden states of all layers below, and those that are pooled in float32
         found += (case.element * (_top(spec, shape) + 2) + 2 * FLOAT32) * shape.hidden * read.tokens
     return found

@@ -98,8 +98,7 @@ def held(
     if not sharing.optimizer:
         gathered = gradients if sharing.several else 0
     elif not sharing.deepspeed:  # a layer at work and the next one, what is in no layer, and a layer's whole gradient
-        at_work = min(total, 2 * shape.a_layer + shape.embedding + shape.head) + min(trained, shape.a_layer)
-        gathered = element * at_work
+        gathered = element * (min(total, at_work(shape)) + min(trained, shape.a_layer))
     else:
         gathered = 2 * element * min(trained, ZERO_BUCKET)
         gathered += element * min(total, ZERO_LIVE) if sharing.weights else 0
@@ -107,6 +106,11 @@ def held(
             host = (element * total + FLOAT32 * trained + moments(trained, optimizer, FLOAT32)) // shares
             host += FLOAT32 * trained // shares
     return Held(weights=weights, gradients=gradients, optimizer=state, gathered=gathered, host=host)
+
+
+def at_work(shape: Shape) -> int:
+    """Weights that FSDP2 has put together at a time: a layer, the next one, and what is in no layer."""
+    return 2 * shape.a_layer + shape.embedding + shape.head
 
 
 def held_for_sure(

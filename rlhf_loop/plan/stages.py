@@ -1,10 +1,11 @@
-"""Memory of the stages that train nothing: each device has the whole of every model."""
+"""Memory of the stages that train nothing, whose models are shared out as those in training are, but for a policy that
+writes and has room whole."""
 
 from __future__ import annotations
 
 import os
 
-from rlhf_loop.engines import CPU_CACHE_GIB
+from rlhf_loop.engines import CPU_CACHE_GIB, WHOLE
 from rlhf_loop.plan.case import PROCESS, Case, Memory, peak
 from rlhf_loop.plan.formulas import FLOAT32, Texts, forward, kv_cache
 from rlhf_loop.plan.hardware import GIB
@@ -53,10 +54,12 @@ def sampling(case: Case, samples: int, prompts: int) -> dict[str, dict[str, int]
     tokens = rows * width
     if case.attention() == "grouped":  # a prompt's keys are there once for its samples
         tokens = read.tokens + rows * implied.new
+    whole = _writes_whole(case)
     moments = {
         "the policy samples": {
             **held,
-            "weights": case.of_policy,
+            "weights": case.of_policy if whole else case.read(case.of_policy),
+            "gathered": 0 if whole else case.gathered(shape),
             "KV cache": kv_cache(shape, tokens, case.element),
             "logits": 2 * case.element * rows * shape.vocabulary,
             "working": forward(shape, read, numbers),
@@ -65,6 +68,11 @@ def sampling(case: Case, samples: int, prompts: int) -> dict[str, dict[str, int]
     if case.on_cpu:
         moments["the adapter is merged"] = {**held, "weights": _merging(case)}
     return moments
+
+
+def _writes_whole(case: Case) -> bool:
+    """Whether each device has the whole policy while it samples (`generation.loaded`)."""
+    return not case.sharing.weights or case.of_policy <= WHOLE * case.hardware.memory
 
 
 def _merging(case: Case) -> int:
@@ -77,8 +85,11 @@ def _merging(case: Case) -> int:
 
 
 def _host(case: Case) -> int:
-    """Main memory of a machine: each device's process loads and merges there."""
-    return 0 if case.on_cpu else case.hardware.devices * max(_merging(case), case.element * case.policy.parameters)
+    """Main memory of a machine: each device's process loads and merges there, or one for all."""
+    if case.on_cpu:
+        return 0
+    processes = case.hardware.devices if _writes_whole(case) else 1
+    return processes * max(_merging(case), case.element * case.policy.parameters)
 
 
 def score_memory(case: Case) -> Memory | None:
@@ -113,12 +124,14 @@ def evaluate_memory(case: Case) -> Memory | None:
     read = Texts(rows=rows, length=length, scored=0)
     moments["likelihoods are measured"] = {
         "process": PROCESS[case.hardware.kind],
-        "weights": of_policy,
-        "reference": 0 if adapter else case.of_policy,
+        "weights": case.read(of_policy),
+        "reference": 0 if adapter else case.read(case.of_policy),
         "reward model": all_weights(case),
         "judge": judge,
         "logits": 2 * logits + 5 * FLOAT32 * chunk,
-        "working": max(forward(shape, read, case.numbers(length)), all_scoring(case, answers), beside),
+        "working": max(
+            forward(shape, read, case.numbers(length)) + case.gathered(shape), all_scoring(case, answers), beside
+        ),
     }
     return peak("evaluate", moments, host=_host(case))
 

@@ -17,6 +17,7 @@ from rlhf_loop.plan.case import Case, Memory
 from rlhf_loop.plan.hardware import GIB, Hardware, chosen
 from rlhf_loop.plan.implied import implied
 from rlhf_loop.plan.planning import Plan, case_of, plan_of, plans, recommended
+from rlhf_loop.plan.sharing import SHARINGS
 from rlhf_loop.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +111,28 @@ def test_a_quantised_base_has_half_a_byte_a_weight_but_for_embeddings_and_output
     eight = replace(H100, devices=8)
     ways = [plan.case.sharing.name for plan in plans(case(large, "policy.quantization=nf4", hardware=eight))]
     assert ways == ["ddp", "zero2"]
+
+
+@pytest.mark.parametrize(("sharing", "parts"), [("ddp", 1), ("zero2", 1), ("hsdp", 8), ("fsdp2", 16), ("zero3", 16)])
+def test_models_that_are_only_read_are_shared_out_as_those_in_training_are(
+    sharing: str, parts: int, large: str
+) -> None:
+    reward = f"reward.model={ROOT / 'reward_models' / 'bradley_terry'}"
+    found = case(large, "update.algorithm=rloo", "update.lora=null", "update.trainers={}", "update.trainer={}", reward)
+    way = next(one for one in SHARINGS if one.name == sharing)
+    hardware = replace(H100, devices=8, machines=2)
+    stages = {stage.stage: stage for stage in plan_of(replace(found, sharing=way, hardware=hardware)).stages}
+    policy = 2 * found.policy.parameters
+    of_reward = stages["score"].parts["reward model"]
+    assert of_reward == pytest.approx((policy - 2 * found.policy.head) / parts, rel=0.01)  # with an adapter
+    assert stages["update (rloo)"].parts["reward model"] == of_reward
+    assert stages["generate"].parts["weights"] == policy  # of 80 GiB a fifth
+    assert stages["generate"].host == 8 * policy
+    small = replace(hardware, memory=policy)
+    stages = {stage.stage: stage for stage in plan_of(replace(found, sharing=way, hardware=small)).stages}
+    assert stages["generate"].parts["weights"] == policy // parts
+    assert stages["generate"].host == (policy if parts > 1 else 8 * policy)
+    assert stages["evaluate"].parts["weights"] == stages["evaluate"].parts["reference"] == policy // parts
 
 
 def test_the_first_way_that_fits_is_recommended(large: str) -> None:
