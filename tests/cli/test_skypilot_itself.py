@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("recipes", "reward_models"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "dist").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

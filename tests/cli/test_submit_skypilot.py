@@ -29,6 +29,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of a user, with a recipe and a profile in it."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "reward_models").symlink_to(ROOT / "reward_models")
+    (tmp_path / "dist").mkdir()
     recipe = (ROOT / "recipes" / "smoke.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(recipe.replace("data/", "recipes/data/").replace("../reward", "reward"))
     (tmp_path / "small.yaml").write_text(SMALL)
@@ -63,8 +64,9 @@ def test_a_task_has_what_its_profile_says(project: Path) -> None:
     assert made["secrets"] == {"HF_TOKEN": None, "PGPASSWORD": None}
     assert made["envs"] == {"HF_XET_HIGH_PERFORMANCE": "1", "RLHF_LOOP_RUN": "/rlhf/runs/smoke"}
     assert made["file_mounts"] == {
-        f"~/rlhf-loop/{name}": str(project / name) for name in ("recipes", "reward_models")
+        f"~/rlhf-loop/{name}": str(project / name) for name in ("recipes", "reward_models", "dist")
     }  # fmt: skip
+    assert "~/venv/bin/pip install ~/rlhf-loop/dist/*.whl s3fs\n" in made["setup"]
     shipped = (FILES / "run.sh").read_text()
     assert made["run"].endswith(shipped[shipped.index("set -euo pipefail\n") :])
     assert subprocess.run(["bash", "-n"], input=made["run"] + made["setup"], text=True).returncode == 0

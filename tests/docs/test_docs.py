@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def test_every_command_is_documented() -> None:
         assert re.search(rf"rlhf-loop {name}\b", text), f"rlhf-loop {name} is not in the docs"
         for inner in getattr(command, "commands", {}):
             assert re.search(rf"\b{name}\b[^\n]*\b{inner}\b", text), f"rlhf-loop {name} {inner} is not in the docs"
+
+
+def test_extras_that_are_to_be_installed_are_those_of_the_package() -> None:
+    files = [*PAGES, *(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "rlhf_loop").rglob("*.py")]
+    named = {name for file in files for name in re.findall(r"(?:rlhf-loop|WHEEL|'\.)\[([\w,]+)\]", file.read_text())}
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert "postgres" in named
+    assert {one for names in named for one in names.split(",")} <= known.keys()
 
 
 def test_links_between_pages_lead_somewhere() -> None:
