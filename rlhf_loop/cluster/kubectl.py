@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_loop.cluster import jobs
+from rlhf_loop.cluster.commands import answer, last_line
+from rlhf_loop.cluster.jobs import Away
 from rlhf_loop.errors import UserError
 
 SECONDS = 60.0  # that kubectl is waited for
@@ -20,10 +20,6 @@ _AWAY = re.compile(
     r"[Uu]nable to connect to the server|connection to the server .* refused|i/o timeout|TLS handshake timeout|"
     r"context deadline exceeded|etcdserver|\((ServiceUnavailable|ServerTimeout|Timeout|InternalError|TooManyRequests)\)"
 )
-
-
-class Away(jobs.Away):
-    """Kubernetes' API server does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,22 +120,13 @@ def _judge(command: Sequence[str], code: int, said: str, errors: str) -> None:
     raise UserError(f"Kubernetes refused: {reason}. Command: {' '.join(command)}")
 
 
-def _call(command: Sequence[str], given: str | None = None) -> tuple[int, str, str]:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=SECONDS,
-            **({"stdin": subprocess.DEVNULL} if given is None else {"input": given}),
-        )  # fmt: skip
-    except FileNotFoundError:
-        raise UserError("there is no kubectl on the PATH") from None
-    except subprocess.TimeoutExpired:
-        raise Away(f"kubectl gave no answer in {SECONDS:.0f} seconds") from None
-    if done.returncode != 0 and _AWAY.search(done.stderr):
-        raise Away(_reason(done.stderr))
-    return done.returncode, done.stdout, done.stderr
+def _call(command: Sequence[str], given: str = "") -> tuple[int, str, str]:
+    code, said, errors = answer(command, SECONDS, given=given)
+    if code != 0 and _AWAY.search(errors):
+        raise Away(_reason(errors))
+    return code, said, errors
 
 
 def _reason(errors: str) -> str:
     """The last line without its head."""
-    lines = [line for line in errors.splitlines() if line.strip()]
-    return re.sub(r"^([Ee]rror( from server)?( \(\w+\))?: )+", "", lines[-1]).rstrip(".") if lines else ""
+    return re.sub(r"^([Ee]rror( from server)?( \(\w+\))?: )+", "", last_line(errors))

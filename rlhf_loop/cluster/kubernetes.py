@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_loop.cluster import Plan, Submission, SubmittedRun, kubectl, manifests, words_there
-from rlhf_loop.cluster.jobs import JobRecord, JobState, run_record
+from rlhf_loop.cluster.jobs import Away, JobRecord, JobState, run_record
 from rlhf_loop.cluster.kubectl import Place
 from rlhf_loop.cluster.kubernetes_profile import KubernetesProfile, read_profile
 from rlhf_loop.errors import UserError
@@ -57,7 +57,7 @@ def submit(plan: Plan) -> str:
             write_text(path, text)
         for command in plan.commands:
             kubectl.submit(command)
-    except kubectl.Away as error:
+    except Away as error:
         raise UserError(
             f"Kubernetes does not answer: {error}. Whether the Job was made is not known: look with `kubectl get "
             f"{' '.join(places[0].words)}` before you type this again"
@@ -85,7 +85,7 @@ def state(record: JobRecord) -> JobState:
     """A Job or TrainJob as it is now; "GONE" is one that was deleted."""
     try:
         found = kubectl.look(kubectl.place(record.id))
-    except (UserError, kubectl.Away):
+    except (UserError, Away):
         return JobState(state=None, logs=record.logs)
     logs = f"{record.logs}/{kubectl.place(record.id).name}"
     return JobState(
@@ -100,7 +100,7 @@ def alive(record: JobRecord) -> bool | None:
     """Whether a Job or TrainJob waits or runs; None where nobody can be asked."""
     try:
         return not ended(kubectl.look(kubectl.place(record.id)))
-    except (UserError, kubectl.Away):
+    except (UserError, Away):
         return None
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from rlhf_loop.cluster.per_stage import PerStage
+from rlhf_loop.cluster.profile_file import Text, Variable, read
 from rlhf_loop.errors import UserError
-from rlhf_loop.settings import Settings, apply_override, parse_settings, read_file
+from rlhf_loop.settings import Settings
 
 EXAMPLE = "recipes/cluster/kubernetes/profile.yaml"
 
@@ -38,17 +39,9 @@ def _absolute(text: str) -> str:
     return text
 
 
-def _variable(text: str) -> str:
-    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", text):
-        raise ValueError(f"{text!r} is no name of an environment variable")
-    return text
-
-
 Name = Annotated[str, AfterValidator(_name)]
 Memory = Annotated[str, AfterValidator(_memory)]
 Folder = Annotated[str, AfterValidator(_absolute)]
-Variable = Annotated[str, AfterValidator(_variable)]
-Text = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
 class SecretKey(Settings):
@@ -137,12 +130,8 @@ class KubernetesProfile(Settings):
 
 
 def read_profile(file: Path | None, overrides: Iterable[str] = ()) -> KubernetesProfile:
-    """The profile in a file, with `key.sub=value` over it. Raises `UserError` naming the file, the key and the nearest
-    valid name for anything that is wrong, and where there is no file: nobody can guess an image and a volume."""
+    """See `profile_file.read`; raises `UserError` where there is no file too: nobody can guess an image and a
+    volume."""
     if file is None:
         raise UserError(f"Kubernetes needs a profile, which names an image and a volume: --profile FILE, as {EXAMPLE}")
-    values: dict[str, Any] = read_file(file, "profile", EXAMPLE)
-    for override in overrides:
-        apply_override(values, override)
-    profile: KubernetesProfile = parse_settings(KubernetesProfile, values, where=str(file))
-    return profile
+    return read(KubernetesProfile, file, overrides, EXAMPLE)

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from rlhf_loop.cluster.per_stage import PerStage
-from rlhf_loop.settings import Settings, apply_override, parse_settings, read_file
+from rlhf_loop.cluster.profile_file import Text, Variable, read
+from rlhf_loop.settings import Settings
 
 
 def _one_word(text: str) -> str:
@@ -54,14 +55,7 @@ def _gpus(value: int | str) -> int | str:
     return value
 
 
-def _variable(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError(f"env: {name!r} is no name of a variable; use letters, digits and _, the first no digit")
-    return name
-
-
 Word = Annotated[str, AfterValidator(_one_word)]
-Variable = Annotated[str, AfterValidator(_variable)]
 Line = Annotated[str, AfterValidator(_one_line)]
 Memory = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_memory)]
 Duration = Annotated[str, AfterValidator(_duration)]
@@ -110,7 +104,7 @@ class Profile(Settings):
     sbatch: list[Line] = Field(default_factory=list)  # further options, such as --exclude=n17
     setup: list[str] = Field(default_factory=list)  # lines of bash that run first in each job
     container: str | None = None  # words before the command on each node, such as `apptainer exec --nv rlhf.sif`
-    env: dict[Variable, Annotated[str, Field(coerce_numbers_to_str=True)]] = Field(default_factory=dict)
+    env: dict[Variable, Text] = Field(default_factory=dict)
     steering: Steering = Field(default_factory=Steering)
     stages: PerStage[StageResources] = Field(default_factory=PerStage[StageResources])
 
@@ -138,13 +132,8 @@ def gpu_count(gpus_per_node: int | str) -> int:
 
 
 def read_profile(file: Path | None, overrides: Iterable[str] = ()) -> Profile:
-    """The profile in a file (None: the defaults), with `key.sub=value` over it. Raises `UserError` naming the file, the
-    key and the nearest valid name for anything that is wrong."""
-    values: dict[str, Any] = {} if file is None else read_file(file, "profile", "recipes/cluster/profile.yaml")
-    for override in overrides:
-        apply_override(values, override)
-    profile: Profile = parse_settings(Profile, values, where=str(file or "the profile"))
-    return profile
+    """See `profile_file.read`."""
+    return read(Profile, file, overrides, "recipes/cluster/profile.yaml")
 
 
 def _options(values: dict[str, Any]) -> list[str]:

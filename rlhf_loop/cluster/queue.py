@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_loop.cluster import jobs
+from rlhf_loop.cluster.commands import answer, last_line
+from rlhf_loop.cluster.jobs import Away
 from rlhf_loop.errors import UserError
 
 SECONDS = 60.0  # that a command of Slurm is waited for
@@ -24,10 +24,6 @@ _ENDED = {
 }  # fmt: skip
 _OF_THIS_JOB = re.compile("SLURM_(?!CONF$|CLUSTERS$)|RLHF_LOOP_LOCKS$|CUDA_VISIBLE_DEVICES$|MASTER_PORT$")
 """What the job that submits another one has in its environment and the other must not."""
-
-
-class Away(jobs.Away):
-    """Slurm's controller does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,17 +117,10 @@ def cancel_named(name: str) -> None:
 
 def _call(command: Sequence[str]) -> tuple[int, str, str]:
     environment = {name: value for name, value in os.environ.items() if not _OF_THIS_JOB.match(name)}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", env=environment, timeout=SECONDS
-        )  # fmt: skip
-    except FileNotFoundError:
-        raise UserError(f"there is no {command[0]} on the PATH, which Slurm brings") from None
-    except subprocess.TimeoutExpired:
-        raise Away(f"{command[0]} gave no answer in {SECONDS:.0f} seconds") from None
-    if done.returncode != 0 and re.search(_AWAY, done.stderr):
-        raise Away(_reason(done.stderr))
-    return done.returncode, done.stdout, done.stderr
+    code, said, errors = answer(command, SECONDS, environment=environment)
+    if code != 0 and re.search(_AWAY, errors):
+        raise Away(_reason(errors))
+    return code, said, errors
 
 
 _AWAY = "[Uu]nable to contact slurm controller|Socket timed out|Connection (refused|timed out)|temporarily unable"
@@ -139,5 +128,4 @@ _AWAY = "[Uu]nable to contact slurm controller|Socket timed out|Connection (refu
 
 def _reason(errors: str) -> str:
     """Slurm's last line without its head."""
-    lines = [line for line in errors.splitlines() if line.strip()]
-    return re.sub(r"^\w+: (error|fatal): ", "", lines[-1]).rstrip(".") if lines else ""
+    return re.sub(r"^\w+: (error|fatal): ", "", last_line(errors))

@@ -9,16 +9,13 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_loop.cluster import jobs
+from rlhf_loop.cluster.commands import answer, last_line
+from rlhf_loop.cluster.jobs import Away
 from rlhf_loop.errors import UserError
 
 SECONDS = 120.0  # that a question is waited for
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-
-
-class Away(jobs.Away):
-    """SkyPilot gives no answer."""
 
 
 def require() -> None:
@@ -61,25 +58,17 @@ def cluster_jobs(name: str) -> list[dict[str, Any]]:
 def _asked(*words: str) -> Any:
     """What stands as JSON among what a question is answered with."""
     command = ["sky", *words, "--output", "json"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=SECONDS
-        )
-    except FileNotFoundError:
-        raise UserError("there is no sky on the PATH") from None
-    except subprocess.TimeoutExpired:
-        raise Away(f"sky gave no answer in {SECONDS:.0f} seconds") from None
-    if done.returncode != 0:
-        raise Away(_reason(done.stderr) or _reason(done.stdout) or f"exit code {done.returncode}")
-    for start in re.finditer(r"^[\[{]", done.stdout, re.MULTILINE):  # hints stand before it
+    code, said, errors = answer(command, SECONDS)
+    if code != 0:
+        raise Away(_reason(errors) or _reason(said) or f"exit code {code}")
+    for start in re.finditer(r"^[\[{]", said, re.MULTILINE):  # hints stand before it
         try:
-            return json.JSONDecoder().raw_decode(done.stdout, start.start())[0]
+            return json.JSONDecoder().raw_decode(said, start.start())[0]
         except json.JSONDecodeError:
             continue
-    raise Away(f"no JSON came from {' '.join(command)}: {_reason(done.stdout)}")
+    raise Away(f"no JSON came from {' '.join(command)}: {_reason(said)}")
 
 
 def _reason(said: str) -> str:
     """Its last line without colours."""
-    lines = [line.strip() for line in _COLOUR.sub("", said).splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else ""
+    return last_line(_COLOUR.sub("", said))

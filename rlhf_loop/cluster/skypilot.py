@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from rlhf_loop.cluster import Plan, Submission, SubmittedRun, sky, skypilot_task
-from rlhf_loop.cluster.jobs import JobRecord, JobState, run_record
+from rlhf_loop.cluster.jobs import Away, JobRecord, JobState, run_record
 from rlhf_loop.cluster.manifests import object_name
 from rlhf_loop.cluster.skypilot_profile import SkyPilotProfile, read_profile
 from rlhf_loop.errors import UserError
@@ -51,7 +51,7 @@ def submit(plan: Plan) -> str:
         sky.launch(command)
         try:
             id = _newest(job_name(run), managed=command[1] == "jobs")
-        except sky.Away as error:
+        except Away as error:
             raise UserError(
                 f"{run.folder.name} was submitted, but SkyPilot does not say as which job: {error}. Look with `sky "
                 "jobs queue` or `sky status` before you type this again"
@@ -78,7 +78,7 @@ def state(record: JobRecord) -> JobState:
     """A job as SkyPilot knows it now, or its cluster where that has stopped; "GONE" is one that is not there."""
     try:
         name, where, attempt = _looked(record)
-    except (UserError, sky.Away):
+    except (UserError, Away):
         return JobState(state=None, logs=record.logs)
     return JobState(state=name, where=where, attempt=attempt, logs=record.logs)
 
@@ -87,7 +87,7 @@ def alive(record: JobRecord) -> bool | None:
     """Whether a job waits or runs; None where nobody can be asked."""
     try:
         name, _, _ = _looked(record)
-    except (UserError, sky.Away):
+    except (UserError, Away):
         return None
     return not name.startswith(("SUCCEEDED", "FAILED", "CANCELLED", "STOPPED", GONE))
 
@@ -115,7 +115,7 @@ def _newest(name: str, *, managed: bool) -> str:
     """The id of the last job of a name. Raises `Away` where there is none."""
     found = [one for one in (sky.managed_jobs() if managed else sky.cluster_jobs(name)) if one["job_name"] == name]
     if not found:
-        raise sky.Away(f"it names no job {name}")
+        raise Away(f"it names no job {name}")
     return str(found[-1]["job_id"]) if managed else f"{name}/{found[-1]['job_id']}"
 
 

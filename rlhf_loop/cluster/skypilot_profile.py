@@ -12,10 +12,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from rlhf_loop.cluster.kubernetes_profile import Folder, Text, Variable
+from rlhf_loop.cluster.kubernetes_profile import Folder
+from rlhf_loop.cluster.profile_file import Text, Variable, read
 from rlhf_loop.errors import UserError
 from rlhf_loop.files.shipped import FOLDERS
-from rlhf_loop.settings import Settings, apply_override, parse_settings, read_file
+from rlhf_loop.settings import Settings
 
 EXAMPLE = "recipes/cluster/skypilot/profile.yaml"
 
@@ -117,12 +118,8 @@ class SkyPilotProfile(Settings):
 
 
 def read_profile(file: Path | None, overrides: Iterable[str] = ()) -> SkyPilotProfile:
-    """The profile in a file, with `key.sub=value` over it. Raises `UserError` naming the file, the key and the nearest
-    valid name for anything that is wrong, and where there is no file: nobody can guess where the run should lie."""
+    """See `profile_file.read`; raises `UserError` where there is no file too: nobody can guess where the run should
+    lie."""
     if file is None:
         raise UserError(f"SkyPilot needs a profile, which says where the run lies: --profile FILE, as {EXAMPLE}")
-    values: dict[str, Any] = read_file(file, "profile", EXAMPLE)
-    for override in overrides:
-        apply_override(values, override)
-    profile: SkyPilotProfile = parse_settings(SkyPilotProfile, values, where=str(file))
-    return profile
+    return read(SkyPilotProfile, file, overrides, EXAMPLE)

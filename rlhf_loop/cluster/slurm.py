@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_loop.cluster import Plan, Submission, queue
-from rlhf_loop.cluster.jobs import JobRecord, JobState, run_record
+from rlhf_loop.cluster.jobs import Away, JobRecord, JobState, run_record
 from rlhf_loop.cluster.profile import read_profile
 from rlhf_loop.cluster.scripts import Call, render
 from rlhf_loop.errors import UserError
@@ -63,7 +63,7 @@ def submit(plan: Plan) -> str:
         write_text(path, text)
     try:
         id = queue.submit(*plan.commands)
-    except queue.Away as error:
+    except Away as error:
         raise UserError(
             f"Slurm does not answer: {error}. Whether the job was submitted is not known: look with "
             f"`squeue --me --name={job_name(plan.submission.name)}` before you type this again"
@@ -97,7 +97,7 @@ def state(record: JobRecord) -> JobState:
     """A job as Slurm knows it now; "GONE" is one that it has forgotten."""
     try:
         job = queue.look(record.id, record.name)
-    except (UserError, queue.Away):
+    except (UserError, Away):
         return JobState(state=None, logs=record.logs)
     attempt = f"{record.logs}/slurm-{job.id}/attempt-{job.restarts}"
     return JobState(
@@ -112,7 +112,7 @@ def alive(record: JobRecord) -> bool | None:
     """Whether a job waits or runs; None where nobody can be asked."""
     try:
         return not queue.look(record.id, record.name).ended
-    except (UserError, queue.Away):
+    except (UserError, Away):
         return None
 
 

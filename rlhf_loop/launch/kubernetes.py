@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlhf_loop.cluster import kubectl, manifests, pods
-from rlhf_loop.cluster.jobs import JobRecord, read_record
+from rlhf_loop.cluster.jobs import Away, JobRecord, read_record
 from rlhf_loop.cluster.kubectl import Place
 from rlhf_loop.cluster.kubernetes import ended, state_of
 from rlhf_loop.cluster.kubernetes_profile import KubernetesProfile
@@ -188,7 +188,7 @@ class Kubernetes:
         if self.owner is not None and isinstance(error, KeyboardInterrupt):
             say(f"leaving TrainJob {record.id} alone")
             return
-        with suppress(UserError, kubectl.Away):
+        with suppress(UserError, Away):
             check(stage.output)  # who took the run over follows the job
             kubectl.delete(kubectl.place(record.id))
             stage.record.unlink(missing_ok=True)

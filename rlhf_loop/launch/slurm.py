@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rlhf_loop.cluster import queue
-from rlhf_loop.cluster.jobs import JobRecord, read_record
+from rlhf_loop.cluster.jobs import Away, JobRecord, read_record
 from rlhf_loop.cluster.profile import Profile
 from rlhf_loop.cluster.scripts import Call, render
 from rlhf_loop.cluster.slurm import job_name, pattern, variables
@@ -103,7 +103,7 @@ class Slurm:
             try:
                 id = queue.submit(queue.command(script))
                 break
-            except queue.Away as error:
+            except Away as error:
                 say(f"Slurm does not answer ({error}); looking whether it has the job of {stage.step}")
                 time.sleep(POLL)
                 if found := _asked(queue.named, stage.name):
@@ -175,7 +175,7 @@ class Slurm:
         if self.leaving:
             say(f"leaving the job of {stage.step} alone")
             return
-        with suppress(UserError, queue.Away):
+        with suppress(UserError, Away):
             check(stage.output)  # who took the run over follows the job
             queue.cancel_named(stage.name)
             stage.record.unlink(missing_ok=True)

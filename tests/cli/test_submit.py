@@ -13,6 +13,8 @@ from samples.stub_slurm import StubSlurm
 
 from rlhf_loop.cli import app
 from rlhf_loop.cluster import PLATFORMS, platform
+from rlhf_loop.cluster.commands import answer, last_line
+from rlhf_loop.cluster.jobs import Away
 from rlhf_loop.cluster.per_stage import PerStage
 from rlhf_loop.cluster.profile import Profile, read_profile
 from rlhf_loop.cluster.scripts import Call, render
@@ -87,8 +89,8 @@ def test_a_stage_can_have_its_own_of_all_that_jobs_ask_for() -> None:
         ("sbatch: [exclusive]", "is no option of sbatch; write one a line, such as --exclude=n17"),
         ("sbatch: [--job-name=mine]", "'--job-name=mine' is said by rlhf-loop, which finds its jobs and their logs by"),
         ("stages: {score: {sbatch: [-d singleton]}}", "'-d singleton' is said by rlhf-loop"),
-        ("env: {A-B: x}", "'A-B' is no name of a variable"),
-        ("env: {'X=1; rm': x}", "'X=1; rm' is no name of a variable"),
+        ("env: {A-B: x}", "'A-B' is no name of an environment variable"),
+        ("env: {'X=1; rm': x}", "'X=1; rm' is no name of an environment variable"),
         ("- nodes", "must hold a mapping of settings, as in recipes/cluster/profile.yaml"),
     ],
 )
@@ -224,6 +226,15 @@ def test_without_slurm_or_a_cluster_named_it_says_what_to_do(tmp_path: Path, mon
         submit()
     with pytest.raises(UserError, match=r"you named --slurm and --kubernetes$"):
         submit("--kubernetes", "--slurm")
+
+
+def test_a_command_of_a_cluster_has_an_answer_in_time_or_is_away() -> None:
+    assert answer(["bash", "-c", "cat; echo why. >&2; exit 3"], 10, given="a") == (3, "a", "why.\n")
+    assert last_line("first\n  the reason. \n\n") == "the reason"
+    with pytest.raises(Away, match=r"^sleep gave no answer in 0 seconds$"):
+        answer(["sleep", "5"], 0.1)
+    with pytest.raises(UserError, match=r"^there is no nothing-of-this-name on the PATH$"):
+        answer(["nothing-of-this-name"], 10)
 
 
 def test_each_platform_is_asked_by_what_was_written_down_of_a_job() -> None:
