@@ -8,10 +8,14 @@ Each step also works alone: `train_reward_model`, `load_reward`, `update_policy`
 Nothing here imports torch until it is needed.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Where it is installed PEFT imports it, and it then warns of a kernel that a policy is never computed with.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from rlhf_loop.comparison import compare
