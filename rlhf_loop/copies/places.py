@@ -243,7 +243,7 @@ class Hub:
                 operations=operations, commit_message=message, parent_commit=self.head, **self.repo
             )
         except HfHubHTTPError as error:
-            if error.response.status_code != 412:
+            if _status(error) != 412:
                 raise
             raise UserError(
                 f"{self.name}: somebody else changed the repository meanwhile, such as another push. What was copied "
@@ -273,6 +273,7 @@ class Hub:
 MOST = 2**26  # bytes of an index: some 400,000 files
 _PIECE = 2**20  # bytes that are copied at a time
 _PLACES = "Give a folder, hf://OWNER/NAME, s3://BUCKET/FOLDER or another URL that fsspec knows"
+_ALLOWED = "You may not do this there: log in, or have its owner allow it, then type the same command again"
 _AGAIN = "What was copied is kept: type the same command again to go on"
 
 
@@ -307,4 +308,11 @@ def _explained(name: str, remedy: str = _AGAIN) -> Iterator[None]:
                 f"{name} is a file, or lies below one, and a copy is a folder: name another place"
             ) from error
         said = _without_user(" ".join((str(error) or type(error).__name__).split()))[:300]
+        if isinstance(error, PermissionError) or _status(error) in (401, 403):
+            remedy = _ALLOWED
         raise UserError(f"{name}: {type(error).__name__}: {said}. {remedy}") from error
+
+
+def _status(error: Exception) -> int | None:
+    """Of HTTP, where a server's answer is behind the error."""
+    return getattr(getattr(error, "response", None), "status_code", None)

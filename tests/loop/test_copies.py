@@ -438,6 +438,25 @@ def test_what_cannot_be_reached_is_told(run: Path, tmp_path: Path) -> None:
         push(run, str(tmp_path / "bucket"))
 
 
+FORBIDDEN = httpx.Response(403, request=httpx.Request("POST", "https://hub"))
+
+
+@pytest.mark.parametrize("refusal", [PermissionError("Access Denied"), HfHubHTTPError("403", response=FORBIDDEN)])
+def test_who_may_not_push_is_told_so_and_not_to_type_it_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Exception
+) -> None:
+    def refuse(self: FileSystem, name: str) -> None:
+        raise refusal
+
+    monkeypatch.setattr(FileSystem, "_make_folder", refuse)
+    with pytest.raises(UserError) as told:
+        push(run, f"memory://{tmp_path.name}")
+    assert str(told.value) == (
+        f"memory://{tmp_path.name}: {type(refusal).__name__}: {refusal}. You may not do this there: log in, or have "
+        "its owner allow it, then type the same command again"
+    )
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [
