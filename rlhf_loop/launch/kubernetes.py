@@ -30,6 +30,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.files import fingerprint
 from rlhf_loop.files.locks import check
 from rlhf_loop.launch.heard import Heard
+from rlhf_loop.launch.launcher import refuse_while_a_job_makes
 from rlhf_loop.launch.stage_job import POLL, Log, StageJob, asked, say
 from rlhf_loop.progress import Progress
 from rlhf_loop.recipe.launching import StageLaunch, StageName, launch_of
@@ -61,6 +62,7 @@ class Kubernetes:
     def run(self, arguments_file: Path, progress: Progress) -> None:
         """Returns when the stage is made. Raises what it says that it failed of, and `UserError` when it was deleted,
         ran out of memory, or does not get further."""
+        refuse_while_a_job_makes(arguments_file, follows="kubernetes")
         stage = _Stage(arguments_file, self.profile)
         try:
             record = self._attached(stage)

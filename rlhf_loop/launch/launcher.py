@@ -21,11 +21,12 @@ class Launcher(Protocol):
         """Lets the other ranks go, if there are any."""
 
 
-def refuse_while_a_job_makes(arguments_file: Path) -> None:
-    """Raises `UserError` when a job of a cluster makes this stage, which nobody follows now."""
+def refuse_while_a_job_makes(arguments_file: Path, follows: str = "") -> None:
+    """Raises `UserError` when a job of a cluster makes this stage, which nobody follows now. `follows`: the platform
+    whose jobs the caller follows itself."""
     file = stage_record(arguments_file)
     record = read_record(file)
-    if record is None:
+    if record is None or record.platform == follows:
         return
     alive = platform(record.platform).alive(record)
     if alive is None:

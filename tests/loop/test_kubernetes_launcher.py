@@ -13,7 +13,7 @@ from samples.stage_job import Event, StageInAJob
 from samples.stub_kubectl import StubKubectl
 
 from rlhf_loop.cluster import manifests
-from rlhf_loop.cluster.jobs import read_record, stage_record
+from rlhf_loop.cluster.jobs import JobRecord, read_record, stage_record
 from rlhf_loop.cluster.kubernetes_profile import KubernetesProfile, Volume
 from rlhf_loop.errors import UserError
 from rlhf_loop.files.locks import locked
@@ -274,6 +274,15 @@ def test_a_job_that_ends_between_two_looks_is_not_made_again(stage: Stage) -> No
     assert sum(call.startswith("create") for call in stage.kubectl.calls()) == 1
     assert stage.names == []
     assert not stage_record(stage.file).exists()
+
+
+@pytest.mark.parametrize("key", ["key", "another key"])
+def test_a_job_of_another_platform_that_makes_the_stage_is_not_made_beside(stage: Stage, key: str) -> None:
+    JobRecord(platform="slurm", id="7", what="round 1, update", logs="", key=key).write(stage_record(stage.file))
+    with pytest.raises(UserError, match=r"slurm job 7 was submitted to make round 1, update, .* `launch=slurm`"):
+        stage.follow()
+    assert stage.names == []
+    assert stage_record(stage.file).exists()
 
 
 @pytest.mark.usefixtures("steering")
