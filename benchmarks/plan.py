@@ -310,8 +310,8 @@ class Texts:
         )  # fmt: skip
 
 
-def make_model(folder: Path) -> None:
-    """A random Llama with the tokenizer of `tiny-random:0`."""
+def make_model(folder: Path, **sizes: int) -> None:
+    """A random Llama with the tokenizer of `tiny-random:0`; `sizes`: of its config, other than those of 75M weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -319,11 +319,13 @@ def make_model(folder: Path) -> None:
 
     tokenizer = load_tokenizer(resolve_model("tiny-random:0"))
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32768, hidden_size=576, intermediate_size=1536, num_hidden_layers=16, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    values = {
+        "vocab_size": 32768, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 16,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048,
+        "tie_word_embeddings": True, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id, **sizes,
+    }  # fmt: skip
+    config = LlamaConfig(**values)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
