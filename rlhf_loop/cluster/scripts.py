@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_loop.cluster.profile import Profile
+from rlhf_loop.cluster.slurm_profile import Profile
 from rlhf_loop.errors import UserError
 from rlhf_loop.files.shipped import source
 

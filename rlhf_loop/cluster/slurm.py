@@ -8,10 +8,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_loop.cluster import Plan, Submission, queue
+from rlhf_loop.cluster import Plan, Submission, slurm_commands
 from rlhf_loop.cluster.jobs import Away, JobRecord, JobState, run_record
-from rlhf_loop.cluster.profile import read_profile
 from rlhf_loop.cluster.scripts import Call, render
+from rlhf_loop.cluster.slurm_profile import read_profile
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import write_text
 from rlhf_loop.settings import write_yaml
@@ -50,7 +50,7 @@ def plan(submission: Submission, profile_file: Path | None, settings: Sequence[s
         calls=calls,
     )
     path = submission.logs / "submitted.sh"
-    return Plan(submission=submission, files={**files, path: text}, commands=[queue.command(path)])
+    return Plan(submission=submission, files={**files, path: text}, commands=[slurm_commands.command(path)])
 
 
 def submit(plan: Plan) -> str:
@@ -58,11 +58,11 @@ def submit(plan: Plan) -> str:
 
     Raises `UserError` where there is no Slurm, or it refuses, or does not answer.
     """
-    queue.require()
+    slurm_commands.require()
     for path, text in plan.files.items():
         write_text(path, text)
     try:
-        id = queue.submit(*plan.commands)
+        id = slurm_commands.submit(*plan.commands)
     except Away as error:
         raise UserError(
             f"Slurm does not answer: {error}. Whether the job was submitted is not known: look with "
@@ -96,7 +96,7 @@ def told(plan: Plan, id: str) -> list[str]:
 def state(record: JobRecord) -> JobState:
     """A job as Slurm knows it now; "GONE" is one that it has forgotten."""
     try:
-        job = queue.look(record.id, record.name)
+        job = slurm_commands.look(record.id, record.name)
     except (UserError, Away):
         return JobState(state=None, logs=record.logs)
     attempt = f"{record.logs}/slurm-{job.id}/attempt-{job.restarts}"
@@ -111,7 +111,7 @@ def state(record: JobRecord) -> JobState:
 def alive(record: JobRecord) -> bool | None:
     """Whether a job waits or runs; None where nobody can be asked."""
     try:
-        return not queue.look(record.id, record.name).ended
+        return not slurm_commands.look(record.id, record.name).ended
     except (UserError, Away):
         return None
 

@@ -38,7 +38,7 @@ def choose(recipe: Recipe) -> Launcher:
     if launched:
         raise UserError(f"`launch: {mode}` is for one process, but {os.environ['WORLD_SIZE']} were launched; use ranks")
     if mode == "slurm":
-        from rlhf_loop.cluster.profile import read_profile
+        from rlhf_loop.cluster.slurm_profile import read_profile
         from rlhf_loop.launch.slurm import Slurm
 
         return Slurm(read_profile(recipe.cluster_profile), recipe.accelerate_config, recipe.stages)

@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub.constants import HF_HOME
 
 from rlhf_loop import processes
-from rlhf_loop.cluster import queue
+from rlhf_loop.cluster import slurm_commands
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json
 from rlhf_loop.launch.heard import Heard
@@ -101,7 +101,7 @@ def _of_nodes(started: StageLaunch) -> dict[str, str]:
     """What `launch/node.py` reads on each node, and where it finds the programs that it becomes."""
     config = started.accelerate_config
     return {
-        "MASTER_ADDR": queue.hosts(os.environ["SLURM_JOB_NODELIST"])[0],
+        "MASTER_ADDR": slurm_commands.hosts(os.environ["SLURM_JOB_NODELIST"])[0],
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         **({} if config is None else {"RLHF_LOOP_ACCELERATE_CONFIG": str(config)}),
     }

@@ -21,11 +21,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from rlhf_loop.cluster import queue
+from rlhf_loop.cluster import slurm_commands
 from rlhf_loop.cluster.jobs import Away, JobRecord, read_record
-from rlhf_loop.cluster.profile import Profile
 from rlhf_loop.cluster.scripts import Call, render
 from rlhf_loop.cluster.slurm import job_name, pattern, variables
+from rlhf_loop.cluster.slurm_profile import Profile
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import write_text
 from rlhf_loop.files.locks import check
@@ -37,7 +37,7 @@ from rlhf_loop.recipe.launching import StageLaunch, StageName, launch_of
 
 T = TypeVar("T")
 
-_EARLY = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", queue.GONE}
+_EARLY = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", slurm_commands.GONE}
 """Ends that say nothing against the stage: it is submitted again."""
 _COULD_NOT_REQUEUE = 75  # exit code of slurm.sh
 
@@ -58,7 +58,7 @@ class Slurm:
         stages: Mapping[StageName, StageLaunch] | None = None,
     ):
         """`stages`: those with an Accelerate config of their own; what they ask for is the profile's."""
-        queue.require()
+        slurm_commands.require()
         self.profile, self.accelerate_config = profile, accelerate_config
         self.stages = stages or {}
         self.leaving = False
@@ -89,9 +89,9 @@ class Slurm:
         known = read_record(stage.record)
         if known is not None and known.key != stage.arguments.key:  # it makes what nobody needs any more
             if not _looked(known.id, known.name).ended:
-                _asked(queue.cancel, known.id)
+                _asked(slurm_commands.cancel, known.id)
             known = None
-        for id in dict.fromkeys([*([known.id] if known else []), *_asked(queue.named, stage.name)]):
+        for id in dict.fromkeys([*([known.id] if known else []), *_asked(slurm_commands.named, stage.name)]):
             if not _looked(id, stage.name).ended:
                 say(f"{stage.step} is Slurm job {id} already; following it")
                 same = known is not None and known.id == id
@@ -103,12 +103,12 @@ class Slurm:
         write_text(script, self.script(stage))
         while True:
             try:
-                id = queue.submit(queue.command(script))
+                id = slurm_commands.submit(slurm_commands.command(script))
                 break
             except Away as error:
                 say(f"Slurm does not answer ({error}); looking whether it has the job of {stage.step}")
                 time.sleep(POLL)
-                if found := _asked(queue.named, stage.name):
+                if found := _asked(slurm_commands.named, stage.name):
                     id = found[0]
                     break
         record = stage.write_record("slurm", id, name=stage.name, after=after)
@@ -155,7 +155,7 @@ class Slurm:
                     say(f"{stage.step}: Slurm holds job {record.id} ({job.reason}): `scontrol release {record.id}`")
             time.sleep(POLL)
 
-    def _judged(self, stage: _Stage, record: JobRecord, job: queue.Job, heard: Heard) -> JobRecord | None:
+    def _judged(self, stage: _Stage, record: JobRecord, job: slurm_commands.Job, heard: Heard) -> JobRecord | None:
         if stage.made(succeeded=job.state == "COMPLETED"):
             return None
         where = f"Slurm job {job.id} of {stage.step} (logs: {stage.logs}/slurm-{job.id})"
@@ -179,7 +179,7 @@ class Slurm:
             return
         with suppress(UserError, Away):
             check(stage.output)  # who took the run over follows the job
-            queue.cancel_named(stage.name)
+            slurm_commands.cancel_named(stage.name)
             stage.record.unlink(missing_ok=True)
 
     def _leave(self, *_: object) -> None:
@@ -187,8 +187,8 @@ class Slurm:
         raise KeyboardInterrupt
 
 
-def _looked(id: str, name: str) -> queue.Job:
-    return _asked(lambda id: queue.look(id, name), id)
+def _looked(id: str, name: str) -> slurm_commands.Job:
+    return _asked(lambda id: slurm_commands.look(id, name), id)
 
 
 def _asked(question: Callable[[str], T], of: str) -> T:

@@ -16,8 +16,8 @@ from rlhf_loop.cluster import PLATFORMS, platform
 from rlhf_loop.cluster.commands import answer, last_line
 from rlhf_loop.cluster.jobs import Away
 from rlhf_loop.cluster.per_stage import PerStage
-from rlhf_loop.cluster.profile import Profile, read_profile
 from rlhf_loop.cluster.scripts import Call, render
+from rlhf_loop.cluster.slurm_profile import Profile, read_profile
 from rlhf_loop.errors import UserError
 from rlhf_loop.files.locks import locked
 from rlhf_loop.kept_recipe import check_recipe

@@ -12,7 +12,7 @@ from samples.stage_job import Event, StageInAJob
 from samples.stub_slurm import StubSlurm
 
 from rlhf_loop.cluster.jobs import read_record, records, stage_record
-from rlhf_loop.cluster.profile import Profile
+from rlhf_loop.cluster.slurm_profile import Profile
 from rlhf_loop.errors import UserError
 from rlhf_loop.files.locks import locked
 from rlhf_loop.launch import choose
