@@ -6,12 +6,12 @@ RUN/round_003/update.job.json       the stage that is made, as long as it is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from rlhf_loop.files import read_json, write_json
+from rlhf_loop.cluster import PLATFORMS
+from rlhf_loop.files import read_object, write_json
+from rlhf_loop.files.damage import reading
 from rlhf_loop.files.step_folders import is_complete
 
 
@@ -48,11 +48,15 @@ class JobState:
 
 
 def read_record(path: Path) -> JobRecord | None:
-    """The inverse of `write`; None where there is no file."""
+    """The inverse of `write`; None where there is no file. Raises `UserError` for one that is damaged."""
     if not path.exists():
         return None
-    values: Mapping[str, Any] = read_json(path)
-    return JobRecord(**{**values, "got": tuple(values.get("got", ()))})
+    with reading(path):
+        values = read_object(path)
+        record = JobRecord(**{**values, "got": tuple(values.get("got", ()))})
+        if record.platform not in PLATFORMS:
+            raise ValueError(f"it names no platform: {record.platform!r}")
+    return record
 
 
 def run_record(run: Path) -> Path:

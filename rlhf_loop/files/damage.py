@@ -90,6 +90,8 @@ def remedy(path: Path) -> str:
     inside = _in_round(path)
     if path.name == "watch.json":
         return "delete it: what was not told yet will not be told"
+    if path.name == "job.json" and inside is None:
+        return "delete it: only which job was submitted for the run is not known then"
     if path.name == "promotions.json" and inside is None:
         return "delete it: which policies were promoted is read from the store then"
     if (made := _of_cache(path)) is not None:

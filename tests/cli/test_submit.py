@@ -260,6 +260,21 @@ def test_a_run_that_is_submitted_or_in_use_is_refused(slurm: StubSlurm, tmp_path
     assert slurm.ids == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("{", "Expecting property name"),
+        ('{"platform": "slurm", "id": "3"}', "missing 2 required keyword-only arguments: 'what' and 'logs'"),
+        ('{"platform": "lsf", "id": "3", "what": "x", "logs": "y"}', "it names no platform: 'lsf'"),
+    ],
+)
+def test_a_damaged_note_of_a_job_is_told_with_what_to_do(tmp_path: Path, content: str, why: str) -> None:
+    (tmp_path / "job.json").write_text(content)
+    with pytest.raises(UserError, match=rf"job\.json is damaged \(.*{why}.*\); delete it: only which job was") as told:
+        app(["status", str(tmp_path)], standalone_mode=False)
+    assert str(told.value).startswith(str(tmp_path))
+
+
 def test_a_run_of_another_recipe_is_refused(slurm: StubSlurm, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "smoke"
     run.mkdir(parents=True)
