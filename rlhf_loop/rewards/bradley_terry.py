@@ -27,6 +27,7 @@ from rlhf_loop.models.checkpoints import last_complete, remove_all
 from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.models.memory import tune_cpu_memory
 from rlhf_loop.models.quiet import quiet
+from rlhf_loop.models.shares import shared_out
 from rlhf_loop.models.training import callbacks, mean_loss, training_arguments
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.models.weights import save_weights
@@ -71,7 +72,7 @@ def train(
     checkpoint = last_complete(output / "checkpoints")
     probed = output / "checkpoints" / "probe.json"
     if spec.probe and checkpoint is None and isinstance(getattr(model, "score", None), torch.nn.Linear):
-        counts["probe_loss"] = probe(model, rows, tokenizer.pad_token_id, seed)
+        counts["probe_loss"] = probe(model, _readable(model, spec, policy), rows, tokenizer.pad_token_id, seed)
         if is_main():
             write_json(probed, {"loss": counts["probe_loss"]})
     elif checkpoint is not None and probed.exists():
@@ -108,14 +109,16 @@ def train(
     }
 
 
-def probe(model: Any, rows: Sequence[Mapping[str, Any]], pad_id: int, seed: int) -> float:
+def probe(model: Any, readable: Any, rows: Sequence[Mapping[str, Any]], pad_id: int, seed: int) -> float:
     """Puts into the output layer the best linear reward on the features of the untrained model; gives its loss.
+
+    `readable`: the same model, or as it can be read where `model` is not yet where it computes.
 
     Training then begins where a linear probe ends and has to unlearn less of what the model knows ("linear probing,
     then fine-tuning", Kumar et al. 2022, arXiv 2202.10054). The loss is the cross-validated one of a pair.
     """
     texts = [ids for row in rows for ids in row["texts"]]
-    features = torch.stack(sharded_map(lambda share: list(_last_features(model, share, pad_id)), texts))  # (N, D)
+    features = torch.stack(sharded_map(lambda share: list(_last_features(readable, share, pad_id)), texts))  # (N, D)
     mean, scale = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     inputs = ((features - mean) / scale).double()
     starts = [sum(len(row["texts"]) for row in rows[:number]) for number in range(len(rows))]
@@ -130,6 +133,14 @@ def probe(model: Any, rows: Sequence[Mapping[str, Any]], pad_id: int, seed: int)
     with torch.no_grad():
         model.score.weight.copy_(weight[None])
     return min(losses.values())
+
+
+def _readable(model: Any, spec: BradleyTerrySpec, policy: Policy) -> Any:
+    """The untrained model, shared out where its training will be; random numbers go on as if it were `model` itself."""
+    if not shared_out():
+        return model
+    with torch.random.fork_rng():
+        return load_classifier(spec.base, policy, full=spec.lora is None, only_read=True)[0]
 
 
 def load(folder: Path, spec: BradleyTerrySpec, *, id: str, policy: Policy) -> Reward:

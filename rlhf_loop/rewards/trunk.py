@@ -17,7 +17,7 @@ from rlhf_loop.models.files import resolve_model
 from rlhf_loop.models.loading import load_tokenizer
 from rlhf_loop.models.memory import device
 from rlhf_loop.models.quiet import quiet
-from rlhf_loop.models.shares import loading_options, placed, without_numbers
+from rlhf_loop.models.shares import loading_options, placed, shared_out, without_numbers
 from rlhf_loop.recipe import Policy
 
 
@@ -27,7 +27,8 @@ def load_classifier(
     """A sequence classifier with one output, and its tokenizer; `base` is `policy` or a model reference.
 
     Weights have the policy's dtype, or float32 when all are to be trained (`full`). The output layer always computes
-    in float32: in bfloat16 rewards would have 8 bits, and close answers would tie. `only_read`: as in `load_policy`.
+    in float32: in bfloat16 rewards would have 8 bits, and close answers would tie. `only_read`: as in `load_policy`;
+    else a model that is to be shared out in training is left in main memory.
     """
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
@@ -51,7 +52,9 @@ def load_classifier(
                 autocast_adapter_dtype=False,
                 low_cpu_mem_usage=only_read and without_numbers(),
             )
-    return placed(model) if only_read else model.to(device()), tokenizer
+    if only_read:
+        return placed(model), tokenizer
+    return model if shared_out() else model.to(device()), tokenizer
 
 
 def set_padding_apart(model: Any, tokenizer: Any) -> None:
