@@ -25,7 +25,7 @@ from machine import describe
 from rlhf_loop.feedback.store.location import parse_url
 from rlhf_loop.feedback.store.projects import listed
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.files.paths import in_project
+from rlhf_loop.files.store_address import in_project
 
 
 def main() -> None:

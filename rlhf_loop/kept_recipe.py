@@ -14,16 +14,8 @@ from rlhf_loop.endpoints import settings as endpoint_settings
 from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.files import read_json, write_json, write_text
 from rlhf_loop.files.damage import damaged, reading
-from rlhf_loop.files.paths import (
-    PLACES,
-    SECRET_KEYS,
-    content,
-    paths_in,
-    read_places,
-    relocated,
-    sqlite_file,
-    without_password,
-)
+from rlhf_loop.files.paths import PLACES, content, paths_in, read_places, relocated
+from rlhf_loop.files.store_address import SECRET_KEYS, sqlite_file, without_password
 from rlhf_loop.machine import native_attention, native_dtype
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.run_dir import RunDir

@@ -10,8 +10,8 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import read_json
 from rlhf_loop.files.damage import remedy
-from rlhf_loop.files.paths import in_project
 from rlhf_loop.files.step_folders import read_manifest
+from rlhf_loop.files.store_address import in_project
 from rlhf_loop.kept_recipe import read_kept
 from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Artifact, stable_id

@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from rlhf_loop.errors import UserError, shortened
-from rlhf_loop.files.paths import absolute_model, absolute_path, absolute_store, is_project_name
+from rlhf_loop.files.paths import absolute_model, absolute_path, absolute_store
+from rlhf_loop.files.store_address import is_project_name
 from rlhf_loop.near import did_you_mean, near, nearest
 
 _QUOTED = re.compile("'([^']+)'")

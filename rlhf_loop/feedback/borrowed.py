@@ -25,7 +25,7 @@ from rlhf_loop.feedback.store.same_record import without_file
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import about
 from rlhf_loop.files import read_json
-from rlhf_loop.files.paths import is_project_name, project_name
+from rlhf_loop.files.store_address import is_project_name, project_name
 from rlhf_loop.record_files import write_records
 from rlhf_loop.records import Completion, Feedback, Prompt
 from rlhf_loop.run_dir import RunDir

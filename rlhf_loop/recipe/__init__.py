@@ -19,7 +19,8 @@ from pydantic import Field, field_validator, model_validator
 from rlhf_loop.critique_methods import Critiques
 from rlhf_loop.endpoints.settings import EndpointSettings
 from rlhf_loop.errors import UserError
-from rlhf_loop.files.paths import project_name, relocated
+from rlhf_loop.files.paths import relocated
+from rlhf_loop.files.store_address import project_name
 from rlhf_loop.lora import Lora
 from rlhf_loop.model_checks import check_files, check_folder
 from rlhf_loop.near import did_you_mean

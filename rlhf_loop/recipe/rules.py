@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_loop.cluster import PLATFORMS
 from rlhf_loop.engines import LORA_RANKS
 from rlhf_loop.errors import UserError
-from rlhf_loop.files.paths import DEFAULT_PROJECT, is_project_name, names_project, project_name
+from rlhf_loop.files.store_address import DEFAULT_PROJECT, is_project_name, names_project, project_name
 from rlhf_loop.machine import visible_accelerators
 from rlhf_loop.recipe.rules_of_critiques import (
     checks_have_a_policy,

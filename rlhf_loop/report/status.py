@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_loop.cluster import platform
 from rlhf_loop.cluster.jobs import records
 from rlhf_loop.endpoints.answers import spent_in
-from rlhf_loop.files.paths import in_project
+from rlhf_loop.files.store_address import in_project
 from rlhf_loop.report.data import Round, read_recipe, read_rounds
 from rlhf_loop.run_dir import RunDir
 

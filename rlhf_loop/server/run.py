@@ -17,7 +17,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import private
-from rlhf_loop.files.paths import names_project
+from rlhf_loop.files.store_address import names_project
 from rlhf_loop.records import Artifact
 from rlhf_loop.runs import open_run
 from rlhf_loop.server.app import create_app

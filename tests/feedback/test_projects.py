@@ -20,7 +20,8 @@ from rlhf_loop.feedback.store.location import locate, parse_url
 from rlhf_loop.feedback.store.queries import insert_rows
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.table_rows import prompt_row
-from rlhf_loop.files.paths import absolute_store, in_project, project_name, sqlite_file
+from rlhf_loop.files.paths import absolute_store
+from rlhf_loop.files.store_address import in_project, project_name, sqlite_file
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])

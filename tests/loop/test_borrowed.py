@@ -20,8 +20,8 @@ from rlhf_loop.feedback.quality.stats import lines
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.feedback.store.tables import SCHEMA
 from rlhf_loop.files import read_json
-from rlhf_loop.files.paths import in_project
 from rlhf_loop.files.step_folders import step_folder
+from rlhf_loop.files.store_address import in_project
 from rlhf_loop.kept_recipe import RecipeChanged, keep_recipe
 from rlhf_loop.loop import Loop
 from rlhf_loop.recipe import Recipe, parse

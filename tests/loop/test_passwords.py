@@ -9,7 +9,7 @@ import pytest
 from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.borrowed import sources_of
 from rlhf_loop.feedback.store.location import locate
-from rlhf_loop.files.paths import without_password
+from rlhf_loop.files.store_address import without_password
 from rlhf_loop.kept_recipe import RecipeChanged, check_recipe, keep_recipe
 from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe

@@ -17,7 +17,7 @@ from rlhf_loop.errors import UserError
 from rlhf_loop.feedback.store import quotas
 from rlhf_loop.feedback.store.adding import Transaction
 from rlhf_loop.feedback.store.store import Store
-from rlhf_loop.files.paths import in_project
+from rlhf_loop.files.store_address import in_project
 from rlhf_loop.server.chat import answering
 from rlhf_loop.server.chat.request import ChatRequest
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError
 
 from rlhf_loop.errors import UserError, shortened
 from rlhf_loop.files import explain_os_error, private
-from rlhf_loop.files.paths import DEFAULT_PROJECT, SECRET_KEYS, project_name, split_project
+from rlhf_loop.files.store_address import DEFAULT_PROJECT, SECRET_KEYS, project_name, split_project
 from rlhf_loop.near import did_you_mean, nearest
 
 SCHEMA_PREFIX = "project_"

@@ -11,7 +11,7 @@ from rlhf_loop.feedback.store import tables
 from rlhf_loop.feedback.store.database import Database
 from rlhf_loop.feedback.store.location import SCHEMA_PREFIX, Location, locate, projects_beside, sqlite_path
 from rlhf_loop.feedback.store.queries import count
-from rlhf_loop.files.paths import DEFAULT_PROJECT
+from rlhf_loop.files.store_address import DEFAULT_PROJECT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
