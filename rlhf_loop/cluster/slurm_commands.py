@@ -68,8 +68,8 @@ def submit(command: Sequence[str]) -> str:
 
 
 def look(id: str, name: str) -> Job:
-    """A job as it is now, of this name: one of another has its number since Slurm counts anew, and it is gone. With the
-    name "", which earlier versions wrote down, any is it. Raises `Away`."""
+    """A job as it is now, of this name (where it is "", of any): one of another name has its number since Slurm counts
+    anew, and it is gone. Raises `Away`."""
     code, said, errors = _call(["scontrol", "--oneliner", "show", "job", id])
     if code != 0 or "JobState=" not in said:
         if code == 0 or "Invalid job id" in errors:

@@ -233,7 +233,7 @@ def test_an_exported_policy_loads_with_plain_transformers_and_answers_the_same(r
     assert json.loads((tmp_path / "merged" / "lineage.json").read_text())
     rlhf_loop("policy", "export", run, tmp_path / "adapter", "--policy", rows[1]["id"], "--form", "adapter")
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
-    assert "not empty" in rlhf_loop("policy", "export", run, tmp_path / "adapter", code=2).stderr
+    assert "no empty folder" in rlhf_loop("policy", "export", run, tmp_path / "adapter", code=2).stderr
 
 
 def test_people_answer_questions_and_the_loop_goes_on(tmp_path: Path) -> None:
