@@ -8,7 +8,7 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, create_model, field_validator, model_serializer
+from pydantic import Field, create_model, field_validator
 
 from rlhf_loop.annotators import ANNOTATORS, AnnotatorSettings, annotator_class
 from rlhf_loop.settings import Settings
@@ -80,12 +80,6 @@ class FeedbackSettings(Settings):
         named: list[str] = getattr(self, "from")
         return named
 
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_used(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that it changes nothing of the runs that borrow nothing."""
-        values: dict[str, Any] = dump(self)
-        return {name: value for name, value in values.items() if name != "from" or value}
-
     @field_validator("annotator", mode="before")
     @classmethod
     def _is_simulated_unless_it_says(cls, annotator: Any) -> Any:
@@ -97,7 +91,8 @@ if not TYPE_CHECKING:  # a word of Python's, which a class cannot have as a fiel
         "FeedbackSettings",
         __base__=FeedbackSettings,
         __doc__=FeedbackSettings.__doc__,
-        **{"from": (list[str], Field(default_factory=list))},
+        # not written where it is empty: runs that borrow nothing keep the keys of their steps
+        **{"from": (list[str], Field(default_factory=list, exclude_if=lambda named: not named))},
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from rlhf_loop.machine import Dtype, native_attention, native_dtype
 from rlhf_loop.settings import Settings
 
@@ -17,7 +19,9 @@ class Policy(Settings):
     dtype: Dtype | Literal["auto"] = "auto"  # auto: what this machine is fast in; a run keeps to it
     system_prompt: str | None = None
     attn_implementation: str | None = "auto"  # auto: `grouped`, ours, on a CPU, else transformers' choice (null)
-    quantization: Literal["nf4"] | None = None  # of the base, beside `update.lora`: 4 bits a weight (QLoRA)
+    # of the base, beside `update.lora`: 4 bits a weight (QLoRA). Not written where it is not set: runs that were begun
+    # before it was there keep the keys of their steps
+    quantization: Literal["nf4"] | None = Field(default=None, exclude_if=lambda value: value is None)
     trust_remote_code: bool = False
 
     @property

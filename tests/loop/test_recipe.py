@@ -12,8 +12,11 @@ from samples.trl_fields import FILE, fields_of
 
 from rlhf_loop.algorithms import TRAINER_CONFIGS
 from rlhf_loop.errors import UserError
+from rlhf_loop.progress import RunProgress
 from rlhf_loop.recipe import Recipe, parse
+from rlhf_loop.run_dir import RunDir
 from rlhf_loop.settings import read_yaml, write_yaml
+from rlhf_loop.steps.made_once import StepMaker
 from rlhf_loop.trainer_fields import LOSSES, RESERVED, trl_fields
 
 ROOT = Path(__file__).parents[2]
@@ -276,6 +279,25 @@ def test_a_recipe_written_out_whole_loads_as_the_same_recipe(tmp_path: Path) -> 
     copy = tmp_path / "copy.yaml"
     copy.write_text(recipe.to_yaml())
     assert Recipe.load(copy) == recipe
+
+
+def test_settings_that_are_left_out_and_came_later_change_nothing_of_what_a_step_is_made_from(tmp_path: Path) -> None:
+    """Each stage follows the policy's block: a run that was begun without them would make its steps again."""
+
+    def blocks(*changes: str) -> dict[str, Any]:
+        recipe = Recipe.load(SMOKE, changes, to_run=False)
+        return StepMaker(RunDir(tmp_path), recipe, lambda file, progress: None, RunProgress()).blocks(
+            "policy", "feedback"
+        )
+
+    of_policy = {"model", "dtype", "system_prompt", "attn_implementation", "trust_remote_code"}
+    assert blocks()["policy"].keys() == of_policy
+    assert "from" not in blocks()["feedback"]
+    used = blocks(
+        "policy.quantization=nf4", "update.lora={r: 4, alpha: 8}", 'feedback.from=["postgresql://host/other"]'
+    )
+    assert used["policy"]["quantization"] == "nf4"
+    assert used["feedback"]["from"] == ["postgresql://host/other"]
 
 
 def test_the_kept_configs_are_those_that_trainer_blocks_go_to() -> None:
