@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback, TrainingArguments
 
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json, write_json
 from rlhf_loop.files.damage import reading
 from rlhf_loop.models.distributed import barrier, is_main, sharded_map
-from rlhf_loop.models.loading import merged_for_sampling
 from rlhf_loop.models.memory import tune_cpu_memory
 from rlhf_loop.models.quiet import quiet
 from rlhf_loop.models.training import mean_loss, training_arguments
@@ -85,33 +85,39 @@ def train(
     )
     demonstrations, counts_of_critiques = _demonstrations(spec, critiques, asked)
 
-    def trained(stage: str, settings: Mapping[str, Any], data: list[dict[str, Any]], weight: float) -> dict[str, Any]:
-        values = {**settings, "remove_unused_columns": False}
+    def trained(
+        model: Any, stage: str, settings: Mapping[str, Any], data: list[dict[str, Any]], weight: float
+    ) -> dict[str, Any]:
+        # DDP would look for unused parameters in what the model gives, where the rewards are not
+        values = {"ddp_find_unused_parameters": False, **settings, "remove_unused_columns": False}
         with quiet():
             arguments = training_arguments(TrainingArguments, making / stage, seed, values, policy.precision)
             trainer = CriticTrainer(model, arguments, data, tokenizer.pad_token_id, lm_weight=weight)
         return train_stage(trainer, output / f"{stage}_log.jsonl", progress, extra_callbacks)
 
-    def save(folder: Path) -> None:
+    def save(model: Any, folder: Path) -> None:
         remedy = "lower `learning_rate` in its reward_model.yaml, or set `max_grad_norm: 1.0`"
         with quiet(reports=False):
             save_weights(model, folder, base, remedy=remedy)
 
-    if (making / "sft" / "done.json").exists():
-        put_adapter(model, making / "sft")
-        learned = read_json(making / "sft" / "done.json")
-    else:
-        learned = trained("sft", spec.sft, demonstrations, 1.0)
-        save(making / "sft")
+    done = making / "sft" / "done.json"
+    if not done.exists():
+        learned = trained(model, "sft", spec.sft, demonstrations, 1.0)
+        save(model, making / "sft")
         if is_main():
-            write_json(making / "sft" / "done.json", learned)  # the last file: it says that the others are whole
+            write_json(done, learned)  # the last file: it says that the others are whole
         barrier()
+    learned = read_json(done)
+    del model  # each stage loads what it needs: what a trainer shared out is of no use to another one
+    clear_device_cache(garbage_collection=True)
+
+    def write_own() -> list[list[int]]:
+        reader, _ = load_critic(making / "sft", base, policy)
+        return sharded_map(lambda share: _write(reader, tokenizer, share, spec, writer), questions)
+
     used = sorted({number for row in rows for number in row["numbers"]})
     questions = [asked.about(texts[n]) for n in used]
-    own = _kept(
-        making / "own.json",
-        lambda: sharded_map(lambda share: _write(model, tokenizer, share, spec, writer), questions),
-    )
+    own = _kept(making / "own.json", write_own)
     written = dict(zip(used, own, strict=True))
     criticised = {_key(row.prompt, row.completion) for row in critiques if row.critique}
     for row in rows:
@@ -120,9 +126,11 @@ def train(
         row["critiques"] = [
             len(written[n]) if (texts[n].prompt, texts[n].completion) in criticised else 0 for n in numbers
         ]
+    model, _ = new_critic(base, policy, spec.lora)
+    put_adapter(model, making / "sft")
     torch.manual_seed(seed)  # whatever was made before is no part of it
-    joint = trained("joint", spec.trainer, rows, spec.lm_weight)
-    save(output)
+    joint = trained(model, "joint", spec.trainer, rows, spec.lm_weight)
+    save(model, output)
     if is_main():
         tokenizer.save_pretrained(str(output))
         shutil.rmtree(making)
@@ -264,8 +272,7 @@ def _write(
     model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], spec: CriticSpec, writer: Writer
 ) -> list[list[int]]:
     """What the critic writes after each row."""
-    with merged_for_sampling(model):
-        return writer(model, tokenizer, rows, spec.max_critique) if rows else []
+    return writer(model, tokenizer, rows, spec.max_critique) if rows else []
 
 
 def _kept(path: Path, make: Callable[[], list[list[int]]]) -> list[list[int]]:

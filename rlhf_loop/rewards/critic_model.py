@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
 from rlhf_loop.files.damage import loading
 from rlhf_loop.lora import Lora
 from rlhf_loop.models.distributed import whole_models
-from rlhf_loop.models.loading import load_causal_lm, load_policy, load_tokenizer
+from rlhf_loop.models.loading import load_causal_lm, load_tokenizer
+from rlhf_loop.models.memory import device
 from rlhf_loop.models.quiet import quiet
-from rlhf_loop.models.shares import placed, without_numbers
+from rlhf_loop.models.shares import placed, shared_out, without_numbers
 from rlhf_loop.recipe import Policy
 
 HEAD = "reward_head"
@@ -44,10 +46,14 @@ class RewardHead(nn.Module):  # type: ignore[misc]
 
 
 def new_critic(base: str, policy: Policy, lora: Lora) -> tuple[Any, Any]:
-    """A trainable critic on `base`, a model reference, with a fresh adapter and head; and its tokenizer."""
+    """A trainable critic on `base`, a model reference, with a fresh adapter and head; and its tokenizer.
+
+    One that is to be shared out in training is left in main memory."""
     from peft import LoraConfig, get_peft_model
 
-    model, tokenizer = load_policy(base, _whole(policy))
+    tokenizer = load_tokenizer(base, policy)
+    with whole_models():
+        model = _with_head(load_causal_lm(base, tokenizer, _whole(policy), getattr(torch, policy.precision)))
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -57,7 +63,8 @@ def new_critic(base: str, policy: Policy, lora: Lora) -> tuple[Any, Any]:
         modules_to_save=[HEAD],
     )
     with quiet():
-        return get_peft_model(_with_head(model), config), tokenizer
+        critic = get_peft_model(model, config)
+    return critic if shared_out() else critic.to(device()), tokenizer
 
 
 def load_critic(folder: Path, base: str, policy: Policy) -> tuple[Any, Any]:
@@ -96,7 +103,8 @@ def read(
     ids = torch.tensor([[pad_id] * (longest - len(row)) + list(row) for row in rows], device=place)  # (B, T)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=place)
     keep = max(critiques) + 1
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = extract_model_from_parallel(model)
+    plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
     seen: list[torch.Tensor] = []
 
     def with_reward(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:

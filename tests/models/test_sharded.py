@@ -31,7 +31,8 @@ from rlhf_loop.recipe import Policy
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
 SIZES = ("lora", "full")
 WITH_ADAM = [f"{update}-{size}" for update in ("sft", "dpo", "kto", "reward") for size in SIZES]
-WITH_SGD = [f"{case}-sgd" for case in WITH_ADAM]
+CRITIC = "critic-lora-sgd"
+WITH_SGD = [*(f"{case}-sgd" for case in WITH_ADAM), CRITIC]
 ONLINE = [f"{update}-{size}" for update in ("grpo", "rloo", "ppo") for size in SIZES]
 RESUMED = [f"{case}-resumed" for case in (*WITH_ADAM, *ONLINE)]
 needs_deepspeed = pytest.mark.skipif(
@@ -138,8 +139,8 @@ def differs(record_property: Callable[[str, Any], None]) -> Callable[..., float]
 
 
 def test_fsdp2_saves_the_adapter_that_one_process_trains(tmp_path: Path) -> None:
-    """With the shipped config, where only the main rank reads the weights."""
-    cases = ("dpo-lora", "dpo-lora-critiques-sgd")
+    """With the shipped config, where only the main rank reads the weights; a critic in three stages."""
+    cases = ("dpo-lora", "dpo-lora-critiques-sgd", CRITIC)
     for case in cases:
         sharded_ranks.run(case, base(), tmp_path / "one" / case)
     out = launched("fsdp2", tmp_path / "fsdp2", *cases)

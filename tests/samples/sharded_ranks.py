@@ -2,11 +2,11 @@
 
     accelerate launch --config_file CONFIG.yaml --num_processes 2 tests/samples/sharded_ranks.py BASE OUT CASE...
 
-A case is ALGORITHM-lora or ALGORITHM-full, with `-resumed` for a training that is stopped after its first checkpoint
-and gone on with, `-bf16` for a policy of that precision, `-critiques` with the losses that learn from these, `-vllm`
-with a stand-in for it, `-rewarded` by a trained reward model, and `-sgd` in place of Adam, which makes much of the
-rounding of small gradients; or `loop` for a whole run. It leaves its files in OUT/CASE. Without a GPU, Accelerate 1.15
-enters neither FSDP nor DeepSpeed; `shims` make it.
+A case is ALGORITHM-lora or ALGORITHM-full (also `reward`, and `critic-lora`), with `-resumed` for a training that is
+stopped after its first checkpoint and gone on with, `-bf16` for a policy of that precision, `-critiques` with the
+losses that learn from these, `-vllm` with a stand-in for it, `-rewarded` by a trained reward model, and `-sgd` in place
+of Adam, which makes much of the rounding of small gradients; or `loop` for a whole run. It leaves its files in
+OUT/CASE. Without a GPU, Accelerate 1.15 enters neither FSDP nor DeepSpeed; `shims` make it.
 """
 
 from __future__ import annotations
@@ -152,6 +152,9 @@ def train(algorithm: str, lora: bool, base: str, output: Path, options: list[str
         output.mkdir(parents=True, exist_ok=True)
         train_reward_model(spec, make_pairs(answers=2, prompts=8), output, policy=policy, eval_pairs=[], seed=1)
         return
+    if algorithm == "critic":
+        critic(trainer, output, policy)
+        return
     if algorithm in ("grpo", "rloo"):
         trainer |= {"num_generations": 2, "beta": 0.05}
     if "vllm" in options:
@@ -169,6 +172,19 @@ def train(algorithm: str, lora: bool, base: str, output: Path, options: list[str
         generation=Generation(max_new_tokens=8, samples_per_prompt=2),
         **with_critiques(methods if "critiques" in options else {}),
     )  # fmt: skip
+
+
+def critic(trainer: dict[str, Any], output: Path, policy: Any) -> None:
+    """A reward model that writes a critique first; of the answers a half has one by people."""
+    from rlhf_loop.generation import write_greedily
+    from rlhf_loop.rewards import train_reward_model
+    from samples.rewards import critic_spec, critiques_of, make_pairs
+
+    pairs = make_pairs(answers=2, prompts=8)
+    spec = critic_spec(sft=trainer, trainer=trainer)
+    output.mkdir(parents=True, exist_ok=True)
+    given = {"critiques": critiques_of(pairs), "writer": write_greedily}
+    train_reward_model(spec, pairs, output, policy=policy, eval_pairs=[], seed=1, **given)
 
 
 def watch_syncs(output: Path) -> None:
