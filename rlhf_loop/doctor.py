@@ -16,7 +16,14 @@ from rlhf_loop.files.paths import cache_folder
 from rlhf_loop.machine import native_dtype
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-_EXTRAS = {"postgres": "psycopg", "server": "fastapi", "endpoints": "openai", "vllm": "vllm", "deepspeed": "deepspeed"}
+_EXTRAS = {
+    "postgres": "psycopg",
+    "server": "fastapi",
+    "endpoints": "openai",
+    "vllm": "vllm",
+    "deepspeed": "deepspeed",
+    "qlora": "bitsandbytes",
+}
 
 
 def examine(folder: Path | None = None) -> list[dict[str, Any]]:

@@ -76,7 +76,10 @@ def as_yaml(task: dict[str, Any]) -> str:
 def _check_sent(profile: SkyPilotProfile, run: SubmittedRun, sent: dict[str, Path]) -> None:
     for file, path in sent.items():
         if not path.exists():
-            raise UserError(f"files: there is no {file} in {Path.cwd()}: name in the profile what nodes need of it")
+            raise UserError(
+                f"files: there is no {file} in {Path.cwd()}: make it there (the shipped profile's `dist`: "
+                "`pip wheel --no-deps --wheel-dir dist .` in a checkout), or take it out of `files` in the profile"
+            )
         if run.folder.is_relative_to(path):
             raise UserError(f"files: {file} would send the run's folder, {run.folder}, along: name what is beside it")
     for needed, what in ((Path(run.words[0]), "the recipe"), (run.accelerate_config, "accelerate_config")):

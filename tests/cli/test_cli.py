@@ -175,6 +175,7 @@ def test_doctor_says_what_works_here() -> None:
     states = {finding["name"]: finding["state"] for finding in findings}
     assert states["python"] == states["torch"] == states["trl"] == "works"
     assert {"memory", "disk", "accelerator", "model cache"} <= set(states)
+    assert {"postgres", "server", "endpoints", "vllm", "deepspeed", "qlora"} <= set(states)
 
 
 def test_one_stage_runs_alone_and_makes_the_same_files(run: Path) -> None:

@@ -225,7 +225,7 @@ def test_what_a_dry_run_shows_is_yaml_as_it_stands(
             ["--set", "files=[recipes]"],
             r"the recipe, .*mine.yaml, is in nothing that nodes get \(recipes\): name it in",
         ),
-        (["--set", "files=[data]"], "there is no data in"),
+        (["--set", "files=[data]"], "there is no data in .*: make it there .*, or take it out of `files`"),
         (["--set", "files=[.]"], "names nothing within the folder"),
         (["--set", "files=[recipes, mine.yaml, runs]"], "would send the run's folder"),
         (["--run-dir", "../elsewhere"], r"the run's folder, .*elsewhere, is outside of"),
