@@ -117,6 +117,23 @@ def test_times_of_yaml_stay_texts_and_numbers_numbers() -> None:
     assert read_yaml(write_yaml(read), "it") == read
 
 
+@pytest.mark.parametrize(
+    ("platform_word", "other", "keys"),
+    [
+        ("--slurm", "kubernetes/profile.yaml", "image, service_account, runtime, volume"),
+        ("--slurm", "skypilot/profile.yaml", "accelerators, disk, spot, managed, copies"),
+        ("--kubernetes", "profile.yaml", "account, partition, cpus_per_task, time"),
+        ("--skypilot", "profile.yaml", "account, partition, gpus_per_node, cpus_per_task"),
+    ],
+)
+def test_the_profile_of_another_kind_of_cluster_is_told_in_one_sentence(
+    platform_word: str, other: str, keys: str
+) -> None:
+    profile = SHIPPED.parent / other
+    with pytest.raises(UserError, match=rf"{re.escape(str(profile))} is no profile of the kind .* nothing of {keys}"):
+        app(["submit", str(SMOKE), platform_word, "--profile", str(profile), "--dry-run"], standalone_mode=False)
+
+
 @pytest.mark.parametrize(("folder", "line"), [("a#b", '"a#b/o"'), ("it's a", '"it\'s a/o"'), ("plain", "plain/o")])
 def test_a_folder_stays_one_value_of_an_sbatch_line(folder: str, line: str) -> None:
     script = render("slurm.sh", [], Profile(), name="x", output=f"{folder}/o", calls=[Call(words=["r"], variables={})])
