@@ -158,6 +158,12 @@ def mean_loss(path: Path) -> float | None:
     return sum(losses) / len(losses) if losses else None
 
 
+def trained_parameters(model: Any) -> int:
+    """How many numbers of `model` are trained; those that ZeRO-3 has taken out of a parameter too."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in trained)
+
+
 def _line(step: int, logs: Mapping[str, float]) -> str:
     kept = {name: value for name, value in sorted(logs.items()) if name not in (*_DIFFERS_BETWEEN_RUNS, "step")}
     return json.dumps({"step": step, **kept}) + "\n"

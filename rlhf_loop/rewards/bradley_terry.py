@@ -28,7 +28,7 @@ from rlhf_loop.models.distributed import is_main, sharded_map
 from rlhf_loop.models.memory import tune_cpu_memory
 from rlhf_loop.models.quiet import quiet
 from rlhf_loop.models.shares import shared_out
-from rlhf_loop.models.training import callbacks, mean_loss, training_arguments
+from rlhf_loop.models.training import callbacks, mean_loss, trained_parameters, training_arguments
 from rlhf_loop.models.turns import Turns
 from rlhf_loop.models.weights import save_weights
 from rlhf_loop.progress import Progress
@@ -105,7 +105,7 @@ def train(
         "steps": int(trainer.state.global_step),
         "train_loss": mean_loss(output / "train_log.jsonl"),
         "train_seconds": float(result.metrics["train_runtime"]),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trained_parameters": trained_parameters(model),
     }
 
 

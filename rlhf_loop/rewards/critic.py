@@ -29,7 +29,7 @@ from rlhf_loop.files.damage import reading
 from rlhf_loop.models.distributed import barrier, is_main, sharded_map
 from rlhf_loop.models.memory import tune_cpu_memory
 from rlhf_loop.models.quiet import quiet
-from rlhf_loop.models.training import mean_loss, training_arguments
+from rlhf_loop.models.training import mean_loss, trained_parameters, training_arguments
 from rlhf_loop.models.turns import Turns, with_system_prompt
 from rlhf_loop.models.weights import save_weights
 from rlhf_loop.progress import Progress
@@ -145,7 +145,7 @@ def train(
         "sft_loss": mean_loss(output / "sft_log.jsonl"),
         "steps": joint["steps"],
         "train_loss": mean_loss(output / "joint_log.jsonl"),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trained_parameters": trained_parameters(model),
     }
 
 

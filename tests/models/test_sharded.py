@@ -113,6 +113,11 @@ def difference(mine: Path, theirs: Path) -> float:
     return max(float((tensor.double() - other[name].double()).abs().max()) for name, tensor in one.items())
 
 
+def trained_parameters(folder: Path) -> int:
+    """How many numbers a reward model's metrics say were trained."""
+    return int(json.loads((folder / "metrics.json").read_text())["trained_parameters"])
+
+
 def moved(folder: Path) -> bool:
     """Whether a training changed any weight."""
     start = weights(Path(base()))
@@ -148,6 +153,7 @@ def test_fsdp2_saves_the_adapter_that_one_process_trains(tmp_path: Path) -> None
     for case in cases:
         assert difference(out / case, tmp_path / "one" / case) < 5e-6
     assert difference(out / cases[0], out / cases[1]) > 1e-4
+    assert trained_parameters(out / CRITIC) == trained_parameters(tmp_path / "one" / CRITIC) > 0
     assert max(float(tensor.abs().max()) for name, tensor in weights(out / "dpo-lora").items() if "lora_B" in name) > 0
     load_policy(out / "dpo-lora" / "policy", Policy(model=base(), dtype="float32"))
 
@@ -232,6 +238,8 @@ def test_shares_are_put_together_to_what_whole_models_train(
     compared, reference = unshared(launcher, case)
     assert differs(launcher, case, out / case, reference, compared) < (2e-6 if "sgd" in case else 1e-4)
     assert moved(out / case)
+    if case.startswith(("reward", "critic")):
+        assert trained_parameters(out / case) == trained_parameters(reference) > 0
     assert not any("ppo_critic" in name or "lm_head" in name for name in weights(out / case))  # it is tied
 
 
