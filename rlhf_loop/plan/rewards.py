@@ -142,33 +142,41 @@ def _bradley_terry(case: Case, spec: BradleyTerrySpec, shape: Shape, stage: str)
 def _critic(case: Case, spec: CriticSpec, shape: Shape, stage: str) -> Memory:
     adapter = _adapter(shape, spec.lora)
     assert adapter is not None
-    head = (shape.hidden + 1) * shape.hidden
-    base = {
-        "process": PROCESS[case.hardware.kind],
-        "weights": case.element * shape.parameters + FLOAT32 * (adapter.parameters + head),
-        "gradients": FLOAT32 * (adapter.parameters + head),
-        "optimizer": 2 * FLOAT32 * (adapter.parameters + head),
-    }
+    trained = adapter.parameters + (shape.hidden + 1) * shape.hidden
     length = min(case.implied.prompt + case.implied.answer + 32, spec.max_length) + spec.max_critique
-    moments = {}
+    moments, sure, host = {}, 0, 0
     for name, settings, most in (
         ("sft", spec.sft, 1),
         ("joint", spec.trainer, texts_of_a_prompt(case, spec.max_texts)),
     ):
         trainer = trainer_of("critic", settings)
+        state = held(
+            case.sharing,
+            case.shares(),
+            shape,
+            total=shape.parameters + trained,
+            trained=trained,
+            element=case.element,
+            precise=True,
+            optimizer=trainer.optimizer,
+        )
+        sure, host = max(sure, state.sure), max(host, state.host)
         rows = trainer.batch * most
         texts = Texts(rows=rows, length=length, scored=rows * spec.max_critique)
         numbers = case.numbers(length, adapter_copies=True)
         # transformers' own logits: as computed, in float32, their softmax and its gradient
         logits = texts.scored * shape.vocabulary * (numbers.element + 3 * FLOAT32)
         moments[name] = {
-            **base,
+            "process": PROCESS[case.hardware.kind],
+            "weights": state.weights,
+            "gathered": state.gathered,
+            "gradients": state.gradients,
+            "optimizer": state.optimizer,
             "activations": activations(shape, texts, numbers, adapter, trainer.checkpointing),
             "logits": logits,
             "working": working(shape, texts, numbers),
         }
-    sure = base["weights"] + base["gradients"] + base["optimizer"]
-    return peak_of_training(case, stage, moments, sure=sure, host=0)
+    return peak_of_training(case, stage, moments, sure=sure, host=host * case.hardware.devices)
 
 
 def _folders(case: Case) -> list[Path]:

@@ -17,8 +17,10 @@ from rlhf_loop.plan.case import Case, Memory
 from rlhf_loop.plan.hardware import GIB, Hardware, chosen
 from rlhf_loop.plan.implied import implied
 from rlhf_loop.plan.planning import Plan, case_of, plan_of, plans, recommended
+from rlhf_loop.plan.shape import adapter_of
 from rlhf_loop.plan.sharing import SHARINGS
 from rlhf_loop.recipe import Recipe
+from rlhf_loop.reward_spec import CriticSpec
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -133,6 +135,22 @@ def test_models_that_are_only_read_are_shared_out_as_those_in_training_are(
     assert stages["generate"].parts["weights"] == policy // parts
     assert stages["generate"].host == (policy if parts > 1 else 8 * policy)
     assert stages["evaluate"].parts["weights"] == stages["evaluate"].parts["reference"] == policy // parts
+
+
+@pytest.mark.parametrize(("sharing", "parts"), [("ddp", 1), ("hsdp", 8), ("fsdp2", 16)])
+def test_a_critic_in_training_is_shared_out(sharing: str, parts: int, large: str) -> None:
+    found = case(large, f"reward.model={ROOT / 'reward_models' / 'critic'}")
+    way = next(one for one in SHARINGS if one.name == sharing)
+    plan = plan_of(replace(found, sharing=way, hardware=replace(H100, devices=8, machines=2)))
+    stage = next(one for one in plan.stages if one.stage == "reward (critic)")
+    [(spec, shape)] = found.rewards.values()
+    assert isinstance(spec, CriticSpec)
+    assert shape is not None
+    adapter = adapter_of(shape, spec.lora.r, spec.lora.target_modules).parameters
+    trained = adapter + (shape.hidden + 1) * shape.hidden
+    assert stage.parts["weights"] == (2 * shape.parameters + 4 * trained) // parts
+    assert stage.parts["gradients"] == 4 * trained // parts
+    assert stage.parts["optimizer"] == 8 * trained // parts
 
 
 def test_the_first_way_that_fits_is_recommended(large: str) -> None:
