@@ -40,19 +40,34 @@ def launch(command: Sequence[str]) -> None:
 
 def managed_jobs() -> list[dict[str, Any]]:
     """The managed jobs of this user, the oldest first. Raises `Away`."""
-    found: list[dict[str, Any]] = _asked("jobs", "queue", "--all", "--verbose")
-    return sorted(found, key=lambda one: int(one["job_id"]))
+    return _jobs(_asked("jobs", "queue", "--all", "--verbose"))
 
 
 def cluster(name: str) -> dict[str, Any] | None:
     """A cluster as its cloud knows it now; None: there is none. Raises `Away`."""
-    return next((one for one in _asked("status", name, "--refresh") if one["name"] == name), None)
+    found = _rows(_asked("status", name, "--refresh"), "name", "status")
+    return next((one for one in found if one["name"] == name), None)
 
 
 def cluster_jobs(name: str) -> list[dict[str, Any]]:
     """The jobs of a cluster that is up, the oldest first. Raises `Away`."""
-    found: list[dict[str, Any]] = _asked("queue", name).get(name, [])
-    return sorted(found, key=lambda one: int(one["job_id"]))
+    found = _asked("queue", name)
+    return _jobs(found.get(name, []) if isinstance(found, dict) else found)
+
+
+def _jobs(found: Any) -> list[dict[str, Any]]:
+    jobs = _rows(found, "job_id", "job_name", "status")
+    try:
+        return sorted(jobs, key=lambda one: int(one["job_id"]))
+    except (TypeError, ValueError):
+        raise Away("its jobs have ids that are no numbers") from None
+
+
+def _rows(found: Any, *keys: str) -> list[dict[str, Any]]:
+    """What was answered, where it is a list of things that have these keys."""
+    if not isinstance(found, list) or not all(isinstance(one, dict) and one.keys() >= set(keys) for one in found):
+        raise Away(f"its answer is no list of things with {', '.join(keys)}")
+    return found
 
 
 def _asked(*words: str) -> Any:

@@ -14,6 +14,7 @@ from samples.stub_sky import FULL, PLAIN, StubSky, smoke
 
 from rlhf_loop.cli import app
 from rlhf_loop.cluster import SubmittedRun, skypilot, words_there
+from rlhf_loop.cluster.jobs import JobRecord
 from rlhf_loop.cluster.skypilot_profile import read_profile
 from rlhf_loop.errors import UserError
 
@@ -258,3 +259,19 @@ def test_what_skypilot_refuses_and_does_not_answer_is_told(
     monkeypatch.setenv("PATH", str(project))
     with pytest.raises(UserError, match="no sky on the PATH"):
         submit("--run-dir", "runs/other")
+
+
+@pytest.mark.parametrize(
+    "said",
+    ['{"a": 1}', "[1]", '[{"job_id": 1}]', '[{"job_id": null, "job_name": "x", "status": "RUNNING"}]', "[[[", ""],
+)
+def test_an_answer_of_another_form_is_none(sky: StubSky, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    submit()
+    (sky.folder / "bin" / "sky").write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n")
+    app(["status", "runs/smoke"], standalone_mode=False)
+    assert "skypilot job 1 (whole run): state unknown here" in capsys.readouterr().out
+    for record in ("1", f"{NAME}/1"):
+        job = JobRecord(platform="skypilot", id=record, what="whole run", logs="", name=NAME)
+        assert skypilot.alive(job) is None
+    with pytest.raises(UserError, match="smoke was submitted, but SkyPilot does not say as which job"):
+        submit()
