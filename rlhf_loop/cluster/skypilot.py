@@ -46,9 +46,17 @@ def submit(plan: Plan) -> str:
     _check_secrets(plan)
     for path, text in plan.files.items():
         write_text(path, text)
-    ids = []
+    ids: list[str] = []
     for run, command in zip(plan.submission.runs, plan.commands, strict=True):
-        sky.launch(command)
+        try:
+            sky.launch(command)
+        except UserError as error:
+            if not ids:
+                raise
+            raise UserError(
+                f"{run.folder.name}: {error}. Submitted before it, and not cancelled: job {', '.join(ids)}. For "
+                "the rest give --sweep the values that are left"
+            ) from None
         try:
             id = _newest(job_name(run), managed=command[1] == "jobs")
         except Away as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,23 @@ def test_an_answer_of_another_form_is_none(sky: StubSky, said: str, capsys: pyte
         assert skypilot.alive(job) is None
     with pytest.raises(UserError, match="smoke was submitted, but SkyPilot does not say as which job"):
         submit()
+
+
+def test_a_sweep_that_fails_half_way_says_what_was_submitted(
+    sky: StubSky, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = skypilot.sky.launch
+
+    def once(command: Sequence[str]) -> None:
+        if sky.launched():
+            (sky.folder / "refused").write_text("no quota")
+        launch(command)
+
+    monkeypatch.setattr(skypilot.sky, "launch", once)
+    with pytest.raises(UserError, match=r"smoke-seed-6: SkyPilot ended .* not cancelled: job 1\. For the rest give"):
+        submit("--sweep", "seed=5,6,7")
+    assert [path.parent.name for path in (project / "runs").glob("*/job.json")] == ["smoke-seed-5"]
+    (sky.folder / "refused").unlink()
+    monkeypatch.setattr(skypilot.sky, "launch", launch)
+    submit("--sweep", "seed=6,7")
+    assert len(list((project / "runs").glob("*/job.json"))) == 3
