@@ -23,7 +23,7 @@ class Entry(Settings):
     """One file that is there whole."""
 
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Index(Settings):

@@ -409,7 +409,15 @@ def test_an_index_leads_nowhere_out_of_the_run(run: Path, tmp_path: Path, name: 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "files|Invalid JSON"), ('{"format": 2, "name": "x"}', "format"), ('{"name": "x"}', "holds no whole")],
+    [
+        ("{", "files|Invalid JSON"),
+        ('{"format": 2, "name": "x"}', "format"),
+        ('{"name": "x"}', "holds no whole"),
+        *(
+            (json.dumps({"name": "x", "files": {"recipe.yaml": {"sha256": "0" * 64, "bytes": size}}}), "bytes: Input")
+            for size in (-1, 2**63, 10**400)
+        ),
+    ],
 )
 def test_an_index_that_is_none_is_told(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "bucket").mkdir()
