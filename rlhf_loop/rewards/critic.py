@@ -26,7 +26,7 @@ from transformers import TrainerCallback, TrainingArguments
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import read_json, write_json
 from rlhf_loop.files.damage import reading
-from rlhf_loop.models.distributed import barrier, is_main, sharded_map
+from rlhf_loop.models.distributed import barrier, is_main, said_by_main, sharded_map
 from rlhf_loop.models.memory import tune_cpu_memory
 from rlhf_loop.models.quiet import quiet
 from rlhf_loop.models.training import mean_loss, trained_parameters, training_arguments
@@ -101,13 +101,14 @@ def train(
             save_weights(model, folder, base, remedy=remedy)
 
     done = making / "sft" / "done.json"
-    if not done.exists():
+    if said_by_main(done.exists):
+        learned = read_json(done)
+    else:
         learned = trained(model, "sft", spec.sft, demonstrations, 1.0)
         save(model, making / "sft")
         if is_main():
             write_json(done, learned)  # the last file: it says that the others are whole
         barrier()
-    learned = read_json(done)
     del model  # each stage loads what it needs: what a trainer shared out is of no use to another one
     clear_device_cache(garbage_collection=True)
 
@@ -277,7 +278,7 @@ def _write(
 
 def _kept(path: Path, make: Callable[[], list[list[int]]]) -> list[list[int]]:
     """What `path` holds, or what `make` gives, which is then kept there."""
-    if path.exists():
+    if said_by_main(path.exists):
         with reading(path):
             kept: list[list[int]] = read_json(path)["critiques"]
         return kept

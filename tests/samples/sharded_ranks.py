@@ -184,7 +184,7 @@ def critic(trainer: dict[str, Any], output: Path, policy: Any) -> None:
     spec = critic_spec(sft=trainer, trainer=trainer)
     output.mkdir(parents=True, exist_ok=True)
     given = {"critiques": critiques_of(pairs), "writer": write_greedily}
-    train_reward_model(spec, pairs, output, policy=policy, eval_pairs=[], seed=1, **given)
+    train_reward_model(spec, pairs, output, policy=policy, eval_pairs=make_pairs(3, seed=1), seed=1, **given)
 
 
 def watch_syncs(output: Path) -> None:
