@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhf_loop.cli.shared import RunFolder, existing_run, shortest
+from rlhf_loop.errors import printable
 
 if TYPE_CHECKING:
     from rlhf_loop.copies import Copied
@@ -65,4 +66,4 @@ def _say(made: Copied) -> None:
     rounds = f"rounds {made.rounds[0]} to {made.rounds[-1]}" if len(made.rounds) > 1 else f"round {made.rounds[0]}"
     print(f"{made.place} holds {rounds}; copied now: {made.files} files, {made.bytes / 2**20:,.1f} MiB")
     if made.store is not None:
-        print(f"its feedback is not among them: it is in {made.store}")
+        print(f"its feedback is not among them: it is in {printable(made.store)}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_loop.cluster.kubernetes_profile import KubernetesProfile, Toleration
+from rlhf_loop.files import fingerprint
 from rlhf_loop.files.shipped import source
 from rlhf_loop.settings import write_yaml
 
@@ -18,6 +19,7 @@ OWNER = ("RLHF_LOOP_JOB_NAME", "RLHF_LOOP_JOB_UID")
 MANAGER = "rlhf-loop"
 """Whose patches of a runtime those in a TrainJob are."""
 
+_LONGEST = 52  # characters of a Job's name
 _VOLUME = "rlhf-loop"
 _OF_JOB = ("batch.kubernetes.io/job-name", "batch.kubernetes.io/controller-uid")
 _FAILED = [1, 2]  # exit codes of `rlhf-loop run` that another try does not mend
@@ -155,11 +157,18 @@ def environment(profile: KubernetesProfile) -> list[dict[str, Any]]:
     ]
 
 
-def object_name(text: str, length: int = 52) -> str:
-    """A name that Kubernetes takes: small letters, digits and -, a letter first; of a Job up to 52 characters, so that
-    those of its pods are short enough."""
-    slug = re.sub("[^a-z0-9]+", "-", text.lower())
-    return re.sub("^[^a-z]+", "", slug)[:length].strip("-") or "run"
+def object_name(text: str) -> str:
+    """A name that Kubernetes takes: small letters, digits and -, a letter first; up to 52 characters, so that those of
+    a Job's pods are short enough. Another text has another name: what is no such name itself is one with a hash."""
+    if slug(text, _LONGEST) == text:
+        return text
+    return f"{slug(text, _LONGEST - 9)}-{fingerprint(text)[:8]}"
+
+
+def slug(text: str, length: int) -> str:
+    """What can be read of a text in a name that Kubernetes takes; other texts may have the same."""
+    signs = re.sub("[^a-z0-9]+", "-", text.lower())
+    return re.sub("^[^a-z]+", "", signs)[:length].strip("-") or "run"
 
 
 def as_yaml(documents: Sequence[Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from rlhf_loop.cluster import Plan, Submission, SubmittedRun, sky, skypilot_task
-from rlhf_loop.cluster.jobs import Away, JobRecord, JobState, run_record
+from rlhf_loop.cluster.jobs import Away, JobRecord, JobState, read_record, run_record
 from rlhf_loop.cluster.manifests import object_name
 from rlhf_loop.cluster.skypilot_profile import SkyPilotProfile, read_profile
 from rlhf_loop.errors import UserError
@@ -101,7 +101,11 @@ def alive(record: JobRecord) -> bool | None:
 
 
 def job_name(run: SubmittedRun) -> str:
-    """Of the job of a run, and of its cluster."""
+    """Of the job of a run, and of its cluster: of a plain one that it has already, on whose disk it may lie, the name
+    of that."""
+    record = read_record(run_record(run.folder))
+    if record is not None and record.platform == "skypilot" and "/" in record.id:
+        return record.name
     return object_name(f"rlhf-loop-{run.folder.name}")
 
 

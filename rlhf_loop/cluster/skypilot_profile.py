@@ -49,8 +49,18 @@ def _within(text: str) -> str:
     return str(path)
 
 
+def _elsewhere(url: str) -> str:
+    if "://" not in url:
+        raise ValueError(
+            f"copies: {url!r} is a folder on the node's own disk, which is gone with it; give a URL, such as "
+            "s3://my-bucket/rlhf-loop"
+        )
+    return url
+
+
 Accelerator = Annotated[str, AfterValidator(_accelerator)]
 Amount = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_amount)]
+Elsewhere = Annotated[str, AfterValidator(_elsewhere)]
 Within = Annotated[str, AfterValidator(_within)]
 
 
@@ -77,7 +87,7 @@ class SkyPilotProfile(Settings):
     idle_minutes: int = Field(5, ge=0)  # after which a plain cluster stops
     volume: Volume | None = None  # where the run lies: here,
     folder: Folder | None = None  # or in a folder that `setup` mounts on all nodes,
-    copies: str | None = Field(None, min_length=1)  # or on the node's disk, with its whole rounds at URL/RUN
+    copies: Elsewhere | None = None  # or on the node's disk, with its whole rounds at URL/RUN
     files: list[Within] = Field(default_factory=lambda: list(FOLDERS), min_length=1)  # that nodes get
     setup: list[str] = Field(default_factory=list)  # lines of bash, once on each new node
     activate: list[str] = Field(default_factory=list)  # lines of bash before the run, on each node

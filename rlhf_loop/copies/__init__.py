@@ -21,7 +21,7 @@ from rlhf_loop.copies.contents import Contents, File, read_contents
 from rlhf_loop.copies.index import INDEX, Entry, Index, read_index
 from rlhf_loop.copies.places import Place, open_place
 from rlhf_loop.copies.pushed import note_pushed, pushed_to
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import UserError, printable
 from rlhf_loop.feedback.store.location import locate
 from rlhf_loop.files import commit_folder, explain_os_error, private
 from rlhf_loop.files.damage import damaged, hash_file
@@ -35,7 +35,7 @@ _BATCH_FILES, _BATCH_BYTES = 50, 2**28  # how much is put between two writings o
 
 
 class NothingThere(UserError):
-    """A place that can be reached holds no whole round of a run."""
+    """A place that can be read holds no whole round of a run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,8 +85,8 @@ def fetch(url: str, run_dir: str | Path, progress: Progress | None = None) -> Co
     """Copies the run that lies at `url` into the folder `run_dir`, which is there when it is whole.
 
     Each file is compared with the hash in the index; one that was fetched before is not fetched again. Raises
-    `UserError` where the folder is there already and for a file that is not as pushed, `NothingThere` for a place
-    without a run.
+    `UserError` for a folder that is there already, a file that is not as pushed, and a place that cannot be read;
+    `NothingThere` for one that can and holds no run.
     """
     folder, place = Path(run_dir).resolve(), open_place(url)
     _refuse_there(folder)
@@ -140,8 +140,8 @@ def _check_same(contents: Contents, there: Index, place: Place) -> None:
         if contents.rounds.get(number) != key:
             what = "which is not complete here" if number not in contents.rounds else "made from something else"
             raise UserError(
-                f"{place.name} holds round {number} of a run called {there.name}, {what}: nothing was changed. Push to "
-                "another place, or fetch that run and go on with it"
+                f"{place.name} holds round {number} of a run called {printable(there.name)}, {what}: nothing was "
+                "changed. Push to another place, or fetch that run and go on with it"
             )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator
 
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import UserError, printable
 from rlhf_loop.settings import Settings
 
 INDEX = "rlhf_loop_run.json"
@@ -16,7 +16,7 @@ INDEX = "rlhf_loop_run.json"
 TOP = ("recipe.yaml", "places.json", "promotions.json", "report.html", "feedback.db", "endpoints.db")
 """Files of a run that are no round's."""
 
-_IN_ROUND = re.compile(r"round_\d{3,9}(?:/[^/\\:\x00-\x1f\x7f]+)+")
+_IN_ROUND = re.compile(r"round_\d{3,9}(?:/[^/\\:]+)+")
 
 
 class Entry(Settings):
@@ -41,7 +41,8 @@ class Index(Settings):
     @classmethod
     def _stay_within_the_run(cls, files: dict[str, Entry]) -> dict[str, Entry]:
         for name in files:
-            if name not in TOP and (not _IN_ROUND.fullmatch(name) or {".", ".."} & set(name.split("/"))):
+            inside = _IN_ROUND.fullmatch(name) and name.isprintable() and not {".", ".."} & set(name.split("/"))
+            if name not in TOP and not inside:
                 raise ValueError(f"{name[:80]!r} is no file of a run")
         return files
 
@@ -57,7 +58,7 @@ def read_index(raw: bytes, place: str) -> Index:
         return Index.model_validate_json(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))[:80]
+        where = printable(".".join(map(str, first["loc"]))[:80])
         raise UserError(
             f"{place}/{INDEX} is not readable here ({where}: {first['msg']}); it is damaged, or of a newer rlhf-loop. "
             "Push the run again, to an empty place"

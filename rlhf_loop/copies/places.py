@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 from rlhf_loop.copies import turns
 from rlhf_loop.copies.index import INDEX
 from rlhf_loop.copies.turns import Turn
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import UserError, printable
 from rlhf_loop.files import explain_os_error
 from rlhf_loop.files.locks import locked
 
@@ -31,7 +31,7 @@ class Place(Protocol):
     folder: Path | None  # on a file system of this machine
 
     def read_index(self) -> bytes | None:
-        """The index; None where there is none."""
+        """The index; None where there is none, and one could be read."""
 
     def alone(self) -> AbstractContextManager[None]:
         """Keeps other pushes from changing the place meanwhile: they are refused, or this one where they were first."""
@@ -104,6 +104,7 @@ class FileSystem:
             try:
                 self._copy(INDEX, content, MOST)
             except FileNotFoundError:
+                self._check_bucket()
                 return None
             return content.getvalue()
 
@@ -156,6 +157,21 @@ class FileSystem:
                     raise _larger(self.name, name)
                 into.write(piece)
 
+    def _check_bucket(self) -> None:
+        """Raises `UserError` where there is no such bucket, in which no folder is one that was not made yet."""
+        if self.root.startswith("/") or self.folder is not None or "://" in self.root:
+            return  # no bucket: a file system, a page of the web
+        bucket = self.root.partition("/")[0]
+        try:
+            self.system.ls(bucket, detail=False)
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.name}: there is no {bucket}. Make this bucket first, or mend its name, then type the same "
+                "command again"
+            ) from None
+        except PermissionError:  # it is there, and who may read a folder of it need not read the others
+            return
+
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
@@ -178,13 +194,20 @@ class Hub:
 
     def read_index(self) -> bytes | None:
         """See `Place`."""
-        from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
         with _explained(self.name), TemporaryDirectory() as folder:
             try:
                 return self._fetched(INDEX, folder, MOST).read_bytes()
-            except (EntryNotFoundError, RepositoryNotFoundError):
+            except LocalEntryNotFoundError:  # the hub does not answer
+                raise
+            except EntryNotFoundError:
                 return None
+            except RepositoryNotFoundError as error:  # the hub says no more of one that you may not read
+                raise UserError(
+                    f"{self.name}: there is no such repository, or you may not read it. Log in (`hf auth login`, or "
+                    "HF_TOKEN), or make it first, private, then type the same command again"
+                ) from error
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -307,7 +330,7 @@ def _explained(name: str, remedy: str = _AGAIN) -> Iterator[None]:
             raise UserError(
                 f"{name} is a file, or lies below one, and a copy is a folder: name another place"
             ) from error
-        said = _without_user(" ".join((str(error) or type(error).__name__).split()))[:300]
+        said = printable(_without_user(" ".join((str(error) or type(error).__name__).split()))[:300])
         if isinstance(error, PermissionError) or _status(error) in (401, 403):
             remedy = _ALLOWED
         raise UserError(f"{name}: {type(error).__name__}: {said}. {remedy}") from error

@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from rlhf_loop.errors import UserError
+from rlhf_loop.errors import UserError, printable
 
 NAME = "rlhf_loop_push.lock"
 HEARTBEAT = 15.0  # seconds between renewals
@@ -69,7 +69,8 @@ class Turn:
               file=sys.stderr, flush=True)  # fmt: skip
         while (now := self._read()) == seen:
             if time.monotonic() > end:
-                self.system.rm_file(self.path)
+                with suppress(FileNotFoundError):  # another one that waited was first
+                    self.system.rm_file(self.path)
                 return
             time.sleep(min(1.0, LEASE / 10))
         if now is not None:
@@ -101,6 +102,6 @@ class Turn:
 
 def _owner(content: bytes | None) -> str:
     try:
-        return str(json.loads(content or b"")["by"])[:100]
+        return printable(str(json.loads(content or b"")["by"])[:100])
     except (ValueError, KeyError, TypeError):
         return "somebody"

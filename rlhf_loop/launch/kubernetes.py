@@ -200,7 +200,7 @@ class _Stage(StageJob):
     def __init__(self, file: Path, profile: KubernetesProfile):
         super().__init__(file)
         self.content = fingerprint(self.content, profile.volume.claim)[:8]  # volumes may hold paths that are the same
-        run, step = manifests.object_name(self.arguments.title, 14), manifests.object_name(self.step, 12)
+        run, step = manifests.slug(self.arguments.title, 14), manifests.slug(self.step, 12)
         self.name = f"{run}-r{self.arguments.round:03d}-{step}-{self.content}"  # with what pods add up to 63
 
 

@@ -230,6 +230,17 @@ def test_a_run_is_a_job_that_steers_with_the_profile_beside_it(
     assert f"kubernetes job team/job/{name} (steering): Pending, attempt 0" in capsys.readouterr().out
 
 
+def test_each_run_has_a_name_of_its_own_and_one_that_loses_nothing_its_own() -> None:
+    kept = ["rlhf-loop-smoke", "rlhf-loop-smoke-seed-5", "a" * 52]
+    assert [manifests.object_name(text) for text in kept] == kept
+    assert manifests.object_name("rlhf-loop-a_b") == "rlhf-loop-a-b-30d0d901"
+    pairs = ["a_b a-b", "run-α run-β", "lr-0.1 lr-0-1", "Smoke smoke", "a- a", f"{'x' * 60}1 {'x' * 60}2", "1 2", "α β"]
+    texts = [text for pair in pairs for text in pair.split()]
+    names = {manifests.object_name(text) for text in texts} | {manifests.object_name(f"rlhf-loop-{t}") for t in texts}
+    assert len(names) == 2 * len(texts)
+    assert all(re.fullmatch("[a-z]([a-z0-9-]*[a-z0-9])?", name) and len(name) <= 52 for name in names)
+
+
 def test_what_a_dry_run_shows_is_yaml_as_it_stands(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

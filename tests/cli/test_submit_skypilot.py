@@ -15,7 +15,7 @@ from samples.stub_sky import FULL, PLAIN, StubSky, smoke
 
 from rlhf_loop.cli import app
 from rlhf_loop.cluster import SubmittedRun, skypilot, words_there
-from rlhf_loop.cluster.jobs import JobRecord
+from rlhf_loop.cluster.jobs import JobRecord, run_record
 from rlhf_loop.cluster.skypilot_profile import read_profile
 from rlhf_loop.errors import UserError
 
@@ -86,22 +86,24 @@ def test_a_plain_cluster_stops_by_itself_and_goes_where_the_run_lies_elsewhere(
 @pytest.mark.parametrize(
     ("written", "sentence"),
     [
-        ("copies: a\naccelerator: H100", "unknown key `accelerator`; did you mean `accelerators`?"),
+        ("copies: s3://a\naccelerator: H100", "unknown key `accelerator`; did you mean `accelerators`?"),
         ("volume: {name: a, mounts: /b}", "unknown key `volume.mounts`; did you mean `mount`?"),
-        ("copies: a\naccelerators: 8", "`accelerators"),
-        ("copies: a\naccelerators: 8xH100", "'8xH100' is no kind and number of accelerators of a node"),
-        ("copies: a\ncpus: many", "'many' is no number of CPUs or GB; write it as in 32"),
-        ("copies: a\nsecrets: {HF_TOKEN: hf_abc}", "`secrets`: Input should be a valid list"),
-        ("copies: a\nsecrets: [HF_TOKEN=hf_abc]", "'HF_TOKEN=hf_abc' is no name of an environment variable"),
-        ("copies: a\nsecrets: [A]\nenv: {A: x}", "`A` stands in `env` too"),
-        ("copies: a\nfiles: [../recipes]", "'../recipes' names nothing within the folder of the project"),
-        ("copies: a\nresources: {region: x}", "`region` is said by `infra` of the profile"),
+        ("copies: s3://a\naccelerators: 8", "`accelerators"),
+        ("copies: s3://a\naccelerators: 8xH100", "'8xH100' is no kind and number of accelerators of a node"),
+        ("copies: s3://a\ncpus: many", "'many' is no number of CPUs or GB; write it as in 32"),
+        ("copies: s3://a\nsecrets: {HF_TOKEN: hf_abc}", "`secrets`: Input should be a valid list"),
+        ("copies: s3://a\nsecrets: [HF_TOKEN=hf_abc]", "'HF_TOKEN=hf_abc' is no name of an environment variable"),
+        ("copies: s3://a\nsecrets: [A]\nenv: {A: x}", "`A` stands in `env` too"),
+        ("copies: s3://a\nfiles: [../recipes]", "'../recipes' names nothing within the folder of the project"),
+        ("copies: s3://a\nresources: {region: x}", "`region` is said by `infra` of the profile"),
         ("folder: mnt", "'mnt' is no folder of a container"),
         ("nodes: 1", "the disk of a managed job is gone with it"),
-        ("copies: a\nfolder: /mnt", "`folder` and `copies` both say where the run lies"),
-        ("copies: a\nnodes: 2", "2 nodes need one place that all see: `volume` or `folder`"),
+        ("copies: s3://a\nfolder: /mnt", "`folder` and `copies` both say where the run lies"),
+        ("copies: s3://a\nnodes: 2", "2 nodes need one place that all see: `volume` or `folder`"),
         ("managed: false\nnodes: 2", "2 nodes need one place that all see"),
-        ("managed: false\ncopies: a", "a plain cluster keeps its disk"),
+        ("managed: false\ncopies: s3://a", "a plain cluster keeps its disk"),
+        ("copies: somewhere", "'somewhere' is a folder on the node's own disk, which is gone with it; give a URL"),
+        ("copies: /mnt/runs", "'/mnt/runs' is a folder on the node's own disk"),
         ("managed: false\nspot: true", "nothing brings a plain cluster back"),
     ],
 )
@@ -132,6 +134,7 @@ def test_a_run_is_a_managed_job(
     assert made["secrets"] == {"HF_TOKEN": None}
     written = [file for file in (project / "runs").rglob("*") if file.is_file()]
     assert not any("hf_secret" in file.read_text() for file in written)
+    assert {file.stat().st_mode & 0o777 for file in written} == {0o600}, "what is typed may hold other secrets"
     told = capsys.readouterr().out
     assert "submitted job 1\n  follow: sky jobs logs 1\n  cancel: sky jobs cancel 1\n" in told
     assert "its whole rounds: rlhf-loop fetch s3://mine/rlhf/smoke FOLDER\n" in told
@@ -190,6 +193,17 @@ def test_a_run_is_a_job_of_a_plain_cluster(sky: StubSky, capsys: pytest.CaptureF
     assert f"submitted job {NAME}/2\n" in capsys.readouterr().out
     sky.cluster_becomes(NAME, None)
     assert f"skypilot job {NAME}/2 (whole run): GONE" in status()
+
+
+def test_a_plain_cluster_keeps_the_name_that_it_has(sky: StubSky, project: Path) -> None:
+    words = ("--set", "managed=false", "--set", "copies=null", "--run-dir", "runs/a_b")
+    record = JobRecord(platform="skypilot", id="rlhf-loop-a-b/1", name="rlhf-loop-a-b", what="whole run", logs="sky")
+    submit(*words)
+    (name,) = [one["name"] for one in sky.tasks()]
+    assert re.fullmatch(r"rlhf-loop-a-b-[0-9a-f]{8}", name)
+    record.write(run_record(project / "runs" / "a_b"))
+    submit(*words)
+    assert sky.launched()[1][:3] == ["launch", "--cluster", "rlhf-loop-a-b"]
 
 
 def test_a_sweep_is_a_job_for_each_run(sky: StubSky, project: Path, capsys: pytest.CaptureFixture[str]) -> None:

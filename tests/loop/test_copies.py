@@ -13,7 +13,7 @@ import fsspec
 import httpx
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from samples.runs import outputs, store_content
 from typer.testing import CliRunner
 
@@ -395,7 +395,17 @@ def test_an_index_that_announces_too_much_is_refused_before_and_a_file_that_is_t
 
 @pytest.mark.parametrize(
     "name",
-    ["../out", "/etc/out", "round_000/../../out", "round_000/a\\b", "round_000/a\nb", "out", "round_000/./x", "C:/x"],
+    [
+        "../out",
+        "/etc/out",
+        "round_000/../../out",
+        "round_000/a\\b",
+        "round_000/a\nb",
+        "round_000/a\x9bb",
+        "out",
+        "round_000/./x",
+        "C:/x",
+    ],
 )
 def test_an_index_leads_nowhere_out_of_the_run(run: Path, tmp_path: Path, name: str) -> None:
     place = tmp_path / "bucket"
@@ -405,6 +415,42 @@ def test_an_index_leads_nowhere_out_of_the_run(run: Path, tmp_path: Path, name: 
     (place / INDEX).write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"rlhf_loop_run.json is not readable here .*is no file of a run"):
         fetch(str(place), tmp_path / "there")
+
+
+def test_two_that_wait_for_a_push_that_is_gone_may_take_its_mark_away_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "LEASE", 0.1)
+    system, mark = fsspec.filesystem("memory"), f"{tmp_path}/bucket/{turns.NAME}"
+    system.pipe_file(mark, b'{"by": "process 7 on n1"}')
+    remove = system.rm_file
+
+    def late(path: str) -> None:
+        remove(path)  # by the other one
+        remove(path)
+
+    monkeypatch.setattr(system, "rm_file", late)
+    with turns.Turn(system, mark, "the place") as turn:
+        turn.check()
+        monkeypatch.setattr(system, "rm_file", remove)
+
+
+def test_what_a_place_says_moves_no_terminal(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "bucket"
+    push(run, str(place))
+    index = index_of(place)
+    (place / INDEX).write_text(json.dumps({**index, "name": "a\x1b[2Jb\n", "store": "s\x9b1mé", "rounds": {"0": "x"}}))
+    app(["fetch", str(place), str(tmp_path / "there")], standalone_mode=False)
+    assert r"its feedback is not among them: it is in s\x9b1mé" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"holds round 0 of a run called a\\x1b\[2Jb\\n, made from"):
+        push(run, str(place))
+    monkeypatch.setattr(turns, "LEASE", 0.1)
+    system, mark = fsspec.filesystem("memory"), f"{tmp_path}/bucket/{turns.NAME}"
+    system.pipe_file(mark, json.dumps({"by": "n\x1b[1m"}).encode())
+    with turns.Turn(system, mark, "the place"):
+        assert r"is held by a push of n\x1b[1m; waiting" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -644,6 +690,52 @@ def test_files_of_something_else_in_a_repository_stay(run: Path, hub: type[Hub])
         push(run, "hf://ann/mine")
     assert hub.repositories["model:ann/mine"] == {"recipe.yaml": b"mine"}
     assert push(run, "hf://ann/mine/copies").rounds == [0, 1]  # a folder beside it
+
+
+@pytest.mark.parametrize("place", ["hf://ann/smoke", "buckets://none/runs"])
+def test_a_place_that_cannot_be_read_does_not_count_as_one_where_nothing_was_pushed_yet(
+    tmp_path: Path, hub: type[Hub], place: str
+) -> None:
+    fsspec.register_implementation("buckets", Buckets, clobber=True)
+    words = ["fetch", "--if-any", place, str(tmp_path / "there")]
+    with pytest.raises(UserError, match=r"there is no (such repository, or you may not read it\. Log in|none\. Make)"):
+        app(words, standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "place", ["hf://ann/smoke", "buckets://mine/runs/a", "buckets://mine", "buckets://partly/runs"]
+)
+def test_a_place_without_an_index_counts_as_one_where_nothing_was_pushed_yet(
+    tmp_path: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fsspec.register_implementation("buckets", Buckets, clobber=True)
+    hub.repositories["model:ann/smoke"] = {}
+    app(["fetch", "--if-any", place, str(tmp_path / "there")], standalone_mode=False)
+    assert "no round of a run was pushed there yet" in capsys.readouterr().out
+    monkeypatch.setattr(Hub, "hf_hub_download", _offline)
+    if place.startswith("hf://"):
+        with pytest.raises(UserError, match="LocalEntryNotFoundError: no network"):
+            fetch(place, tmp_path / "there")
+
+
+def _offline(*_: object, **__: object) -> None:
+    raise LocalEntryNotFoundError("no network")
+
+
+class Buckets(fsspec.AbstractFileSystem):
+    """An empty bucket, `mine`, and `partly`, of which one may read some folders."""
+
+    protocol, cachable = "buckets", False
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[str]:
+        if path == "partly":
+            raise PermissionError("Access Denied")
+        if path != "mine":
+            raise FileNotFoundError(path)
+        return []
+
+    def _open(self, path: str, *_: Any, **__: Any) -> None:
+        raise FileNotFoundError(path)
 
 
 def test_a_push_to_the_hub_ends_where_somebody_else_commits_meanwhile(
