@@ -251,7 +251,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     out = trained(launcher)
     stopped = json.loads((out / f"{case}.stopped.json").read_text())
     assert "checkpoints/checkpoint-2/COMPLETE" in stopped["files"]
-    assert stopped["saved"] == [2, 4]  # what began anew would have saved after its second step again
+    assert stopped["saved"] == [2]  # what began anew would have saved after its second step again; the last gets none
     # DeepSpeed's Adam for main memory multiplies beta^t up from step to step, and computes it anew when it goes on.
     limit = 5e-7 if launcher == "deepspeed_zero3_offload" else 0
     assert differs(launcher, case, out / case, out / case.removesuffix("-resumed"), "never stopped") <= limit
