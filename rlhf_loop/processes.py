@@ -39,6 +39,14 @@ class LastLines:
         return "\n".join(self._lines)
 
 
+def how_ended(code: int) -> str:
+    """What an exit code other than 0 says, to follow "its process"."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    killed = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
+    return f"was ended by signal {-code}{killed}"
+
+
 def run(
     command: Sequence[str],
     hear: Callable[[str], None],

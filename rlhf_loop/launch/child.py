@@ -42,13 +42,19 @@ class Child:
                 )
 
     def run(self, arguments_file: Path, progress: Progress) -> None:
-        """Waits for the child; its last lines are in the error when it fails."""
+        """Waits for the child; its last lines are in the error when it fails. Raises `UserError` for what it says to
+        users, and where something killed it."""
         refuse_while_a_job_makes(arguments_file)
         heard, stage = Heard(progress), self._stage(arguments_file)
         environment = {**_devices(stage.devices), **(_of_nodes(stage) if _nodes() > 1 else {})}
         code = processes.run(self.command(arguments_file), heard, environment=environment)
+        if code < 0 and heard.last.error is None:
+            said = f". The last it said: {heard.last.last}" if heard.last.last else ""
+            raise UserError(
+                f"the stage's process {processes.how_ended(code)}. Type the same command again to go on{said}"
+            )
         if code != 0:
-            raise heard.fail(f"the stage ended with exit code {code}")
+            raise heard.fail(f"the stage {processes.how_ended(code)}")
 
     def command(self, arguments_file: Path) -> list[str]:
         """The command line of a stage."""

@@ -7,7 +7,6 @@ run's folder; `RUN/watch.json` only holds what is still to be told and the last 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -207,10 +206,8 @@ class Watcher:
             return None
         if last.error is not None:
             return last.error
-        if code < 0:
-            out_of_memory = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
-            return f"its process was ended by signal {-code}{out_of_memory}"
-        return f"its process ended with exit code {code}: {last.last or 'it said nothing'}"
+        said = f": {last.last or 'it said nothing'}" if code >= 0 else ""
+        return f"its process {processes.how_ended(code)}{said}"
 
     def _tell_outcomes(self) -> None:
         """Tells how rounds ended that were completed since the last look, by whomever."""

@@ -203,6 +203,19 @@ def test_a_child_in_a_slurm_allocation_of_several_nodes_has_a_launcher_on_each(
     assert said == f"{started.replace('FOLDER', str(tmp_path))} -m rlhf_loop.stages {file}"
 
 
+def test_a_child_that_something_killed_is_told_with_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = ["bash", "-c", "echo loading; kill -9 $$"]
+    monkeypatch.setattr(Child, "command", lambda self, file: killed)
+    with pytest.raises(UserError) as ended:
+        Child().run(arguments(tmp_path, "update"), lambda done, total, text: None)
+    assert str(ended.value) == (
+        "the stage's process was ended by signal 9; the machine may be out of memory. Type the same command again to "
+        "go on. The last it said: loading"
+    )
+
+
 def test_a_stage_sees_only_its_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     said: list[str] = []

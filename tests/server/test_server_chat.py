@@ -14,6 +14,7 @@ from samples.server import client, file_store, service, with_chat
 
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.records import Artifact
+from rlhf_loop.server.chat import answering
 from rlhf_loop.server.service import Service
 
 ASK = {"model": "promoted", "messages": [{"role": "user", "content": "red green blue"}]}
@@ -241,3 +242,11 @@ def test_a_store_in_memory_serves_too() -> None:
         with_chat(served)
         with client(served) as http:
             assert http.post("/v1/chat/completions", json=ASK).is_success
+
+
+@pytest.mark.parametrize(
+    ("current", "named"), [("promoted", "`promoted`"), ("base", "`promoted` or `base`"), ("", "`promoted`")]
+)
+def test_a_model_that_is_not_served_is_told_with_those_that_are_once_each(current: str, named: str) -> None:
+    said = answering.unknown_model("other", current)["message"]
+    assert said == f"model: `other` is not served now; use {named}"

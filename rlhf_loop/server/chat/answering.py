@@ -178,7 +178,8 @@ def _check_quota(usage: quotas.Usage) -> None:
 
 def unknown_model(model: str, current: str) -> dict[str, Any]:
     """What is said of a model that is not served."""
-    said = f"model: `{model[:100]}` is not served now; use `{PROMOTED}`" + (f" or `{current}`" if current else "")
+    names = " or ".join(f"`{name}`" for name in dict.fromkeys([PROMOTED, current]) if name)
+    said = f"model: `{model[:100]}` is not served now; use {names}"
     return {"message": said, "type": "invalid_request_error", "param": "model"}
 
 
