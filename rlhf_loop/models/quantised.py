@@ -6,7 +6,6 @@ is measured. Its output layer and its embeddings stay as they are.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from rlhf_loop.errors import UserError
 from rlhf_loop.models.shares import shared_out
 from rlhf_loop.recipe import Policy
-from rlhf_loop.recipe.rules_of_memory import NO_BITSANDBYTES
+from rlhf_loop.recipe.rules_of_memory import NO_BITSANDBYTES, lacks_bitsandbytes
 
 
 def quantisation_option(settings: Policy) -> dict[str, Any]:
@@ -30,7 +29,7 @@ def quantisation_option(settings: Policy) -> dict[str, Any]:
             "policy.quantization: FSDP and ZeRO-3 share out weights, and one of 4 bits is no number of its own; take a "
             "config that leaves weights whole (recipes/accelerate/ddp.yaml), or leave the setting out"
         )
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if lacks_bitsandbytes(settings):
         raise UserError(NO_BITSANDBYTES)
     return {
         "quantization_config": BitsAndBytesConfig(

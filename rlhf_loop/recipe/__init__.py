@@ -37,7 +37,7 @@ from rlhf_loop.recipe.feedback import (
 from rlhf_loop.recipe.launching import StageLaunch, StageName
 from rlhf_loop.recipe.policy import Policy
 from rlhf_loop.recipe.rules import RULES, check_judge
-from rlhf_loop.recipe.rules_of_memory import NO_BITSANDBYTES, liger_has_a_gpu
+from rlhf_loop.recipe.rules_of_memory import NO_BITSANDBYTES, lacks_bitsandbytes, liger_has_a_gpu
 from rlhf_loop.recipe.training import EVAL_FRACTION, Pairing, Reward, RewardComponent, Update, WarmStart
 from rlhf_loop.settings import (
     Bases,
@@ -210,7 +210,7 @@ def _refuse_missing_packages(recipe: Recipe, where: str) -> None:
             f"{where}: generation.engine: vLLM is not installed: `pip install 'rlhf-loop[vllm]'` (for GPUs; "
             "docs/generation.md says what a CPU needs), or set `engine: transformers`"
         )
-    if recipe.policy.quantization is not None and not importlib.util.find_spec("bitsandbytes"):
+    if lacks_bitsandbytes(recipe.policy):
         raise UserError(f"{where}: {NO_BITSANDBYTES}")
     if (wrong := liger_has_a_gpu(recipe)) is not None:
         raise UserError(f"{where}: {wrong}")

@@ -11,12 +11,17 @@ from rlhf_loop.cluster import PLATFORMS
 from rlhf_loop.machine import visible_accelerators
 
 if TYPE_CHECKING:
-    from rlhf_loop.recipe import Recipe
+    from rlhf_loop.recipe import Policy, Recipe
 
 
 NO_BITSANDBYTES = (
     "policy.quantization: bitsandbytes is not installed: `pip install 'rlhf-loop[qlora]'`, or leave the setting out"
 )
+
+
+def lacks_bitsandbytes(policy: Policy) -> bool:
+    """Whether a policy's base wants what is not installed here. Looked for and not imported, which takes a second."""
+    return policy.quantization is not None and importlib.util.find_spec("bitsandbytes") is None
 
 
 def padding_free_is_padding_free(recipe: Recipe) -> str | None:

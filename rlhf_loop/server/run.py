@@ -18,6 +18,7 @@ from rlhf_loop.feedback.store import tokens
 from rlhf_loop.feedback.store.store import Store
 from rlhf_loop.files import private
 from rlhf_loop.files.store_address import names_project
+from rlhf_loop.recipe.rules_of_memory import NO_BITSANDBYTES, lacks_bitsandbytes
 from rlhf_loop.records import Artifact
 from rlhf_loop.runs import open_run
 from rlhf_loop.server.app import create_app
@@ -125,6 +126,9 @@ def set_up_chat(service: Service, upstream: str | None) -> None:
         return
     if known.promoted_id(store) is None:
         service.chat_off = "the run has no policy yet; `rlhf-loop run` makes its first round, then start this again"
+        return
+    if lacks_bitsandbytes(recipe.policy):
+        service.chat_off = NO_BITSANDBYTES
         return
 
     def make(policy: Artifact) -> Engine:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -15,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from samples.server import client, file_store, promoted_policy, service
 
+from rlhf_loop.recipe import Recipe
 from rlhf_loop.records import Artifact, Message
 from rlhf_loop.server.chat.engine import Ask, Delta, PolicyLost, PolicyRefused, Started
 from rlhf_loop.server.chat.policies import Policies
@@ -306,3 +309,20 @@ def test_another_server_that_is_away_is_a_lost_policy() -> None:
             await Upstream("http://other/v1", "base", transport=other_server([])).start()
 
     asyncio.run(run())
+
+
+def test_a_policy_of_4_bits_is_not_served_where_bitsandbytes_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlhf_loop.server.run import set_up_chat
+
+    recipe = Recipe.load(Path(__file__).parents[2] / "recipes" / "smoke.yaml")
+    of_4_bits = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"quantization": "nf4"})})
+    served = service(file_store(tmp_path), recipe=of_4_bits, run_dir=tmp_path)
+    monkeypatch.setattr(
+        "rlhf_loop.server.run.open_run", lambda folder: SimpleNamespace(promoted_id=lambda store: "base")
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    set_up_chat(served, None)
+    assert served.policies is None
+    assert "pip install 'rlhf-loop[qlora]'" in served.chat_off
