@@ -1,12 +1,24 @@
-"""What the commands of a cluster (`sbatch`, `kubectl`, `sky`) answer."""
+"""What the commands of a cluster (`sbatch`, `kubectl`, `sky`) answer, where they are."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 
 from rlhf_loop.cluster.jobs import Away
 from rlhf_loop.errors import UserError
+
+
+def require(program: str, submits: str, remedy: str, *, without: str = "cluster") -> None:
+    """Raises `UserError` where a command is not on the PATH. `submits`: to what, or by what, it does; `remedy`: what to
+    do; `without`: what users may not have."""
+    if shutil.which(program) is None:
+        raise UserError(
+            f"there is no {program} on the PATH: this machine submits nothing {submits}. {remedy}; without a "
+            f"{without}, `rlhf-loop run RECIPE` runs here. `rlhf-loop submit ... --dry-run` shows what would be "
+            "submitted"
+        )
 
 
 def answer(

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_loop.cluster import commands
 from rlhf_loop.cluster.commands import answer, last_line
 from rlhf_loop.cluster.jobs import Away
 from rlhf_loop.errors import UserError
@@ -54,12 +54,7 @@ def in_namespace(namespace: str | None) -> list[str]:
 
 def require() -> None:
     """Raises `UserError` where there is no kubectl."""
-    if shutil.which("kubectl") is None:
-        raise UserError(
-            "there is no kubectl on the PATH: this machine submits nothing to Kubernetes. Install it, and choose a "
-            "context (`kubectl config use-context`); without a cluster, `rlhf-loop run RECIPE` runs here. `rlhf-loop "
-            "submit ... --dry-run` shows what would be submitted"
-        )
+    commands.require("kubectl", "to Kubernetes", "Install it, and choose a context (`kubectl config use-context`)")
 
 
 def submit(command: Sequence[str]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf_loop.cluster import commands
 from rlhf_loop.cluster.commands import answer, last_line
 from rlhf_loop.cluster.jobs import Away
 from rlhf_loop.errors import UserError
@@ -20,12 +20,13 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 def require() -> None:
     """Raises `UserError` where there is no SkyPilot."""
-    if shutil.which("sky") is None:
-        raise UserError(
-            "there is no sky on the PATH: this machine submits nothing by SkyPilot. Install it in an environment of "
-            "its own (`pipx install 'skypilot[kubernetes]'`, or your cloud's name), and look with `sky check`; without "
-            "a cloud, `rlhf-loop run RECIPE` runs here. `rlhf-loop submit ... --dry-run` shows what would be submitted"
-        )
+    commands.require(
+        "sky",
+        "by SkyPilot",
+        "Install it in an environment of its own (`pipx install 'skypilot[kubernetes]'`, or your cloud's name), and "
+        "look with `sky check`",
+        without="cloud",
+    )
 
 
 def launch(command: Sequence[str]) -> None:

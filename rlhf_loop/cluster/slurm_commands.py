@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_loop.cluster import commands
 from rlhf_loop.cluster.commands import answer, last_line
 from rlhf_loop.cluster.jobs import Away
 from rlhf_loop.errors import UserError
@@ -45,12 +45,7 @@ class Job:
 
 def require() -> None:
     """Raises `UserError` where there is no Slurm."""
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            "there is no sbatch on the PATH: this machine submits nothing to Slurm. Type the command on a login node; "
-            "without a cluster, `rlhf-loop run RECIPE` runs here. `rlhf-loop submit ... --dry-run` shows what would be "
-            "submitted"
-        )
+    commands.require("sbatch", "to Slurm", "Type the command on a login node")
 
 
 def command(script: Path) -> list[str]:

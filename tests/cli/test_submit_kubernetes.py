@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from samples.stub_kubectl import StubKubectl
+from samples.user_project import enter_project
 
 from rlhf_loop.cli import app
 from rlhf_loop.cluster import manifests
@@ -30,14 +31,7 @@ SMALL = "image: rlhf:1\nvolume: {claim: runs}\n"
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of a user, with a recipe and a profile in it."""
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    (tmp_path / "reward_models").symlink_to(ROOT / "reward_models")
-    recipe = (ROOT / "recipes" / "smoke.yaml").read_text()
-    (tmp_path / "mine.yaml").write_text(recipe.replace("data/", "recipes/data/").replace("../reward", "reward"))
-    (tmp_path / "small.yaml").write_text(SMALL)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return enter_project(tmp_path, monkeypatch, SMALL)
 
 
 @pytest.fixture
