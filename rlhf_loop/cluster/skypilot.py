@@ -13,7 +13,7 @@ from rlhf_loop.cluster.manifests import object_name
 from rlhf_loop.cluster.skypilot_profile import SkyPilotProfile, read_profile
 from rlhf_loop.errors import UserError
 from rlhf_loop.files import write_text
-from rlhf_loop.settings import read_yaml
+from rlhf_loop.settings import read_yaml, write_yaml
 
 GONE = "GONE"
 """The state of a job or cluster that SkyPilot no longer knows."""
@@ -31,7 +31,7 @@ def plan(submission: Submission, profile_file: Path | None, settings: Sequence[s
     files, commands = {}, []
     for run in submission.runs:
         path = submission.logs / (f"{run.folder.name}.yaml" if len(submission.runs) > 1 else "submitted.yaml")
-        files[path] = skypilot_task.as_yaml(skypilot_task.task(profile, job_name(run), run))
+        files[path] = write_yaml(skypilot_task.task(profile, job_name(run), run))
         commands.append(_command(profile, job_name(run), path))
     return Plan(submission=submission, files=files, commands=commands)
 

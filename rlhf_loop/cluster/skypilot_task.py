@@ -10,7 +10,6 @@ from rlhf_loop.cluster import SubmittedRun, words_there
 from rlhf_loop.cluster.scripts import with_head
 from rlhf_loop.cluster.skypilot_profile import SkyPilotProfile
 from rlhf_loop.errors import UserError
-from rlhf_loop.settings import write_yaml
 
 PROJECT = "~/rlhf-loop"
 """What the folder is called on nodes in which the command is typed; of a run on the node's disk too."""
@@ -66,11 +65,6 @@ def resources(profile: SkyPilotProfile) -> dict[str, Any]:
         **profile.resources,
     }
     return {key: value for key, value in values.items() if value is not None}
-
-
-def as_yaml(task: dict[str, Any]) -> str:
-    """A file that `sky` takes."""
-    return write_yaml(task)
 
 
 def _check_sent(profile: SkyPilotProfile, run: SubmittedRun, sent: dict[str, Path]) -> None:
